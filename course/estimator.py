@@ -1,0 +1,248 @@
+"""The estimator: eight parts that together are one objective. Every algorithm of the course is one of these, with a part swapped.
+
+    objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w · ½(V − R)²
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from course.errors import CourseError, require
+from course.parts import (
+    KL,
+    Aggregation,
+    AllSamples,
+    Baseline,
+    Credit,
+    NoBaseline,
+    NoKL,
+    NoScale,
+    RatioLevel,
+    SampleFilter,
+    Scale,
+    ScoreFunction,
+    SequenceSum,
+    Surrogate,
+    TokenRatio,
+    TotalReturn,
+    Value,
+)
+from course.parts.base import Part, number
+from course.rollout import Policy, Rollout
+
+PART_KINDS: dict[str, type[Part]] = {
+    "credit": Credit,
+    "baseline": Baseline,
+    "scale": Scale,
+    "ratio": RatioLevel,
+    "surrogate": Surrogate,
+    "kl": KL,
+    "aggregation": Aggregation,
+    "sample_filter": SampleFilter,
+}
+CHANGED = "#d55e00"  # the colour of what differs from the rung below
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What an estimator computes once per rollout: constants for every update that follows.
+
+    `advantage` A and `weight` w are [..., Q, G, T], 0 where the mask is False; `target` [..., Q, G, T] is the return that
+    a critic regresses on. Slices along Q (`prompts`) keep the full batch's weights, so minibatches add up to the batch.
+    """
+
+    rollout: Rollout
+    advantage: Tensor
+    weight: Tensor
+    target: Tensor
+
+    def prompts(self, index: Tensor) -> Frozen:
+        """The frozen batch of the prompts `index` [n] alone."""
+        axis = len(self.rollout.runs)
+        take = [tensor.index_select(axis, index) for tensor in (self.advantage, self.weight, self.target)]
+        return Frozen(self.rollout.prompts(index), *take)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A policy-gradient objective, made of eight swappable parts. The defaults are REINFORCE.
+
+    `entropy_coef` adds an entropy bonus (needs `policy.dist`), `value_coef` the critic's squared error (needs
+    `policy.value`). `below` is what `replace` made it from; it takes no part in comparisons.
+    """
+
+    credit: Credit = TotalReturn()
+    baseline: Baseline = NoBaseline()
+    scale: Scale = NoScale()
+    ratio: RatioLevel = TokenRatio()
+    surrogate: Surrogate = ScoreFunction()
+    kl: KL = NoKL()
+    aggregation: Aggregation = SequenceSum()
+    sample_filter: SampleFilter = AllSamples()
+    entropy_coef: float = 0.0
+    value_coef: float = 0.0
+    below: Estimator | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in PART_KINDS.items():
+            part = getattr(self, name)
+            require(isinstance(part, kind), f"estimator.{name}", part, f"a {kind.__name__} of course.parts, or your own subclass of it")
+        for name in ("entropy_coef", "value_coef"):
+            require(0 <= getattr(self, name) < float("inf"), f"estimator.{name}", getattr(self, name), "a number ≥ 0")
+        for part in self.parts.values():
+            part.check(self)
+
+    # ------------------------------------------------------------------ the mathematics
+
+    def freeze(self, rollout: Rollout) -> Frozen:
+        """Advantages, weights and returns of a rollout, computed once. Raises `CourseError` on a rollout it cannot use."""
+        self._check_rollout(rollout)
+        mask = rollout.mask
+        reward = self.kl.shape_reward(rollout)
+        credit = self.credit(reward, rollout)
+        returns = first_chosen(credit, mask)
+        advantage = self.scale(credit - self.baseline(returns, rollout), returns, rollout)
+        keep = self.sample_filter(rollout)
+        counted = mask if keep is None else mask & keep.unsqueeze(-1)
+        weight = self.aggregation(counted, rollout.limit or mask.shape[-1], reward.dtype)
+        return Frozen(rollout, torch.where(mask, advantage, torch.zeros_like(reward)).detach(), weight, credit.detach())
+
+    def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
+        """[...] per run: what gradient ascent maximises, differentiable in the policy. Minibatches' objectives add up."""
+        rollout, weight = frozen.rollout, frozen.weight
+        log_prob = torch.where(rollout.mask, policy.log_prob, torch.zeros_like(policy.log_prob))
+        log_ratio = self.log_ratio(policy, rollout)
+        gain = self.surrogate(log_ratio, log_prob, frozen.advantage)
+        penalty = self.kl.penalty(policy, rollout, log_ratio)
+        if penalty is not None:
+            gain = gain - torch.where(rollout.mask, penalty, torch.zeros_like(gain))
+        if self.entropy_coef:
+            gain = gain + self.entropy_coef * policy.entropy
+        if self.value_coef:
+            require(policy.value is not None, "policy.value", None, "the critic's values, which value_coef > 0 needs")
+            gain = gain - self.value_coef * 0.5 * (policy.value - frozen.target) ** 2
+        return (weight * gain).sum((-3, -2, -1))
+
+    def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
+        """[...] per run: minus the objective, frozen and evaluated in one go."""
+        return -self.objective(policy, self.freeze(rollout))
+
+    def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
+        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False."""
+        difference = policy.log_prob - rollout.log_prob
+        return self.ratio(torch.where(rollout.mask, difference, torch.zeros_like(difference)), rollout.mask)
+
+    # ------------------------------------------------------------------ comparing and showing
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The eight parts by the name of their place."""
+        return {name: getattr(self, name) for name in PART_KINDS}
+
+    def diff(self, other: Estimator) -> dict[str, tuple[Any, Any]]:
+        """The fields in which two estimators differ: name → (mine, theirs)."""
+        names = [f.name for f in fields(self) if f.compare]
+        return {name: (getattr(self, name), getattr(other, name)) for name in names if getattr(self, name) != getattr(other, name)}
+
+    @property
+    def changed(self) -> set[str]:
+        """The fields replaced since the rung below; empty for the first rung."""
+        return set() if self.below is None else set(self.diff(self.below))
+
+    def latex(self, colour: str | None = CHANGED) -> str:
+        """The objective in LaTeX, put together from the parts; what differs from the rung below in `colour` (None: plain)."""
+        changed = self.changed if colour else set()
+
+        def show(name: str, body: str) -> str:
+            return rf"\color{{{colour}}}{{{body}}}" if name in changed else body
+
+        surrogate = show("surrogate", self.surrogate.latex)
+        terms = surrogate
+        if not isinstance(self.kl, NoKL):
+            place = show("kl", self.kl.latex)
+            terms += "" if self.kl.in_reward else rf"-{place}"
+        elif "kl" in changed:
+            terms += show("kl", r"-0")
+        if self.entropy_coef:
+            terms += rf"+{show('entropy_coef', number(self.entropy_coef))}\,\mathcal H_{{i,t}}"
+        if self.value_coef:
+            terms += rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-R_{{i,t}})^2"
+        bracket = rf"\left[{terms}\right]" if terms != surrogate else surrogate
+        lines = [rf"J(\theta)&={show('aggregation', self.aggregation.latex)}{bracket}"]
+
+        returned = "R_i" if isinstance(self.credit, TotalReturn) else "R_{i,t}"
+        numerator = returned
+        if not isinstance(self.baseline, NoBaseline) or "baseline" in changed:
+            numerator += "-" + show("baseline", self.baseline.latex)
+        scaled = self.scale.wrap(numerator)
+        lines.append(rf"A_{{i,t}}&={show('scale', scaled) if 'scale' in changed else scaled},\qquad {show('credit', self.credit.latex)}")
+        if "rho" in terms:
+            lines.append(rf"&{show('ratio', self.ratio.latex)}")
+        if self.kl.in_reward:
+            lines.append(rf"r_{{i,t}}&\leftarrow r_{{i,t}}-{show('kl', self.kl.latex)}")
+        if not isinstance(self.sample_filter, AllSamples) or "sample_filter" in changed:
+            lines.append(rf"&i:\;{show('sample_filter', self.sample_filter.latex)}")
+        return r"\begin{aligned}" + r"\\ ".join(lines) + r"\end{aligned}"
+
+    def text(self) -> str:
+        """The objective on one line, for a terminal."""
+        terms = self.surrogate.text
+        if not isinstance(self.kl, NoKL) and not self.kl.in_reward:
+            terms += f" − {self.kl.text}"
+        if self.entropy_coef:
+            terms += f" + {self.entropy_coef:g}·H"
+        if self.value_coef:
+            terms += f" − {self.value_coef:g}·½(V − R)²"
+        numerator = "R" if isinstance(self.baseline, NoBaseline) else f"R − {self.baseline.text}"
+        line = f"{self.aggregation.text} [{terms}],  A = {self.scale.wrap_text(numerator)}"
+        if not isinstance(self.credit, TotalReturn):
+            line += f",  {self.credit.text}"
+        if "ρ" in terms and not isinstance(self.ratio, TokenRatio):
+            line += f",  {self.ratio.text}"
+        if self.kl.in_reward:
+            line += f",  r ← r − {self.kl.text}"
+        if not isinstance(self.sample_filter, AllSamples):
+            line += f",  {self.sample_filter.text}"
+        return line
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle {self.latex()}$"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    # ------------------------------------------------------------------ refusals
+
+    def _check_rollout(self, rollout: Rollout) -> None:
+        rollout.check_values()
+        for part in self.parts.values():
+            needs = part.missing(rollout) if isinstance(part, KL) else part.needs
+            for name in needs:
+                if getattr(rollout, name) is None:
+                    raise CourseError(f"rollout.{name}: got None; allowed is a tensor, since {part.short} needs it")
+
+
+def replace(estimator: Estimator, **parts: Any) -> Estimator:
+    """A copy with some parts swapped, which remembers the rung it was made from (`below`): how the ladder is climbed."""
+    known = [f.name for f in fields(Estimator)]
+    for name in parts:
+        require(name in known, "replace", name, f"one of {', '.join(known[:-1])}")
+    return dataclasses.replace(estimator, **parts, below=estimator)
+
+
+def first_chosen(credit: Tensor, mask: Tensor) -> Tensor:
+    """[..., Q, G] the return of a sample: the credit of the first token that the policy chose."""
+    if credit.shape[-1] == 1:
+        return credit[..., 0]
+    first = mask.to(torch.int8).argmax(-1, keepdim=True)
+    return credit.gather(-1, first).squeeze(-1)
+
+
+def uses_critic(estimator: Estimator) -> bool:
+    """Whether a critic has to be trained for this estimator."""
+    return isinstance(estimator.baseline, Value)

@@ -1,0 +1,88 @@
+"""Aggregation: how the tokens of a batch are weighed against each other, mask → w [..., Q, G, T]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.parts.base import Part
+
+
+@dataclass(frozen=True)
+class Aggregation(Part):
+    """mask [..., Q, G, T] (bool, dropped samples already out) and the generation limit → w [..., Q, G, T].
+
+    Samples are averaged over N, those that have a token left; `count_empty` True averages over all Q·G instead, as
+    TRL does. `symbol` is the sum's LaTeX.
+    """
+
+    count_empty: bool = field(default=False, kw_only=True)
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+    def samples(self, mask: Tensor) -> Tensor:
+        """N [..., 1, 1, 1]: how many samples the mean over samples runs over."""
+        if self.count_empty:
+            return torch.full((*mask.shape[:-3], 1, 1, 1), mask.shape[-3] * mask.shape[-2], device=mask.device)
+        return mask.any(-1, keepdim=True).sum((-3, -2), keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SequenceSum(Aggregation):
+    """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers."""
+
+    symbol = r"\frac1N\sum_{i}\sum_{t=1}^{|o_i|}"
+    plain = "1/N Σ_i Σ_t"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype) / self.samples(mask)
+
+
+@dataclass(frozen=True)
+class SequenceMean(Aggregation):
+    """Mean over the tokens of a sample, mean over samples: GRPO's 1/|o| (Shao et al. 2024, eq. 3)."""
+
+    symbol = r"\frac1N\sum_{i}\frac1{|o_i|}\sum_{t=1}^{|o_i|}"
+    plain = "1/N Σ_i 1/|o_i| Σ_t"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype) / (mask.sum(-1, keepdim=True).clamp(min=1) * self.samples(mask))
+
+
+@dataclass(frozen=True)
+class TokenMean(Aggregation):
+    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq. 12)."""
+
+    symbol = r"\frac1{\sum_i|o_i|}\sum_{i}\sum_{t=1}^{|o_i|}"
+    plain = "1/Σ|o| Σ_i Σ_t"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype) / mask.sum((-3, -2, -1), keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class ConstantLength(Aggregation):
+    """Sum over the tokens divided by a constant, the generation limit (Dr. GRPO: Liu et al. 2025, appendix listing).
+
+    `length` None takes the rollout's own limit, in tokens.
+    """
+
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.length is None or self.length > 0, "ConstantLength.length", self.length, "None or a positive number of tokens")
+
+    @property
+    def latex(self) -> str:
+        return rf"\frac1N\sum_{{i}}\frac1{{{self.length or 'L'}}}\sum_{{t=1}}^{{|o_i|}}"
+
+    @property
+    def text(self) -> str:
+        return f"1/N Σ_i 1/{self.length or 'L'} Σ_t"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype) / (self.samples(mask) * (self.length or limit))

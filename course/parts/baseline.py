@@ -1,0 +1,161 @@
+"""Baselines: what is subtracted from the credit, so that a sample is compared and not only praised.
+
+A baseline that does not depend on the sample itself leaves E[ĝ] as it is; one that does (a mean that includes the
+sample) shrinks it. Each returns b, which broadcasts against the credit [..., Q, G, T].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import CourseError
+from course.parts.base import Part, number
+from course.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Baseline(Part):
+    """Returns R [..., Q, G] of the samples → b, broadcastable to [..., Q, G, T]; `symbol` is b alone."""
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor | float:
+        raise NotImplementedError
+
+
+def silent(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """Where all returns along `dims` are the same number: they compare equal, so nothing can be learned from them.
+
+    By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (FACTS 23).
+    """
+    if len(dims) == 1:
+        return returns.amax(dims, keepdim=True) == returns.amin(dims, keepdim=True)
+    return torch.eq(*reversed(torch.aminmax(returns.flatten(-len(dims)), dim=-1, keepdim=True))).unsqueeze(-1)
+
+
+def mean_baseline(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """The mean over `dims`, [..., Q, G] → broadcastable; where all are equal, that very number (so A is exactly 0)."""
+    return torch.where(silent(returns, dims), returns, returns.mean(dims, keepdim=True))
+
+
+def leave_one_out(returns: Tensor) -> Tensor:
+    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G]. Kool et al. 2019; Ahmadian et al. 2024, eq. 9."""
+    group = returns.shape[-1]
+    others = (returns.sum(-1, keepdim=True) - returns) / (group - 1)
+    return torch.where(silent(returns), returns, others)
+
+
+def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
+    """b = Σ_j |o_j| R_j / Σ_j |o_j| over the group: [..., G] → [..., 1]. Hao et al. 2025 (OPO), eq. 8."""
+    weight = length.to(returns.dtype)
+    mean = (weight * returns).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(silent(returns), returns, mean)
+
+
+def need_group(part: Part, returns: Tensor) -> None:
+    """Refuse G = 1 where a part compares the samples of a group with each other."""
+    if returns.shape[-1] < 2:
+        raise CourseError(f"{part.short}: got G = 1 sample per prompt; allowed is G ≥ 2, since it compares the samples of a group")
+
+
+@dataclass(frozen=True)
+class NoBaseline(Baseline):
+    """b = 0 (Williams 1992)."""
+
+    plain = "0"
+    symbol = "0"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Constant(Baseline):
+    """The same number for all."""
+
+    b: float = 0.0
+
+    @property
+    def latex(self) -> str:
+        return number(self.b)
+
+    @property
+    def text(self) -> str:
+        return f"{self.b:g}"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> float:
+        return self.b
+
+
+@dataclass(frozen=True)
+class BatchMean(Baseline):
+    """The mean return of all samples of the batch, the sample itself included: one number for all prompts."""
+
+    symbol = r"\operatorname{mean}_{\text{batch}}(R)"
+    plain = "mean_batch(R)"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        return mean_baseline(returns, (-2, -1)).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class GroupMean(Baseline):
+    """The mean return of the prompt's own group, the sample itself included (Shao et al. 2024, §4.1.1): estimates V(q)."""
+
+    symbol = r"\operatorname{mean}_{j\le G}(R_j)"
+    plain = "mean_group(R)"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return mean_baseline(returns).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    """The mean return of the others of the group (RLOO: Kool et al. 2019; Ahmadian et al. 2024): unbiased."""
+
+    symbol = r"\operatorname{mean}_{j\ne i}(R_j)"
+    plain = "mean_others(R)"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return leave_one_out(returns).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Value(Baseline):
+    """The value stored with the sample: a running mean (the smallest critic) or a value head (the largest)."""
+
+    needs = ("value",)
+    symbol = r"V_{i,t}"
+    plain = "V_t"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.value is not None
+        return rollout.value
+
+
+@dataclass(frozen=True)
+class Greedy(Baseline):
+    """The reward of the greedy answer to the same prompt (ReMax: Li et al. 2023, algorithm 2)."""
+
+    needs = ("greedy_reward",)
+    symbol = r"r(\arg\max\pi)"
+    plain = "r(greedy)"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.greedy_reward is not None
+        return rollout.greedy_reward[..., None, None]
+
+
+@dataclass(frozen=True)
+class LengthWeighted(Baseline):
+    """The group mean weighted by length (OPO: Hao et al. 2025): the least-variance baseline if ‖score‖² grows with length."""
+
+    symbol = r"\frac{\sum_j |o_j|R_j}{\sum_j |o_j|}"
+    plain = "Σ|o|R/Σ|o|"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return length_weighted(returns, rollout.length).unsqueeze(-1)

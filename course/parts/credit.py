@@ -1,0 +1,159 @@
+"""Credit: from the rewards of a sample to what each of its tokens is credited with, [..., Q, G, T] → [..., Q, G, T].
+
+Time runs over the tokens that the policy chose. A token it did not choose (mask False) takes no step in time: its
+reward belongs to the chosen token before it, and values are carried across it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.parts.base import Part, number
+from course.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Credit(Part):
+    """Rewards → credit per token."""
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        raise NotImplementedError
+
+
+def total_return(reward: Tensor) -> Tensor:
+    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T]. Williams 1992, eq. 6 (episodic REINFORCE)."""
+    if reward.shape[-1] == 1:
+        return reward
+    return reward.sum(-1, keepdim=True).expand(reward.shape)
+
+
+def lambda_return(
+    reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae_lambda: float, bootstrap: Tensor | None = None
+) -> Tensor:
+    """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
+
+    R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ = 1 the discounted
+    reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that really ended).
+    """
+    next_value = torch.zeros_like(reward[..., 0]) if bootstrap is None else bootstrap
+    # R^λ_t = r_t + γ ((1−λ) V_{t+1} + λ R^λ_{t+1}): `next_return` carries R^λ_{t+1}, `pending` the rewards since token t.
+    next_return = next_value
+    pending = torch.zeros_like(next_value)
+    returns = []
+    for t in range(reward.shape[-1] - 1, -1, -1):
+        pending = pending + reward[..., t]
+        here = pending + gamma * ((1 - gae_lambda) * next_value + gae_lambda * next_return)
+        chosen = mask[..., t]
+        next_return = torch.where(chosen, here, next_return)
+        next_value = torch.where(chosen, value[..., t], next_value)
+        returns.append(torch.where(chosen, here, torch.zeros_like(here)))
+        pending = torch.where(chosen, torch.zeros_like(pending), pending)
+    return torch.stack(returns[::-1], -1)
+
+
+def last_value(rollout: Rollout) -> Tensor | None:
+    """[..., Q, G] the value after the last token: `bootstrap` where the sample was truncated, 0 where it ended."""
+    if rollout.truncated is None:
+        return None
+    if rollout.bootstrap is None:
+        require(
+            not bool(rollout.truncated.any()), "rollout.bootstrap", None, "the value after the last token, since samples were truncated"
+        )
+        return None
+    return torch.where(rollout.truncated, rollout.bootstrap, torch.zeros_like(rollout.bootstrap))
+
+
+@dataclass(frozen=True)
+class TotalReturn(Credit):
+    """Every token gets the whole return of its sample (Williams 1992, eq. 6). On outcome rewards it equals `RewardToGo()`."""
+
+    symbol = r"R_i=\sum_{t} r_{i,t}"
+    plain = "R = Σ_t r"
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        return total_return(reward)
+
+
+@dataclass(frozen=True)
+class RewardToGo(Credit):
+    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999; causality)."""
+
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 1, "RewardToGo.gamma", self.gamma, "a number from 0 to 1")
+
+    @property
+    def latex(self) -> str:
+        discount = "" if self.gamma == 1 else rf"{number(self.gamma)}^{{\,l}}\,"
+        return rf"R_{{i,t}}=\sum_{{l\ge0}} {discount}r_{{i,t+l}}"
+
+    @property
+    def text(self) -> str:
+        return "R_t = Σ_l " + ("" if self.gamma == 1 else f"{self.gamma:g}^l ") + "r_{t+l}"
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        return lambda_return(reward, reward, rollout.mask, self.gamma, 1.0)
+
+
+@dataclass(frozen=True)
+class GAE(Credit):
+    """The λ-return, which minus the critic's value is the generalised advantage (Schulman et al. 2016, eq. 16).
+
+    It goes with `baseline=Value()` and nothing else. Language models use γ = 1 (the tokens of one answer are one deed).
+    """
+
+    needs = ("value",)
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+
+    def __post_init__(self) -> None:
+        require(0 <= self.gamma <= 1, f"{type(self).__name__}.gamma", self.gamma, "a number from 0 to 1")
+        require(0 <= self.gae_lambda <= 1, f"{type(self).__name__}.gae_lambda", self.gae_lambda, "a number from 0 to 1")
+
+    @property
+    def latex(self) -> str:
+        gamma = "" if self.gamma == 1 else number(self.gamma)
+        decay = number(self.gamma * self.gae_lambda)
+        return (
+            rf"R_{{i,t}}=V_{{i,t}}+\sum_{{l\ge0}} {decay}^{{\,l}}\,\delta_{{i,t+l}},\;"
+            rf"\delta_{{i,t}}=r_{{i,t}}+{gamma}V_{{i,t+1}}-V_{{i,t}}"
+        )
+
+    @property
+    def text(self) -> str:
+        return f"R_t = V_t + Σ_l {self.gamma * self.gae_lambda:g}^l δ_{{t+l}}"
+
+    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+        from course.parts.baseline import Value
+
+        if not isinstance(estimator.baseline, Value):
+            raise self.clash(estimator.baseline, "its return is measured against the critic's values, so the baseline must be Value()")
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.value is not None
+        return lambda_return(reward, rollout.value, rollout.mask, self.gamma, self.gae_lambda, last_value(rollout))
+
+
+@dataclass(frozen=True)
+class TD(GAE):
+    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq. 13.12)."""
+
+    gae_lambda: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.gae_lambda == 0, "TD.gae_lambda", self.gae_lambda, "0 (use GAE for other values)")
+
+    @property
+    def latex(self) -> str:
+        gamma = "" if self.gamma == 1 else number(self.gamma)
+        return rf"R_{{i,t}}=r_{{i,t}}+{gamma}V_{{i,t+1}}"
+
+    @property
+    def text(self) -> str:
+        return "R_t = r_t + " + ("" if self.gamma == 1 else f"{self.gamma:g} ") + "V_{t+1}"

@@ -1,0 +1,300 @@
+"""KL: the penalty that holds the policy near an anchor. Which estimator, where it stands, which anchor.
+
+For a divergence KL(q‖p) let r = p/q on a sample of q; then k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r
+(Schulman 2020, "Approximating KL divergence"). Towards the reference, q = π_θ and p = π_ref: KL(π_θ‖π_ref). Towards the
+policy that sampled, q = π_old and p = π_θ: KL(π_old‖π_θ), PPO's penalty (Schulman et al. 2017, eq. 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from course.errors import Clash, require
+from course.parts.base import Part, number
+from course.rollout import Policy, Rollout
+
+
+def k1(log_r: Tensor) -> Tensor:
+    """−log r: unbiased, may be negative; its gradient in a loss has mean 0."""
+    return -log_r
+
+
+def k2(log_r: Tensor) -> Tensor:
+    """½ (log r)²: biased in value; on policy its gradient is that of KL(π‖ref)."""
+    return 0.5 * log_r**2
+
+
+def k3(log_r: Tensor) -> Tensor:
+    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of KL(ref‖π)."""
+    return torch.expm1(log_r) - log_r
+
+
+def exact_kl(q: Tensor, p: Tensor) -> Tensor:
+    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0."""
+    return torch.where(q > -torch.inf, q.exp() * (q - p), torch.zeros_like(q)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the penalty stands in the objective."""
+
+    symbol: ClassVar[str] = ""
+
+    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
+        """Penalty and log ρ [..., Q, G, T] → what the objective subtracts."""
+        return penalty
+
+
+@dataclass(frozen=True)
+class InLoss(Place):
+    """Subtracted from the objective as it is (GRPO)."""
+
+
+@dataclass(frozen=True)
+class InLossTimesRatio(Place):
+    """Subtracted times ρ: corrects for samples of π_old, and on policy adds the gradient of the sampling itself."""
+
+    symbol: ClassVar[str] = r"\rho_{i,t}\,"
+
+    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
+        return log_ratio.exp() * penalty
+
+
+@dataclass(frozen=True)
+class InReward(Place):
+    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al. 2022, eq. 2)."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What the policy is held near."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    exact_needs: ClassVar[tuple[str, ...]] = ()
+    symbol: ClassVar[str] = ""
+
+    def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
+        """log r = log p − log q of the sampled tokens, [..., Q, G, T]."""
+        raise NotImplementedError
+
+    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
+        """KL(q‖p) over the full distribution, [..., Q, G or 1, T or 1]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reference(Anchor):
+    """The frozen reference policy: KL(π_θ‖π_ref)."""
+
+    needs: ClassVar[tuple[str, ...]] = ("ref_log_prob",)
+    exact_needs: ClassVar[tuple[str, ...]] = ("ref_dist",)
+    symbol: ClassVar[str] = r"\pi_\theta\Vert\pi_{\text{ref}}"
+
+    def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.ref_log_prob is not None
+        return rollout.ref_log_prob - log_prob
+
+    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.ref_dist is not None
+        return exact_kl(dist, rollout.ref_dist)
+
+
+@dataclass(frozen=True)
+class OldPolicy(Anchor):
+    """The policy that sampled: KL(π_old‖π_θ)."""
+
+    exact_needs: ClassVar[tuple[str, ...]] = ("old_dist",)
+    symbol: ClassVar[str] = r"\pi_{\text{old}}\Vert\pi_\theta"
+
+    def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
+        return log_prob - rollout.log_prob
+
+    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.old_dist is not None
+        return exact_kl(rollout.old_dist, dist)
+
+
+@dataclass(frozen=True)
+class AdaptiveBeta:
+    """PPO's rule: after each rollout, halve β where KL < target/1.5, double it where KL > 1.5·target (Schulman et al. 2017, §4).
+
+    β itself is state: the learner keeps it per run and writes it into the rollout as `kl_coef`.
+    """
+
+    initial: float = 1.0
+    target: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 < self.initial < float("inf"), "AdaptiveBeta.initial", self.initial, "a number > 0")
+        require(0 < self.target < float("inf"), "AdaptiveBeta.target", self.target, "a number of nats > 0")
+
+    def update(self, beta: Tensor, kl: Tensor) -> Tensor:
+        """β [...] and the measured KL(π_old‖π_θ) [...] in nats → the next β."""
+        halved = torch.where(kl < self.target / 1.5, beta / 2, beta)
+        return torch.where(kl > self.target * 1.5, beta * 2, halved)
+
+
+@dataclass(frozen=True)
+class KL(Part):
+    """β times an estimate of a KL divergence, subtracted at its place. `beta` may adapt (then the anchor is `OldPolicy`)."""
+
+    beta: float | AdaptiveBeta = 0.04
+    place: Place = field(default_factory=InLoss)
+    anchor: Anchor = field(default_factory=Reference)
+    accept_bias: bool = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.beta, AdaptiveBeta):
+            require(isinstance(self.anchor, OldPolicy), f"{name}.anchor", self.anchor, "OldPolicy() where beta is AdaptiveBeta")
+        else:
+            require(0 <= self.beta < float("inf"), f"{name}.beta", self.beta, "a number ≥ 0")
+        require(isinstance(self.place, Place), f"{name}.place", self.place, "InLoss(), InLossTimesRatio() or InReward()")
+        if isinstance(self.place, InReward):
+            if isinstance(self.anchor, OldPolicy):
+                raise Clash(f"{name}: InReward() clashes with OldPolicy(): when the reward is given, π is π_old and their KL is 0")
+            if not isinstance(self, K1) and not self.accept_bias:
+                raise Clash(
+                    f"{name} clashes with InReward(): in the reward only K1 has the gradient of KL(π‖ref); "
+                    f"{name} there has neither KL's. Say accept_bias=True to study it all the same"
+                )
+
+    def estimate(self, log_r: Tensor) -> Tensor:
+        """log r [..., Q, G, T] → the penalty per token, in nats."""
+        raise NotImplementedError
+
+    def coefficient(self, rollout: Rollout) -> Tensor | float:
+        """β, or the rollout's own [..., 1, 1, 1] where it adapts."""
+        if not isinstance(self.beta, AdaptiveBeta):
+            return self.beta
+        if rollout.kl_coef is None:
+            return self.beta.initial
+        return rollout.kl_coef[..., None, None, None]
+
+    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+        """The rollout's fields that this penalty needs."""
+        return self.anchor.needs
+
+    def value(self, policy: Policy, rollout: Rollout) -> Tensor:
+        """The penalty per token, [..., Q, G, T], without β."""
+        return self.estimate(self.anchor.log_r(policy.log_prob, rollout))
+
+    def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> Tensor | None:
+        """What the objective subtracts per token, [..., Q, G, T]; None where there is nothing to subtract."""
+        if isinstance(self.place, InReward):
+            return None
+        return self.place.weigh(self.coefficient(rollout) * self.value(policy, rollout), log_ratio)
+
+    def shape_reward(self, rollout: Rollout) -> Tensor:
+        """The reward, less β·k where the penalty sits in it (k is of π_old then: it was sampled so)."""
+        if not isinstance(self.place, InReward):
+            return rollout.reward
+        sampled = Policy(rollout.log_prob, rollout.old_dist)
+        penalty = self.coefficient(rollout) * self.value(sampled, rollout)
+        return rollout.reward - torch.where(rollout.mask, penalty, torch.zeros_like(penalty))
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether the penalty sits in the reward."""
+        return isinstance(self.place, InReward)
+
+    @property
+    def latex(self) -> str:
+        beta = r"\beta_{\text{adaptive}}" if isinstance(self.beta, AdaptiveBeta) else number(self.beta)
+        return rf"{beta}\,{self.place.symbol}{self.symbol}({self.anchor.symbol})"
+
+    @property
+    def text(self) -> str:
+        beta = "β" if isinstance(self.beta, AdaptiveBeta) else f"{self.beta:g}"
+        times = "ρ·" if isinstance(self.place, InLossTimesRatio) else ""
+        towards = "old‖π" if isinstance(self.anchor, OldPolicy) else "π‖ref"
+        return f"{beta}·{times}{self.plain}({towards})"
+
+
+@dataclass(frozen=True)
+class NoKL(KL):
+    """No penalty."""
+
+    beta: float | AdaptiveBeta = 0.0
+    symbol = "0"
+    plain = "0"
+
+    def __post_init__(self) -> None:
+        require(self.beta == 0, "NoKL.beta", self.beta, "0 (K1, K2, K3 and ExactKL take a β)")
+
+    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+        return ()
+
+    def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> None:
+        return None
+
+    @property
+    def latex(self) -> str:
+        return "0"
+
+    @property
+    def text(self) -> str:
+        return "0"
+
+
+@dataclass(frozen=True)
+class K1(KL):
+    """−log r. In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average."""
+
+    symbol = "k_1"
+    plain = "k1"
+
+    def estimate(self, log_r: Tensor) -> Tensor:
+        return k1(log_r)
+
+
+@dataclass(frozen=True)
+class K2(KL):
+    """½ (log r)². In the loss: on policy, the gradient of KL(π‖ref)."""
+
+    symbol = "k_2"
+    plain = "k2"
+
+    def estimate(self, log_r: Tensor) -> Tensor:
+        return k2(log_r)
+
+
+@dataclass(frozen=True)
+class K3(KL):
+    """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4). In the loss: on policy, the gradient of KL(ref‖π).
+
+    `max_log_r` bounds |log r| before the exponential (verl uses 20); None leaves it open, and it overflows where π_ref ≫ π.
+    """
+
+    max_log_r: float | None = None
+
+    symbol = "k_3"
+    plain = "k3"
+
+    def estimate(self, log_r: Tensor) -> Tensor:
+        return k3(log_r if self.max_log_r is None else log_r.clamp(-self.max_log_r, self.max_log_r))
+
+
+@dataclass(frozen=True)
+class ExactKL(KL):
+    """KL over the full distribution of each token, no sampling: needs `policy.dist` and the anchor's distribution."""
+
+    symbol = r"\mathrm{KL}"
+    plain = "KL"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.place, InLossTimesRatio):
+            raise Clash("ExactKL clashes with InLossTimesRatio(): it is no sample, so there is nothing for ρ to correct at the token itself")
+
+    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+        return self.anchor.exact_needs + (("old_dist",) if self.in_reward else ())
+
+    def value(self, policy: Policy, rollout: Rollout) -> Tensor:
+        require(policy.dist is not None, "policy.dist", None, "the full distribution, which ExactKL needs")
+        assert policy.dist is not None
+        return self.anchor.exact(policy.dist, rollout).expand(rollout.reward.shape)

@@ -1,0 +1,63 @@
+"""Ratio: how far the policy has moved from the one that sampled, log ρ, per token or per sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from course.parts.base import Part
+
+
+@dataclass(frozen=True)
+class RatioLevel(Part):
+    """log π − log π_old [..., Q, G, T] (0 where the mask is False) and the mask → log ρ [..., Q, G, T]."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
+    """log of sg[s]·π_t/sg[π_t]: the sequence's number s for every token, each token's own gradient. [..., T] → [..., T].
+
+    So aggregation alone decides the weighting, and Σ_t of the gradients is s·∇log π(sequence). Zheng et al. 2025
+    (GSPO), eq. 13 ("GSPO-token").
+    """
+    return log_sequence.detach() + (log_ratio - log_ratio.detach())
+
+
+@dataclass(frozen=True)
+class TokenRatio(RatioLevel):
+    """ρ_t = π(token)/π_old(token) (PPO on tokens; Shao et al. 2024, eq. 3)."""
+
+    symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_{i,t})}{\pi_{\text{old}}(o_{i,t})}"
+    plain = "ρ = π/π_old per token"
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return log_ratio
+
+
+@dataclass(frozen=True)
+class SequenceRatio(RatioLevel):
+    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for."""
+
+    symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}"
+    plain = "ρ = π/π_old per sequence"
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        if log_ratio.shape[-1] == 1:
+            return log_ratio
+        return sequence_level(log_ratio, log_ratio.sum(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class SequenceMeanRatio(RatioLevel):
+    """s = (π(o)/π_old(o))^{1/|o|}: the geometric mean over the tokens (GSPO: Zheng et al. 2025, eq. 7)."""
+
+    symbol = r"\rho_{i,t}=\left(\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}\right)^{1/|o_i|}"
+    plain = "ρ = (π/π_old)^(1/|o|) per sequence"
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        if log_ratio.shape[-1] == 1:
+            return log_ratio
+        return sequence_level(log_ratio, log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1))

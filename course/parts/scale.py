@@ -1,0 +1,156 @@
+"""Scale: what the advantage is divided by. Nothing, or a spread: of the group, of the batch, of all tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.parts.base import Part, number
+from course.parts.baseline import need_group, silent
+from course.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Scale(Part):
+    """Advantage [..., Q, G, T], returns [..., Q, G] → advantage. `wrap` puts the numerator's LaTeX into the fraction."""
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        raise NotImplementedError
+
+    def wrap(self, numerator: str) -> str:
+        """LaTeX of the scaled advantage."""
+        return rf"\frac{{{numerator}}}{{{self.latex}}}"
+
+    def wrap_text(self, numerator: str) -> str:
+        """The scaled advantage for a terminal."""
+        return f"({numerator}) / {self.text}"
+
+
+def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
+    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal. [..., N] → [..., 1]."""
+    std = values.var(-1, correction=ddof, keepdim=True).sqrt() + eps
+    quiet = silent(values)
+    return torch.where(quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std))
+
+
+def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu et al. 2025."""
+    dims = (-3, -2, -1)
+    weight = mask.to(advantage.dtype)
+    count = weight.sum(dims, keepdim=True)
+    mean = (weight * advantage).sum(dims, keepdim=True) / count
+    centred = (advantage - mean) * weight
+    variance = (centred**2).sum(dims, keepdim=True) / count
+    high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
+    low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
+    quiet = high == low
+    return torch.where(quiet, torch.zeros_like(centred), centred / torch.where(quiet, torch.ones_like(variance), variance + eps).sqrt())
+
+
+@dataclass(frozen=True)
+class NoScale(Scale):
+    """Divide by nothing."""
+
+    symbol = "1"
+    plain = "1"
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        return advantage
+
+    def wrap(self, numerator: str) -> str:
+        return numerator
+
+    def wrap_text(self, numerator: str) -> str:
+        return numerator
+
+
+@dataclass(frozen=True)
+class _Std(Scale):
+    ddof: int = 0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(self.ddof in (0, 1), f"{type(self).__name__}.ddof", self.ddof, "0 (population) or 1 (sample)")
+        require(0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0")
+
+    def _check_credit(self, estimator) -> None:  # type: ignore[no-untyped-def]
+        from course.parts.credit import GAE
+
+        if isinstance(estimator.credit, GAE):
+            raise self.clash(estimator.credit, "a spread of whole returns says nothing of one token's advantage; use TokenWhitening()")
+
+    def _std(self, over: str, of: str) -> str:
+        kind = r"^{(n-1)}" if self.ddof else ""
+        return rf"\operatorname{{std}}{kind}_{{{over}}}({of})" + (rf"+{number(self.eps)}" if self.eps else "")
+
+    def _std_text(self, over: str) -> str:
+        name = f"std{'₁' if self.ddof else ''}_{over}(R)"
+        return f"({name} + {self.eps:g})" if self.eps else name
+
+
+@dataclass(frozen=True)
+class GroupStd(_Std):
+    """Divide by the standard deviation of the group's returns (Shao et al. 2024, §4.1.1).
+
+    `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl); `eps` is added to the std. A silent group gets 0.
+    """
+
+    @property
+    def latex(self) -> str:
+        return self._std(r"j\le G", "R_j")
+
+    @property
+    def text(self) -> str:
+        return self._std_text("group")
+
+    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+        self._check_credit(estimator)
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return advantage * inverse_std(returns, self.ddof, self.eps).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class BatchStd(_Std):
+    """Divide by the standard deviation of all returns of the batch: one number for every prompt (TRL's scale_rewards="batch")."""
+
+    @property
+    def latex(self) -> str:
+        return self._std(r"\text{batch}", "R")
+
+    @property
+    def text(self) -> str:
+        return self._std_text("batch")
+
+    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+        self._check_credit(estimator)
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        require(returns.shape[-2:].numel() > 1, "BatchStd", 1, "a batch of at least two samples")
+        return advantage * inverse_std(returns.flatten(-2), self.ddof, self.eps)[..., None, None]
+
+
+@dataclass(frozen=True)
+class TokenWhitening(Scale):
+    """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu et al. 2025, eq. 8)."""
+
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(0 <= self.eps < float("inf"), "TokenWhitening.eps", self.eps, "a number ≥ 0")
+
+    symbol = r"\operatorname{whiten}_{\text{tokens}}"
+    plain = "whiten_tokens"
+
+    def wrap(self, numerator: str) -> str:
+        return rf"{self.latex}\!\left({numerator}\right)"
+
+    def wrap_text(self, numerator: str) -> str:
+        return f"{self.text}({numerator})"
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        return whiten(advantage, rollout.mask, self.eps)

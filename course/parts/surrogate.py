@@ -1,0 +1,174 @@
+"""Surrogate: the objective per token, made of ρ, log π and A. The clip of PPO lives here: see `clipped_surrogate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.parts.base import Part, number
+
+
+@dataclass(frozen=True)
+class Surrogate(Part):
+    """log ρ, log π, A, all [..., Q, G, T] → what is maximised, [..., Q, G, T]."""
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """[..., Q, G, T] bool: where this surrogate is flat in ρ, so that the token pushes no more (A ≠ 0)."""
+        return torch.zeros_like(advantage, dtype=torch.bool)
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
+    """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise. Schulman et al. 2017 (PPO), eq. 7.
+
+    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere.
+    """
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage)
+
+
+def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
+    """(4/τ) σ(τ(ρ − 1)) A with τ by the sign of A, elementwise. Gao et al. 2025 (SAPO), eqs. 5–6."""
+    tau = torch.where(advantage > 0, tau_positive, tau_negative).to(ratio.dtype)
+    return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
+
+
+@dataclass(frozen=True)
+class ScoreFunction(Surrogate):
+    """A·log π, whose gradient is the policy gradient (Williams 1992; Sutton et al. 1999). A is a constant, never differentiated."""
+
+    symbol = r"A_{i,t}\,\log\pi_\theta(o_{i,t})"
+    plain = "A·log π"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        return advantage * log_prob
+
+
+@dataclass(frozen=True)
+class Ratio(Surrogate):
+    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14), without the constraint."""
+
+    symbol = r"\rho_{i,t}A_{i,t}"
+    plain = "ρ·A"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        return log_ratio.exp() * advantage
+
+
+@dataclass(frozen=True)
+class Clip(Surrogate):
+    """PPO's clip: min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A) (Schulman et al. 2017, eq. 7).
+
+    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al. 2025, eq. 10).
+    `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole
+    term from below by c·A where A < 0 (Ye et al. 2019, eq. 2). The two are different formulas.
+    """
+
+    epsilon_low: float = 0.2
+    epsilon_high: float | None = None
+    ratio_cap: float | None = None
+    dual_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.epsilon_low <= 1, "Clip.epsilon_low", self.epsilon_low, "a number from 0 to 1")
+        require(self.epsilon_high is None or 0 <= self.epsilon_high < float("inf"), "Clip.epsilon_high", self.epsilon_high, "a number ≥ 0")
+        for name, value in (("ratio_cap", self.ratio_cap), ("dual_clip", self.dual_clip)):
+            require(value is None or value > 1 + self.high, f"Clip.{name}", value, f"None or a number above 1 + ε_high = {1 + self.high:g}")
+
+    @property
+    def high(self) -> float:
+        """ε_high, or ε_low where only one bound was given."""
+        return self.epsilon_low if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def latex(self) -> str:
+        rho = r"\rho_{i,t}" if self.ratio_cap is None else rf"\min(\rho_{{i,t}},{number(self.ratio_cap)})"
+        bounds = f"{number(1 - self.epsilon_low)},{number(1 + self.high)}"
+        if max(self.epsilon_low, self.high) < 0.01:
+            bounds = f"1-{number(self.epsilon_low)},1+{number(self.high)}"
+        term = rf"\min\left({rho}A_{{i,t}},\;\operatorname{{clip}}(\rho_{{i,t}},{bounds})A_{{i,t}}\right)"
+        return term if self.dual_clip is None else rf"\max\!\left({term},\,{number(self.dual_clip)}A_{{i,t}}\text{{ if }}A<0\right)"
+
+    @property
+    def text(self) -> str:
+        rho = "ρ" if self.ratio_cap is None else f"min(ρ, {self.ratio_cap:g})"
+        term = f"min({rho}·A, clip(ρ, {1 - self.epsilon_low:.5g}, {1 + self.high:.5g})·A)"
+        return term if self.dual_clip is None else f"max({term}, {self.dual_clip:g}·A if A < 0)"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        ratio = log_ratio.exp()
+        if self.ratio_cap is None:
+            term = clipped_surrogate(ratio, advantage, self.epsilon_low, self.high)
+        else:
+            clipped = ratio.clamp(1 - self.epsilon_low, 1 + self.high) * advantage
+            term = torch.minimum(ratio.clamp(max=self.ratio_cap) * advantage, clipped)
+        if self.dual_clip is not None:
+            term = torch.where(advantage < 0, torch.maximum(term, self.dual_clip * advantage), term)
+        return term
+
+    def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        ratio = log_ratio.exp()
+        flat = ((advantage > 0) & (ratio > 1 + self.high)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
+        for bound in (self.ratio_cap, self.dual_clip):
+            if bound is not None:
+                flat = flat | ((advantage < 0) & (ratio > bound))
+        return flat
+
+
+@dataclass(frozen=True)
+class CISPO(Surrogate):
+    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (MiniMax 2025, eqs. 4–5).
+
+    The bounds are offsets from 1, as in the paper: `epsilon_low` None leaves the lower side open.
+    """
+
+    epsilon_high: float = 0.2
+    epsilon_low: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.epsilon_high < float("inf"), "CISPO.epsilon_high", self.epsilon_high, "a number ≥ 0, an offset from 1")
+        require(self.epsilon_low is None or 0 <= self.epsilon_low <= 1, "CISPO.epsilon_low", self.epsilon_low, "None or a number from 0 to 1")
+
+    @property
+    def latex(self) -> str:
+        low = "0" if self.epsilon_low is None else number(1 - self.epsilon_low)
+        return rf"\operatorname{{sg}}\!\left[\operatorname{{clip}}(\rho_{{i,t}},{low},{number(1 + self.epsilon_high)})\right]A_{{i,t}}\log\pi_\theta(o_{{i,t}})"
+
+    @property
+    def text(self) -> str:
+        low = 0.0 if self.epsilon_low is None else 1 - self.epsilon_low
+        return f"sg[clip(ρ, {low:g}, {1 + self.epsilon_high:g})]·A·log π"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        low = 0.0 if self.epsilon_low is None else 1 - self.epsilon_low
+        weight = log_ratio.detach().exp().clamp(low, 1 + self.epsilon_high)
+        return weight * advantage * log_prob
+
+
+@dataclass(frozen=True)
+class SoftGate(Surrogate):
+    """(4/τ) σ(τ(ρ − 1)) A: a smooth gate in place of the clip, steeper where A < 0 (SAPO: Gao et al. 2025, eqs. 5–6)."""
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        for name in ("tau_positive", "tau_negative"):
+            require(0 < getattr(self, name) < float("inf"), f"SoftGate.{name}", getattr(self, name), "a number > 0")
+
+    symbol = r"\tfrac{4}{\tau}\,\sigma\!\left(\tau(\rho_{i,t}-1)\right)A_{i,t}"
+
+    @property
+    def latex(self) -> str:
+        return rf"{self.symbol}\;\left(\tau={number(self.tau_positive)}\text{{ if }}A>0,\;{number(self.tau_negative)}\text{{ else}}\right)"
+
+    @property
+    def text(self) -> str:
+        return f"4/τ·σ(τ(ρ − 1))·A, τ = {self.tau_positive:g} or {self.tau_negative:g}"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        return soft_gate(log_ratio.exp(), advantage, self.tau_positive, self.tau_negative)

@@ -1,0 +1,1 @@
+"""The tiny language model: a from-scratch transformer on arithmetic, trained by the same estimators as the bandits."""
