@@ -30,6 +30,7 @@ from course.parts import (
     LengthWeighted,
     OldPolicy,
     Ratio,
+    RewardToGo,
     SequenceMean,
     SequenceMeanRatio,
     SequenceSum,
@@ -57,14 +58,16 @@ rloo = replace(baseline, baseline=LeaveOneOut())                      # A = R �
 remax = replace(baseline, baseline=Greedy())                          # A = R − R(greedy answer)
 opo = replace(baseline, baseline=LengthWeighted())                    # A = R − Σ|o|R / Σ|o|
 whitened = replace(clip, scale=TokenWhitening())                      # A centred and scaled over all tokens
-reinforce_pp = replace(whitened, kl=K1(beta=0.01, place=InReward()))  # r ← r − β k1             REINFORCE++
+whitened_length = replace(whitened, aggregation=SequenceMean())       # 1/|o|
+whitened_to_go = replace(whitened_length, credit=RewardToGo())        # a token answers for what follows it
+reinforce_pp = replace(whitened_to_go, kl=K1(beta=0.01, place=InReward()))  # r ← r − β k1       REINFORCE++
 dr_grpo = replace(group_mean, aggregation=ConstantLength())           # no std, a constant divisor
 token_mean = replace(group_std, aggregation=TokenMean())              # every token of the batch weighs the same
 clip_higher = replace(token_mean, surrogate=Clip(0.2, 0.28))          # more room upwards
 dapo = replace(clip_higher, sample_filter=DropSilentGroups())         # silent groups do not dilute the mean
 sequence_ratio = replace(length_mean, ratio=SequenceMeanRatio())      # one ρ per answer
 gspo = replace(sequence_ratio, surrogate=Clip(3e-4, 4e-4))            # with bounds that fit it
-luspo = replace(gspo, aggregation=SequenceSum())                      # without 1/|o|
+luspo = replace(gspo, aggregation=SequenceSum())                      # without 1/|o| (the paper also widens the clip)
 cispo = replace(token_mean, surrogate=CISPO(epsilon_high=0.28))       # the weight is clipped, not the gradient
 sapo = replace(length_mean, surrogate=SoftGate(1.0, 1.05))            # a soft gate for the clip
 
@@ -75,7 +78,8 @@ ppo = replace(ppo_value, credit=GAE(gamma=1.0, gae_lambda=0.95))      # the crit
 ppo_kl = replace(surrogate, kl=ExactKL(beta=1.0, anchor=OldPolicy()))  # a penalty for the clip
 ppo_kl_adaptive = replace(ppo_kl, kl=ExactKL(beta=AdaptiveBeta(1.0, 0.01), anchor=OldPolicy()))
 group_whitened = replace(group_mean, scale=TokenWhitening())
-reinforce_pp_baseline = replace(group_whitened, kl=K2(beta=0.01))     # REINFORCE++ with a group baseline
+group_whitened_length = replace(group_whitened, aggregation=SequenceMean())
+reinforce_pp_baseline = replace(group_whitened_length, kl=K2(beta=0.01))  # REINFORCE++ with a group baseline
 # fmt: on
 
 
@@ -157,35 +161,45 @@ def _load(path: str, attribute: str) -> Rung:
     return register(attribute, estimator)
 
 
-_GROUP_PAPER = "Shao et al. 2024, DeepSeekMath (2402.03300), eqs. 3, 4 and 21"
+_GRPO = "Shao et al. 2024 (DeepSeekMath, 2402.03300)"
+_DAPO = "Yu et al. 2025 (DAPO, 2503.14476)"
+_RPP = "Hu 2025 (REINFORCE++, 2501.03262 v9)"
+_PPO = "Schulman et al. 2017 (PPO, 1707.06347)"
+_GRPO_PAPER = {"G": 64, "beta": 0.04, "lr": 1e-6, "batch": 1024, "max_tokens": 1024, "updates_per_rollout": 1}
+_DAPO_PAPER = {"G": 16, "prompts": 512, "lr": 1e-6, "epsilon_low": 0.2, "epsilon_high": 0.28, "beta": 0.0, "updates_per_rollout": 16}
+_PPO_PAPER = {"epsilon": 0.2, "gamma": 0.99, "gae_lambda": 0.95, "lr": 3e-4, "epochs": 10, "minibatch": 64}
+_RPP_PAPER = {"batch": 1024}
 for _name, _estimator, _title, _source, _kind, _paper in (
     ("reinforce", reinforce, "REINFORCE", "Williams 1992, theorem 1", "rung", {}),
-    ("baseline", baseline, "REINFORCE with baseline", "Williams 1992, §4; Greensmith et al. 2004", "rung", {}),
-    ("surrogate", surrogate, "Importance ratio", "Kakade & Langford 2002; Schulman et al. 2015 (TRPO), eq. 14", "rung", {"max_kl": 0.01}),
-    ("clip", clip, "PPO clip", "Schulman et al. 2017 (PPO), eq. 7", "rung", {"epsilon": 0.2, "epochs": "3–15"}),
-    ("group_mean", group_mean, "Group mean", _GROUP_PAPER, "rung", {"G": 64}),
-    ("group_std", group_std, "Group std", _GROUP_PAPER, "rung", {"G": 64}),
-    ("length_mean", length_mean, "Length mean 1/|o|", _GROUP_PAPER, "rung", {"G": 64}),
-    ("grpo", grpo, "GRPO", _GROUP_PAPER, "rung", {"G": 64, "beta": 0.04, "lr": 1e-6, "batch": 1024, "epochs": 1}),
-    ("rloo", rloo, "RLOO", "Kool et al. 2019; Ahmadian et al. 2024 (2402.14740)", "descendant", {"G": "2 or 4"}),
-    ("remax", remax, "ReMax", "Li et al. 2023 (2310.10505), algorithm 1", "descendant", {"G": 1}),
-    ("opo", opo, "OPO", "Hao et al. 2025 (2505.23585)", "descendant", {}),
-    ("whitened", whitened, "Token whitening", "Hu et al. 2025 (2501.03262)", "descendant", {}),
-    ("reinforce_pp", reinforce_pp, "REINFORCE++", "Hu et al. 2025 (2501.03262)", "descendant", {}),
-    ("dr_grpo", dr_grpo, "Dr. GRPO", "Liu et al. 2025 (2503.20783)", "descendant", {"beta": 0.0}),
-    ("token_mean", token_mean, "Token mean", "Yu et al. 2025, DAPO (2503.14476), eq. 12", "descendant", {}),
-    ("clip_higher", clip_higher, "Clip-higher", "Yu et al. 2025, DAPO (2503.14476), eq. 10", "descendant", {}),
-    ("dapo", dapo, "DAPO", "Yu et al. 2025 (2503.14476), eqs. 8 and 11", "descendant", {"G": 16}),
-    ("sequence_ratio", sequence_ratio, "Sequence ratio", "Zheng et al. 2025, GSPO (2507.18071), eq. 7", "descendant", {}),
-    ("gspo", gspo, "GSPO", "Zheng et al. 2025 (2507.18071), eq. 5", "descendant", {}),
-    ("luspo", luspo, "LUSPO", "", "descendant", {}),
-    ("cispo", cispo, "CISPO", "MiniMax 2025, MiniMax-M1 (2506.13585), eqs. 4 and 5", "descendant", {}),
-    ("sapo", sapo, "SAPO", "Gao et al. 2025 (2511.20347)", "descendant", {}),
-    ("ppo_value", ppo_value, "PPO, value baseline", "Schulman et al. 2017 (PPO), eq. 9", "branch", {}),
-    ("ppo", ppo, "PPO with critic and GAE", "Schulman et al. 2016 (GAE), eq. 16; 2017 (PPO), eq. 9", "branch", {}),
-    ("ppo_kl", ppo_kl, "PPO, KL penalty", "Schulman et al. 2017 (PPO), eq. 8", "branch", {}),
-    ("ppo_kl_adaptive", ppo_kl_adaptive, "PPO, adaptive KL", "Schulman et al. 2017 (PPO), eq. 8 and §4", "branch", {}),
-    ("group_whitened", group_whitened, "Group mean, whitened", "Hu et al. 2025 (2501.03262)", "branch", {}),
-    ("reinforce_pp_baseline", reinforce_pp_baseline, "REINFORCE++-baseline", "Hu et al. 2025 (2501.03262)", "branch", {}),
-):
+    ("baseline", baseline, "Baseline", "Williams 1992; Greensmith et al. 2004", "rung", {}),
+    ("surrogate", surrogate, "Importance ratio", "Kakade & Langford 2002; Schulman et al. 2015 (TRPO, 1502.05477), eq. 14", "rung", {"max_kl": 0.01}),
+    ("clip", clip, "PPO clip", f"{_PPO}, eq. 7", "rung", _PPO_PAPER),
+    ("group_mean", group_mean, "Group mean", f"{_GRPO}, §4.1", "rung", _GRPO_PAPER),
+    ("group_std", group_std, "Group std", f"{_GRPO}, §4.1.2", "rung", _GRPO_PAPER),
+    ("length_mean", length_mean, "Length mean 1/|o|", f"{_GRPO}, eq. 3", "rung", _GRPO_PAPER),
+    ("grpo", grpo, "GRPO", f"{_GRPO}, eqs. 3 and 4", "rung", _GRPO_PAPER),
+    ("rloo", rloo, "RLOO", "Kool et al. 2019; Ahmadian et al. 2024 (2402.14740)", "descendant", {"G": "2 and 4", "beta": 0.03, "lr": 1e-6}),
+    ("remax", remax, "ReMax", "Li et al. 2023 (2310.10505), algorithm 1", "descendant", {"G": 1, "lr": 1e-6, "beta": 0.05}),
+    ("opo", opo, "OPO", "Hao et al. 2025 (2505.23585)", "descendant", {"beta": 0.0, "updates_per_rollout": 1}),
+    ("whitened", whitened, "Token whitening", f"{_RPP}, eq. 5", "descendant", _RPP_PAPER),
+    ("whitened_length", whitened_length, "Token whitening, 1/|o|", f"{_RPP}, eq. 1", "descendant", _RPP_PAPER),
+    ("whitened_to_go", whitened_to_go, "Whitened reward-to-go", f"{_RPP}, eq. 4", "descendant", _RPP_PAPER),
+    ("reinforce_pp", reinforce_pp, "REINFORCE++", f"{_RPP}, eqs. 1, 4 and 5", "descendant", _RPP_PAPER),
+    ("dr_grpo", dr_grpo, "Dr. GRPO", "Liu et al. 2025 (2503.20783), listing 1", "descendant", {"G": 8, "lr": 1e-6, "beta": 0.0, "max_tokens": 3000, "updates_per_rollout": 1}),
+    ("token_mean", token_mean, "Token mean", f"{_DAPO}, eq. 12", "descendant", _DAPO_PAPER),
+    ("clip_higher", clip_higher, "Clip-higher", f"{_DAPO}, eq. 10", "descendant", _DAPO_PAPER),
+    ("dapo", dapo, "DAPO", f"{_DAPO}, eqs. 8 to 12", "descendant", _DAPO_PAPER),
+    ("sequence_ratio", sequence_ratio, "Sequence ratio", "Zheng et al. 2025 (GSPO, 2507.18071), eq. 7", "descendant", {}),
+    ("gspo", gspo, "GSPO", "Zheng et al. 2025 (GSPO, 2507.18071), eq. 5", "descendant", {"epsilon_low": 3e-4, "epsilon_high": 4e-4, "updates_per_rollout": 4}),
+    ("luspo", luspo, "LUSPO", "Liu et al. 2026 (LUSPO, 2602.05261), eq. 7", "descendant", {"G": 8, "epsilon_low": 2e-3, "epsilon_high": 2.5e-3, "lr": 1e-6}),
+    ("cispo", cispo, "CISPO", "MiniMax 2025 (MiniMax-M1, 2506.13585), eqs. 4 and 5", "descendant", {"epsilon_low": "open", "epsilon_high": "not published", "updates_per_rollout": 16}),
+    ("sapo", sapo, "SAPO", "Gao et al. 2025 (2511.20347), eqs. 5 and 6", "descendant", {"tau_positive": 1.0, "tau_negative": 1.05, "updates_per_rollout": 4}),
+    ("ppo_value", ppo_value, "PPO, value baseline", f"{_PPO}, eq. 9", "branch", _PPO_PAPER),
+    ("ppo", ppo, "PPO with critic and GAE", f"Schulman et al. 2016 (GAE, 1506.02438), eq. 16; {_PPO}, eq. 9", "branch", _PPO_PAPER),
+    ("ppo_kl", ppo_kl, "PPO, KL penalty", f"{_PPO}, eq. 8", "branch", {"beta": "0.3, 1, 3, 10"}),
+    ("ppo_kl_adaptive", ppo_kl_adaptive, "PPO, adaptive KL", f"{_PPO}, eq. 8 and §4", "branch", {"beta": 1.0, "target": "0.003, 0.01, 0.03"}),
+    ("group_whitened", group_whitened, "Group mean, whitened", f"{_RPP}, eqs. 6 and 7", "branch", _RPP_PAPER),
+    ("group_whitened_length", group_whitened_length, "Group mean, whitened, 1/|o|", f"{_RPP}, eqs. 1, 6 and 7", "branch", _RPP_PAPER),
+    ("reinforce_pp_baseline", reinforce_pp_baseline, "REINFORCE++-baseline", f"{_RPP}, eqs. 6 to 8", "branch", _RPP_PAPER),
+):  # fmt: skip
     register(_name, _estimator, _title, _source, _kind, _paper)

@@ -82,7 +82,7 @@ class Rollout:
             if len(bad):
                 where = tuple(bad[0].tolist())
                 raise CourseError(f"rollout.reward: got {self.reward[where].item()} at index {where}; allowed is a finite number")
-        if not bool(self.mask.any(-1).any(-1).any(-1).all()):
+        if not bool(self.mask.flatten(-3).any(-1).all()):
             raise CourseError("rollout.mask: got a run in which no token is the policy's own; allowed is at least one True per run")
 
     def prompts(self, index: Tensor) -> Rollout:

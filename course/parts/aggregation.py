@@ -55,7 +55,10 @@ class SequenceMean(Aggregation):
 
 @dataclass(frozen=True)
 class TokenMean(Aggregation):
-    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq. 12)."""
+    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq. 12).
+
+    The paper divides within each group; like TRL and verl, this divides over the batch.
+    """
 
     symbol = r"\frac1{\sum_i|o_i|}\sum_{i}\sum_{t=1}^{|o_i|}"
     plain = "1/Σ|o| Σ_i Σ_t"
@@ -66,7 +69,7 @@ class TokenMean(Aggregation):
 
 @dataclass(frozen=True)
 class ConstantLength(Aggregation):
-    """Sum over the tokens divided by a constant, the generation limit (Dr. GRPO: Liu et al. 2025, appendix listing).
+    """Sum over the tokens divided by a constant, the generation limit (Dr. GRPO: Liu et al. 2025, listing 1).
 
     `length` None takes the rollout's own limit, in tokens.
     """

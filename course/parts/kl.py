@@ -56,7 +56,7 @@ class InLoss(Place):
 
 @dataclass(frozen=True)
 class InLossTimesRatio(Place):
-    """Subtracted times ρ: corrects for samples of π_old, and on policy adds the gradient of the sampling itself."""
+    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3 into that of KL(π‖ref)."""
 
     symbol: ClassVar[str] = r"\rho_{i,t}\,"
 

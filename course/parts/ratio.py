@@ -21,7 +21,7 @@ def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
     """log of sg[s]·π_t/sg[π_t]: the sequence's number s for every token, each token's own gradient. [..., T] → [..., T].
 
     So aggregation alone decides the weighting, and Σ_t of the gradients is s·∇log π(sequence). Zheng et al. 2025
-    (GSPO), eq. 13 ("GSPO-token").
+    (GSPO), eq. 14 ("GSPO-token").
     """
     return log_sequence.detach() + (log_ratio - log_ratio.detach())
 

@@ -37,7 +37,7 @@ def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
 
 
 def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu et al. 2025."""
+    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu 2025, eq. 5."""
     dims = (-3, -2, -1)
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)
@@ -136,7 +136,7 @@ class BatchStd(_Std):
 
 @dataclass(frozen=True)
 class TokenWhitening(Scale):
-    """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu et al. 2025, eq. 8)."""
+    """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5)."""
 
     eps: float = 1e-8
 

@@ -65,7 +65,8 @@ class Clip(Surrogate):
 
     `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al. 2025, eq. 10).
     `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole
-    term from below by c·A where A < 0 (Ye et al. 2019, eq. 2). The two are different formulas.
+    term from below by c·A where A < 0 (Ye et al. 2019). Two formulas, and one function wherever the bound is above
+    1 + ε_high; below it the cap also cuts positive advantages, so `dual_clip` must be above and `ratio_cap` need not.
     """
 
     epsilon_low: float = 0.2
@@ -76,8 +77,9 @@ class Clip(Surrogate):
     def __post_init__(self) -> None:
         require(0 <= self.epsilon_low <= 1, "Clip.epsilon_low", self.epsilon_low, "a number from 0 to 1")
         require(self.epsilon_high is None or 0 <= self.epsilon_high < float("inf"), "Clip.epsilon_high", self.epsilon_high, "a number ≥ 0")
-        for name, value in (("ratio_cap", self.ratio_cap), ("dual_clip", self.dual_clip)):
-            require(value is None or value > 1 + self.high, f"Clip.{name}", value, f"None or a number above 1 + ε_high = {1 + self.high:g}")
+        require(self.ratio_cap is None or self.ratio_cap > 0, "Clip.ratio_cap", self.ratio_cap, "None or a number > 0")
+        above = f"None or a number above 1 + ε_high = {1 + self.high:g}"
+        require(self.dual_clip is None or self.dual_clip > 1 + self.high, "Clip.dual_clip", self.dual_clip, above)
 
     @property
     def high(self) -> float:
@@ -112,10 +114,11 @@ class Clip(Surrogate):
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         ratio = log_ratio.exp()
-        flat = ((advantage > 0) & (ratio > 1 + self.high)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
+        upper = 1 + self.high if self.ratio_cap is None else min(1 + self.high, self.ratio_cap)
+        flat = ((advantage > 0) & (ratio > upper)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
         for bound in (self.ratio_cap, self.dual_clip):
             if bound is not None:
-                flat = flat | ((advantage < 0) & (ratio > bound))
+                flat = flat | ((advantage < 0) & (ratio > max(bound, 1 - self.epsilon_low)))
         return flat
 
 

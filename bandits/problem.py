@@ -1,0 +1,166 @@
+"""A bandit as a problem for the learner: an environment, a policy, and how many samples a prompt gets. T = 1 is the point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bandits.environments import Continuous, Environment, pick
+from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
+from course.errors import require
+
+from course.noise import Noise
+from course.rollout import Policy, Rollout
+
+
+class Bandit:
+    """Pulls arms: every rollout asks every prompt `group` times.
+
+    `reference` log-probabilities [..., Q, K] (or "start": the policy as it is now) fill the rollout's reference;
+    `critic` adds a learned value per prompt [..., Q]; `greedy` also asks the most probable arm (ReMax).
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        policy: Softmax | LinearSoftmax,
+        group: int,
+        *,
+        reference: Tensor | str | None = None,
+        critic: bool = False,
+        greedy: bool = False,
+    ) -> None:
+        require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")
+        with torch.no_grad():
+            start = policy.log_probs()
+        require(
+            start.shape[-2:] == environment.mean.shape[-2:],
+            "policy",
+            tuple(start.shape),
+            f"[..., Q, K] with (Q, K) = {tuple(environment.mean.shape[-2:])} of the environment",
+        )
+        if isinstance(reference, str):
+            require(reference == "start", "reference", reference, "'start', log-probabilities or None")
+        self.environment, self.arm_policy, self.group, self.greedy = environment, policy, group, greedy
+        self.runs = start.shape[:-2]
+        self.reference = start if isinstance(reference, str) else reference
+        self.value = torch.zeros(start.shape[:-1], dtype=start.dtype, device=start.device, requires_grad=True) if critic else None
+        self.parameters: Sequence[Tensor] = [*policy.parameters, *([] if self.value is None else [self.value])]
+        lengths = environment.lengths
+        self.tokens = 1 if lengths is None else int(lengths.max())
+        self._live: tuple[list[int], Tensor, Policy] | None = None  # sampling's forward pass serves the first update too
+        self._prompts = torch.arange(start.shape[-2], device=start.device).expand(start.shape[:-1])
+        self._all_chosen = torch.ones(*start.shape[:-1], group, 1, dtype=torch.bool, device=start.device)
+
+    @torch.no_grad()
+    def sample(self, noise: Noise) -> Rollout:
+        """Every prompt asked `group` times: a rollout with T = 1, or the longest answer's length."""
+        with torch.enable_grad():
+            live = self.arm_policy.log_probs()
+        log_probs = live.detach()
+        action = draw(log_probs, noise, self.group)
+        with torch.enable_grad():
+            policy = self._policy(live, self.value, action)
+        self._live = (self._versions(), action, policy)
+        score = self.environment.reward(action, noise)
+        mask = self._mask(action)
+        greedy_reward = None
+        if self.greedy:
+            greedy_reward = self.environment.reward(log_probs.argmax(-1, keepdim=True), noise).squeeze(-1)
+        self.environment.advance(noise)
+        ref = self.reference
+        return Rollout(
+            reward=self._on_last_token(score, mask),
+            log_prob=policy.log_prob.detach(),
+            mask=mask,
+            ref_log_prob=None if ref is None else self._on_first_token(pick(ref, action)),
+            value=None if self.value is None else self.value[..., None, None].expand(mask.shape),
+            greedy_reward=greedy_reward,
+            old_dist=self._dist(log_probs),
+            ref_dist=None if ref is None else self._dist(ref),
+            data={"action": action, "prompt": self._prompts},
+        )
+
+    def policy(self, rollout: Rollout) -> Policy:
+        """What the policy says now of the rollout's arms: all prompts, or a minibatch of them."""
+        live, self._live = self._live, None
+        action = rollout.data["action"]
+        if live is not None and live[0] == self._versions() and live[1] is action and torch.is_grad_enabled():
+            return live[2]
+        log_probs, value = self.arm_policy.log_probs(), self.value
+        if action.shape[-2] != log_probs.shape[-2]:
+            prompts = rollout.data["prompt"].flatten(0, -2)[0]
+            log_probs = log_probs.index_select(-2, prompts)
+            value = None if value is None else value.index_select(-1, prompts)
+        return self._policy(log_probs, value, action)
+
+    def _policy(self, log_probs: Tensor, value: Tensor | None, action: Tensor) -> Policy:
+        values = None if value is None else value[..., None, None].expand(*action.shape, self.tokens)
+        return Policy(self._on_first_token(pick(log_probs, action)), self._dist(log_probs), values)
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self.parameters]
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Tensor]:
+        """Exact expected reward and probability of the best arm, [...], by enumeration."""
+        probs = self.arm_policy.log_probs().movedim(-1, 0).exp()
+        mean = self.environment.mean.movedim(-1, 0)
+        best = probs.gather(0, self.environment.best.movedim(-1, 0).expand(1, *probs.shape[1:]))[0]
+        return {"expected_reward": (probs * mean).sum(0).mean(-1), "optimal_action": best.mean(-1)}
+
+    # ------------------------------------------------------------------ tokens: the first one is the choice, the rest are forced
+
+    def _mask(self, action: Tensor) -> Tensor:
+        if self.environment.lengths is None:
+            return self._all_chosen
+        return torch.arange(self.tokens, device=action.device) < self.environment.lengths[action].unsqueeze(-1)
+
+    def _on_first_token(self, log_prob: Tensor) -> Tensor:
+        if self.tokens == 1:
+            return log_prob.unsqueeze(-1)
+        return torch.nn.functional.pad(log_prob.unsqueeze(-1), (0, self.tokens - 1))
+
+    def _on_last_token(self, score: Tensor, mask: Tensor) -> Tensor:
+        if self.tokens == 1:
+            return score.unsqueeze(-1)
+        last = mask.sum(-1, keepdim=True) - 1
+        return torch.zeros(mask.shape, dtype=score.dtype, device=score.device).scatter(-1, last, score.unsqueeze(-1))
+
+    def _dist(self, log_probs: Tensor) -> Tensor:
+        full = log_probs[..., None, None, :]  # [..., Q, 1, 1, K]
+        if self.tokens == 1:
+            return full
+        forced = torch.full_like(full, -torch.inf)
+        forced[..., 0] = 0.0
+        return torch.cat([full, forced.expand(*full.shape[:-2], self.tokens - 1, -1)], -2)
+
+
+class GaussianBandit:
+    """A continuous action per prompt and a Gaussian policy: every rollout draws `group` actions for each of the Q prompts."""
+
+    def __init__(self, environment: Continuous, policy: GaussianPolicy, group: int) -> None:
+        require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")
+        self.environment, self.action_policy, self.group = environment, policy, group
+        self.runs = policy.mean.shape[:-1]
+        self.parameters: Sequence[Tensor] = policy.parameters
+        self._mask = torch.ones(*policy.mean.shape, group, 1, dtype=torch.bool, device=policy.mean.device)
+
+    @torch.no_grad()
+    def sample(self, noise: Noise) -> Rollout:
+        """`group` actions for every prompt."""
+        action = self.action_policy.draw(noise, self.group)
+        score = self.environment.reward(action, noise)
+        log_prob = self.action_policy.log_prob(action)
+        return Rollout(score.unsqueeze(-1), log_prob.unsqueeze(-1), self._mask, data={"action": action})
+
+    def policy(self, rollout: Rollout) -> Policy:
+        """What the policy says now of the rollout's actions."""
+        return Policy(self.action_policy.log_prob(rollout.data["action"]).unsqueeze(-1))
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Tensor]:
+        """The policy's mean and standard deviation, averaged over prompts."""
+        return {"mean": self.action_policy.mean.mean(-1), "std": self.action_policy.log_std.exp().mean(-1)}

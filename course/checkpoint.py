@@ -1,0 +1,69 @@
+"""Saved state: tensors in one safetensors file with its description inside, written whole or not at all. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from course.errors import CourseError
+
+FORMAT = "pg-ladder state 1"
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
+    """Write tensors and a JSON-able description to `path`, through a temporary file in the same folder."""
+    path = Path(path)
+    whole = save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        metadata={"format": FORMAT, "about": json.dumps(dict(about))},
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CourseError(f"{path}: cannot be written ({error.strerror}); allowed is a folder with room, open for writing") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the description; a damaged or foreign file is refused by name."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise CourseError(f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about["about"])  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CourseError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CourseError(f"{path}: damaged or not a saved state ({error})") from error
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with «prefix.» before them, so that several states share one file."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with «prefix.», without it."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def equal_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two states are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,126 @@
+"""The command `course`: climb the ladder, open the lessons, show the rungs, and count the claims that were reproduced."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from argparse import REMAINDER, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from course import ablation, ladder, results
+from course.device import pick_device
+from course.errors import CourseError, require, unknown
+from course.terminal import FACT_FAILED, OK, Parser, guarded
+
+QUICK_RUNS = 100
+KINDS = {"rung": "the ladder, bottom to top", "descendant": "descendants", "branch": "branches", "own": "your own"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 if a fact does not hold, 2 for bad input (one line), 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _main(arguments))
+
+
+def _main(argv: list[str]) -> int:
+    commands = {"ladder": _ladder, "facts": _facts, "rungs": _rungs, "lab": _lab}
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        raise unknown("command", argv[0], commands)
+    parser = _parser()
+    chosen = parser.parse_args(argv)
+    if chosen.command is None:
+        print(parser.format_help())
+        return OK
+    return commands[chosen.command](chosen)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="course",
+        description="From REINFORCE to GRPO, one replaced part at a time.",
+        epilog=f"""beside it:
+  python -m bandits [NAME]  one ablation on bandits: runs it, writes figures/NAME.png and NAME.json (no NAME: list them)
+  python -m tinylm [NAME]   the same for the tiny language model
+  both take --set field=value, --seed, --device, --rungs, --out, --redraw; NAME --help shows the settings
+
+ablations on bandits: {_ablations("bandits.ablations")}
+ablations on the tiny language model: {_ablations("tinylm.ablations")}
+
+exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves whole files or none""",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    climb = commands.add_parser("ladder", help="the main job: climb the ladder; a table and figures", description=_ladder.__doc__)
+    climb.add_argument("--rungs", metavar="a,b,mine.py:mine", help="the estimators to compare (default: the eight rungs)")
+    climb.add_argument("--runs", type=int, metavar="N", help="independent runs of each")
+    climb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random streams (default 0)")
+    climb.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
+    climb.add_argument("--out", metavar="DIR", help="folder for the files (default: figures/)")
+    climb.add_argument("--quick", action="store_true", help=f"a first look: {QUICK_RUNS} runs")
+
+    facts = commands.add_parser("facts", help="every claim that was measured, and whether it holds", description=_facts.__doc__)
+    facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
+    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help="write the count between the markers of README.md, or of FILE")
+
+    commands.add_parser("rungs", help="every estimator: what it replaces, its equation, its source", description=_rungs.__doc__)
+
+    lab = commands.add_parser("lab", help="open the lessons in JupyterLab", description=_lab.__doc__)
+    lab.add_argument("jupyter", nargs=REMAINDER, metavar="…", help="arguments for JupyterLab, such as --no-browser")
+    return parser
+
+
+def _ablations(package: str) -> str:
+    """The names, found without importing any of them."""
+    return ", ".join(ablation.names(package)) or "none yet"
+
+
+def _ladder(chosen: Namespace) -> int:
+    """Climb the ladder on a contextual bandit, with several updates per rollout, and put every rung under the microscope."""
+    require(chosen.runs is None or chosen.runs > 0, "--runs", chosen.runs, "a whole number ≥ 1")
+    require(chosen.seed >= 0, "--seed", chosen.seed, "a whole number ≥ 0")
+    require(not (chosen.quick and chosen.runs), "--quick", f"--runs {chosen.runs} as well", "one of the two")
+    device = None if chosen.device is None else str(pick_device(chosen.device))
+    rungs = None if chosen.rungs is None else list(ablation.resolve_rungs(chosen.rungs))
+    out = results.check_writable(Path(chosen.out) if chosen.out else ablation.default_folder())
+    climb = importlib.import_module("bandits.climb").climb  # by name: the core knows nothing of bandits
+    status = climb(rungs, QUICK_RUNS if chosen.quick else chosen.runs, chosen.seed, device, out)
+    return status if isinstance(status, int) else OK
+
+
+def _facts(chosen: Namespace) -> int:
+    """Print the ledger: every claim that a result in the folder measured. The exit status is 1 if one does not hold."""
+    facts = results.ledger(Path(chosen.folder) if chosen.folder else ablation.default_folder())
+    print(facts.table())
+    print(facts.summary)
+    if chosen.readme is not None:
+        path = Path(chosen.readme) if chosen.readme else (ablation.project_root() or Path()) / "README.md"
+        print(f"{path}: {'count updated' if results.update_readme(path, facts) else 'count is up to date'}")
+    return OK if facts.held == len(facts.entries) else FACT_FAILED
+
+
+def _rungs(chosen: Namespace) -> int:
+    """Show every estimator: the rung it stands on, the part it replaces, its equation in one line, its source."""
+    width = max(len(name) for name in ladder.RUNGS) + 2
+    for kind, heading in KINDS.items():
+        rungs = [rung for rung in ladder.RUNGS.values() if rung.kind == kind]
+        if rungs:
+            print(f"\n{heading}\n")
+        for rung in rungs:
+            step = f"{rung.on} with {rung.replaced}" if rung.on else "the first rung"
+            print(f"  {rung.name:<{width}}{step}\n  {'':<{width}}{rung.estimator.text()}")
+            if rung.source:
+                print(f"  {'':<{width}}{rung.source}")
+    return OK
+
+
+def _lab(chosen: Namespace) -> int:
+    """Start JupyterLab on the lessons in notebooks/."""
+    folder = (ablation.project_root() or Path()) / "notebooks"
+    if not any(folder.glob("*.ipynb")):
+        raise CourseError(f"lab: got no lessons in {str(folder)!r}; allowed is a checkout of the course whose notebooks/ has some")
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise CourseError("lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab")
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(folder), *chosen.jupyter])

@@ -1,0 +1,56 @@
+"""The smallest critic: a running mean of the rewards, kept per run and prompt and written into the rollout as its value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.rollout import Rollout
+
+
+class RunningMean:
+    """V = mean of the rewards so far, [..., Q]. Three rules for what "so far" means are in use, and they differ:
+
+    - `include_current=True`: this rollout's rewards are in the mean that judges them (the widely run replication);
+    - `include_current=False, first="reward"`: rewards before now, and the first is judged by itself (Sutton & Barto 2018, §2.8);
+    - `include_current=False, first="zero"`: rewards before now, and the first is judged by 0: never depends on the sample.
+
+    `per_prompt=False` keeps one mean for all prompts of a run. `share` (a number, or one per run [...]) multiplies V, so
+    that runs with a baseline (1) and without (0) can stand on one axis.
+    """
+
+    def __init__(
+        self, *, include_current: bool = False, first: str = "zero", per_prompt: bool = True, share: float | Tensor = 1.0
+    ) -> None:
+        require(first in ("zero", "reward"), "RunningMean.first", first, "'zero' or 'reward'")
+        self.include_current, self.first, self.per_prompt = include_current, first, per_prompt
+        self.share = share.unsqueeze(-1) if isinstance(share, Tensor) else share
+        self.mean: Tensor | None = None  # [..., Q or 1]
+        self.count = 0
+
+    def write(self, rollout: Rollout) -> Rollout:
+        """The rollout with `value` filled in; the mean takes in its rewards."""
+        score = rollout.score
+        now = score[..., 0] if score.shape[-1] == 1 else score.mean(-1)
+        if not self.per_prompt:
+            now = now.mean(-1, keepdim=True)
+        before = torch.zeros_like(now) if self.mean is None else self.mean
+        self.mean = torch.lerp(before, now, 1 / (self.count + 1))
+        self.count += 1
+        if self.include_current or (self.count == 1 and self.first == "reward"):
+            before = self.mean
+        if isinstance(self.share, Tensor) or self.share != 1:
+            before = before * self.share
+        return replace(rollout, value=before[..., None, None].expand(rollout.reward.shape))
+
+    def state(self) -> dict[str, Tensor]:
+        """The mean and the number of rollouts behind it."""
+        saved = {"count": torch.tensor(self.count)}
+        return saved if self.mean is None else saved | {"mean": self.mean.clone()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved `state`."""
+        self.count, self.mean = int(state["count"]), state.get("mean")

@@ -1,0 +1,27 @@
+"""Which device to compute on: the one asked for, or the best there is."""
+
+from __future__ import annotations
+
+import torch
+
+from course.errors import CourseError
+
+
+def available() -> list[str]:
+    """The devices of this machine by the names torch gives them; the CPU always comes first."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`; None and "auto" give the GPU where there is one. Raises `CourseError` if it is not there."""
+    names = available()
+    if name is None or name == "auto":
+        return torch.device("cuda" if "cuda" in names else "cpu")
+    if name not in names:
+        raise CourseError(f"device: got {name!r}; allowed is what this machine has: {', '.join(names)} (or auto)")
+    return torch.device(name)

@@ -1,0 +1,284 @@
+"""The house style of the figures: one colour and line style per rung, intervals, expectations, labels at the ends of lines.
+
+Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot: nothing global is touched, and matplotlib is
+imported when the first figure is made, not before. Colours of the eight rungs keep a contrast of 3 to white and stay
+apart for every kind of colour blindness; after Okabe & Ito 2008 and Tol 2021, darkened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from course.errors import CourseError, require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+DPI = 144
+FONT = 11.0  # points
+SMALLEST_FONT = 10.0
+INK = "#222222"  # text, axes, expectations
+Dashes = str | tuple[float, tuple[float, ...]]
+Style = dict[str, Any]
+
+SOLID: Dashes = "-"
+DASH: Dashes = (0, (5, 1.6))
+DOT: Dashes = (0, (1.2, 1.4))
+DASHDOT: Dashes = (0, (6, 1.6, 1.2, 1.6))
+
+# Rungs that may coincide stand on neighbouring places of the ladder: a dashed one over a solid one leaves both visible.
+STYLES: dict[str, tuple[str, Dashes]] = {
+    "reinforce": ("#000000", SOLID),
+    "baseline": ("#b8860b", DASH),
+    "surrogate": ("#4a98e0", SOLID),
+    "clip": ("#0057a3", DASH),
+    "group_mean": ("#00875f", SOLID),
+    "group_std": ("#c25fa0", SOLID),
+    "length_mean": ("#7a1f5c", DOT),
+    "grpo": ("#b8320f", DASH),
+    # the descendants; the way stations between them share a colour with where they lead
+    "rloo": ("#332288", DASH),
+    "remax": ("#8a6d3b", DASHDOT),
+    "opo": ("#7f7f1e", DASH),
+    "whitened": ("#aa4499", DOT),
+    "whitened_length": ("#aa4499", DASH),
+    "whitened_to_go": ("#aa4499", SOLID),
+    "reinforce_pp": ("#aa4499", DASHDOT),
+    "dr_grpo": ("#117733", DASH),
+    "token_mean": ("#1f5f8b", DOT),
+    "clip_higher": ("#1f5f8b", DASHDOT),
+    "dapo": ("#1f5f8b", SOLID),
+    "sequence_ratio": ("#1a8a80", DOT),
+    "gspo": ("#1a8a80", DASHDOT),
+    "luspo": ("#1a8a80", DASH),
+    "cispo": ("#ee3377", DASH),
+    "sapo": ("#c96f00", DASHDOT),
+    # the branches
+    "ppo_value": ("#661100", DOT),
+    "ppo": ("#661100", SOLID),
+    "ppo_kl": ("#5566aa", DOT),
+    "ppo_kl_adaptive": ("#5566aa", DASHDOT),
+    "group_whitened": ("#884488", DOT),
+    "group_whitened_length": ("#884488", DASH),
+    "reinforce_pp_baseline": ("#884488", DASHDOT),
+    # what they are compared with
+    "trpo": ("#225522", SOLID),
+    "natural_gradient": ("#225522", DASHDOT),
+    "exact": ("#666666", SOLID),
+    "epsilon_greedy": ("#666666", DASH),
+    "ucb": ("#666666", DOT),
+    "thompson": ("#666666", DASHDOT),
+}
+OWN_COLOURS = ("#332288", "#117733", "#0f7f7f", "#7f7f1e", "#9a6a00", "#c0504d", "#882255", "#aa4499", "#5566aa", "#444444")
+OWN_DASHES: tuple[Dashes, ...] = (
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (9, 2)),
+    (0, (2.5, 1.2)),
+    (0, (9, 1.5, 2.5, 1.5)),
+    (0, (9, 1.5, 1.2, 1.5, 1.2, 1.5)),
+)
+
+
+def style_of(name: str) -> Style:
+    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own gets one of 50 by its name alone."""
+    if name in STYLES:
+        colour, dashes = STYLES[name]
+    else:
+        pick = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        colour = OWN_COLOURS[pick % len(OWN_COLOURS)]
+        dashes = OWN_DASHES[pick // len(OWN_COLOURS) % len(OWN_DASHES)]
+    return {"color": colour, "linestyle": dashes}
+
+
+def shades(count: int) -> list[str]:
+    """`count` colours from dark to light for an ordered setting (group sizes, learning rates), all readable on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    require(count > 0, "count", count, "a number ≥ 1")
+    return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.68, count)]
+
+
+def new_figure(
+    rows: int = 1, cols: int = 1, *, width: float | None = None, height: float | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` × `cols` panels and its axes in reading order, styled. `width` and `height` in inches.
+
+    `options` go to `Figure.subplots` (sharex, sharey, width_ratios …).
+    """
+    from matplotlib.figure import Figure
+
+    size = width or (6.4 if cols == 1 else 4.7 * cols), height or (4.0 if rows == 1 else 3.4 * rows)
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    panels = list(np.atleast_1d(figure.subplots(rows, cols, **options)).flat)
+    for ax in panels:
+        _dress(ax)
+    return figure, panels
+
+
+def describe(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Title (flush left) and axis labels, with units, of a panel."""
+    ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK)
+    ax.set_xlabel(x, fontsize=FONT, color=INK)
+    ax.set_ylabel(y, fontsize=FONT, color=INK)
+
+
+def band(
+    ax: Axes, x: ArrayLike, mean: ArrayLike, half_width: ArrayLike | None = None, name: str = "", label: str | None = None, **line: Any
+) -> Line2D:
+    """A curve with an interval: mean ± half_width, all [n]. `name` decides the style, `label` (default: the name) names it.
+
+    `line` overrides (color, linestyle, linewidth …). Returns the line, for `label_ends`.
+    """
+    x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
+    require(x.shape == mean.shape and x.ndim == 1, "band", f"x {x.shape} and mean {mean.shape}", "two series of one length")
+    style: Style = {"linewidth": 2.0, **style_of(name), **line}
+    [curve] = ax.plot(x, mean, label=name if label is None else label, **style)
+    if half_width is not None:
+        half = np.broadcast_to(np.asarray(half_width, dtype=float), mean.shape)
+        ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.18, linewidth=0, zorder=1.5)
+    return curve
+
+
+def expectation(
+    ax: Axes, y: ArrayLike | None = None, x: ArrayLike | None = None, label: str | None = None, marker: str | None = None
+) -> Line2D:
+    """What is expected, published or in closed form, as a thin dark dashed line over the measurement.
+
+    `y` alone is a level, `x` alone a place, both together a curve; with `marker` ("D", "o" …) hollow points in place of a line.
+    """
+    style: Style = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 3)), "label": label, "zorder": 3.0}
+    if x is not None and y is not None:
+        if marker:
+            style |= {"linestyle": "none", "marker": marker, "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.3}
+        [line] = ax.plot(np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float)), **style)
+        return line
+    if (x is None) == (y is None) or marker:
+        raise CourseError("expectation: got neither a level (y), nor a place (x), nor a curve (x and y); a marker needs both")
+    return ax.axhline(float(np.asarray(y)), **style) if y is not None else ax.axvline(float(np.asarray(x)), **style)
+
+
+def label_ends(ax: Axes, lines: Sequence[Line2D] | None = None, labels: Sequence[str] | None = None, size: float = 10.0) -> None:
+    """Write each line's label beside its right end, in its colour, moved apart where labels would overlap.
+
+    Call it last for a panel, when limits and scales are set. Default: every labelled line of the panel.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    chosen = list(ax.get_lines()) if lines is None else list(lines)
+    names = [str(line.get_label()) for line in chosen] if labels is None else list(labels)
+    require(len(names) == len(chosen), "labels", len(names), f"one for each of the {len(chosen)} lines")
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise CourseError("label_ends: got a panel without a figure; allowed is one that `new_figure` made")
+    figure.draw_without_rendering()  # settles the panel's height
+    box, points = ax.get_window_extent(), 72.0 / figure.dpi
+    ends = []
+    for line, name in zip(chosen, names, strict=True):
+        place = _right_end(line)
+        if not name.startswith("_") and place is not None:
+            ends.append((line, name, (place - (box.x0, box.y0)) * points))
+    if not ends:
+        return
+    wide, high = box.width * points, box.height * points
+    wanted = np.array([end[1] for _, _, end in ends])
+    for (line, name, end), level in zip(ends, spread(wanted, 1.25 * size, 0.5 * size, high - 0.5 * size), strict=True):
+        colour = readable(line.get_color())
+        shifted = abs(level - end[1]) > 0.3 * size or end[0] < wide - 2
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1, "relpos": (0.0, 0.5)} if shifted else None
+        ax.annotate(
+            name,
+            xy=(end[0] / wide, min(max(end[1] / high, 0.0), 1.0)),
+            xycoords="axes fraction",
+            xytext=(1.0, level / high),
+            textcoords=ax.transAxes + ScaledTranslation((12 if shifted else 5) / 72, 0, figure.dpi_scale_trans),
+            color=colour,
+            fontsize=size,
+            va="center",
+            arrowprops=arrow,
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: ArrayLike, gap: float, low: float = -np.inf, high: float = np.inf) -> NDArray[np.float64]:
+    """Places as near as can be (least squares) to the `wanted` ones [n], at least `gap` apart and within [low, high].
+
+    With z_i = y_i − i·gap this is isotonic regression, solved by pooling neighbours. Where n labels do not fit, `gap` shrinks.
+    """
+    wanted = np.asarray(wanted, dtype=float)
+    count = len(wanted)
+    if count > 1:
+        gap = min(gap, (high - low) / (count - 1))
+    order = np.argsort(wanted, kind="stable")
+    pools: list[tuple[float, int]] = []  # (mean, size), means increasing
+    for target in wanted[order] - gap * np.arange(count):
+        mean, size = float(target), 1
+        while pools and pools[-1][0] >= mean:
+            before, many = pools.pop()
+            mean, size = (before * many + mean * size) / (many + size), many + size
+        pools.append((mean, size))
+    level = np.clip(np.repeat([mean for mean, _ in pools], [size for _, size in pools]), low, high - gap * (count - 1))
+    places = np.empty(count)
+    places[order] = level + gap * np.arange(count)
+    return places
+
+
+def readable(colour: Any, contrast: float = 4.5) -> str:
+    """The colour, darkened until text in it has that contrast to white (WCAG 2.1, §1.4.3)."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    rgb = np.array(to_rgb(colour))
+    while contrast_to_white(rgb) < contrast:
+        rgb = rgb * 0.96
+    return to_hex(tuple(rgb))
+
+
+def contrast_to_white(rgb: ArrayLike) -> float:
+    """The contrast ratio 1 … 21 of an sRGB colour [3] in 0 … 1 to white (WCAG 2.1)."""
+    rgb = np.asarray(rgb, dtype=float)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(1.05 / (linear @ np.array([0.2126, 0.7152, 0.0722]) + 0.05))
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG: opaque, fixed resolution, no text under 10 points, no date or program name inside."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontsize(max(float(text.get_fontsize()), SMALLEST_FONT))
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"savefig.bbox": None, "savefig.transparent": False, "text.usetex": False}):
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", edgecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _dress(ax: Axes) -> None:
+    """Spines, grid and fonts of the house."""
+    ax.set_facecolor("white")
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color("#777777")
+    ax.grid(True, color="#e4e4e4", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.margins(x=0.02)
+    ax.tick_params(labelsize=SMALLEST_FONT, color="#777777", labelcolor=INK)
+
+
+def _right_end(line: Line2D) -> NDArray[np.float64] | None:
+    """The last finite point of a line in pixels [2], or None if it has none."""
+    data = np.column_stack([np.asarray(line.get_xdata(orig=False), float), np.asarray(line.get_ydata(orig=False), float)])
+    with np.errstate(all="ignore"):
+        pixels = np.asarray(line.get_transform().transform(data))
+    finite = pixels[np.isfinite(pixels).all(1)]
+    return None if len(finite) == 0 else finite[finite[:, 0].argmax()]

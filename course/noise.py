@@ -1,0 +1,100 @@
+"""Random numbers: one stream for each run, so that a run alone gives what it gives among others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.random.bit_generator import ISeedSequence
+from torch import Tensor
+
+from course.errors import CourseError, require
+
+BLOCK = 512  # numbers drawn ahead per run; a constant, since it decides how a stream is shared between kinds
+
+
+class Noise:
+    """Uniform and normal numbers for runs [...], each run from a generator of its own, seeded by (seed, run's number).
+
+    `numbers` says which runs of a larger experiment these are (default 0, 1, 2 …): `Noise((1,), seed, numbers=[7])`
+    gives the eighth run its numbers again. Drawn in float64 and converted, so both dtypes see the same stream.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[int] = (),
+        seed: int = 0,
+        *,
+        numbers: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        require(isinstance(seed, int) and seed >= 0, "seed", seed, "an integer ≥ 0")
+        self.runs = torch.Size(runs)
+        self.count = prod(self.runs)
+        numbers = range(self.count) if numbers is None else numbers
+        require(len(numbers) == self.count, "noise.numbers", len(numbers), f"one number for each of the {self.count} runs")
+        self.dtype, self.device = dtype, torch.device(device)
+        master = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
+        words = master.integers(2**64, size=(max(numbers, default=-1) + 1, 3), dtype=np.uint64)
+        self.generators = [np.random.Generator(np.random.SFC64(_Words(words[run]))) for run in numbers]
+        empty = torch.empty(0, self.count, dtype=torch.float64)
+        self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """[..., *shape] uniform on [0, 1] (float32 may round up to 1)."""
+        return self._draw("uniform", shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """[..., *shape] standard normal."""
+        return self._draw("normal", shape)
+
+    def _draw(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        need = prod(shape)
+        if len(self._ahead[kind]) < need:
+            self._refill(kind, max(BLOCK, need - len(self._ahead[kind])))
+        ahead = self._ahead[kind]
+        self._ahead[kind] = ahead[need:]
+        taken = ahead[:need].reshape(*shape, *self.runs)
+        return taken.permute(*range(len(shape), taken.dim()), *range(len(shape)))  # runs first, yet last in memory
+
+    def _refill(self, kind: str, size: int) -> None:
+        fresh = np.empty((self.count, size))
+        for row, generator in zip(fresh, self.generators, strict=True):
+            generator.random(out=row) if kind == "uniform" else generator.standard_normal(out=row)
+        block = torch.from_numpy(fresh).to(self.dtype).t().contiguous().to(self.device)
+        self._ahead[kind] = torch.cat([self._ahead[kind].to(block), block]) if len(self._ahead[kind]) else block
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next numbers depend on, as tensors."""
+        words = np.stack([_state_words(generator) for generator in self.generators]) if self.generators else np.empty((0, 6), np.uint64)
+        return {"generators": torch.from_numpy(words.view(np.int64)), **{name: ahead.cpu().clone() for name, ahead in self._ahead.items()}}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved `state`, to the bit."""
+        words = state["generators"].numpy().view(np.uint64)
+        if len(words) != self.count:
+            raise CourseError(f"noise state: got {len(words)} runs; allowed is {self.count}")
+        for generator, row in zip(self.generators, words, strict=True):
+            full = generator.bit_generator.state
+            full["state"]["state"][:] = row[:4]
+            full["has_uint32"], full["uinteger"] = int(row[4]), int(row[5])
+            generator.bit_generator.state = full
+        self._ahead = {name: state[name].to(self.device) for name in self._ahead}
+
+
+class _Words(ISeedSequence):
+    """Three seed words as they are: the master's stream has mixed them already."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> np.ndarray:
+        return self.words
+
+
+def _state_words(generator: np.random.Generator) -> np.ndarray:
+    full = generator.bit_generator.state
+    return np.array([*full["state"]["state"], full["has_uint32"], full["uinteger"]], dtype=np.uint64)
