@@ -22,7 +22,9 @@ def arms_first(tensor: Tensor) -> Tensor:
 
 
 def pick(per_arm: Tensor, action: Tensor) -> Tensor:
-    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G]."""
+    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G]; run axes that `per_arm` lacks are shared."""
+    if per_arm.dim() < action.dim():
+        per_arm = per_arm.expand(*action.shape[:-1], per_arm.shape[-1])
     if action.shape[-1] == 1:  # gather along the outermost axis: much the faster for arms-first tensors
         return per_arm.movedim(-1, 0).gather(0, action.movedim(-1, 0)).movedim(0, -1)
     return per_arm.gather(-1, action)
@@ -44,7 +46,9 @@ class Environment:
         require(self.mean.dim() >= 2 and min(shape[-2:]) > 0, "environment.mean", shape, "a shape [..., Q, K]")
         require(bool(torch.isfinite(self.mean).all()), "environment.mean", "a number that is not finite", "finite numbers")
         if self.lengths is not None:
-            require(self.lengths.shape == self.mean.shape[-1:], "environment.lengths", tuple(self.lengths.shape), f"one per arm, {shape[-1:]}")
+            require(
+                self.lengths.shape == self.mean.shape[-1:], "environment.lengths", tuple(self.lengths.shape), f"one per arm, {shape[-1:]}"
+            )
             require(bool((self.lengths > 0).all()), "environment.lengths", self.lengths.tolist(), "positive numbers of tokens")
         self.mean = arms_first(self.mean)
 
@@ -135,7 +139,12 @@ class Discrete(Environment):
     def __init__(self, values: Tensor, chances: Tensor, lengths: Tensor | None = None) -> None:
         require(values.shape == chances.shape, "Discrete.chances", tuple(chances.shape), f"the shape of values, {tuple(values.shape)}")
         total = chances.sum(-1)
-        require(bool(((chances >= 0).all(-1) & ((total - 1).abs() < 1e-6)).all()), "Discrete.chances", total.tolist(), "probabilities that sum to 1")
+        require(
+            bool(((chances >= 0).all(-1) & ((total - 1).abs() < 1e-6)).all()),
+            "Discrete.chances",
+            total.tolist(),
+            "probabilities that sum to 1",
+        )
         self.values, self.chances = values, chances
         super().__init__((values * chances).sum(-1), lengths=lengths)
 
@@ -202,9 +211,7 @@ def testbed(noise: Noise, arms: int = 10, *, mean: float = 0.0, spread: float = 
     return Gaussian(mean + spread * noise.normal(1, arms), std=std)
 
 
-def contextual(
-    noise: Noise, difficulty: Sequence[float], arms: int = 10, *, offset: float = 0.0, scale: float = 1.0
-) -> Discrete:
+def contextual(noise: Noise, difficulty: Sequence[float], arms: int = 10, *, offset: float = 0.0, scale: float = 1.0) -> Discrete:
     """Prompts of different difficulty: prompt q has one right arm, which pays `scale` with probability 1 and the others
     with probability `difficulty[q]`·U(0, 1), all plus `offset`. Each run draws its own arms.
     """

@@ -36,7 +36,7 @@ class Softmax:
 
     def __init__(self, logits: Tensor) -> None:
         require(logits.dim() >= 2, "Softmax.logits", tuple(logits.shape), "a shape [..., Q, K]")
-        self.logits = arms_first(logits.detach()).requires_grad_()
+        self.logits = arms_first(logits.detach()).clone().requires_grad_()  # a copy keeps the layout, not the caller's memory
         self.parameters: Sequence[Tensor] = [self.logits]
 
     @classmethod
@@ -82,10 +82,11 @@ class GaussianPolicy:
         with torch.no_grad():
             return self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * noise.normal(self.mean.shape[-1], group)
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """log density of actions [..., Q, G], in nats."""
-        standard = (action - self.mean.unsqueeze(-1)) * (-self.log_std).exp().unsqueeze(-1)
-        return -0.5 * standard**2 - self.log_std.unsqueeze(-1) - 0.5 * math.log(2 * math.pi)
+    def log_prob(self, action: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """log density of actions [..., n, G], in nats, for the prompts with numbers `prompts` [n] (default: all Q)."""
+        mean, log_std = (p if prompts is None else p.index_select(-1, prompts) for p in (self.mean, self.log_std))
+        standard = (action - mean.unsqueeze(-1)) * (-log_std).exp().unsqueeze(-1)
+        return -0.5 * standard**2 - log_std.unsqueeze(-1) - 0.5 * math.log(2 * math.pi)
 
 
 __all__ = ["GaussianPolicy", "LinearSoftmax", "Softmax", "draw", "log_softmax", "pick"]

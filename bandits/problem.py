@@ -10,7 +10,6 @@ from torch import Tensor
 from bandits.environments import Continuous, Environment, pick
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
 from course.errors import require
-
 from course.noise import Noise
 from course.rollout import Policy, Rollout
 
@@ -76,7 +75,7 @@ class Bandit:
             log_prob=policy.log_prob.detach(),
             mask=mask,
             ref_log_prob=None if ref is None else self._on_first_token(pick(ref, action)),
-            value=None if self.value is None else self.value[..., None, None].expand(mask.shape),
+            value=None if self.value is None else self.value.clone()[..., None, None].expand(mask.shape),
             greedy_reward=greedy_reward,
             old_dist=self._dist(log_probs),
             ref_dist=None if ref is None else self._dist(ref),
@@ -91,7 +90,7 @@ class Bandit:
             return live[2]
         log_probs, value = self.arm_policy.log_probs(), self.value
         if action.shape[-2] != log_probs.shape[-2]:
-            prompts = rollout.data["prompt"].flatten(0, -2)[0]
+            prompts = _first_run(rollout.data["prompt"])
             log_probs = log_probs.index_select(-2, prompts)
             value = None if value is None else value.index_select(-1, prompts)
         return self._policy(log_probs, value, action)
@@ -106,10 +105,9 @@ class Bandit:
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """Exact expected reward and probability of the best arm, [...], by enumeration."""
-        probs = self.arm_policy.log_probs().movedim(-1, 0).exp()
-        mean = self.environment.mean.movedim(-1, 0)
-        best = probs.gather(0, self.environment.best.movedim(-1, 0).expand(1, *probs.shape[1:]))[0]
-        return {"expected_reward": (probs * mean).sum(0).mean(-1), "optimal_action": best.mean(-1)}
+        probs = self.arm_policy.log_probs().exp()
+        best = pick(probs, self.environment.best.expand(*probs.shape[:-1], 1)).squeeze(-1)
+        return {"expected_reward": (probs * self.environment.mean).sum(-1).mean(-1), "optimal_action": best.mean(-1)}
 
     # ------------------------------------------------------------------ tokens: the first one is the choice, the rest are forced
 
@@ -147,6 +145,7 @@ class GaussianBandit:
         self.runs = policy.mean.shape[:-1]
         self.parameters: Sequence[Tensor] = policy.parameters
         self._mask = torch.ones(*policy.mean.shape, group, 1, dtype=torch.bool, device=policy.mean.device)
+        self._prompts = torch.arange(policy.mean.shape[-1], device=policy.mean.device).expand(policy.mean.shape)
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -154,13 +153,22 @@ class GaussianBandit:
         action = self.action_policy.draw(noise, self.group)
         score = self.environment.reward(action, noise)
         log_prob = self.action_policy.log_prob(action)
-        return Rollout(score.unsqueeze(-1), log_prob.unsqueeze(-1), self._mask, data={"action": action})
+        data = {"action": action, "prompt": self._prompts}
+        return Rollout(score.unsqueeze(-1), log_prob.unsqueeze(-1), self._mask, data=data)
 
     def policy(self, rollout: Rollout) -> Policy:
         """What the policy says now of the rollout's actions."""
-        return Policy(self.action_policy.log_prob(rollout.data["action"]).unsqueeze(-1))
+        action = rollout.data["action"]
+        whole = action.shape[-2] == self.action_policy.mean.shape[-1]
+        prompts = None if whole else _first_run(rollout.data["prompt"])
+        return Policy(self.action_policy.log_prob(action, prompts).unsqueeze(-1))
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """The policy's mean and standard deviation, averaged over prompts."""
-        return {"mean": self.action_policy.mean.mean(-1), "std": self.action_policy.log_std.exp().mean(-1)}
+        return {"action_mean": self.action_policy.mean.mean(-1), "action_std": self.action_policy.log_std.exp().mean(-1)}
+
+
+def _first_run(prompts: Tensor) -> Tensor:
+    """Numbers of the prompts [..., n] of a minibatch → [n]: every run has the same."""
+    return prompts.reshape(-1, prompts.shape[-1])[0]

@@ -58,7 +58,8 @@ def load(package: str, name: str) -> ModuleType:
         raise unknown("ablation", name, known) if known else CourseError(f"unknown ablation {name!r}: {package} has no ablations here yet")
     module = importlib.import_module(f"{package}.{name}")
     missing = [part for part in ("TITLE", "EXPECTED_SECONDS", "SETTINGS", "run", "plot") if not hasattr(module, part)]
-    require(not missing, f"ablation {name}", f"no {', '.join(missing)}", "a module with TITLE, EXPECTED_SECONDS, SETTINGS, run and plot")
+    if missing:
+        raise CourseError(f"ablation {name}: got a module without {', '.join(missing)}; allowed is one that has them, see course.ablation")
     settings = module.SETTINGS
     frozen = dataclasses.is_dataclass(settings) and not isinstance(settings, type) and settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
     require(frozen, f"ablation {name}", type(settings).__name__, "an instance of a frozen dataclass as SETTINGS")
@@ -148,7 +149,7 @@ def _read(kind: Any, text: str) -> Any:
         return value
     if kind in (str, Path):
         return kind(text)
-    raise CourseError(f"--set: got a field of type {_type_name(kind)}; allowed is changing that one in the code")
+    raise ValueError
 
 
 def _first(found: list[Any]) -> Any:
@@ -173,11 +174,7 @@ def _allowed(kind: Any) -> str:
     if origin is tuple:
         many = len(inner) == 2 and inner[1] is Ellipsis
         return f"a list a,b,c, each {_allowed(inner[0])}" if many else "a list of " + ", ".join(_allowed(one) for one in inner)
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}.get(kind, _type_name(kind))
-
-
-def _type_name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}.get(kind, "a change in the code")
 
 
 def _describe_settings(settings: Any) -> str:

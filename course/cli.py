@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
-from argparse import REMAINDER, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +30,10 @@ def _main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise unknown("command", argv[0], commands)
     parser = _parser()
-    chosen = parser.parse_args(argv)
+    chosen, further = parser.parse_known_args(argv)
+    if further and chosen.command != "lab":
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    chosen.further = further  # JupyterLab's own
     if chosen.command is None:
         print(parser.format_help())
         return OK
@@ -68,7 +71,7 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
     commands.add_parser("rungs", help="every estimator: what it replaces, its equation, its source", description=_rungs.__doc__)
 
     lab = commands.add_parser("lab", help="open the lessons in JupyterLab", description=_lab.__doc__)
-    lab.add_argument("jupyter", nargs=REMAINDER, metavar="…", help="arguments for JupyterLab, such as --no-browser")
+    lab.epilog = "further arguments, such as --no-browser, go to JupyterLab"
     return parser
 
 
@@ -107,12 +110,14 @@ def _rungs(chosen: Namespace) -> int:
     for kind, heading in KINDS.items():
         rungs = [rung for rung in ladder.RUNGS.values() if rung.kind == kind]
         if rungs:
-            print(f"\n{heading}\n")
+            print(f"{heading}\n")
         for rung in rungs:
             step = f"{rung.on} with {rung.replaced}" if rung.on else "the first rung"
             print(f"  {rung.name:<{width}}{step}\n  {'':<{width}}{rung.estimator.text()}")
             if rung.source:
                 print(f"  {'':<{width}}{rung.source}")
+        if rungs:
+            print()
     return OK
 
 
@@ -123,4 +128,4 @@ def _lab(chosen: Namespace) -> int:
         raise CourseError(f"lab: got no lessons in {str(folder)!r}; allowed is a checkout of the course whose notebooks/ has some")
     if importlib.util.find_spec("jupyterlab") is None:
         raise CourseError("lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab")
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(folder), *chosen.jupyter])
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(folder), *chosen.further])

@@ -22,9 +22,7 @@ class RunningMean:
     that runs with a baseline (1) and without (0) can stand on one axis.
     """
 
-    def __init__(
-        self, *, include_current: bool = False, first: str = "zero", per_prompt: bool = True, share: float | Tensor = 1.0
-    ) -> None:
+    def __init__(self, *, include_current: bool = False, first: str = "zero", per_prompt: bool = True, share: float | Tensor = 1.0) -> None:
         require(first in ("zero", "reward"), "RunningMean.first", first, "'zero' or 'reward'")
         self.include_current, self.first, self.per_prompt = include_current, first, per_prompt
         self.share = share.unsqueeze(-1) if isinstance(share, Tensor) else share

@@ -1,6 +1,6 @@
 """The estimator: eight parts that together are one objective. Every algorithm of the course is one of these, with a part swapped.
 
-    objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w · ½(V − R)²
+objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w · ½(V − R)²
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class Estimator:
         if self.entropy_coef:
             gain = gain + self.entropy_coef * policy.entropy
         if self.value_coef:
-            require(policy.value is not None, "policy.value", None, "the critic's values, which value_coef > 0 needs")
+            if policy.value is None:
+                raise CourseError("policy.value: got None; allowed is the critic's values, which value_coef > 0 needs")
             gain = gain - self.value_coef * 0.5 * (policy.value - frozen.target) ** 2
         return (weight * gain).sum((-3, -2, -1))
 

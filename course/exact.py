@@ -21,11 +21,11 @@ from course.estimator import Estimator
 from course.parts import AllSamples, BatchMean, BatchStd, TokenMean, TokenWhitening, TotalReturn, Value
 from course.rollout import Policy, Rollout
 
-_PER_TOKEN = ("log_prob", "reward", "mask", "old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
+_PER_SAMPLE = ("log_prob", "reward", "mask", "old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
 _PER_ARM = ("old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
 _DISTS = ("dist", "old_dist", "ref_dist")
 SMALL = 2_000_000  # cells (runs × prompts × samples × columns) up to which "auto" lists every multiset: within a second
-LARGEST = 40_000_000  # cells above which a request is refused: some ten seconds
+LARGEST = 40_000_000  # cells above which a request is refused: several seconds
 CHUNK = 200_000  # cells per pass: the pass stays in the cache
 
 # ---------------------------------------------------------------- what can happen
@@ -207,13 +207,14 @@ def gradient(outcomes: Outcomes) -> Tensor:
 def kl(outcomes: Outcomes, direction: str = "reverse") -> float:
     """Mean over prompts of the KL of whole answers, in nats: "reverse" KL(π‖ref), "forward" KL(ref‖π)."""
     log_r, p, ref = _reference(outcomes, direction)
-    return float((p * -log_r if direction == "reverse" else ref * log_r).sum(-1).mean())
+    q, log_q_over_p = (p, -log_r) if direction == "reverse" else (ref, log_r)
+    return float(torch.where(q > 0, q * log_q_over_p, 0.0).sum(-1).mean())
 
 
 def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
     """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the score of the whole answer."""
     log_r, p, ref = _reference(outcomes, direction)
-    weight = p * -log_r if direction == "reverse" else -ref
+    weight = torch.where(p > 0, p * -log_r, 0.0) if direction == "reverse" else -ref
     return torch.einsum("qk,qkd->d", weight, outcomes.total_score) / len(weight)
 
 
@@ -327,7 +328,7 @@ class _View:
         self.probability = sampling_probability(outcomes)
         self.alive = [row.nonzero().squeeze(-1) for row in self.probability > 0]  # what never happens is never listed
         self.first_row = torch.arange(self.prompts, device=outcomes.reward.device).unsqueeze(-1) * self.kinds
-        self.rows = {name: tensor.flatten(0, 1) for name in _PER_TOKEN if (tensor := getattr(outcomes, name)) is not None}
+        self.rows = {name: tensor.flatten(0, 1) for name in _PER_SAMPLE if (tensor := getattr(outcomes, name)) is not None}
         for name in _DISTS:
             if (tensor := getattr(outcomes, name)) is not None:
                 self.rows[name] = tensor.expand(-1, self.kinds, self.tokens, -1).flatten(0, 1)
@@ -485,7 +486,8 @@ def _classes(view: _View) -> Tensor:
 
 
 def _own_parts(estimator: Estimator) -> bool:
-    return all(type(part).__module__.startswith("course.parts.") for part in estimator.parts.values())
+    parts = [*estimator.parts.values(), estimator.kl.place, estimator.kl.anchor]
+    return all(type(part).__module__.startswith("course.parts.") for part in parts)
 
 
 def _prompts_apart(view: _View) -> bool:

@@ -193,7 +193,9 @@ def label_ends(ax: Axes, lines: Sequence[Line2D] | None = None, labels: Sequence
     for (line, name, end), level in zip(ends, spread(wanted, 1.25 * size, 0.5 * size, high - 0.5 * size), strict=True):
         colour = readable(line.get_color())
         shifted = abs(level - end[1]) > 0.3 * size or end[0] < wide - 2
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1, "relpos": (0.0, 0.5)} if shifted else None
+        arrow = (
+            {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1, "relpos": (0.0, 0.5)} if shifted else None
+        )
         ax.annotate(
             name,
             xy=(end[0] / wide, min(max(end[1] / high, 0.0), 1.0)),

@@ -43,6 +43,8 @@ GLOSSARY: dict[str, Metric] = {
         Metric("step_fraction", "", "share of the full natural step that TRPO's line search accepted; 0: no step"),
         Metric("expected_reward", "", "exact J of the current policy, by enumeration"),
         Metric("optimal_action", "share", "probability that the policy gives to the best arm, mean over prompts"),
+        Metric("action_mean", "", "mean of a Gaussian policy, averaged over prompts"),
+        Metric("action_std", "", "standard deviation of a Gaussian policy, averaged over prompts"),
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Noise:
         self.dtype, self.device = dtype, torch.device(device)
         master = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
         words = master.integers(2**64, size=(max(numbers, default=-1) + 1, 3), dtype=np.uint64)
-        self.generators = [np.random.Generator(np.random.SFC64(_Words(words[run]))) for run in numbers]
+        self.generators = [np.random.Generator(np.random.SFC64(cast(Any, _Words(words[run])))) for run in numbers]
         empty = torch.empty(0, self.count, dtype=torch.float64)
         self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
 
@@ -78,7 +79,7 @@ class Noise:
         if len(words) != self.count:
             raise CourseError(f"noise state: got {len(words)} runs; allowed is {self.count}")
         for generator, row in zip(self.generators, words, strict=True):
-            full = generator.bit_generator.state
+            full: Any = generator.bit_generator.state
             full["state"]["state"][:] = row[:4]
             full["has_uint32"], full["uinteger"] = int(row[4]), int(row[5])
             generator.bit_generator.state = full

@@ -93,9 +93,7 @@ class Rollout:
             return tensor.index_select(axis, index)
 
         changes: dict[str, object] = {
-            f.name: take(getattr(self, f.name))
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor) and f.name != "kl_coef"
+            f.name: take(getattr(self, f.name)) for f in fields(self) if isinstance(getattr(self, f.name), Tensor) and f.name != "kl_coef"
         }
         return replace(self, **changes, data={name: take(tensor) for name, tensor in self.data.items()})  # type: ignore[arg-type]
 

@@ -22,12 +22,12 @@ PICTURE = b"\x89PNG a picture"
 
 
 def fact(measured: object = 0.5, expected: object = 0.5, **more: object) -> Fact:
-    return Fact.exact("a claim", "a source", measured, expected, **more)  # type: ignore[arg-type]
+    return Fact.exact("a claim", "a source", measured, expected, **more)
 
 
 def result(**more: object) -> Result:
     given = {"name": "coin", "title": "A coin", "settings": {"runs": 3}, "series": {"x": [1, 2]}, "facts": [fact(number=4)]}
-    return Result(**{**given, **more})  # type: ignore[arg-type]
+    return Result(**{**given, **more})
 
 
 def files(folder: Path) -> set[str]:
@@ -72,8 +72,8 @@ def test_bounds_must_be_passed_by_four_standard_errors() -> None:
 
 @pytest.mark.parametrize("make", [Fact.exact, Fact.above, Fact.below])
 def test_nan_never_holds(make: object) -> None:
-    assert not make("c", "s", math.nan, 1.0).holds  # type: ignore[operator]
-    assert not make("c", "s", 1.0, math.nan).holds  # type: ignore[operator]
+    assert not make("c", "s", math.nan, 1.0).holds
+    assert not make("c", "s", 1.0, math.nan).holds
 
 
 def test_an_unknown_or_infinite_error_proves_nothing() -> None:
@@ -115,7 +115,7 @@ def test_scalars_of_every_kind_become_numbers() -> None:
 )
 def test_impossible_facts_are_refused_by_field(make: object, field: str) -> None:
     with pytest.raises(CourseError, match=field):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_tolerance_covers_what_it_says_it_covers() -> None:
@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path: Pat
 def damaged(path: Path, change: object) -> Path:
     result().save(path.parent, PICTURE)
     body = json.loads(path.read_text())
-    change(body)  # type: ignore[operator]
+    change(body)
     path.write_text(json.dumps(body))
     return path
 
@@ -354,7 +354,12 @@ def test_the_ledger_counts_and_orders_by_claim(tmp_path: Path) -> None:
     result(name="b", facts=[fact(number=12), fact(0.5, 0.6, number=3)]).save(tmp_path, PICTURE)
     result(name="a", facts=[fact(), fact(number=4)]).save(tmp_path, PICTURE)
     found = results.ledger(tmp_path)
-    assert [(name, one.number, one.holds) for name, one in found.entries] == [("b", 3, False), ("a", 4, True), ("b", 12, True), ("a", None, True)]
+    assert [(name, one.number, one.holds) for name, one in found.entries] == [
+        ("b", 3, False),
+        ("a", 4, True),
+        ("b", 12, True),
+        ("a", None, True),
+    ]
     assert found.summary == "3 of 4 claims reproduced"
     rows = found.table().splitlines()[2:]
     assert len(rows) == 4

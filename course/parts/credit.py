@@ -7,6 +7,7 @@ reward belongs to the chosen token before it, and values are carried across it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from course.errors import require
 from course.parts.base import Part, number
 from course.rollout import Rollout
+
+if TYPE_CHECKING:
+    from course.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,7 @@ def total_return(reward: Tensor) -> Tensor:
     return reward.sum(-1, keepdim=True).expand(reward.shape)
 
 
-def lambda_return(
-    reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae_lambda: float, bootstrap: Tensor | None = None
-) -> Tensor:
+def lambda_return(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae_lambda: float, bootstrap: Tensor | None = None) -> Tensor:
     """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
 
     R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ = 1 the discounted
@@ -128,7 +130,7 @@ class GAE(Credit):
     def text(self) -> str:
         return f"R_t = V_t + Σ_l {self.gamma * self.gae_lambda:g}^l δ_{{t+l}}"
 
-    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+    def check(self, estimator: Estimator) -> None:
         from course.parts.baseline import Value
 
         if not isinstance(estimator.baseline, Value):

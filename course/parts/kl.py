@@ -35,7 +35,8 @@ def k3(log_r: Tensor) -> Tensor:
 
 def exact_kl(q: Tensor, p: Tensor) -> Tensor:
     """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0."""
-    return torch.where(q > -torch.inf, q.exp() * (q - p), torch.zeros_like(q)).sum(-1)
+    difference = torch.where(q > -torch.inf, q - p, torch.zeros_like(q))  # inside the product: else 0·∞ makes the gradient NaN
+    return (q.exp() * difference).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ class KL(Part):
 
     def value(self, policy: Policy, rollout: Rollout) -> Tensor:
         """The penalty per token, [..., Q, G, T], without β."""
-        return self.estimate(self.anchor.log_r(policy.log_prob, rollout))
+        log_r = self.anchor.log_r(policy.log_prob, rollout)
+        return self.estimate(torch.where(rollout.mask, log_r, torch.zeros_like(log_r)))
 
     def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> Tensor | None:
         """What the objective subtracts per token, [..., Q, G, T]; None where there is nothing to subtract."""
@@ -289,7 +291,9 @@ class ExactKL(KL):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.place, InLossTimesRatio):
-            raise Clash("ExactKL clashes with InLossTimesRatio(): it is no sample, so there is nothing for ρ to correct at the token itself")
+            raise Clash(
+                "ExactKL clashes with InLossTimesRatio(): it is no sample, so there is nothing for ρ to correct at the token itself"
+            )
 
     def missing(self, rollout: Rollout) -> tuple[str, ...]:
         return self.anchor.exact_needs + (("old_dist",) if self.in_reward else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from course.errors import require
 from course.parts.base import Part, number
 from course.parts.baseline import need_group, silent
 from course.rollout import Rollout
+
+if TYPE_CHECKING:
+    from course.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class _Std(Scale):
         require(self.ddof in (0, 1), f"{type(self).__name__}.ddof", self.ddof, "0 (population) or 1 (sample)")
         require(0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0")
 
-    def _check_credit(self, estimator) -> None:  # type: ignore[no-untyped-def]
+    def _check_credit(self, estimator: Estimator) -> None:
         from course.parts.credit import GAE
 
         if isinstance(estimator.credit, GAE):
@@ -106,7 +110,7 @@ class GroupStd(_Std):
     def text(self) -> str:
         return self._std_text("group")
 
-    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+    def check(self, estimator: Estimator) -> None:
         self._check_credit(estimator)
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
@@ -126,7 +130,7 @@ class BatchStd(_Std):
     def text(self) -> str:
         return self._std_text("batch")
 
-    def check(self, estimator) -> None:  # type: ignore[no-untyped-def]
+    def check(self, estimator: Estimator) -> None:
         self._check_credit(estimator)
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:

@@ -118,7 +118,7 @@ class Clip(Surrogate):
         flat = ((advantage > 0) & (ratio > upper)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
         for bound in (self.ratio_cap, self.dual_clip):
             if bound is not None:
-                flat = flat | ((advantage < 0) & (ratio > max(bound, 1 - self.epsilon_low)))
+                flat = flat | ((advantage < 0) & (ratio > max(bound, 1 + self.high)))
         return flat
 
 
@@ -134,12 +134,15 @@ class CISPO(Surrogate):
 
     def __post_init__(self) -> None:
         require(0 <= self.epsilon_high < float("inf"), "CISPO.epsilon_high", self.epsilon_high, "a number ≥ 0, an offset from 1")
-        require(self.epsilon_low is None or 0 <= self.epsilon_low <= 1, "CISPO.epsilon_low", self.epsilon_low, "None or a number from 0 to 1")
+        require(
+            self.epsilon_low is None or 0 <= self.epsilon_low <= 1, "CISPO.epsilon_low", self.epsilon_low, "None or a number from 0 to 1"
+        )
 
     @property
     def latex(self) -> str:
         low = "0" if self.epsilon_low is None else number(1 - self.epsilon_low)
-        return rf"\operatorname{{sg}}\!\left[\operatorname{{clip}}(\rho_{{i,t}},{low},{number(1 + self.epsilon_high)})\right]A_{{i,t}}\log\pi_\theta(o_{{i,t}})"
+        clipped = rf"\operatorname{{clip}}(\rho_{{i,t}},{low},{number(1 + self.epsilon_high)})"
+        return rf"\operatorname{{sg}}\!\left[{clipped}\right]A_{{i,t}}\log\pi_\theta(o_{{i,t}})"
 
     @property
     def text(self) -> str:

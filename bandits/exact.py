@@ -1,0 +1,88 @@
+"""A bandit under the microscope: all that can happen on it, listed for `course.exact`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bandits.environments import Bernoulli, Environment
+from course.errors import require
+from course.exact import Outcomes, tabular_score
+
+B3_POLICY = (0.5, 0.3, 0.2)
+B3_MEANS = (0.2, 0.5, 0.8)
+
+
+def outcomes(
+    environment: Environment,
+    log_prob: Tensor,
+    *,
+    old: Tensor | None = None,
+    reference: Tensor | None = None,
+    value: Tensor | None = None,
+    score: Tensor | None = None,
+) -> Outcomes:
+    """Every arm with every reward it can pay, under a policy's log-probabilities [Q, K] of the current moment.
+
+    `old` [Q, K] samples (None: on policy), `reference` [Q, K] anchors, `value` [Q] is a critic's. `score` [Q, K, D] is
+    ∇ log π (default: each prompt has logits of its own, D = Q·K). Arms of different length become ragged sequences whose
+    first token is the choice. `dist` comes along, for exact KL and entropy. One run; raises where rewards are continuous.
+    """
+    require(log_prob.dim() == 2, "log_prob", tuple(log_prob.shape), "a shape [Q, K]: one run")
+    values, chances = environment.outcomes()
+    require(values.dim() == 3, "environment.mean", tuple(environment.mean.shape), "a shape [Q, K]: one run")
+    prompts, arms, rewards = values.shape
+    score = tabular_score(log_prob) if score is None else score
+    best = log_prob.argmax(-1, keepdim=True)
+    lengths = torch.ones(arms, dtype=torch.long) if environment.lengths is None else environment.lengths
+    tokens = int(lengths.max())
+    mask = (torch.arange(tokens) < lengths.unsqueeze(-1)).repeat_interleave(rewards, 0).expand(prompts, -1, -1)
+
+    def first(per_arm: Tensor | None) -> Tensor | None:  # [Q, A, *rest] → [Q, K, T, *rest], on the first token
+        if per_arm is None:
+            return None
+        spread = per_arm.repeat_interleave(rewards, 1).unsqueeze(2)
+        zeros = torch.zeros_like(spread).expand(-1, -1, tokens - 1, *(-1,) * (spread.dim() - 3))
+        return torch.cat([spread, zeros], 2)
+
+    def distribution(per_arm: Tensor | None) -> Tensor | None:  # [Q, A] → [Q, 1, T, A]; after the choice all is forced
+        if per_arm is None:
+            return None
+        forced = torch.full_like(per_arm, -torch.inf)
+        forced[:, 0] = 0.0
+        return torch.stack([per_arm, *[forced] * (tokens - 1)], 1).unsqueeze(1)
+
+    reward = torch.zeros(mask.shape, dtype=values.dtype)
+    reward = reward.scatter(-1, mask.sum(-1, keepdim=True) - 1, values.flatten(1).unsqueeze(-1))
+    first_log_prob, first_score = first(log_prob), first(score)
+    assert first_log_prob is not None
+    assert first_score is not None
+    dist_score = torch.zeros(prompts, 1, tokens, arms, score.shape[-1], dtype=score.dtype)
+    dist_score[:, 0, 0] = score
+    return Outcomes(
+        log_prob=first_log_prob,
+        score=first_score,
+        reward=reward,
+        mask=mask,
+        chance=chances.flatten(1),
+        old_log_prob=first(old),
+        ref_log_prob=first(reference),
+        value=None if value is None else value[:, None, None].expand(mask.shape),
+        greedy_reward=environment.mean.gather(-1, best).squeeze(-1),
+        dist=distribution(log_prob),
+        old_dist=distribution(log_prob if old is None else old),
+        ref_dist=distribution(reference),
+        dist_score=dist_score,
+    )
+
+
+def b3(*, old: Tensor | None = None, reference: Tensor | None = None, value: Tensor | None = None, offset: float = 0.0) -> Outcomes:
+    """The small canonical bandit: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64; `offset` is added to every reward."""
+    environment = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
+    listed = outcomes(environment, torch.tensor([B3_POLICY], dtype=torch.float64).log(), old=old, reference=reference, value=value)
+    if not offset:
+        return listed
+    last = listed.mask & (listed.mask.cumsum(-1) == listed.mask.sum(-1, keepdim=True))
+    return replace(listed, reward=listed.reward + offset * last)

@@ -1,0 +1,99 @@
+"""The registry behind the ladder: estimators by name, with where they come from and the settings their papers use."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from course.errors import CourseError, require, unknown
+from course.estimator import PART_KINDS, Estimator
+
+Paper = Mapping[str, str | float]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An estimator with its name, where it comes from, the rung it stands on, and the settings its paper uses."""
+
+    name: str
+    estimator: Estimator
+    title: str
+    source: str
+    kind: str = "own"
+    paper: Paper = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("rung", "descendant", "branch", "own"), "rung.kind", self.kind, "rung, descendant, branch or own")
+        object.__setattr__(self, "paper", MappingProxyType(dict(self.paper)))
+
+    @property
+    def on(self) -> str | None:
+        """The name of the rung it stands on."""
+        below = self.estimator.below
+        return None if below is None else name_of(below)
+
+    @property
+    def replaced(self) -> str:
+        """What was replaced, for a table: «baseline: GroupMean()»."""
+        changed = sorted(self.estimator.changed, key=list(self.estimator.__dataclass_fields__).index)
+        parts = [name for name in changed if name in PART_KINDS]
+        return ", ".join(f"{name}: {getattr(self.estimator, name).short}" for name in parts) or "—"
+
+
+RUNGS: dict[str, Rung] = {}
+
+
+def register(name: str, estimator: Estimator, title: str = "", source: str = "", kind: str = "own", paper: Paper | None = None) -> Rung:
+    """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it. Raises if the name is taken."""
+    require(name.isidentifier(), "rung name", name, "a Python identifier")
+    if name in RUNGS and RUNGS[name].estimator != estimator:
+        raise CourseError(f"rung name: got {name!r}, which stands for another estimator already; allowed is a new name")
+    RUNGS[name] = Rung(name, estimator, title or name, source or "your own", kind, paper or {})
+    return RUNGS[name]
+
+
+def get(name: str) -> Rung:
+    """The rung of that name; «file.py:name» loads an estimator of your own from a Python file."""
+    if ".py:" in name:
+        return _load(*name.rsplit(":", 1))
+    if name not in RUNGS:
+        raise unknown("rung", name, RUNGS)
+    return RUNGS[name]
+
+
+def select(names: Iterable[str] | None = None) -> list[Rung]:
+    """The rungs of those names, in that order; None gives the eight of the ladder."""
+    if names is None:
+        return [rung for rung in RUNGS.values() if rung.kind == "rung"]
+    chosen = [get(name.strip()) for name in names]
+    require(len(chosen) > 0, "rungs", "", "at least one name")
+    return chosen
+
+
+def name_of(estimator: Estimator) -> str | None:
+    """The name under which an estimator is registered, or None."""
+    return next((rung.name for rung in RUNGS.values() if rung.estimator == estimator), None)
+
+
+def _load(path: str, attribute: str) -> Rung:
+    if not Path(path).is_file():
+        raise CourseError(f"rungs: got {path!r}, which is no file; allowed is a registered name or FILE.py:NAME")
+    name = f"course_own_{Path(path).resolve()}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look their module up
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    estimator = getattr(sys.modules[name], attribute, None)
+    if not isinstance(estimator, Estimator):
+        raise CourseError(f"{path}:{attribute}: got {estimator!r}; allowed is an Estimator")
+    return register(attribute, estimator)
