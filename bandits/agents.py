@@ -63,6 +63,16 @@ class Metered(Environment):
         self.inner.advance(noise)
         self.mean = self.inner.mean
 
+    def outcomes(self) -> tuple[Tensor, Tensor]:
+        return self.inner.outcomes()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.inner.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.inner.load(state)
+        self.mean = self.inner.mean
+
     @property
     def regrets(self) -> Tensor:
         """[marks, ...] the regret so far at each of `marks`."""
@@ -108,7 +118,7 @@ class ActionValues:
     def best(self, score: Tensor) -> Tensor:
         """The arm [..., Q, 1] with the highest score [..., Q, K]."""
         top = score.movedim(-1, 0).amax(0).unsqueeze(-1)
-        return torch.where(score == top, self._order, -1.0).movedim(-1, 0).argmax(0).unsqueeze(-1)
+        return highest(torch.where(score == top, self._order, -1.0))
 
 
 class EpsilonGreedy(ActionValues):
@@ -146,11 +156,8 @@ class UCB(ActionValues):
 
     def act(self, noise: Noise) -> Tensor:
         self.pulls += 1
-        return (
-            self.best(self.value + over_runs(self.c, self.count) * (math.log(self.pulls) / self.count).sqrt())
-            if self.pulls > 1
-            else self.best(self.value)
-        )
+        bonus = over_runs(self.c, self.count) * (math.log(self.pulls) / self.count).sqrt()
+        return self.best(torch.where(self.count > 0, self.value + bonus, torch.inf))
 
 
 class BetaThompson:
@@ -166,7 +173,7 @@ class BetaThompson:
         self.losses = self.wins.clone(memory_format=torch.preserve_format)
 
     def act(self, noise: Noise) -> Tensor:
-        return beta(self.wins, self.losses, noise).movedim(-1, 0).argmax(0).unsqueeze(-1)
+        return highest(beta(self.wins, self.losses, noise))
 
     def learn(self, action: Tensor, reward: Tensor) -> None:
         _put(self.wins, action, pick(self.wins, action) + reward)
@@ -189,7 +196,7 @@ class GaussianThompson:
 
     def act(self, noise: Noise) -> Tensor:
         draw = self.mean + noise.normal(*self.mean.shape[-2:]) / self.precision.sqrt()
-        return draw.movedim(-1, 0).argmax(0).unsqueeze(-1)
+        return highest(draw)
 
     def learn(self, action: Tensor, reward: Tensor) -> None:
         precision = pick(self.precision, action) + self.reward_precision
@@ -236,6 +243,11 @@ def _propose(d: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def _per_arm(setting: Setting) -> Setting:
     """A setting [...] so that it broadcasts against [..., Q, K]."""
     return setting[..., None, None] if isinstance(setting, Tensor) else setting
+
+
+def highest(score: Tensor) -> Tensor:
+    """The arm [..., Q, 1] with the highest score [..., Q, K]. (max is several times faster than argmax along a first axis.)"""
+    return score.movedim(-1, 0).max(0).indices.unsqueeze(-1)
 
 
 def _put(per_arm: Tensor, action: Tensor, value: Tensor) -> None:

@@ -76,6 +76,13 @@ class Environment:
     def advance(self, noise: Noise) -> None:
         """One step of time, after every rollout; nothing where the environment stands still."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What `advance` changes, so that a saved run can go on."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved `state`."""
+
     def outcomes(self) -> tuple[Tensor, Tensor]:
         """All rewards an arm can pay and their probabilities, both [..., Q, K, S]; raises where they cannot be listed."""
         return self.mean.unsqueeze(-1), torch.ones_like(self.mean).unsqueeze(-1)
@@ -168,6 +175,12 @@ class RandomWalk(Gaussian):
     def advance(self, noise: Noise) -> None:
         steps = noise.normal(*self.mean.shape[-2:])
         self.mean = arms_first(self.mean + self.drift * steps)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.mean = arms_first(state["mean"].to(self.mean.device))
 
 
 class SharedForecast(Environment):

@@ -109,6 +109,14 @@ class Bandit:
         best = pick(probs, self.environment.best.expand(*probs.shape[:-1], 1)).squeeze(-1)
         return {"expected_reward": (probs * self.environment.mean).sum(-1).mean(-1), "optimal_action": best.mean(-1)}
 
+    def state(self) -> dict[str, Tensor]:
+        """The environment's: it may move."""
+        return self.environment.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved `state`."""
+        self.environment.load(state)
+
     # ------------------------------------------------------------------ tokens: the first one is the choice, the rest are forced
 
     def _mask(self, action: Tensor) -> Tensor:

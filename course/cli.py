@@ -66,7 +66,7 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
 
     facts = commands.add_parser("facts", help="every claim that was measured, and whether it holds", description=_facts.__doc__)
     facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
-    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help="write the count between the markers of README.md, or of FILE")
+    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help="write the generated parts of README.md, or of FILE: this count, the ladder's table")
 
     commands.add_parser("rungs", help="every estimator: what it replaces, its equation, its source", description=_rungs.__doc__)
 
@@ -100,7 +100,8 @@ def _facts(chosen: Namespace) -> int:
     print(facts.summary)
     if chosen.readme is not None:
         path = Path(chosen.readme) if chosen.readme else (ablation.project_root() or Path()) / "README.md"
-        print(f"{path}: {'count updated' if results.update_readme(path, facts) else 'count is up to date'}")
+        pieces = {"facts": facts.summary, "ladder": f"\n{ladder_table()}\n"}
+        print(f"{path}: {'updated' if results.update_readme(path, pieces) else 'up to date'}")
     return OK if facts.held == len(facts.entries) else FACT_FAILED
 
 
@@ -119,6 +120,15 @@ def _rungs(chosen: Namespace) -> int:
         if rungs:
             print()
     return OK
+
+
+def ladder_table() -> str:
+    """The eight rungs as a Markdown table: rung, replaced part, equation, source."""
+    rows = ["| rung | the replaced part | its objective | source |", "| --- | --- | --- | --- |"]
+    for rung in ladder.select():
+        cells = (f"**{rung.name}**", f"`{rung.replaced}`" if rung.on else "—", f"`{rung.estimator.text()}`", rung.source)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
 
 
 def _lab(chosen: Namespace) -> int:

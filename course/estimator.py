@@ -160,7 +160,8 @@ class Estimator:
         changed = self.changed if colour else set()
 
         def show(name: str, body: str) -> str:
-            return rf"\color{{{colour}}}{{{body}}}" if name in changed else body
+            # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside for MathJax, where it takes one argument
+            return rf"{{\color{{{colour}}}{{{body}}}}}" if name in changed else body
 
         surrogate = show("surrogate", self.surrogate.latex)
         terms = surrogate

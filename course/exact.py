@@ -370,23 +370,47 @@ class _View:
         return torch.cat([self.outcomes.score, by_dist.flatten(2, 3)], 2)
 
 
-def _by_multisets(view: _View, group: int, covariance: bool) -> _Moments:
-    """Every multiset of outcomes is a run, weighed with its multinomial probability."""
+class Groups(NamedTuple):
+    """Every batch there can be, order aside: M of them, one per run."""
+
+    outcome: Tensor  # [M, Q, G] which outcome each of its samples is, by number within the prompt
+    chance: Tensor  # [M] its probability; they sum to 1
+    gradient: Tensor  # [M, D] the gradient ĝ that the estimator makes of it
+
+
+def every_group(estimator: Estimator, outcomes: Outcomes, group_size: int) -> Groups:
+    """What `microscope` averages over, one by one: for identities that hold sample by sample, and for conditional means."""
+    view, group = _View(estimator, outcomes), int(group_size)
+    multisets = math.prod(math.comb(len(alive) + group - 1, group) for alive in view.alive)
+    _refuse(multisets * view.prompts * max(group, view.kinds) * view.columns, f"{multisets:,} multisets of {group} outcomes")
+    scores = view.scores().flatten(0, 2)
+    listed = [(index, chance, per_run.flatten(1) @ scores) for index, chance, per_run in _multisets(view, group)]
+    return Groups(*(torch.cat(column) for column in zip(*listed, strict=True)))
+
+
+def _multisets(view: _View, group: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks of multisets [M, Q, G], their probability [M], and their coefficients summed by outcome [M, Q·K, P]."""
     tables = [compositions(group, len(alive), alive.device) for alive in view.alive]
     weights = [log_multinomial(counts, p[alive].log()) for counts, p, alive in zip(tables, view.probability, view.alive, strict=True)]
-    scores = view.scores().flatten(0, 2)
-    size = scores.shape[1] if covariance else 0
-    mean, spread, total = scores.new_zeros(size), scores.new_zeros((size, size)), 0.0
-    expected = scores.new_zeros((view.prompts * view.kinds, view.columns))
-    sizes = [len(counts) for counts in tables]
-    for run in _chunks(math.prod(sizes), view.prompts * max(group, view.kinds) * view.columns, expected.device):
+    sizes, rows = [len(counts) for counts in tables], view.prompts * view.kinds
+    for run in _chunks(math.prod(sizes), view.prompts * max(group, view.kinds) * view.columns, view.probability.device):
         picks = _digits(run, sizes)
         index = torch.stack([a[members(t[pick], group)] for a, t, pick in zip(view.alive, tables, picks, strict=True)], 1)
         weight = torch.stack([w[pick] for w, pick in zip(weights, picks, strict=True)]).sum(0).exp()
         found = view.coefficients(index)
         where = (index + view.first_row).flatten(1)
-        per_run = found.new_zeros((len(run), len(expected), view.columns))
+        per_run = found.new_zeros((len(run), rows, view.columns))
         per_run.scatter_add_(1, where.unsqueeze(-1).expand(-1, -1, view.columns), found.flatten(1, 2))
+        yield index, weight, per_run
+
+
+def _by_multisets(view: _View, group: int, covariance: bool) -> _Moments:
+    """Every multiset of outcomes is a run, weighed with its multinomial probability."""
+    scores = view.scores().flatten(0, 2)
+    size = scores.shape[1] if covariance else 0
+    mean, spread, total = scores.new_zeros(size), scores.new_zeros((size, size)), 0.0
+    expected = scores.new_zeros((view.prompts * view.kinds, view.columns))
+    for _, weight, per_run in _multisets(view, group):
         expected += torch.einsum("m,mkp->kp", weight, per_run)
         if covariance:
             mean, spread, total = _merge(mean, spread, total, per_run.flatten(1) @ scores, weight)

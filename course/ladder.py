@@ -1,38 +1,16 @@
 """The ladder: each rung is the rung below with ONE part replaced. Read top to bottom it is the derivation of GRPO."""
 
+# fmt: off
+# isort: off
 from course.estimator import Estimator, replace
-from course.parts import (  # fmt: skip
-    CISPO,
-    GAE,
-    K1,
-    K2,
-    K3,
-    AdaptiveBeta,
-    BatchMean,
-    Clip,
-    ConstantLength,
-    DropSilentGroups,
-    ExactKL,
-    Greedy,
-    GroupMean,
-    GroupStd,
-    InReward,
-    LeaveOneOut,
-    LengthWeighted,
-    OldPolicy,
-    Ratio,
-    RewardToGo,
-    SequenceMean,
-    SequenceMeanRatio,
-    SequenceSum,
-    SoftGate,
-    TokenMean,
-    TokenWhitening,
-    Value,
+from course.parts import (
+    CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd,
+    InReward, LeaveOneOut, LengthWeighted, OldPolicy, Ratio, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum, SoftGate,
+    TokenMean, TokenWhitening, Value,
 )
 from course.registry import RUNGS, Paper, Rung, get, name_of, register, select
+# isort: on
 
-# fmt: off
 # ---------------------------------------------------------------- the eight rungs
 
 reinforce = Estimator()                                               # Σ_t R log π_t             policy gradient

@@ -24,7 +24,8 @@ from course.rollout import Policy, Rollout
 class Problem(Protocol):
     """What the learner trains: a bandit with its policy, or a transformer with its task.
 
-    `parameters` are leaf tensors that lead with the run axes `runs`; the learner changes them in place.
+    `parameters` are leaf tensors that lead with the run axes `runs`; the learner changes them in place. A problem that moves
+    by itself also has `state()` and `load(state)`, as optimisers have, so that a saved run can go on.
     """
 
     parameters: Sequence[Tensor]
@@ -227,29 +228,43 @@ class Learner:
         tensors |= checkpoint.prefixed("optimizer", self.optimizer.state()) | checkpoint.prefixed("noise", self.noise.state())
         if self.critic is not None:
             tensors |= checkpoint.prefixed("critic", self.critic.state())
-        if self.kl_coef is not None:
-            tensors["kl_coef"] = self.kl_coef
+        for name in ("kl_coef", "halted"):
+            if getattr(self, name) is not None:
+                tensors[name] = getattr(self, name)
+        if hasattr(self.problem, "state"):
+            tensors |= checkpoint.prefixed("problem", self.problem.state())
         return tensors
 
     def save(self, path: str | Path) -> Path:
         """Write the state to a file, whole or not at all."""
-        about = {"steps": self.steps, "estimator": self.estimator.text(), "shuffle": self.shuffle.bit_generator.state}
-        return checkpoint.write(path, self.state(), about)
+        about = {"steps": self.steps, "shuffle": self.shuffle.bit_generator.state}
+        return checkpoint.write(path, self.state(), about | self._made_of())
+
+    def _made_of(self) -> dict[str, str]:
+        """What a saved state must come from for this learner to go on with it, name → description."""
+        estimator = self.estimator
+        described = {f"estimator.{name}": part.short for name, part in estimator.parts.items()}
+        described |= {f"estimator.{name}": str(getattr(estimator, name)) for name in ("entropy_coef", "value_coef")}
+        described |= {"optimizer": type(self.optimizer).__name__, "critic": type(self.critic).__name__}
+        described |= {f"parameter {i}": f"{tuple(p.shape)} {p.dtype}" for i, p in enumerate(self.problem.parameters)}
+        return described | {"parameters": str(len(self.problem.parameters)), "runs": str(tuple(self.noise.runs))}
 
     def load(self, path: str | Path) -> None:
-        """Go on from a saved state, to the bit; refuses one of another estimator or shape."""
+        """Go on from a saved state, to the bit; refuses one of another estimator, optimiser, critic or shape."""
         tensors, about = checkpoint.read(path)
-        require(about["estimator"] == self.estimator.text(), f"{path}: estimator", about["estimator"], self.estimator.text())
+        for name, mine in self._made_of().items():
+            require(about.get(name) == mine, f"{path}: {name}", about.get(name), mine)
         with torch.no_grad():
             for i, parameter in enumerate(self.problem.parameters):
-                saved = tensors[f"parameters.{i}"]
-                require(saved.shape == parameter.shape, f"{path}: parameter {i}", tuple(saved.shape), f"shape {tuple(parameter.shape)}")
-                parameter.copy_(saved)
+                parameter.copy_(tensors[f"parameters.{i}"])
         self.optimizer.load(checkpoint.under("optimizer", tensors))
         self.noise.load(checkpoint.under("noise", tensors))
         if self.critic is not None:
             self.critic.load(checkpoint.under("critic", tensors))
         if self.kl_coef is not None:
             self.kl_coef = tensors["kl_coef"].to(self.kl_coef)
+        self.halted = tensors["halted"].to(self.problem.parameters[0].device) if "halted" in tensors else None
+        if hasattr(self.problem, "load"):
+            self.problem.load(checkpoint.under("problem", tensors))
         self.steps = int(about["steps"])
         self.shuffle.bit_generator.state = about["shuffle"]

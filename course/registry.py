@@ -50,8 +50,11 @@ RUNGS: dict[str, Rung] = {}
 def register(name: str, estimator: Estimator, title: str = "", source: str = "", kind: str = "own", paper: Paper | None = None) -> Rung:
     """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it. Raises if the name is taken."""
     require(name.isidentifier(), "rung name", name, "a Python identifier")
-    if name in RUNGS and RUNGS[name].estimator != estimator:
+    known = RUNGS.get(name)
+    if known is not None and known.estimator != estimator:
         raise CourseError(f"rung name: got {name!r}, which stands for another estimator already; allowed is a new name")
+    if known is not None and known.kind != "own":  # the course's own rungs keep their kind, title and source
+        return known
     RUNGS[name] = Rung(name, estimator, title or name, source or "your own", kind, paper or {})
     return RUNGS[name]
 

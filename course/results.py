@@ -385,19 +385,20 @@ def ledger(folder: Path | str) -> Ledger:
     return Ledger(sorted(entries, key=lambda entry: (entry[1].number is None, entry[1].number or 0)))
 
 
-OPEN, CLOSE = "<!-- facts -->", "<!-- /facts -->"
+def update_readme(path: Path | str, pieces: Mapping[str, str]) -> bool:
+    """Write each piece between its markers, `<!-- name -->` and `<!-- /name -->`, of a text file; True if that changed it.
 
-
-def update_readme(path: Path | str, facts: Ledger) -> bool:
-    """Write the count between the facts markers of a text file; True if it changed. Raises `CourseError` without the markers."""
+    Raises `CourseError` where the file or a pair of markers is missing; then nothing is written.
+    """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = changed = path.read_text(encoding="utf-8")
     except OSError as error:
         raise CourseError(f"readme: got {str(path)!r} ({error.strerror}); allowed is a text file that is there") from None
-    pattern = re.compile(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}", re.DOTALL)
-    require(pattern.search(text) is not None, "readme", str(path), f"a file with the markers {OPEN} and {CLOSE}")
-    changed = pattern.sub(f"{OPEN}{facts.summary}{CLOSE}", text)
+    for name, piece in pieces.items():
+        pattern = re.compile(f"(<!-- {re.escape(name)} -->).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+        require(pattern.search(changed) is not None, "readme", str(path), f"a file with the markers <!-- {name} --> and <!-- /{name} -->")
+        changed = pattern.sub(lambda found, piece=piece: f"{found[1]}{piece}{found[2]}", changed)  # type: ignore[misc]
     if changed != text:
         replace_files({path: changed.encode()})
     return changed != text

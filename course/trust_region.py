@@ -38,7 +38,8 @@ def conjugate_gradient(product: Callable[[Sequence[Tensor]], Vector], b: Sequenc
     x = [torch.zeros_like(part) for part in b]
     residual, direction = [part.clone() for part in b], [part.clone() for part in b]
     size = start = per_run_dot(residual, residual, runs)
-    tiny = torch.finfo(start.dtype).eps ** 2
+    # below this the residual is rounding, and where F is singular 1/damping would blow it up: runs alone and together would part
+    tiny = (100 * torch.finfo(start.dtype).eps) ** 2
     for _ in range(iterations):
         image = product(direction)
         curvature = per_run_dot(direction, image, runs)

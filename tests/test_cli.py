@@ -376,10 +376,11 @@ def test_bad_arguments_of_course_are_one_line_and_status_2(
 
 def test_facts_prints_the_ledger_and_writes_the_count(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lab, "coin") == 0
-    (tmp_path / "README.md").write_text("<!-- facts --><!-- /facts -->")
+    (tmp_path / "README.md").write_text("<!-- facts --><!-- /facts --><!-- ladder --><!-- /ladder -->")
     assert cli.main(["facts", "--readme"]) == 0
     assert "a coin is fair  [coin]" in capsys.readouterr().out
-    assert (tmp_path / "README.md").read_text() == "<!-- facts -->1 of 1 claims reproduced<!-- /facts -->"
+    written = (tmp_path / "README.md").read_text()
+    assert written == f"<!-- facts -->1 of 1 claims reproduced<!-- /facts --><!-- ladder -->\n{cli.ladder_table()}\n<!-- /ladder -->"
     assert run(lab, "coin", "--set", "expected=0.9") == 1
     assert cli.main(["facts"]) == 1
 

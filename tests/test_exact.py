@@ -216,7 +216,7 @@ def test_random_rewards_equal_a_loop_over_every_ordered_group() -> None:
     close(seen.covariance, covariance)
 
 
-ALL_RUNGS = [name for name in ladder.RUNGS if name not in ("ppo_kl_adaptive",)]
+ALL_RUNGS = list(ladder.RUNGS)
 EXTRA = {
     "k1_in_reward": swap(ladder.group_std, kl=K1(beta=0.3, place=InReward())),
     "exact_in_reward": swap(ladder.group_std, kl=ExactKL(beta=0.3, place=InReward(), accept_bias=True)),

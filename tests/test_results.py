@@ -377,12 +377,12 @@ def test_the_readme_count_is_generated(tmp_path: Path) -> None:
     found = results.ledger(tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text("So far <!-- facts -->0 of 0<!-- /facts -->, measured.\n")
-    assert results.update_readme(readme, found)
+    assert results.update_readme(readme, {"facts": found.summary})
     assert readme.read_text() == "So far <!-- facts -->1 of 1 claims reproduced<!-- /facts -->, measured.\n"
-    assert not results.update_readme(readme, found)
+    assert not results.update_readme(readme, {"facts": found.summary})
     readme.write_text("no markers")
     with pytest.raises(CourseError, match="markers"):
-        results.update_readme(readme, found)
+        results.update_readme(readme, {"facts": found.summary})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""A rollout that is the whole population: every arm in exact proportion, so that a mean over samples is an expectation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bandits.environments import Environment, pick
+from bandits.policies import LinearSoftmax, Softmax
+from bandits.problem import Bandit
+from course.errors import require
+from course.exact import members
+from course.noise import Noise
+from course.rollout import Rollout
+
+
+class Population(Bandit):
+    """A bandit on which nothing is random: every rollout holds arm a `counts[a]` times, and each pays its mean.
+
+    `counts` [..., Q, K] (int64, all with the same sum G) stand for the sampling policy π_old = counts/G, which stays what
+    it is while the policy moves: these are the samples of one rollout, in exact proportion, that a learner takes as many
+    small steps on as it likes. Two uses:
+
+    - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were infinite;
+    - counts = 1 for each arm: with a `Ratio` surrogate the objective is Σ π A, so its gradient is the exact ∇J.
+    """
+
+    def __init__(self, environment: Environment, policy: Softmax | LinearSoftmax, counts: Tensor) -> None:
+        require(environment.lengths is None, "environment.lengths", environment.lengths, "None: one token")
+        require(bool((counts >= 0).all()), "counts", counts.tolist(), "whole numbers ≥ 0")
+        total = counts.sum(-1)
+        group = int(total.flatten()[0])
+        require(bool((total == group).all()) and group > 0, "counts", total.tolist(), "the same sum G > 0 for every run and prompt")
+        super().__init__(environment, policy, group)
+        shape = (*self.runs, *environment.mean.shape[-2:])
+        counts = counts.expand(shape)
+        action = members(counts.reshape(-1, shape[-1]), group).reshape(*shape[:-1], group)
+        dtype = policy.parameters[0].dtype
+        old = (counts.to(dtype) / group).log()
+        self.rollout = Rollout(
+            reward=pick(environment.mean.to(dtype).expand(shape), action).unsqueeze(-1),
+            log_prob=pick(old, action).unsqueeze(-1),
+            mask=self._mask(action),
+            old_dist=self._dist(old),
+            data={"action": action, "prompt": self._prompts},
+        )
+
+    def sample(self, noise: Noise) -> Rollout:
+        """The population: always the same."""
+        return self.rollout
+
+
+def every_arm(environment: Environment, policy: Softmax | LinearSoftmax) -> Population:
+    """The population in which each arm stands once: `Ratio` surrogates then have the exact gradient of J."""
+    return Population(environment, policy, torch.ones(environment.mean.shape[-2:], dtype=torch.long))
