@@ -60,16 +60,18 @@ def ascend(
     steps: int,
     reference: Tensor | None = None,
     natural: bool = False,
+    stale: bool = False,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> Tensor:
-    """`steps` updates θ ← θ + rate·E[ĝ] from log-probabilities `start` [K], on policy: all policies on the way [steps + 1, K].
+    """`steps` updates θ ← θ + rate·E[ĝ] from log-probabilities `start` [K]: all policies on the way [steps + 1, K].
 
+    `stale` lets the start sample for every update, as many epochs over one rollout do; otherwise every update is on policy.
     `natural` takes the natural gradient, which for a softmax over its own logits is E[ĝ]/π: the same way through the
     simplex where K = 2, by another clock, that does not slow down near its edge.
     """
 
     def pull(log_prob: Tensor) -> Tensor:
-        gradient = expected_gradient(estimator, environment, log_prob, group, reference=reference)
+        gradient = expected_gradient(estimator, environment, log_prob, group, old=start if stale else None, reference=reference)
         return gradient / log_prob.exp() if natural else gradient
 
     return follow(pull, start, rate=rate, steps=steps, progress=progress)

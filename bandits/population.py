@@ -23,25 +23,32 @@ class Population(Bandit):
 
     - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were infinite;
     - counts = 1 for each arm: with a `Ratio` surrogate the objective is Σ π A, so its gradient is the exact ∇J.
+
+    `reference` is `Bandit`'s: log-probabilities [..., Q, K], or "start".
     """
 
-    def __init__(self, environment: Environment, policy: Softmax | LinearSoftmax, counts: Tensor) -> None:
+    def __init__(
+        self, environment: Environment, policy: Softmax | LinearSoftmax, counts: Tensor, *, reference: Tensor | str | None = None
+    ) -> None:
         require(environment.lengths is None, "environment.lengths", environment.lengths, "None: one token")
         require(bool((counts >= 0).all()), "counts", counts.tolist(), "whole numbers ≥ 0")
         total = counts.sum(-1)
         group = int(total.flatten()[0])
         require(bool((total == group).all()) and group > 0, "counts", total.tolist(), "the same sum G > 0 for every run and prompt")
-        super().__init__(environment, policy, group)
+        super().__init__(environment, policy, group, reference=reference)
         shape = (*self.runs, *environment.mean.shape[-2:])
         counts = counts.expand(shape)
         action = members(counts.reshape(-1, shape[-1]), group).reshape(*shape[:-1], group)
         dtype = policy.parameters[0].dtype
         old = (counts.to(dtype) / group).log()
+        ref = self.reference
         self.rollout = Rollout(
             reward=pick(environment.mean.to(dtype).expand(shape), action).unsqueeze(-1),
             log_prob=pick(old, action).unsqueeze(-1),
             mask=self._mask(action),
+            ref_log_prob=None if ref is None else pick(ref, action).unsqueeze(-1),
             old_dist=self._dist(old),
+            ref_dist=None if ref is None else self._dist(ref),
             data={"action": action, "prompt": self._prompts},
         )
 

@@ -27,6 +27,7 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> CourseError:
     """The error for a name nobody registered, with the nearest real ones suggested."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
+    hint = f"did you mean {by_lower[near[0]]!r}?" if near else f"known: {', '.join(known)}"
     return CourseError(f"unknown {kind} {name!r}: {hint}")

@@ -115,6 +115,7 @@ class Estimator:
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
         """[...] per run: what gradient ascent maximises, differentiable in the policy. Minibatches' objectives add up."""
         rollout, weight = frozen.rollout, frozen.weight
+        policy.check(rollout)
         log_prob = torch.where(rollout.mask, policy.log_prob, torch.zeros_like(policy.log_prob))
         log_ratio = self.log_ratio(policy, rollout)
         gain = self.surrogate(log_ratio, log_prob, frozen.advantage)
@@ -126,7 +127,8 @@ class Estimator:
         if self.value_coef:
             if policy.value is None:
                 raise CourseError("policy.value: got None; allowed is the critic's values, which value_coef > 0 needs")
-            gain = gain - self.value_coef * 0.5 * (policy.value - frozen.target) ** 2
+            error = torch.where(rollout.mask, policy.value - frozen.target, torch.zeros_like(frozen.target))
+            gain = gain - self.value_coef * 0.5 * error**2
         return (weight * gain).sum((-3, -2, -1))
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:

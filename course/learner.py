@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -235,23 +235,30 @@ class Learner:
             tensors |= checkpoint.prefixed("problem", self.problem.state())
         return tensors
 
+    def about(self) -> dict[str, Any]:
+        """What a saved state is of, JSON-able: steps, the shuffling generator, and what the learner is made of."""
+        return {"steps": self.steps, "shuffle": self.shuffle.bit_generator.state, **self._made_of()}
+
     def save(self, path: str | Path) -> Path:
         """Write the state to a file, whole or not at all."""
-        about = {"steps": self.steps, "shuffle": self.shuffle.bit_generator.state}
-        return checkpoint.write(path, self.state(), about | self._made_of())
+        return checkpoint.write(path, self.state(), self.about())
 
     def _made_of(self) -> dict[str, str]:
         """What a saved state must come from for this learner to go on with it, name → description."""
         estimator = self.estimator
         described = {f"estimator.{name}": part.short for name, part in estimator.parts.items()}
         described |= {f"estimator.{name}": str(getattr(estimator, name)) for name in ("entropy_coef", "value_coef")}
-        described |= {"optimizer": type(self.optimizer).__name__, "critic": type(self.critic).__name__}
+        described |= {"optimizer": type(self.optimizer).__name__, "critic": "none" if self.critic is None else type(self.critic).__name__}
         described |= {f"parameter {i}": f"{tuple(p.shape)} {p.dtype}" for i, p in enumerate(self.problem.parameters)}
         return described | {"parameters": str(len(self.problem.parameters)), "runs": str(tuple(self.noise.runs))}
 
     def load(self, path: str | Path) -> None:
         """Go on from a saved state, to the bit; refuses one of another estimator, optimiser, critic or shape."""
         tensors, about = checkpoint.read(path)
+        self.restore(tensors, about, str(path))
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: str = "saved state") -> None:
+        """Go on from `state()` and `about()` of a learner like this one; `path` is named in a refusal."""
         for name, mine in self._made_of().items():
             require(about.get(name) == mine, f"{path}: {name}", about.get(name), mine)
         with torch.no_grad():

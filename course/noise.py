@@ -37,6 +37,7 @@ class Noise:
         self.count = prod(self.runs)
         numbers = range(self.count) if numbers is None else numbers
         require(len(numbers) == self.count, "noise.numbers", len(numbers), f"one number for each of the {self.count} runs")
+        require(min(numbers, default=0) >= 0, "noise.numbers", min(numbers, default=0), "numbers ≥ 0")
         self.dtype, self.device = dtype, torch.device(device)
         master = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
         words = master.integers(2**64, size=(max(numbers, default=-1) + 1, 3), dtype=np.uint64)

@@ -62,6 +62,7 @@ class LinearDecay:
     def __post_init__(self) -> None:
         require(self.steps > 0, "LinearDecay.steps", self.steps, "a positive number of updates")
         require(0 <= self.warmup < self.steps, "LinearDecay.warmup", self.warmup, f"from 0 to below steps = {self.steps}")
+        require(0 <= self.final <= 1, "LinearDecay.final", self.final, "a share of the learning rate from 0 to 1")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
@@ -104,8 +105,8 @@ def clip_gradients(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -
 
 class _FirstOrder:
     def __init__(self, lr: float | Tensor, schedule: Schedule | None = None) -> None:
-        positive = bool((lr > 0).all()) if isinstance(lr, Tensor) else lr > 0
-        require(positive, "lr", lr, "a number > 0 (or a tensor of them, one per run)")
+        positive = bool(((lr > 0) & (lr < torch.inf)).all()) if isinstance(lr, Tensor) else 0 < lr < float("inf")
+        require(positive, "lr", lr, "a finite number > 0 (or a tensor of them, one per run)")
         self.lr, self.schedule, self.updates = lr, schedule or Constant(), 0
 
     def _rate(self) -> float | Tensor:
@@ -148,7 +149,9 @@ class Adam(_FirstOrder):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(lr, schedule)
-        require(all(0 <= beta < 1 for beta in betas), "Adam.betas", betas, "two numbers from 0 to below 1")
+        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "Adam.betas", betas, "two numbers from 0 to below 1")
+        for name, value in (("eps", eps), ("weight_decay", weight_decay)):
+            require(0 <= value < float("inf"), f"Adam.{name}", value, "a number ≥ 0")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.mean: list[Tensor] = []
         self.square: list[Tensor] = []

@@ -46,18 +46,23 @@ class Rollout:
     data: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("reward", "log_prob", "mask"):
+            require(isinstance(getattr(self, name), Tensor), f"rollout.{name}", getattr(self, name), "a tensor [..., Q, G, T]")
         shape = self.reward.shape
         require(len(shape) >= 3, "rollout.reward", tuple(shape), "at least the three axes [Q, G, T]")
         require(min(shape[-3:]) > 0, "rollout.reward", tuple(shape), "no axis of length 0 among Q, G, T")
         for name in ("log_prob", "mask", "ref_log_prob", "value"):
-            _same_shape(name, getattr(self, name), shape)
+            _same_shape(f"rollout.{name}", getattr(self, name), shape)
         for name in ("truncated", "bootstrap"):
-            _same_shape(name, getattr(self, name), shape[:-1])
-        _same_shape("greedy_reward", self.greedy_reward, shape[:-2])
-        _same_shape("kl_coef", self.kl_coef, shape[:-3])
+            _same_shape(f"rollout.{name}", getattr(self, name), shape[:-1])
+        _same_shape("rollout.greedy_reward", self.greedy_reward, shape[:-2])
+        _same_shape("rollout.kl_coef", self.kl_coef, shape[:-3])
         for name in ("old_dist", "ref_dist"):
-            _broadcasts(name, getattr(self, name), shape)
+            _broadcasts(f"rollout.{name}", getattr(self, name), shape)
+        require(self.reward.is_floating_point(), "rollout.reward", self.reward.dtype, "a floating-point type")
         require(self.mask.dtype == torch.bool, "rollout.mask", self.mask.dtype, "torch.bool, True where the policy chose the token")
+        cut = self.truncated
+        require(cut is None or cut.dtype == torch.bool, "rollout.truncated", getattr(cut, "dtype", None), "torch.bool, True where cut")
         require(self.limit is None or self.limit > 0, "rollout.limit", self.limit, "a positive number of tokens")
 
     @property
@@ -110,6 +115,13 @@ class Policy:
     dist: Tensor | None = None
     value: Tensor | None = None
 
+    def check(self, rollout: Rollout) -> None:
+        """Refuse a shape that is not the rollout's, which broadcasting would accept and get wrong."""
+        shape = rollout.reward.shape
+        _same_shape("policy.log_prob", self.log_prob, shape)
+        _same_shape("policy.value", self.value, shape)
+        _broadcasts("policy.dist", self.dist, shape)
+
     @property
     def entropy(self) -> Tensor:
         """[..., Q, G or 1, T or 1] entropy of the next-token distribution, in nats. Needs `dist`."""
@@ -120,7 +132,7 @@ class Policy:
 
 def _same_shape(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
     if tensor is not None and tensor.shape != shape:
-        require(False, f"rollout.{name}", tuple(tensor.shape), f"the shape {tuple(shape)} that rollout.reward asks for")
+        require(False, name, tuple(tensor.shape), f"the shape {tuple(shape)} that rollout.reward asks for")
 
 
 def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
@@ -128,4 +140,4 @@ def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
         return
     fits = tensor.dim() == len(shape) + 1 and tensor.shape[:-3] == shape[:-2]
     fits = fits and all(have in (1, want) for have, want in zip(tensor.shape[-3:-1], shape[-2:], strict=True))
-    require(fits, f"rollout.{name}", tuple(tensor.shape), f"[..., Q, G or 1, T or 1, V] for [..., Q, G, T] = {tuple(shape)}")
+    require(fits, name, tuple(tensor.shape), f"[..., Q, G or 1, T or 1, V] for [..., Q, G, T] = {tuple(shape)}")

@@ -11,20 +11,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import CourseError, require
 from course.optim import Closures, Schedule, _FirstOrder, over_runs, per_run_dot
 
 Vector = list[Tensor]
 
 
 def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Tensor]], Vector]:
-    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same."""
+    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same. Refuses what F says nothing of: a critic's gradient."""
     dist = closures.dist()
     kl = closures.mean_kl(dist.detach(), dist).sum()
     first = torch.autograd.grad(kl, closures.parameters, create_graph=True, allow_unused=True)
     used = [(g, p) for g, p in zip(first, closures.parameters, strict=True) if g is not None]
 
     def product(vector: Sequence[Tensor]) -> Vector:
+        if any(g is None and bool(v.any()) for g, v in zip(first, vector, strict=True)):
+            raise CourseError("parameters: got one with a gradient that does not move the policy (a critic); allowed are the policy's own")
         dot = sum((g * v).sum() for g, v in zip(first, vector, strict=True) if g is not None)
         assert isinstance(dot, Tensor)
         second = iter(torch.autograd.grad(dot, [p for _, p in used], retain_graph=True))
@@ -76,12 +78,19 @@ class NaturalGradient(_FirstOrder):
 class TRPO:
     """One step of TRPO: the natural direction at the length where KL = max_kl, then backtracking until both hold: the
     surrogate rises and KL(π_old‖π) ≤ max_kl (Schulman et al. 2015, §6 and appendix C). A run that finds no such step stays.
+    `max_kl` is a number or a tensor [...], one per run.
     """
 
     def __init__(
-        self, max_kl: float = 0.01, *, iterations: int = 10, damping: float = 1e-6, backtracks: int = 10, shrink: float = 0.5
+        self, max_kl: float | Tensor = 0.01, *, iterations: int = 10, damping: float = 1e-6, backtracks: int = 10, shrink: float = 0.5
     ) -> None:
-        require(0 < max_kl < float("inf"), "TRPO.max_kl", max_kl, "a number of nats > 0")
+        bound = torch.as_tensor(max_kl)
+        require(
+            bool(((bound > 0) & (bound < torch.inf)).all()),
+            "TRPO.max_kl",
+            max_kl,
+            "a number of nats > 0 (or a tensor of them, one per run)",
+        )
         require(iterations > 0, "TRPO.iterations", iterations, "a positive number")
         require(damping >= 0, "TRPO.damping", damping, "a number ≥ 0")
         require(backtracks > 0, "TRPO.backtracks", backtracks, "a positive number")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from course import ladder
+from course.errors import CourseError
 from course.learner import Learner
 from course.optim import SGD, Adam, Closures, Constant, LinearDecay, Optimizer, clip_gradients, over_runs, per_run_dot
 from course.trust_region import TRPO, NaturalGradient, conjugate_gradient, fisher_product
@@ -240,6 +241,17 @@ def test_the_natural_gradient_of_samples_through_the_learner() -> None:
             g = sum(float(reward[run, q, i]) * (f64([float(a == k) for k in range(3)]) - p) for i, a in enumerate(action[run, q])) / 8
             want = 0.1 * torch.linalg.pinv(fisher(p) / 2, hermitian=True) @ g
             close(problem.parameters[0][run, q].detach() - start[run, q], want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", [NaturalGradient(0.1), TRPO()], ids=["NaturalGradient", "TRPO"])
+def test_a_critic_has_no_place_in_the_policys_geometry(optimizer: Optimizer) -> None:
+    """F is 0 on a critic's parameters, so F⁻¹ would throw them 1/damping far. Values that nothing trains are left alone."""
+    with pytest.raises(CourseError, match="does not move the policy"):
+        Learner(bernoulli_bandit((2,), critic=True), ladder.ppo_value, optimizer, stream((2,))).train(1)
+    problem = bernoulli_bandit((2,), critic=True)
+    Learner(problem, ladder.rloo, optimizer, stream((2,))).train(1)
+    assert bool((problem.parameters[1] == 0).all())
+    assert float(problem.parameters[0].detach().abs().max()) > 0
 
 
 # ---------------------------------------------------------------- TRPO

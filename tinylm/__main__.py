@@ -1,8 +1,12 @@
-"""`python -m tinylm NAME` runs one ablation on the tiny language model; without a name it lists them."""
+"""`python -m tinylm train | eval | sample` works on a model; `python -m tinylm NAME` runs one ablation; no name lists them."""
 
 import sys
 
 from course.ablation import main
+from tinylm import commands
 
 if __name__ == "__main__":
-    sys.exit(main("tinylm.ablations", "python -m tinylm"))
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in commands.COMMANDS:
+        sys.exit(commands.main(arguments))
+    sys.exit(main("tinylm.ablations", "python -m tinylm", arguments))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "what the group's std does to easy and hard prompts: the weight w_G(p), silent groups, and what 1/|o| breaks"
-EXPECTED_SECONDS = 3.0
+EXPECTED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _variants(settings: Settings, series: dict[str, Any]) -> list[Fact]:
         facts.append(Fact.exact(claim, "this course", _worst(measured, expected), 0.0, number=12))
     flat = [weight(ladder.group_mean, right_or_wrong(x), group) for x in p.tolist()]
     claim = f"Without the std the weight is (G−1)/G, whatever p (largest relative difference, G = {group})"
-    facts.append(Fact.exact(claim, WEIGHT, _worst(flat, torch.tensor(group_mean_factor(group)).double()), 0.0, number=12))
+    facts.append(Fact.exact(claim, WEIGHT, _worst(flat, torch.tensor(group_mean_factor(group), dtype=torch.float64)), 0.0, number=12))
     return facts
 
 

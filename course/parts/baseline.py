@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import CourseError
+from course.errors import CourseError, require
 from course.parts.base import Part, number
 from course.rollout import Rollout
 
@@ -76,6 +76,9 @@ class Constant(Baseline):
 
     b: float = 0.0
 
+    def __post_init__(self) -> None:
+        require(abs(self.b) < float("inf"), "Constant.b", self.b, "a finite number")
+
     @property
     def latex(self) -> str:
         return number(self.b)
@@ -96,6 +99,7 @@ class BatchMean(Baseline):
     plain = "mean_batch(R)"
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        require(returns.shape[-2:].numel() > 1, "BatchMean", 1, "a batch of at least two samples: one alone is never better than its mean")
         return mean_baseline(returns, (-2, -1)).unsqueeze(-1)
 
 

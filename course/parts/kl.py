@@ -154,6 +154,7 @@ class KL(Part):
             require(isinstance(self.anchor, OldPolicy), f"{name}.anchor", self.anchor, "OldPolicy() where beta is AdaptiveBeta")
         else:
             require(0 <= self.beta < float("inf"), f"{name}.beta", self.beta, "a number ≥ 0")
+        require(isinstance(self.anchor, Anchor), f"{name}.anchor", self.anchor, "Reference() or OldPolicy()")
         require(isinstance(self.place, Place), f"{name}.place", self.place, "InLoss(), InLossTimesRatio() or InReward()")
         if isinstance(self.place, InReward):
             if isinstance(self.anchor, OldPolicy):
@@ -273,6 +274,10 @@ class K3(KL):
     """
 
     max_log_r: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_log_r is None or self.max_log_r > 0, "K3.max_log_r", self.max_log_r, "None or a number of nats > 0")
 
     symbol = "k_3"
     plain = "k3"

@@ -43,6 +43,7 @@ def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
 def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
     """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu 2025, eq. 5."""
     dims = (-3, -2, -1)
+    advantage = advantage.masked_fill(~mask, 0.0)  # what a critic says of other tokens may be anything
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)
     mean = (weight * advantage).sum(dims, keepdim=True) / count

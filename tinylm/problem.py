@@ -1,0 +1,172 @@
+"""The language model as a problem for the learner: questions in, completions and verifiable rewards out. And its warm start,
+which is the same objective: maximum likelihood is a policy gradient on demonstrations, each worth 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.estimator import Estimator
+from course.noise import Noise
+from course.parts import TokenMean
+from course.rollout import Policy, Rollout
+from tinylm.model import Transformer
+from tinylm.sampler import check_sampling, sample, score
+from tinylm.tasks import PAD, ExactMatch, Reward, Task
+
+
+def _fits(model: Transformer, task: Task) -> None:
+    room = model.settings.context
+    require(task.context <= room, "model.context", room, f"at least {task.context}: prompt and answer, in tokens")
+
+
+def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
+    """Questions [*runs, Q], row numbers of the training split, each run its own."""
+    place = (noise.uniform(prompts) * len(task.train)).long().clamp(max=len(task.train) - 1)
+    return task.train[place]
+
+
+class LanguageModel:
+    """Samples completions of `prompts` training questions, `group` each; the reward sits on the last token.
+
+    `reference` fills the rollout's reference log-probabilities (None: no reference); `critic` is a transformer with a value
+    head of its own, or the policy itself where its settings have one (shared trunk). `distributions` keeps the full
+    distributions in the rollout, for exact KL. `greedy` adds the greedy answer's reward (ReMax). `scored_temperature` is a
+    sabotage setting: the temperature that log π is computed at, when it is not the one that was sampled with.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        task: Task,
+        *,
+        prompts: int = 64,
+        group: int = 8,
+        reward: Reward | None = None,
+        temperature: float = 1.0,
+        reference: Transformer | None = None,
+        critic: Transformer | None = None,
+        distributions: bool = False,
+        greedy: bool = False,
+        scored_temperature: float | None = None,
+    ) -> None:
+        require(prompts > 0, "prompts", prompts, "a whole number > 0")
+        require(group > 0, "group", group, "a whole number > 0")
+        check_sampling(temperature)
+        _fits(model, task)
+        if critic is not None:
+            require(critic.settings.value, "critic.settings.value", False, "a model with a value head")
+        self.model, self.task, self.prompts, self.group = model, task, prompts, group
+        self.reward = ExactMatch() if reward is None else reward
+        self.temperature, self.reference, self.critic = temperature, reference, critic
+        self.distributions, self.greedy, self.scored_temperature = distributions, greedy, scored_temperature
+        self.runs = model.runs
+        own = [] if critic is None or critic is model else critic.parameters
+        self.parameters: Sequence[Tensor] = [*model.parameters, *own]
+
+    @torch.no_grad()
+    def sample(self, noise: Noise) -> Rollout:
+        """New questions, G completions each."""
+        question = ask(self.task, noise, self.prompts)
+        prompt = self.task.prompt[question]
+        limit = self.task.limit
+        keep = self.distributions
+        made = sample(self.model, prompt, self.group, limit, noise, temperature=self.temperature, keep_dist=keep)
+        reward = self._on_last_token(self._reward(made.tokens, question), made.mask)
+        log_prob = made.log_prob
+        if self.scored_temperature is not None:
+            dist, _ = score(self.model, prompt, made.tokens, temperature=self.scored_temperature)
+            log_prob = _chosen(dist, made.tokens, made.mask)
+        ref_log_prob = ref_dist = value = greedy_reward = None
+        if self.reference is not None:
+            full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
+            ref_log_prob, ref_dist = _chosen(full, made.tokens, made.mask), full if keep else None
+        if self.critic is not None:
+            value = torch.where(made.mask, self._values(prompt, made.tokens), 0.0)
+        if self.greedy:
+            best = sample(self.model, prompt, 1, limit, None)
+            greedy_reward = self._reward(best.tokens, question).squeeze(-1)
+        return Rollout(
+            reward=reward,
+            log_prob=log_prob,
+            mask=made.mask,
+            ref_log_prob=ref_log_prob,
+            value=value,
+            bootstrap=None if value is None else torch.zeros_like(value[..., 0]),
+            greedy_reward=greedy_reward,
+            truncated=made.truncated,
+            old_dist=made.dist,
+            ref_dist=ref_dist,
+            limit=limit,
+            data={"prompt": prompt, "tokens": made.tokens, "question": question},
+        )
+
+    def policy(self, rollout: Rollout) -> Policy:
+        """log π of the rollout's tokens under the current weights, with gradients."""
+        prompt, tokens = rollout.data["prompt"], rollout.data["tokens"]
+        temperature = self.temperature if self.scored_temperature is None else self.scored_temperature
+        shared = self.critic is self.model
+        dist, value = score(self.model, prompt, tokens, temperature=temperature, values=shared)
+        if self.critic is not None and not shared:
+            value = self._values(prompt, tokens)
+        return Policy(_chosen(dist, tokens, rollout.mask), dist, value)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """None of its own: accuracy is measured on held-out questions, by `evaluate`."""
+        return {}
+
+    def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:
+        return self.reward(tokens, question.unsqueeze(-1).expand(tokens.shape[:-1]), self.task)
+
+    def _on_last_token(self, reward: Tensor, mask: Tensor) -> Tensor:
+        last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
+        return torch.zeros(mask.shape, dtype=reward.dtype, device=reward.device).scatter(-1, last, reward.unsqueeze(-1))
+
+    def _values(self, prompt: Tensor, tokens: Tensor) -> Tensor:
+        assert self.critic is not None
+        _, value = score(self.critic, prompt, tokens, values=True)
+        assert value is not None
+        return value
+
+
+def _chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """log-probabilities of the tokens, 0 where the mask is False: [..., T, V], [..., T] → [..., T]."""
+    safe = torch.where(mask, tokens, 0)
+    return torch.where(mask, dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
+
+
+LIKELIHOOD = Estimator(aggregation=TokenMean())  # with reward 1 and the score function: the mean log-likelihood per token
+
+
+class Demonstrations:
+    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample. Train it with `LIKELIHOOD`."""
+
+    def __init__(self, model: Transformer, task: Task, *, batch: int = 512) -> None:
+        require(batch > 0, "batch", batch, "a whole number > 0")
+        _fits(model, task)
+        self.model, self.task, self.batch, self.runs = model, task, batch, model.runs
+        self.parameters: Sequence[Tensor] = model.parameters
+
+    @torch.no_grad()
+    def sample(self, noise: Noise) -> Rollout:
+        """`batch` training questions with their targets, one each."""
+        question = ask(self.task, noise, self.batch)
+        tokens = self.task.target[question].unsqueeze(-2)  # [*runs, Q, 1, T]
+        mask = tokens != PAD
+        reward = torch.zeros(mask.shape, dtype=self.parameters[0].dtype, device=mask.device)
+        reward = reward.scatter(-1, mask.sum(-1, keepdim=True) - 1, 1.0)
+        data = {"prompt": self.task.prompt[question], "tokens": tokens, "question": question}
+        return Rollout(reward, torch.zeros_like(reward), mask, limit=self.task.limit, data=data)
+
+    def policy(self, rollout: Rollout) -> Policy:
+        """log π of the demonstrations."""
+        dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
+        return Policy(_chosen(dist, rollout.data["tokens"], rollout.mask), dist)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """None of its own."""
+        return {}

@@ -1,0 +1,126 @@
+"""Sampling: the prompt is computed once per group, the group is decoded side by side, and what is reported is the
+log-probability under the distribution really sampled from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.noise import Noise
+from tinylm.model import Transformer
+from tinylm.tasks import CHARACTERS, END, PAD
+
+
+@dataclass(frozen=True)
+class Completions:
+    """G completions of each prompt: `tokens` [*runs, Q, G, T], PAD behind the end; `log_prob` [*runs, Q, G, T] in nats, 0 where
+    the mask is False; `mask` True for chosen tokens, the end token included; `truncated` [*runs, Q, G] no end within T;
+    `dist` [*runs, Q, G, T, V] log-probabilities of every token, where asked for.
+    """
+
+    tokens: Tensor
+    log_prob: Tensor
+    mask: Tensor
+    truncated: Tensor
+    dist: Tensor | None = None
+
+
+def log_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    """The distribution that is sampled: logits [..., V] → log-probabilities. PAD is never produced; ties at top-k stay in."""
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[PAD] = True
+    logits = (
+        logits.float().masked_fill(banned, -torch.inf)
+        if logits.dtype in (torch.bfloat16, torch.float16)
+        else logits.masked_fill(banned, -torch.inf)
+    )
+    if temperature != 1:
+        logits = logits / temperature
+    if top_k is not None:
+        lowest = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    return torch.log_softmax(logits, -1)
+
+
+def check_sampling(temperature: float, top_k: int | None = None) -> None:
+    """Refuse a temperature or top-k that is none."""
+    require(0 < temperature < float("inf"), "temperature", temperature, "a number > 0 (greedy decoding is an option of its own)")
+    require(top_k is None or 1 <= top_k <= len(CHARACTERS) + 1, "top_k", top_k, f"None or 1 to {len(CHARACTERS) + 1}")
+
+
+@torch.no_grad()
+def sample(
+    model: Transformer,
+    prompt: Tensor,
+    group: int,
+    limit: int,
+    noise: Noise | None,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    keep_dist: bool = False,
+) -> Completions:
+    """Complete every prompt [*runs, Q, P] `group` times, at most `limit` tokens each. `noise` None: greedy.
+
+    The keys and values of a prompt are computed once and shared by its group. Raises `CourseError` for tokens outside the
+    vocabulary, or a sequence longer than the model's context.
+    """
+    check_sampling(temperature, top_k)
+    require(group > 0, "group", group, "a whole number > 0")
+    width = prompt.shape[-1]
+    require(
+        width + limit <= model.settings.context, "limit", limit, f"at most {model.settings.context - width}: the context less the prompt"
+    )
+    top = int(prompt.max())
+    require(int(prompt.min()) >= 0 and top < len(CHARACTERS), "prompt", top, f"tokens from 0 to {len(CHARACTERS) - 1}")
+    state, cache = model.prefill(prompt)
+    state = state.unsqueeze(-2)  # the group's first token comes from one state
+    shape = (*prompt.shape[:-1], group)
+    uniform = None if noise is None else noise.uniform(limit, *shape[-2:])
+    alive = torch.ones(shape, dtype=torch.bool, device=prompt.device)
+    own, columns = None, []
+    for step in range(limit):
+        dist = log_probs(model.logits(state), temperature, top_k)
+        dist = dist.expand(*shape, dist.shape[-1])
+        token = dist.argmax(-1) if uniform is None else _draw(dist, uniform.select(len(model.runs), step))
+        chosen = dist.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        columns.append((torch.where(alive, token, PAD), torch.where(alive, chosen, 0.0), alive, dist if keep_dist else None))
+        alive = alive & (token != END)
+        if step + 1 < limit:
+            state, own = model.extend(token, width + step, cache, own)
+    tokens, chosen_log_prob, mask, dists = zip(*columns, strict=True)
+    full = torch.stack([d for d in dists if d is not None], -2) if keep_dist else None
+    return Completions(torch.stack(tokens, -1), torch.stack(chosen_log_prob, -1), torch.stack(mask, -1), alive, full)
+
+
+def _draw(dist: Tensor, uniform: Tensor) -> Tensor:
+    """One token each, by inverting the distribution function: log-probabilities [..., V], uniform [...] → [...]."""
+    cumulative = dist.exp().cumsum(-1)
+    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]  # the sum is 1 up to rounding: stay inside it
+    token = (cumulative <= threshold).sum(-1).clamp(max=dist.shape[-1] - 1)
+    possible = dist.gather(-1, token.unsqueeze(-1)).squeeze(-1) > -torch.inf
+    return torch.where(possible, token, dist.argmax(-1))  # a threshold on the edge of the last possible token
+
+
+def score(
+    model: Transformer, prompt: Tensor, tokens: Tensor, *, temperature: float = 1.0, values: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """What the model says of completions now: dist [*runs, Q, G, T, V], and the critic's values [*runs, Q, G, T] if asked for.
+
+    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. The prompt and its G completions are ONE packed sequence under a tree
+    mask, so the prompt is computed once; the values are of the state before each token.
+    """
+    from tinylm.model import tree
+
+    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
+    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
+    positions, mask = tree(width, group, limit - 1, prompt.device)
+    states = model.hidden(packed, positions, mask)
+    first = states[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, d]
+    later = states[..., width:, :].unflatten(-2, (group, limit - 1))
+    before = torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)  # [*runs, Q, G, T, d]
+    dist = log_probs(model.logits(before), temperature)
+    return dist, model.values(before) if values else None
