@@ -38,21 +38,20 @@ class Agent(Protocol):
 class Metered(Environment):
     """An environment with a meter, so that every algorithm's bill is written by one hand, whatever it does with its pulls.
 
-    `pulls` per prompt so far, and per run [...], averaged over prompts: `regret` Σ (μ* − μ_a), from the exact means, and
-    `best_pulls`, those of the best arm. Every `every` pulls they are noted down: `marks`, and `regrets` [marks, ...].
+    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment, averaged over prompts.
+    Every `every` pulls they are noted down: `marks`, and `regrets` [marks, ...].
     """
 
     def __init__(self, inner: Environment, every: int = 1) -> None:
         require(isinstance(every, int) and every > 0, "Metered.every", every, "a whole number of pulls > 0")
         super().__init__(inner.mean, lengths=inner.lengths)
         self.inner, self.every, self.pulls = inner, every, 0
-        self.regret = self.best_pulls = torch.zeros_like(self.mean[..., 0].mean(-1))
+        self.regret = torch.zeros_like(self.mean[..., 0].mean(-1))
         self.marks: list[int] = []
         self._rows: list[Tensor] = []
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
         self.regret = self.regret + (pick(self.mean, self.best) - pick(self.mean, action)).sum(-1).mean(-1)
-        self.best_pulls = self.best_pulls + (action == self.best).to(self.mean.dtype).sum(-1).mean(-1)
         before, self.pulls = self.pulls, self.pulls + action.shape[-1]
         if self.pulls // self.every > before // self.every:
             self.marks.append(self.pulls)

@@ -42,6 +42,8 @@ class Bandit:
         )
         if isinstance(reference, str):
             require(reference == "start", "reference", reference, "'start', log-probabilities or None")
+        elif reference is not None:
+            require(reference.shape == start.shape, "reference", tuple(reference.shape), f"the policy's own shape {tuple(start.shape)}")
         self.environment, self.arm_policy, self.group, self.greedy = environment, policy, group, greedy
         self.runs = start.shape[:-2]
         self.reference = start if isinstance(reference, str) else reference

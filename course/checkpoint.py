@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,9 @@ FORMAT = "pg-ladder state 1"
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
     """Write tensors and a JSON-able description to `path`, through a temporary file in the same folder."""
     path = Path(path)
-    whole = save(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-        metadata={"format": FORMAT, "about": json.dumps(dict(about))},
-    )
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    described = json.dumps(dict(about))
+    whole = save(kept, metadata={"format": FORMAT, "about": described, "sum": _checksum(kept, described)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,8 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
     except OSError as error:
         raise CourseError(f"{path}: cannot be written ({error.strerror}); allowed is a folder with room, open for writing") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -47,11 +49,24 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise CourseError(f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about["about"])  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _checksum(tensors, about["about"]) != about["sum"]:
+                raise CourseError(f"{path}: damaged: the checksum is not that of its contents")
+            return tensors, json.loads(about["about"])
     except FileNotFoundError as error:
         raise CourseError(f"{path}: no such file") from error
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CourseError(f"{path}: damaged or not a saved state ({error})") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
+    """CRC-32 over names, shapes, types and bytes, since the format itself notices a cut file but no flipped bit."""
+    total = zlib.crc32(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

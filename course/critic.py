@@ -31,6 +31,11 @@ class RunningMean:
 
     def write(self, rollout: Rollout) -> Rollout:
         """The rollout with `value` filled in; the mean takes in its rewards."""
+        if isinstance(self.share, Tensor):
+            fits = self.share.dim() == len(rollout.runs) + 1 and all(
+                n in (1, m) for n, m in zip(self.share.shape, rollout.runs, strict=False)
+            )
+            require(fits, "RunningMean.share", tuple(self.share.shape[:-1]), f"a number or one for each of the runs {tuple(rollout.runs)}")
         score = rollout.score
         now = score[..., 0] if score.shape[-1] == 1 else score.mean(-1)
         if not self.per_prompt:

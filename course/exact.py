@@ -9,7 +9,7 @@ All of it is in float64; log-probabilities and KL are in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from course.errors import CourseError, require
 from course.estimator import Estimator
-from course.parts import AllSamples, BatchMean, BatchStd, TokenMean, TokenWhitening, TotalReturn, Value
+from course.parts import AllSamples, BatchMean, BatchStd, DropTruncated, TokenMean, TokenWhitening, TotalReturn, Value
 from course.rollout import Policy, Rollout
 
 _PER_SAMPLE = ("log_prob", "reward", "mask", "old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
@@ -237,7 +237,8 @@ class Microscope:
     gradient of one batch (Q prompts, G samples each) drawn from the sampling policy. `coefficient` [Q, K, T] is the
     expected coefficient of each token's score, and `dist_coefficient` [Q, K, T, V] that of each entry of `dist` (None
     where the estimator does not use it): E[ĝ] = Σ coefficient·score + Σ dist_coefficient·dist_score. `covariance` is
-    None, and `std` NaN, where it was not asked for or is too large to list. `method` says what was listed.
+    None where it was not asked for or is too large to list; then `trace` is its trace where that is known (`total_variance`),
+    else NaN, and so is `std`. `method` says what was listed.
     """
 
     objective: float
@@ -247,6 +248,7 @@ class Microscope:
     coefficient: Tensor
     dist_coefficient: Tensor | None
     method: str
+    trace: float = math.nan
 
     @property
     def bias(self) -> Tensor:
@@ -256,12 +258,12 @@ class Microscope:
     @property
     def variance(self) -> float:
         """E‖ĝ − E[ĝ]‖², the trace of the covariance."""
-        return math.nan if self.covariance is None else float(self.covariance.trace())
+        return self.trace if self.covariance is None else float(self.covariance.trace())
 
     @property
     def std(self) -> float:
         """Root of the trace of the covariance: how far one batch's gradient is from E[ĝ]."""
-        return math.sqrt(max(self.variance, 0.0)) if self.covariance is not None else math.nan
+        return math.sqrt(max(self.variance, 0.0)) if not math.isnan(self.variance) else math.nan
 
     @property
     def relative_bias(self) -> float:
@@ -453,24 +455,24 @@ def _lumps(view: _View) -> _Lumps:
     return _Lumps(alive, p, example, torch.stack([p[same].sum() for same in each]).log(), view.columns)
 
 
+def _listed(view: _View, lumps: _Lumps, group: int, own: int) -> Iterator[tuple[list[Tensor], Tensor, Tensor, Tensor]]:
+    """Chunks of `own` samples' outcomes [M] each, which of the others' compositions [M], the weight [M], and c [M, own, P]."""
+    others = compositions(group - own, len(lumps.example), lumps.alive.device)
+    weight = log_multinomial(others, lumps.log_class).exp()
+    for run in _chunks(lumps.runs(group, own), group * view.columns, lumps.alive.device):
+        *mine, pick = _digits(run, [len(lumps.alive)] * own + [len(others)])
+        index = torch.cat([lumps.alive[torch.stack(mine, -1)], lumps.example[members(others[pick], group - own)]], -1)
+        chance = weight[pick] * torch.stack([lumps.p[i] for i in mine]).prod(0)
+        yield mine, pick, chance, view.coefficients(index.unsqueeze(1))[:, 0, :own]
+
+
 def _by_lumps(view: _View, lumps: _Lumps, group: int, covariance: bool) -> _Moments:
     """E[ĝ] = G E[c_i s_i] and E[ĝĝᵀ] = G E[c_i² s_i s_iᵀ] + G(G−1) E[c_i c_j s_i s_jᵀ], with the others in classes."""
     alive, kinds, columns = lumps.alive, len(lumps.alive), view.columns
-
-    def listed(own: int) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-        """Chunks of `own` outcomes [M] each, their weight [M] and their coefficients [M, own, P]."""
-        others = compositions(group - own, len(lumps.example), alive.device)
-        weight = log_multinomial(others, lumps.log_class).exp()
-        for run in _chunks(lumps.runs(group, own), group * columns, alive.device):
-            *mine, pick = _digits(run, [kinds] * own + [len(others)])
-            index = torch.cat([alive[torch.stack(mine, -1)], lumps.example[members(others[pick], group - own)]], -1)
-            chance = weight[pick] * torch.stack([lumps.p[i] for i in mine]).prod(0)
-            yield mine, chance, view.coefficients(index.unsqueeze(1))[:, 0, :own]
-
     covariance = covariance and (kinds * columns) ** 2 <= SMALL and (group == 1 or lumps.cells(group, 2) <= LARGEST)
     mean = lumps.p.new_zeros((kinds, columns))
     second = lumps.p.new_zeros((kinds * kinds, columns, columns) if covariance else (0, 0, 0))
-    for (i,), chance, found in listed(1):
+    for (i,), _, chance, found in _listed(view, lumps, group, 1):
         weighed = group * chance.unsqueeze(-1) * found[:, 0]
         mean.index_add_(0, i, weighed)
         if covariance:
@@ -479,7 +481,7 @@ def _by_lumps(view: _View, lumps: _Lumps, group: int, covariance: bool) -> _Mome
     if not covariance:
         return _Moments(expected, None)
     if group > 1:
-        for (i, j), chance, found in listed(2):
+        for (i, j), _, chance, found in _listed(view, lumps, group, 2):
             weighed = group * (group - 1) * chance.unsqueeze(-1) * found[:, 0]
             second.index_add_(0, i * kinds + j, weighed.unsqueeze(-1) * found[:, 1].unsqueeze(-2))
     square = second.view(kinds, kinds, columns, columns).transpose(1, 2).reshape(kinds * columns, -1)
@@ -487,10 +489,93 @@ def _by_lumps(view: _View, lumps: _Lumps, group: int, covariance: bool) -> _Mome
     return _Moments(expected, scores.T @ (square - torch.outer(mean.flatten(), mean.flatten())) @ scores)
 
 
+class AmongOthers(NamedTuple):
+    """The samples of ONE prompt, each among every kind of others that its group can have: n outcomes, C classes, M kinds of others."""
+
+    outcome: Tensor  # [n] the outcomes that can happen, by number
+    chance: Tensor  # [n] the probability that a sample is this outcome
+    label: Tensor  # [n] its class: no part can tell outcomes of a class apart as others of a group
+    others: Tensor  # [M, C] how many of the G − 1 others are of each class
+    weight: Tensor  # [M] the probability of that
+    coefficient: Tensor  # [n, M, P] its own part of ĝ is Σ_P coefficient · score
+
+
+def among_others(estimator: Estimator, outcomes: Outcomes, group_size: int) -> AmongOthers:
+    """What the lumped microscope averages over, for one prompt: E[ĝ] = G Σ_n chance Σ_M weight · coefficient · score."""
+    require(len(outcomes.reward) == 1, "outcomes", len(outcomes.reward), "one prompt, since parts may look across prompts")
+    require(group_size == int(group_size) and group_size >= 1, "group_size", group_size, "a whole number of samples ≥ 1")
+    view, group = _View(estimator, outcomes), int(group_size)
+    lumps = _lumps(view)
+    _refuse(lumps.cells(group), f"{lumps.runs(group):,} compositions of {group} samples in {len(lumps.example)} classes")
+    others = compositions(group - 1, len(lumps.example), lumps.alive.device)
+    found = torch.cat([own[:, 0] for _, _, _, own in _listed(view, lumps, group, 1)])  # outcomes slowest, others fastest
+    coefficient = found.unflatten(0, (len(lumps.alive), len(others)))
+    return AmongOthers(lumps.alive, lumps.p, _classes(view), others, log_multinomial(others, lumps.log_class).exp(), coefficient)
+
+
+def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: Tensor) -> float:
+    """E‖ĝ − E[ĝ]‖² without a list of pairs of outcomes, and without the scores themselves: the law of total variance.
+
+    Once it is known how many samples of each class a group has, its samples are independent, and those of a class alike:
+
+        E‖ĝ − Eĝ‖² = Σ_counts P(counts) ‖Σ_c count_c v_c − Eĝ‖²  +  G Σ_c,others P(c) P(others) (E[‖g‖² | c, others] − ‖v_c‖²)
+
+    with g a sample's own part of ĝ and v_c(others) its mean in class c. `inner` maps rows [r, K, P] to the inner products
+    [r, r] of the vectors Σ_{K,P} row · score; `own` [K, P, P] holds those of the scores of one outcome's own columns.
+    """
+    group, classes = int(among.others[0].sum()) + 1, among.others.shape[1]
+    p_class = torch.stack([among.chance[among.label == c].sum() for c in range(classes)])
+    weights, basis = [], []
+    for c in range(classes):  # v_c(others), as sums of a few directions
+        mine = among.label == c
+        rows = (among.chance[mine] / p_class[c])[:, None, None] * among.coefficient[mine]
+        weight, direction = _factor(rows.transpose(0, 1).flatten(1))
+        placed = direction.new_zeros((len(direction), *own.shape[:2]))
+        placed[:, among.outcome[mine]] = direction.unflatten(1, (-1, own.shape[1]))
+        weights.append(weight)
+        basis.append(placed)
+    products = inner(torch.cat(basis))
+    ends = torch.tensor([len(direction) for direction in basis]).cumsum(0).tolist()
+    mean = products.new_zeros((classes, len(among.others), len(products)))  # v_c(others), in coordinates of the basis
+    for c, weight in enumerate(weights):
+        mean[c, :, ends[c] - weight.shape[1] : ends[c]] = weight
+
+    def square(vectors: Tensor) -> Tensor:
+        return ((vectors @ products) * vectors).sum(-1)
+
+    counts = compositions(group, classes, among.others.device)
+    place = (group + 1) ** torch.arange(classes, device=counts.device)
+    sorted_keys, order = (among.others * place).sum(-1).sort()
+    whole = products.new_zeros((len(counts), len(products)))
+    for c in range(classes):
+        has = counts[:, c] > 0
+        index = order[torch.searchsorted(sorted_keys, (counts[has] * place).sum(-1) - place[c])]
+        whole[has] += counts[has, c].unsqueeze(-1) * mean[c, index]
+    chance = log_multinomial(counts, p_class.log()).exp()
+    between = chance @ square(whole - chance @ whole)
+    length = ((among.coefficient @ own[among.outcome]) * among.coefficient).sum(-1)  # [n, M] ‖g‖²
+    within = among.chance @ length @ among.weight - p_class @ square(mean) @ among.weight
+    return float(between + group * within)
+
+
+def _factor(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [M, N] → weights [M, r] and directions [r, N] whose product they are, r small: Gram–Schmidt, largest remainder first."""
+    left, weights, directions = rows.clone(), [], []
+    largest = norms = left.norm(dim=1)
+    while float(norms.max()) > 1e-13 * float(largest.max()):
+        pivot = norms.argmax()
+        direction = left[pivot] / norms[pivot]
+        weights.append(left @ direction)
+        directions.append(direction)
+        left -= torch.outer(weights[-1], direction)
+        norms = left.norm(dim=1)
+    return torch.stack(weights, 1) if weights else rows[:, :0], torch.stack(directions) if directions else rows[:0]
+
+
 def _classes(view: _View) -> Tensor:
     """[kinds] class of each outcome of the one prompt: alike where no part can tell them apart as others of a group.
 
-    The course's own parts read of others only rewards, lengths, truncation and, with a critic, values. A part from
+    The course's own parts read of others only rewards, lengths and, where one asks, truncation and a critic's values. A part from
     elsewhere may read anything: then only outcomes whose rows are all equal are alike.
     """
     estimator, alive = view.estimator, view.alive[0]
@@ -502,8 +587,10 @@ def _classes(view: _View) -> Tensor:
         keys = [row.sum(-1) for row in reward] + [rollout.length]
     else:
         keys = [*reward, rollout.mask]
-    keys += [] if rollout.truncated is None else [rollout.truncated]
-    if isinstance(estimator.baseline, Value):
+    critic = isinstance(estimator.baseline, Value)
+    asked = critic or isinstance(estimator.sample_filter, DropTruncated) or not _own_parts(estimator)
+    keys += [rollout.truncated] if asked and rollout.truncated is not None else []
+    if critic:
         keys += [tensor for tensor in (rollout.value, rollout.bootstrap) if tensor is not None]
     table = torch.cat([key.reshape(len(alive), -1).double() for key in keys], 1)
     return torch.unique(table, dim=0, return_inverse=True)[1]

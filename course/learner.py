@@ -76,9 +76,10 @@ class Learner:
     learning rate means the same whatever the split. `max_grad_norm` clips each run's gradient. Every `log_every`-th step
     is logged; metrics of updates are those of the last epoch, seen before each update.
 
-    A NaN or infinity raises `Diverged` before it reaches the parameters, and the state is saved to `rescue` (a path) if
-    one is given. With `halt_diverged` only the runs that met it stop, where they are, and the others go on (for sweeps):
-    `halted` [...] says which.
+    A NaN or infinity in rewards, loss or gradients raises `Diverged` before it reaches the parameters, and the state is
+    saved to `rescue` (a path) if one is given; then an update that overflows is undone, too. With `halt_diverged` only the
+    runs whose loss, gradient or parameters met it stop, where they are, and the others go on (for sweeps): `halted` [...]
+    says which.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Learner:
         require(max_grad_norm is None or max_grad_norm > 0, "max_grad_norm", max_grad_norm, "None or a number > 0")
         require(critic is None or uses_critic(estimator), "critic", critic, "None, since this estimator's baseline is not Value()")
         require(noise.runs == problem.runs, "noise.runs", tuple(noise.runs), f"the problem's own runs {tuple(problem.runs)}")
+        self._check_rate(getattr(optimizer, "lr", None), problem.runs)
         self.problem, self.estimator, self.optimizer, self.noise = problem, estimator, optimizer, noise
         self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
         self.critic, self.log_every, self.rescue = critic, log_every, rescue
@@ -127,11 +129,11 @@ class Learner:
     def step(self, log: bool = False) -> None:
         """One rollout and all its updates."""
         rollout = self.problem.sample(self.noise)
-        if self.critic is not None:
+        if self.critic is not None and bool(torch.isfinite(rollout.reward.sum())):  # else it would be lost, too
             rollout = self.critic.write(rollout)
         if self.kl_coef is not None:
             rollout = replace(rollout, kl_coef=self.kl_coef)
-        frozen = self.estimator.freeze(rollout)
+        frozen = self._freeze(rollout)
         seen: list[dict[str, Tensor]] = []
         for epoch in range(self.epochs):
             logging = log and epoch == self.epochs - 1
@@ -144,6 +146,14 @@ class Learner:
             self.history.add(self.steps, {**metrics.of_rollout(rollout), **metrics.combine(seen), **self.problem.metrics()})
         if self.kl_coef is not None:
             self._adapt(rollout)
+
+    def _freeze(self, rollout: Rollout) -> Frozen:
+        try:
+            return self.estimator.freeze(rollout)
+        except CourseError as error:
+            if bool(torch.isfinite(rollout.reward).all()):
+                raise
+            raise self._diverged(str(error)) from None
 
     def _minibatches(self, frozen: Frozen) -> Iterator[Frozen]:
         if self.minibatches == 1:
@@ -170,14 +180,35 @@ class Learner:
             assert norm is not None
             gradients = clip_gradients(gradients, norm, self.max_grad_norm)
         logged = metrics.of_update(self.estimator, policy, frozen, norm) if log and norm is not None else {}
-        if self.halted is None:
+        if self.rescue is None and not self.halt_diverged and self.halted is None:
             return logged | self.optimizer.step(gradients, self._closures(frozen))
         kept = [parameter.detach().clone() for parameter in parameters]
         logged |= self.optimizer.step(gradients, self._closures(frozen))
         with torch.no_grad():
-            for parameter, before in zip(parameters, kept, strict=True):
-                parameter.copy_(torch.where(over_runs(self.halted, parameter), before, parameter))
+            self._undo(kept)
         return logged
+
+    def _undo(self, kept: Sequence[Tensor]) -> None:
+        """Put back the parameters of runs that are halted or whose update overflowed; that ends training, or halts them."""
+        parameters, undone = self.problem.parameters, self.halted
+        lost = None
+        if not bool(torch.isfinite(torch.stack([parameter.sum() for parameter in parameters]).sum())):
+            lost = self._lost(parameters)
+            undone = lost if undone is None else undone | lost
+        if undone is None or not bool(undone.any()):
+            return
+        for parameter, before in zip(parameters, kept, strict=True):
+            parameter.copy_(torch.where(over_runs(undone, parameter), before, parameter))
+        if self.halt_diverged:
+            self.halted = undone
+        elif lost is not None and bool(lost.any()):
+            raise self._diverged("a parameter became infinite or NaN in the update")
+
+    def _lost(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[...] bool: the runs in which one of the tensors [..., *rest] holds a number that is not finite."""
+        runs = len(self.problem.runs)
+        whole = [torch.isfinite(tensor) for tensor in tensors]
+        return ~torch.stack([each.flatten(runs).all(-1) if each.dim() > runs else each for each in whole]).all(0)
 
     def _closures(self, frozen: Frozen) -> Closures:
         def dist() -> Tensor:
@@ -211,14 +242,28 @@ class Learner:
         if bad is None:  # finite numbers whose sum overflowed
             return gradients
         if self.halt_diverged:
-            runs = len(self.problem.runs)
-            lost = [~torch.isfinite(g).flatten(runs).all(-1) if g.dim() > runs else ~torch.isfinite(g) for g in gradients]
-            now = torch.stack([~torch.isfinite(loss.detach()), *lost]).any(0)
+            now = self._lost([loss.detach(), *gradients])
             self.halted = now if self.halted is None else self.halted | now
             return [torch.where(over_runs(self.halted, g), torch.zeros_like(g), g) for g in gradients]
-        saved = f"; the last good state is in {self.save(self.rescue)}" if self.rescue is not None else ""
         value = bad[1][~torch.isfinite(bad[1])][0].item()
-        raise Diverged(f"training stopped at step {self.steps + 1}: {bad[0]} became {value}{saved}")
+        raise self._diverged(f"{bad[0]} became {value}")
+
+    def _diverged(self, what: str) -> Diverged:
+        """The error that ends training; the state, still a good one, is saved first where a path was given."""
+        saved = ""
+        if self.rescue is not None:
+            try:
+                saved = f"; the last good state is in {self.save(self.rescue)}"
+            except CourseError as error:
+                saved = f"; the last good state could not be saved: {error}"
+        return Diverged(f"training stopped at step {self.steps + 1}: {what}{saved}")
+
+    @staticmethod
+    def _check_rate(rate: object, runs: torch.Size) -> None:
+        """Refuse learning rates per run that would be lined up with other axes than the runs."""
+        if isinstance(rate, Tensor) and rate.dim() > 0:
+            fits = rate.dim() == len(runs) and all(have in (1, want) for have, want in zip(rate.shape, runs, strict=True))
+            require(fits, "optimizer.lr", tuple(rate.shape), f"a number or one for each of the runs {tuple(runs)}")
 
     # ------------------------------------------------------------------ state
 
@@ -264,13 +309,14 @@ class Learner:
         with torch.no_grad():
             for i, parameter in enumerate(self.problem.parameters):
                 parameter.copy_(tensors[f"parameters.{i}"])
-        self.optimizer.load(checkpoint.under("optimizer", tensors))
+        device = self.problem.parameters[0].device
+        self.optimizer.load({name: tensor.to(device) for name, tensor in checkpoint.under("optimizer", tensors).items()})
         self.noise.load(checkpoint.under("noise", tensors))
         if self.critic is not None:
             self.critic.load(checkpoint.under("critic", tensors))
         if self.kl_coef is not None:
             self.kl_coef = tensors["kl_coef"].to(self.kl_coef)
-        self.halted = tensors["halted"].to(self.problem.parameters[0].device) if "halted" in tensors else None
+        self.halted = tensors["halted"].to(device) if "halted" in tensors else None
         if hasattr(self.problem, "load"):
             self.problem.load(checkpoint.under("problem", tensors))
         self.steps = int(about["steps"])

@@ -43,6 +43,9 @@ GLOSSARY: dict[str, Metric] = {
         Metric("step_fraction", "", "share of the full natural step that TRPO's line search accepted; 0: no step"),
         Metric("expected_reward", "", "exact J of the current policy, by enumeration"),
         Metric("optimal_action", "share", "probability that the policy gives to the best arm, mean over prompts"),
+        Metric("cross_entropy", "nats", "−log π of a demonstration's token, mean over tokens: the loss of the warm start"),
+        Metric("warm_accuracy", "share", "sampled completions of training questions that are right, which ends the warm start"),
+        Metric("accuracy", "share", "greedy answers to held-out questions that are right"),
         Metric("action_mean", "", "mean of a Gaussian policy, averaged over prompts"),
         Metric("action_std", "", "standard deviation of a Gaussian policy, averaged over prompts"),
     )

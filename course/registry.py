@@ -93,9 +93,13 @@ def _load(path: str, attribute: str) -> Rung:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look their module up
         try:
             spec.loader.exec_module(sys.modules[name])
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
-            raise
+            if isinstance(error, CourseError) or not isinstance(error, Exception):
+                raise
+            raise CourseError(
+                f"{path}: got a file that does not run ({type(error).__name__}: {error}); allowed is one that does"
+            ) from error
     estimator = getattr(sys.modules[name], attribute, None)
     if not isinstance(estimator, Estimator):
         raise CourseError(f"{path}:{attribute}: got {estimator!r}; allowed is an Estimator")

@@ -53,7 +53,7 @@ from course.parts import (
     Value,
 )
 from course.parts.kl import exact_kl, k1, k2, k3
-from course.rollout import Policy
+from course.rollout import Policy, Rollout
 from tests.conftest import close, f64, make_rollout, slopes
 
 # ---------------------------------------------------------------- credit
@@ -213,10 +213,15 @@ def test_token_whitening_counts_chosen_tokens_only() -> None:
 
 @pytest.mark.parametrize("scale", [GroupStd(eps=0.0), BatchStd(eps=0.0), TokenWhitening(eps=0.0)], ids=lambda part: part.short)
 def test_every_scale_turns_silence_into_zeros(scale) -> None:  # type: ignore[no-untyped-def]
-    """0/0 is 0 here, also where no baseline was taken off first."""
-    rollout = make_rollout([[[0.7]] * 7])
-    for base in (ladder.group_mean, ladder.reinforce):
-        assert bool((replace(base, scale=scale).freeze(rollout).advantage == 0).all())
+    """0/0 is 0 here, also where no baseline was taken off first, and whatever stands on tokens that were not chosen."""
+    mask = torch.tensor([[[True, False]] * 4 + [[True, True]] * 3])
+    for paid in (0.7, -0.7):
+        reward = torch.tensor([[[paid, 0.0]] * 4 + [[0.0, paid]] * 3])  # float32, on the last token
+        rollout = Rollout(reward, torch.full((1, 7, 2), -1.0), mask)
+        for base in (ladder.group_mean, ladder.reinforce):
+            for credit in (TotalReturn(), RewardToGo()):
+                estimator = replace(replace(base, credit=credit), scale=scale)
+                assert bool((estimator.freeze(rollout).advantage == 0).all())
 
 
 # ---------------------------------------------------------------- ratio
@@ -423,6 +428,8 @@ def test_exact_kl_in_either_direction_and_in_the_reward() -> None:
     in_reward = replace(ladder.reinforce, kl=ExactKL(beta=1.0, place=InReward(), accept_bias=True))
     old_to_ref = 0.25 * math.log(2.0) + 0.75 * math.log(0.75 / 0.875)
     close(in_reward.freeze(rollout).advantage, [[[-old_to_ref]] * 2])
+    partly = make_rollout([[[0.0, 0.0]]], mask=[[[True, False]]], old_dist=spread[1], ref_dist=spread[2])
+    close(in_reward.freeze(partly).advantage, [[[-old_to_ref, 0.0]]])  # and once only: the second token was not chosen
     sure = f64([0.0, -math.inf]).requires_grad_()
     value = exact_kl(sure, pi_dist)
     assert value.item() == pytest.approx(LN2, rel=1e-15)

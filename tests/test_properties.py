@@ -227,6 +227,14 @@ def test_with_eps_zero_a_std_undoes_the_scale_of_the_rewards_to_the_bit(estimato
     assert all(torch.equal(scaled[name], as_it_was[name]) for name in as_it_was)
 
 
+@pytest.mark.parametrize("estimator", STD.values(), ids=STD.keys())
+@EXAMPLES
+@given(case=cases(), power=st.integers(-1100, -30))
+def test_with_eps_zero_rewards_that_underflow_leave_finite_numbers(estimator: Estimator, case: Case, power: int) -> None:
+    bare = replace(no_penalty(estimator), scale=dataclasses.replace(estimator.scale, eps=0.0))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in evaluate(bare, on_last_token(case, 0.0, 2.0**power)).values())
+
+
 UNSCALED = {name: e for name, e in EVERY.items() if name not in STD and not isinstance(e.baseline, Greedy | Value)}
 
 
@@ -290,6 +298,19 @@ def test_masked_tokens_put_in_anywhere_change_nothing(estimator: Estimator, case
     got, want = evaluate(estimator, case.each(widen)), evaluate(estimator, case)
     for name, axis in (("log_prob", -1), ("value", -1), ("dist", -2)):
         got[name] = got[name].index_select(axis, place)
+    same(got, want)
+
+
+@every
+@EXAMPLES
+@given(case=cases())
+def test_a_reward_at_a_token_the_policy_did_not_choose_belongs_to_the_one_before_it(estimator: Estimator, case: Case) -> None:
+    """Another speaker's answer rewards what was said before; moving the reward there changes nothing."""
+    mask, reward = case.rollout.mask, case.rollout.reward
+    reward = reward * (mask.cumsum(-1) > 0)
+    before = torch.where(mask, torch.arange(mask.shape[-1]).expand(mask.shape), -1).cummax(-1).values.clamp(min=0)
+    moved = torch.zeros_like(reward).scatter_add(-1, before, reward)
+    got, want = (evaluate(estimator, Case(dataclasses.replace(case.rollout, reward=r), case.policy)) for r in (moved, reward))
     same(got, want)
 
 

@@ -3,7 +3,8 @@
 Pre-norm, RMSNorm, rotary or learned positions, softmax attention written out, a GELU network, no dropout, no biases.
 Hidden states are [*runs, N, d] with all tokens of all rows in one axis N, so that a linear layer is one (batched) product.
 Deviations from the usual: attention is explicit, since the fused kernel is slower at this size and has no second
-derivative on the CPU, which TRPO needs; the output layer is not tied to the embedding.
+derivative on the CPU, which TRPO needs; the output layer is not tied to the embedding; tables are read by a product with
+one-hot rows, whose gradient adds up in one fixed order (that of a look-up does not, with several threads or on a GPU).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ModelSettings:
 
 
 PRESETS = {
-    "nano": ModelSettings(width=24, layers=1, heads=2, hidden=96, context=16),
+    "nano": ModelSettings(width=24, layers=1, heads=2, hidden=128, context=16),
     "small": ModelSettings(width=128, layers=2, heads=4, hidden=384, context=48),
     "gpu": ModelSettings(width=384, layers=6, heads=6, hidden=1536, context=96),
 }
@@ -90,7 +91,7 @@ class Transformer:
         w["head"] = normal(d, v, std=0.3 * d**-0.5)
         if settings.value:
             w["value"] = torch.zeros(*self.runs, d, 1, dtype=dtype, device=device).requires_grad_()
-        self._angles = _angles(settings, device)
+        self._angles = _angles(settings, device, dtype)
 
     def compile(self) -> None:
         """Compile the pass over whole sequences, which training spends its time in (needs a C compiler; slow at first)."""
@@ -118,7 +119,7 @@ class Transformer:
     def hidden(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """tokens [*runs, B, L], their positions [L], who may see whom [L, L] (bool) → final states [*runs, B, L, d]."""
         shape, rows = tokens.shape, tokens.shape[-2]
-        x = self._embed(tokens.flatten(-2), positions.repeat(rows))
+        x = self._embed(tokens, positions)
         hide = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -torch.inf)
         for i in range(self.settings.layers):
             q, k, v = self._queries(i, x, rows, positions)
@@ -133,7 +134,7 @@ class Transformer:
 
     def values(self, states: Tensor) -> Tensor:
         """Final states [*runs, ..., d] → the critic's values [*runs, ...]."""
-        return self._linear("value", states).squeeze(-1)
+        return self._linear("value", states).squeeze(-1).to(self.weights["value"].dtype)
 
     # ------------------------------------------------------------------ with a cache
 
@@ -141,7 +142,7 @@ class Transformer:
         """Prompts [*runs, Q, P] → the state of their last token [*runs, Q, d], and the cache of all of them."""
         length, rows = prompt.shape[-1], prompt.shape[-2]
         positions = torch.arange(length, device=prompt.device)
-        x = self._embed(prompt.flatten(-2), positions.repeat(rows))
+        x = self._embed(prompt, positions)
         hide = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
         keys, values = [], []
         for i in range(self.settings.layers):
@@ -161,7 +162,7 @@ class Transformer:
         rows, group = token.shape[-2:]
         heads, size = self.settings.heads, self.settings.width // self.settings.heads
         place = torch.full((1,), position, device=token.device)
-        x = self._embed(token.flatten(-2), place.expand(rows * group))
+        x = self._embed(token.unsqueeze(-1).flatten(-3, -2), place)
         keys, values = [], []
         for i in range(self.settings.layers):
             parts = self._linear(f"{i}.qkv", self._norm(f"{i}.norm1", x)).unflatten(-1, (3, heads, size))
@@ -185,13 +186,18 @@ class Transformer:
     # ------------------------------------------------------------------ the pieces
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        table = self.weights["embedding"]
-        if self.runs:
-            index = tokens.unsqueeze(-1).expand(*tokens.shape, table.shape[-1])
-            x = table.gather(-2, index)
-        else:
-            x = torch.nn.functional.embedding(tokens, table)
-        return x if self.settings.rotary else x + self.weights["positions"][..., positions, :]
+        """tokens [*runs, B, L] at positions [L] → [*runs, B·L, d]."""
+        x = self._rows("embedding", tokens.flatten(-2))
+        if self.settings.rotary:
+            return x
+        return (x.unflatten(-2, tokens.shape[-2:]) + self._rows("positions", positions).unsqueeze(-3)).flatten(-3, -2)
+
+    def _rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows of a table [*runs, V, d] by their numbers [*runs, N] or [N] → [*runs, N, d]."""
+        table = self.weights[name]
+        chosen = index.unsqueeze(-1) == torch.arange(table.shape[-2], device=index.device)
+        with torch.autocast(index.device.type, enabled=False):  # a look-up rounds nothing
+            return chosen.to(table.dtype) @ table
 
     def _queries(self, layer: int, x: Tensor, rows: int, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, size = self.settings.heads, self.settings.width // self.settings.heads
@@ -220,16 +226,17 @@ class Transformer:
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn pairs of x [..., L, d/H] by their positions' angles (Su et al. 2021, eq. 34)."""
-        cos, sin = self._angles[0][positions].to(x.dtype), self._angles[1][positions].to(x.dtype)
+        cos, sin = self._angles[0][positions], self._angles[1][positions]
         first, second = x.chunk(2, -1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
-def _angles(settings: ModelSettings, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _angles(settings: ModelSettings, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [context, d/2H] of every position's angles; base 1000 where long contexts take 10,000."""
     half = settings.width // settings.heads // 2
     rate = 1000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(settings.context, dtype=torch.float64).unsqueeze(-1) * rate
-    return angle.cos().to(device), angle.sin().to(device)
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def tree(prompt: int, group: int, tokens: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator
+from course.metrics import chosen_mean
 from course.noise import Noise
 from course.parts import TokenMean
 from course.rollout import Policy, Rollout
 from tinylm.model import Transformer
-from tinylm.sampler import check_sampling, sample, score
+from tinylm.sampler import check_sampling, sample, score, states
 from tinylm.tasks import PAD, ExactMatch, Reward, Task
 
 
@@ -36,7 +37,8 @@ class LanguageModel:
     `reference` fills the rollout's reference log-probabilities (None: no reference); `critic` is a transformer with a value
     head of its own, or the policy itself where its settings have one (shared trunk). `distributions` keeps the full
     distributions in the rollout, for exact KL. `greedy` adds the greedy answer's reward (ReMax). `scored_temperature` is a
-    sabotage setting: the temperature that log π is computed at, when it is not the one that was sampled with.
+    sabotage setting: the temperature of log π where it is not the one of sampling, so that ratios are not 1 even before
+    the first update.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class LanguageModel:
             require(critic.settings.value, "critic.settings.value", False, "a model with a value head")
         self.model, self.task, self.prompts, self.group = model, task, prompts, group
         self.reward = ExactMatch() if reward is None else reward
+        if scored_temperature is not None:
+            check_sampling(scored_temperature)
         self.temperature, self.reference, self.critic = temperature, reference, critic
         self.distributions, self.greedy, self.scored_temperature = distributions, greedy, scored_temperature
         self.runs = model.runs
@@ -77,10 +81,6 @@ class LanguageModel:
         keep = self.distributions
         made = sample(self.model, prompt, self.group, limit, noise, temperature=self.temperature, keep_dist=keep)
         reward = self._on_last_token(self._reward(made.tokens, question), made.mask)
-        log_prob = made.log_prob
-        if self.scored_temperature is not None:
-            dist, _ = score(self.model, prompt, made.tokens, temperature=self.scored_temperature)
-            log_prob = _chosen(dist, made.tokens, made.mask)
         ref_log_prob = ref_dist = value = greedy_reward = None
         if self.reference is not None:
             full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
@@ -92,7 +92,7 @@ class LanguageModel:
             greedy_reward = self._reward(best.tokens, question).squeeze(-1)
         return Rollout(
             reward=reward,
-            log_prob=log_prob,
+            log_prob=made.log_prob,
             mask=made.mask,
             ref_log_prob=ref_log_prob,
             value=value,
@@ -124,13 +124,12 @@ class LanguageModel:
 
     def _on_last_token(self, reward: Tensor, mask: Tensor) -> Tensor:
         last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
-        return torch.zeros(mask.shape, dtype=reward.dtype, device=reward.device).scatter(-1, last, reward.unsqueeze(-1))
+        dtype = self.model.parameters[0].dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=reward.device).scatter(-1, last, reward.to(dtype).unsqueeze(-1))
 
     def _values(self, prompt: Tensor, tokens: Tensor) -> Tensor:
         assert self.critic is not None
-        _, value = score(self.critic, prompt, tokens, values=True)
-        assert value is not None
-        return value
+        return self.critic.values(states(self.critic, prompt, tokens))
 
 
 def _chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -150,6 +149,7 @@ class Demonstrations:
         _fits(model, task)
         self.model, self.task, self.batch, self.runs = model, task, batch, model.runs
         self.parameters: Sequence[Tensor] = model.parameters
+        self.cross_entropy: Tensor | None = None
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -165,8 +165,10 @@ class Demonstrations:
     def policy(self, rollout: Rollout) -> Policy:
         """log π of the demonstrations."""
         dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
-        return Policy(_chosen(dist, rollout.data["tokens"], rollout.mask), dist)
+        log_prob = _chosen(dist, rollout.data["tokens"], rollout.mask)
+        self.cross_entropy = -chosen_mean(log_prob.detach(), rollout.mask)
+        return Policy(log_prob, dist)
 
     def metrics(self) -> dict[str, Tensor]:
-        """None of its own."""
-        return {}
+        """The cross-entropy of the last demonstrations, in nats per token, before the update."""
+        return {} if self.cross_entropy is None else {"cross_entropy": self.cross_entropy}

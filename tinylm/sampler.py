@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course.errors import require
 from course.noise import Noise
-from tinylm.model import Transformer
+from tinylm.model import Transformer, tree
 from tinylm.tasks import CHARACTERS, END, PAD
 
 
@@ -30,15 +30,11 @@ class Completions:
 
 def log_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
     """The distribution that is sampled: logits [..., V] → log-probabilities. PAD is never produced; ties at top-k stay in."""
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    banned[PAD] = True
-    logits = (
-        logits.float().masked_fill(banned, -torch.inf)
-        if logits.dtype in (torch.bfloat16, torch.float16)
-        else logits.masked_fill(banned, -torch.inf)
-    )
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    logits = logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == PAD, -torch.inf)
     if temperature != 1:
-        logits = logits / temperature
+        logits = (logits - logits.detach().amax(-1, keepdim=True)) / temperature  # shifted: a small one would overflow
     if top_k is not None:
         lowest = logits.topk(top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -74,8 +70,8 @@ def sample(
     require(
         width + limit <= model.settings.context, "limit", limit, f"at most {model.settings.context - width}: the context less the prompt"
     )
-    top = int(prompt.max())
-    require(int(prompt.min()) >= 0 and top < len(CHARACTERS), "prompt", top, f"tokens from 0 to {len(CHARACTERS) - 1}")
+    for token in (int(prompt.min()), int(prompt.max())):
+        require(0 <= token < len(CHARACTERS), "prompt", token, f"tokens from 0 to {len(CHARACTERS) - 1}")
     state, cache = model.prefill(prompt)
     state = state.unsqueeze(-2)  # the group's first token comes from one state
     shape = (*prompt.shape[:-1], group)
@@ -105,22 +101,29 @@ def _draw(dist: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(possible, token, dist.argmax(-1))  # a threshold on the edge of the last possible token
 
 
+def states(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] → [*runs, Q, G, T, d].
+
+    The prompt and its G completions are ONE packed sequence under a tree mask, so the prompt is computed once.
+    """
+    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
+    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
+    positions, mask = tree(width, group, limit - 1, prompt.device)
+    hidden = model.hidden(packed, positions, mask)
+    first = hidden[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, d]
+    later = hidden[..., width:, :].unflatten(-2, (group, limit - 1))
+    return torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)
+
+
 def score(
     model: Transformer, prompt: Tensor, tokens: Tensor, *, temperature: float = 1.0, values: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """What the model says of completions now: dist [*runs, Q, G, T, V], and the critic's values [*runs, Q, G, T] if asked for.
 
-    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. The prompt and its G completions are ONE packed sequence under a tree
-    mask, so the prompt is computed once; the values are of the state before each token.
+    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. A value is that of the state before each token.
     """
-    from tinylm.model import tree
+    before = states(model, prompt, tokens)
+    return log_probs(model.logits(before), temperature), model.values(before) if values else None
 
-    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
-    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
-    positions, mask = tree(width, group, limit - 1, prompt.device)
-    states = model.hidden(packed, positions, mask)
-    first = states[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, d]
-    later = states[..., width:, :].unflatten(-2, (group, limit - 1))
-    before = torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)  # [*runs, Q, G, T, d]
-    dist = log_probs(model.logits(before), temperature)
-    return dist, model.values(before) if values else None
+
+__all__ = ["Completions", "check_sampling", "log_probs", "sample", "score", "states"]

@@ -1,7 +1,8 @@
 """Arithmetic tasks: questions as rows of a table, split once into training and held-out, with answers that can be verified.
 
 A question is a prompt of fixed width and the answer expected of it, an end token behind it. A new task is a function that
-yields (prompt, scratchpad, answer, difficulty) for its questions: see `addition`.
+yields (prompt, scratchpad, answer, difficulty) for its questions: see `addition`. The split is by question as it is written:
+12+34 and 34+12 are two, and one may be trained on where the other is held out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,12 +35,11 @@ def encode(text: str) -> list[int]:
 
 def decode(tokens: Sequence[int]) -> str:
     """Tokens → characters, up to the end token or padding."""
-    kept = itertools.takewhile(lambda token: token < len(CHARACTERS), tokens)
+    kept = itertools.takewhile(lambda token: 0 <= token < len(CHARACTERS), tokens)
     return "".join(CHARACTERS[token] for token in kept)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A prompt, the scratchpad that leads to the answer (may be empty), the answer, and how hard it is (carries, terms …)."""
 
     prompt: str
@@ -75,7 +76,8 @@ class TaskSettings:
             raise unknown("task", self.name, TASKS)
         require(1 <= self.digits <= 6, "task.digits", self.digits, "1 to 6")
         require(2 <= self.terms <= 8, "task.terms", self.terms, "2 to 8")
-        require(2 <= self.modulus <= 10**self.digits, "task.modulus", self.modulus, f"2 to {10**self.digits}")
+        fits = self.name != "modular" or 2 <= self.modulus <= 10**self.digits
+        require(fits, "task.modulus", self.modulus, f"2 to {10**self.digits}")
         require(0 < self.held_out < 1, "task.held_out", self.held_out, "a share between 0 and 1")
         require(self.limit >= 2, "task.limit", self.limit, "at least 2 questions")
         require(not self.scratchpad or self.name == "terms", "task.scratchpad", self.scratchpad, "False, except for the task 'terms'")
@@ -88,16 +90,11 @@ def _numbers(settings: TaskSettings, count: int, generator: np.random.Generator)
     if total <= settings.limit:
         yield from itertools.product(range(base), repeat=count)
         return
-    chosen: dict[int, None] = {}
-    while len(chosen) < settings.limit:
-        for index in generator.integers(0, total, size=settings.limit - len(chosen)):
-            chosen[int(index)] = None
-    for index in chosen:
-        numbers = []
-        for _ in range(count):
-            index, number = divmod(index, base)
-            numbers.append(number)
-        yield tuple(numbers[::-1])
+    chosen: dict[tuple[int, ...], None] = {}
+    while len(chosen) < settings.limit:  # number by number, since base^count may be more than an integer of 64 bits holds
+        drawn = generator.integers(0, base, size=(settings.limit - len(chosen), count))
+        chosen.update(dict.fromkeys(map(tuple, drawn.tolist())))
+    yield from chosen
 
 
 def _carries(numbers: Sequence[int]) -> int:
@@ -205,17 +202,17 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
     """
     generator = np.random.default_rng(settings.seed)
     questions = list(TASKS[settings.name](settings, generator))
-    require(len({len(question.prompt) for question in questions}) == 1, "task", settings.name, "prompts of one width")
+    prompts, answers = [question.prompt for question in questions], [question.answer for question in questions]
+    require(len({len(prompt) for prompt in prompts}) == 1, "task", settings.name, "one that asks, with prompts of one width")
+    require(len(set(prompts)) == len(prompts), "task", settings.name, "one that asks each question once")
     order = generator.permutation(len(questions))
     held = int(settings.held_out * len(questions))
     require(0 < held < len(questions), "task.held_out", settings.held_out, f"a share that leaves both parts of {len(questions)} questions")
-    marker = "#" if settings.scratchpad else ""
-    targets = [[*encode(question.scratchpad + marker + question.answer), END] for question in questions]
-    answers = [[*encode(question.answer), END] for question in questions]
+    marker = CHARACTERS[MARKER] if settings.scratchpad else ""
     built = Task(
         settings,
-        prompt=torch.tensor([encode(question.prompt) for question in questions]),
-        target=_table(targets, slack),
+        prompt=_table(prompts, end=False),
+        target=_table([question.scratchpad + marker + question.answer for question in questions], slack),
         answer=_table(answers),
         difficulty=torch.tensor([question.difficulty for question in questions]),
         train=torch.from_numpy(np.sort(order[held:])),
@@ -226,9 +223,21 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
     return built
 
 
-def _table(rows: Sequence[Sequence[int]], slack: int = 0) -> Tensor:
-    width = max(map(len, rows)) + slack
-    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows])
+def _table(texts: Sequence[str], slack: int = 0, *, end: bool = True) -> Tensor:
+    """Texts as rows of tokens, the end token behind each if `end`, then padding: [N, longest + slack]."""
+    whole = "".join(texts)
+    if not set(whole) <= set(CHARACTERS):
+        for text in texts:
+            encode(text)  # names the character
+    tokens = np.zeros(128, dtype=np.int64)
+    tokens[[ord(character) for character in CHARACTERS]] = np.arange(len(CHARACTERS))
+    flat = tokens[np.frombuffer(whole.encode("ascii"), np.uint8)]
+    lengths = np.fromiter(map(len, texts), dtype=np.int64)
+    rows = np.full((len(texts), int(lengths.max()) + end + slack), PAD)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = flat
+    if end:
+        rows[np.arange(len(texts)), lengths] = END
+    return torch.from_numpy(rows)
 
 
 # ---------------------------------------------------------------- verifiable rewards
@@ -252,6 +261,9 @@ class Reward:
 
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(abs(self.weight) < float("inf"), "reward.weight", self.weight, "a finite number")
+
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         raise NotImplementedError
 
@@ -270,7 +282,7 @@ class ExactMatch(Reward):
 
 @dataclass(frozen=True)
 class DigitCredit(Reward):
-    """`weight` times the share of the answer's characters that stand at the right place."""
+    """`weight` times the share of the answer's characters that stand at the right place; what follows them is not looked at."""
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         expected = task.answer[question]
@@ -281,7 +293,7 @@ class DigitCredit(Reward):
 
 @dataclass(frozen=True)
 class Format(Reward):
-    """`weight` if the completion ends by itself, with digits (a minus may lead) as its final answer, behind a marker where one is due."""
+    """`weight` if the completion ends by itself and its final answer (behind a marker where one is due) is digits, a minus may lead."""
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         width = completion.shape[-1]
@@ -298,6 +310,10 @@ class Sum(Reward):
     """`weight` times the sum of several rewards, each with a weight of its own."""
 
     parts: tuple[Reward, ...] = (ExactMatch(), Format(0.1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.parts) > 0, "reward.parts", self.parts, "at least one reward")
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         total = torch.zeros(question.shape, device=completion.device)

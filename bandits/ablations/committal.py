@@ -53,6 +53,7 @@ TITLE = "baselines of equal variance, one too low and one too high: one gets stu
 EXPECTED_SECONDS = 20.0
 CHUNG = "Chung et al. 2021 (2008.13773)"
 MEI = "Mei et al. 2022 (2301.06276)"
+HERE = "measured here; not published"
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _exact_facts(settings: Settings) -> list[Fact]:
         ),
         Fact.exact(
             f"The baseline of least variance is b* = Σ(r/π)/Σ(1/π) ({at}); measured: the vertex of the parabola through three variances",
-            CHUNG,
+            "derived",
             vertex,
             best,
             number=6,
@@ -318,7 +319,7 @@ def _exact_facts(settings: Settings) -> list[Fact]:
         ),
         Fact.above(
             f"At the start the value V is noisier than b* − {settings.shift:g}: total variance of one pull's natural gradient ({at})",
-            CHUNG,
+            "derived",
             measured_variance(settings, value),
             low,
             number=6,
@@ -335,22 +336,26 @@ def _simulated_facts(settings: Settings, seen: Seen) -> list[Fact]:
     name = {kind: label(kind, asdict(settings)) for kind in kinds}
     at, total = f"step {settings.lr:g}, {settings.steps:,} updates, {runs} runs", settings.steps * settings.longer
 
-    def more(claim: str, one: tuple[float, float], other: tuple[float, float] = (0.0, 0.0)) -> Fact:
-        return Fact.above(f"{claim}: difference of the shares", CHUNG, one[0] - other[0], 0.0, math.hypot(one[1], other[1]), number=6)
+    def more(claim: str, one: tuple[float, float], other: tuple[float, float], source: str = HERE) -> Fact:
+        return Fact.above(f"{claim}: difference of the shares", source, one[0] - other[0], 0.0, math.hypot(one[1], other[1]), number=6)
 
     def rare(kind: str, source: str) -> Fact:
         claim = f"With the baseline {name[kind]} fewer than one run in twenty misses the best arm ({at})"
         return Fact.below(claim, source, share[kind][0], 0.05, share[kind][1], number=6)
 
     return [
-        more(f"{name['below']} loses more runs than {name['above']}, of the same variance ({at})", share["below"], share["above"]),
+        more(f"{name['below']} loses more runs than {name['above']}, of the same variance ({at})", share["below"], share["above"], CHUNG),
         more(f"{name['below']} loses more runs than the value V, which is the noisier ({at})", share["below"], share["value"]),
         rare("value", MEI),
-        rare("fixed", CHUNG),
-        more(f"After {total:,} updates {name['below']} still has lost more runs than {name['above']} (step {settings.lr:g})", *after),
+        rare("fixed", HERE),
+        more(
+            f"After {total:,} updates {name['below']} still has lost more runs than {name['above']} (step {settings.lr:g})",
+            after[0],
+            after[1],
+        ),
         Fact.above(
             f"Most runs lost by {name['below']} after {settings.steps:,} updates are still lost after {total:,} (step {settings.lr:g})",
-            CHUNG,
+            HERE,
             still[0],
             0.5,
             still[1],
@@ -423,7 +428,7 @@ def _triangle(ax: Axes, result: Result, kind: str) -> None:
     lost = round(float(result.array("lost", kind)[here]) * result.settings["runs"])
     count = f"{lost or 'none'} of {result.settings['runs']} runs\nmiss the best arm"
     ax.text(0.02, 0.86, count, transform=ax.transAxes, fontsize=11, color=LOST if lost else FOUND, va="top")
-    what = {"below": "too low, it commits", "above": "too high, it keeps looking", "value": "the noisiest, and safe"}[kind]
+    what = {"below": "too low, it commits", "above": "too high, it keeps looking", "value": "the value, noisiest at the start"}[kind]
     figures.describe(ax, f"{label(kind, result.settings)}: {what}")
     ax.set_aspect("equal")
     ax.set_xlim(-0.06, 1.06)

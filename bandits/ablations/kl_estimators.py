@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "KL estimators k1, k2, k3: how noisy each is, and which divergence each one's gradient really descends"
-EXPECTED_SECONDS = 10.0
+EXPECTED_SECONDS = 4.0
 
 
 @dataclass(frozen=True)

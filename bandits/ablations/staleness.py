@@ -17,23 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.environments import Bernoulli, Discrete, contextual
+from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
 from bandits.flow import ascend, expected_gradient
-from bandits.policies import LinearSoftmax
-from bandits.problem import Bandit
+from bandits.linear import linear_bandit
 from course import figures, ladder
 from course.errors import require
 from course.estimator import Estimator, replace, uses_critic
 from course.exact import Outcomes, group_mean_factor, kl_gradient, microscope
 from course.learner import Learner
-from course.noise import Noise
 from course.optim import SGD
 from course.parts import K3, ExactKL, NoKL, ScoreFunction
 from course.parts.kl import exact_kl
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "several updates per rollout: policy gradient collapses, the ratio holds, the clip learns, and {0, 1} rewards do not mind"
-EXPECTED_SECONDS = 45.0
+EXPECTED_SECONDS = 48.0
 
 
 @dataclass(frozen=True)
@@ -173,9 +171,9 @@ THREE_ARMS = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
 def stale_paths(settings: Settings, progress: Progress) -> dict[str, Tensor]:
     """Log-probabilities [updates + 1, 3] while the expected gradient of samples from B3's policy drives it on and on."""
     start = torch.tensor(B3_POLICY, dtype=torch.float64).log()
-    options = {"rate": settings.stale_rate, "steps": settings.stale_updates}
+    options: dict[str, Any] = {"rate": settings.stale_rate, "steps": settings.stale_updates}
     return {
-        name: ascend(ladder.get(name).estimator, THREE_ARMS, start, settings.group, stale=True, **options)  # type: ignore[arg-type]
+        name: ascend(ladder.get(name).estimator, THREE_ARMS, start, settings.group, stale=True, **options)
         for name in progress(("reinforce", *ONE_CURVE), "one rollout")
     }
 
@@ -247,19 +245,11 @@ def _stale_facts(settings: Settings, paths: Mapping[str, Tensor]) -> list[Fact]:
 
 
 def train(estimator: Estimator, settings: Settings, epochs: int, rates: Tensor, offset: Tensor, numbers: range) -> Tensor:
-    """Expected reward less `offset` after training [S, R]: `rates` and `offset` are [S] settings, `numbers` the R runs.
-
-    A run number stands for the same right answers and the same stream of random numbers at every setting; features are those of the seed.
-    """
-    shape = (len(rates), len(numbers))
-    arms = contextual(Noise((shape[1],), settings.seed, numbers=numbers, dtype=torch.float64), (0.0,) * settings.prompts, settings.arms)
-    values = arms.values + offset[:, None, None, None, None]
-    environment = Discrete(values, arms.chances.expand(values.shape))
-    noise = Noise(shape, settings.seed + 1, numbers=[number for _ in rates for number in numbers], dtype=torch.float64)
-    draw = Noise((), settings.seed + 2, dtype=torch.float64).normal(settings.prompts, settings.arms, settings.features)
-    policy = LinearSoftmax(draw / settings.features**0.5, torch.zeros(*shape, settings.features, dtype=torch.float64))
-    bandit = Bandit(environment, policy, settings.group, reference="start", critic=uses_critic(estimator), greedy=True)
-    optimizer = SGD(rates.unsqueeze(-1).expand(shape))
+    """Expected reward less `offset` after training [S, R]: `rates` and `offset` are [S] settings, `numbers` the R runs."""
+    sizes = settings.prompts, settings.arms, settings.features
+    options: dict[str, Any] = {"reference": "start", "critic": uses_critic(estimator), "greedy": True}
+    bandit, noise = linear_bandit(sizes, offset, numbers, settings.group, settings.seed, **options)
+    optimizer = SGD(rates.unsqueeze(-1).expand(bandit.runs))
     learner = Learner(bandit, estimator, optimizer, noise, epochs=epochs, log_every=settings.rollouts, halt_diverged=True)
     learner.train(settings.rollouts)
     return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1)

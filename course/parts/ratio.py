@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -27,6 +27,36 @@ def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _SequenceLevel(RatioLevel):
+    """`whole` False: token t carries the sequence's number and its own gradient, sg[s]·π_t/sg[π_t] (`sequence_level`).
+
+    True: every token carries s itself, with the gradient of all tokens (GSPO: Zheng et al. 2025, eq. 5; TRL). For the
+    length-normalised ratio under `SequenceMean` both are one; `whole` with the product and `SequenceMean` is s·A per
+    sample in value and in gradient (TRL's RLOO), and what is multiplied by ρ per token (a KL) then moves all tokens.
+    """
+
+    whole: bool = field(default=False, kw_only=True)
+
+    @property
+    def latex(self) -> str:
+        return self.symbol + (r"\;\text{(with the gradient of all tokens)}" if self.whole else "")
+
+    @property
+    def text(self) -> str:
+        return self.plain + (" (with the gradient of all tokens)" if self.whole else "")
+
+    def log_sequence(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """log s [..., 1] of log π − log π_old [..., T], 0 where the mask is False."""
+        raise NotImplementedError
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        if log_ratio.shape[-1] == 1:
+            return log_ratio
+        log_sequence = self.log_sequence(log_ratio, mask)
+        return log_sequence.expand(log_ratio.shape) if self.whole else sequence_level(log_ratio, log_sequence)
+
+
+@dataclass(frozen=True)
 class TokenRatio(RatioLevel):
     """ρ_t = π(token)/π_old(token) (PPO on tokens; Shao et al. 2024, eq. 3)."""
 
@@ -38,26 +68,22 @@ class TokenRatio(RatioLevel):
 
 
 @dataclass(frozen=True)
-class SequenceRatio(RatioLevel):
+class SequenceRatio(_SequenceLevel):
     """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for."""
 
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}"
     plain = "ρ = π/π_old per sequence"
 
-    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        if log_ratio.shape[-1] == 1:
-            return log_ratio
-        return sequence_level(log_ratio, log_ratio.sum(-1, keepdim=True))
+    def log_sequence(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return log_ratio.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
-class SequenceMeanRatio(RatioLevel):
+class SequenceMeanRatio(_SequenceLevel):
     """s = (π(o)/π_old(o))^{1/|o|}: the geometric mean over the tokens (GSPO: Zheng et al. 2025, eq. 7)."""
 
     symbol = r"\rho_{i,t}=\left(\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}\right)^{1/|o_i|}"
     plain = "ρ = (π/π_old)^(1/|o|) per sequence"
 
-    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        if log_ratio.shape[-1] == 1:
-            return log_ratio
-        return sequence_level(log_ratio, log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1))
+    def log_sequence(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)

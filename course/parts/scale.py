@@ -36,7 +36,7 @@ class Scale(Part):
 def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
     """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal. [..., N] → [..., 1]."""
     std = values.var(-1, correction=ddof, keepdim=True).sqrt() + eps
-    quiet = silent(values)
+    quiet = silent(values) if eps else silent(values) | (std == 0)  # without eps, what underflows is silence, too
     return torch.where(quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std))
 
 
@@ -51,7 +51,7 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
     variance = (centred**2).sum(dims, keepdim=True) / count
     high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
     low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
-    quiet = high == low
+    quiet = high == low if eps else (high == low) | (variance == 0)
     return torch.where(quiet, torch.zeros_like(centred), centred / torch.where(quiet, torch.ones_like(variance), variance + eps).sqrt())
 
 

@@ -43,7 +43,7 @@ def test_listed_gradient_is_the_derivative_of_the_expected_reward() -> None:
     logits = ablation.logits_of(now, SMALL).requires_grad_()
     value = (ablation.token_log_probs(logits, SMALL).sum(-1).exp() * ablation.answers(SMALL)[1]).sum()
     [derivative] = torch.autograd.grad(value, logits)
-    assert objective(listed) == pytest.approx(float(value))
+    assert objective(listed) == pytest.approx(value.item())
     assert torch.allclose(gradient(listed), derivative.flatten(), atol=1e-12)
 
 

@@ -48,7 +48,7 @@ def test_times_agree_with_an_ode_solver(rung: str, group: int | None) -> None:
     def speed(_: float, u: np.ndarray) -> list[float]:
         return [flows.speed(estimator, group or 1, float(u[0]), 1.0)]
 
-    solved = solve_ivp(speed, (0.0, found.t[-5] - found.t[4]), [start], rtol=1e-8, atol=1e-10)
+    solved = solve_ivp(speed, (0.0, found.t[-5] - found.t[4]), [start], rtol=1e-6, atol=1e-9)
     assert solved.y[0, -1] == pytest.approx(end, abs=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_exact_steps_are_the_recursion_written_out() -> None:
 
 
 def test_all_facts_hold_at_the_default_span() -> None:
-    result = flows.run(replace(flows.SETTINGS, groups=(2, 5), arms=(2, 4), steps=2000), QUIET)
+    result = flows.run(replace(flows.SETTINGS, groups=(5,), arms=(4,), steps=1000), QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []
     assert {fact.number for fact in result.facts} == {7}
 

@@ -1,0 +1,117 @@
+"""Random samples that our estimators and a production library are both given: ragged, several groups, off policy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from course.estimator import Estimator
+from course.rollout import Policy, Rollout
+
+TABLE = Path(__file__).parents[2] / "course" / "CONVENTIONS.md"
+LIMIT = 9  # tokens: the generation limit, longer than any sample, so that a divisor by the longest would be seen
+TOLERANCE = 1e-9  # absolute, on losses and gradients of order 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """[Q, G, T] of two policies and a reference, float64. `length` [Q, G] tokens, of which `mask` are the policy's own.
+
+    `score` [Q, G] is the outcome reward, a multiple of 1/64 since TRL rounds rewards to float32; `dist` [Q, G, T, V]
+    log-probabilities of every token under the current policy (for the entropy only). All are garbage outside `mask`.
+    """
+
+    score: Tensor
+    length: Tensor
+    mask: Tensor
+    truncated: Tensor
+    old: Tensor
+    ref: Tensor
+    new: Tensor
+    dist: Tensor
+
+    @property
+    def rollout(self) -> Rollout:
+        """What our estimators see: the outcome reward sits on the last token of its sample."""
+        reward = torch.zeros_like(self.old).scatter(-1, self.length.unsqueeze(-1) - 1, self.score.unsqueeze(-1))
+        return Rollout(reward, self.old, self.mask, ref_log_prob=self.ref, truncated=self.truncated, limit=LIMIT)
+
+    def on_policy(self) -> Samples:
+        """The same samples before any update: π = π_old."""
+        return replace(self, new=self.old)
+
+
+def draw(seed: int, *, prompts: int = 3, group: int = 4, tokens: int = 7, holes: bool = False, truncated: bool = False) -> Samples:
+    """Samples of Q prompts × G completions of 1 to T tokens. The first group is silent: all its rewards are equal.
+
+    `holes` takes tokens out of the middle that the policy did not choose (a tool's answer); `truncated` marks some
+    samples as cut at the limit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (prompts, group, tokens)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    length = torch.randint(1, tokens + 1, shape[:-1], generator=generator)
+    length[-1, 0] = tokens
+    mask = torch.arange(tokens).expand(shape) < length.unsqueeze(-1)
+    if holes:
+        tools = torch.rand(shape, generator=generator) < 0.3
+        tools.scatter_(-1, length.unsqueeze(-1) - 1, False)  # the end token is the policy's own
+        mask = mask & ~tools
+    cut = torch.rand(shape[:-1], generator=generator) < (0.3 if truncated else 0.0)
+    cut[-1, 0] = False
+    cut[-1, 1] = truncated
+    score = torch.randint(-64, 129, shape[:-1], generator=generator).double() / 64
+    if prompts > 1:
+        score[0] = score[0, 0]
+    old = -0.2 - normal(*shape).abs()
+    dist = torch.log_softmax(normal(*shape, 5), -1)
+    return Samples(score, length, mask, cut, old, old + 0.4 * normal(*shape), old + 0.6 * normal(*shape), dist)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A loss, its gradient by every log-probability [Q, G, T] and by every entry of `dist` [Q, G, T, V]."""
+
+    loss: Tensor
+    gradient: Tensor
+    by_dist: Tensor
+
+
+def ours(estimator: Estimator, samples: Samples) -> Result:
+    """Our loss and its gradients."""
+    new, dist = samples.new.clone().requires_grad_(), samples.dist.clone().requires_grad_()
+    loss = estimator.loss(Policy(new, dist), samples.rollout)
+    gradient, by_dist = torch.autograd.grad(loss, (new, dist), allow_unused=True, materialize_grads=True)
+    return Result(loss.detach(), gradient, by_dist)
+
+
+def agree(mine: Result, theirs: Result) -> None:
+    """The same loss and the same gradients, to 1e-9, and no zero compared with a zero."""
+    assert float(mine.gradient.abs().max()) > 1e-3
+    close(mine.loss, theirs.loss)
+    close(mine.gradient, theirs.gradient)
+    close(mine.by_dist, theirs.by_dist)
+
+
+def close(mine: Tensor, theirs: Tensor) -> None:
+    """Equal to 1e-9."""
+    torch.testing.assert_close(mine, theirs, rtol=0.0, atol=TOLERANCE)
+
+
+def apart(mine: Tensor, theirs: Tensor) -> None:
+    """Really different: a convention that is said to differ must be seen to."""
+    assert float((mine - theirs).abs().max()) > 1e-4
+
+
+def table(title: str) -> list[list[str]]:
+    """The rows, cell by cell, of the first table under the heading `title` of course/CONVENTIONS.md."""
+    text = TABLE.read_text(encoding="utf-8").split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])] for line in lines[2:]]

@@ -1,0 +1,186 @@
+"""What the ablations on the tiny language model share: one warm start for all, and a training whose learning rates and seeds
+are run axes of one program, judged on held-out questions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.estimator import Estimator, uses_critic
+from course.learner import Learner
+from course.noise import Noise
+from course.optim import Adam, LinearDecay, Optimizer
+from course.parts import ExactKL, Greedy, NoKL, OldPolicy
+from course.terminal import QUIET, Progress
+from tinylm import tasks
+from tinylm.evaluate import accuracy
+from tinylm.model import ModelSettings, Transformer
+from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+from tinylm.tasks import Task, TaskSettings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every estimator of an ablation gets alike."""
+
+    digits: int = 2  # of the sums
+    width: int = 64  # of the model's hidden states
+    layers: int = 2  # blocks
+    prompts: int = 32  # questions per rollout
+    group: int = 8  # completions per question
+    rollouts: int = 120  # of reinforcement learning
+    epochs: int = 4  # updates per rollout
+    warm_target: float = 0.3  # sampled accuracy of the warm start
+    judged: int = 250  # held-out questions
+    log_every: int = 10  # rollouts
+    seeds: int = 3  # models
+    seed: int = 0  # of all streams
+    device: str = "cpu"  # where to run
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "group", "rollouts", "epochs", "judged", "log_every", "seeds", "width", "layers", "digits"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
+        require(0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The task, and the weights that everything starts from: each [seeds, ...]. `accuracy` [seeds] sampled, before training."""
+
+    task: Task
+    settings: ModelSettings
+    weights: dict[str, Tensor]
+    accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds in all."""
+
+    steps: list[int]
+    values: dict[str, Tensor]
+    seconds: float
+    halted: Tensor
+    parameters: int
+    model: Transformer = field(repr=False)
+
+
+def warm_start(budget: Budget, progress: Progress = QUIET, *, value: bool = False) -> Start:
+    """Supervised training of `seeds` models until each answers a share `warm_target` of training questions (0: untrained)."""
+    task = tasks.make(TaskSettings(digits=budget.digits)).to(budget.device)
+    settings = ModelSettings(width=budget.width, layers=budget.layers, hidden=3 * budget.width, context=task.context, value=value)
+    runs = (budget.seeds,)
+    model = Transformer(settings, runs, 7_000 + budget.seed, device=budget.device)
+    noise = Noise(runs, 8_000 + budget.seed, device=budget.device)
+    learner = Learner(Demonstrations(model, task, batch=256), LIKELIHOOD, Adam(3e-3), noise, max_grad_norm=1.0)
+    questions = task.train[:: max(1, len(task.train) // 400)]
+    with progress.bar(100, "warm start, % of the target") as bar:
+        while True:
+            check = Noise(runs, 9_000 + budget.seed, device=budget.device)
+            right = accuracy(model, task, check, questions=questions).mean(-1)
+            reached = right >= budget.warm_target
+            bar.update(min(100, int(100 * float(right.min()) / max(budget.warm_target, 1e-9))) - bar.n)
+            if bool(reached.all()):
+                break
+            learner.halted = reached if bool(reached.any()) else None
+            require(learner.steps < 5_000, "warm_target", budget.warm_target, f"what 5,000 steps reach ({float(right.min()):.2f})")
+            for _ in range(20):
+                learner.step()
+    return Start(task, settings, {name: weight.detach().clone() for name, weight in model.weights.items()}, right)
+
+
+def train(
+    estimator: Estimator,
+    budget: Budget,
+    start: Start,
+    rates: Sequence[float],
+    progress: Progress = QUIET,
+    *,
+    critic: str = "own",
+    optimizer: Callable[[Tensor], Optimizer] | None = None,
+    text: str = "rollouts",
+) -> Curves:
+    """Reinforcement learning from the warm start, for all learning rates and seeds at once: run axes (L, S).
+
+    Adam with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates [L, S]. A seed draws
+    the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one.
+    """
+    runs, device = (len(rates), budget.seeds), budget.device
+    model = _spread(start, runs)
+    reference = None if isinstance(estimator.kl, NoKL) or isinstance(estimator.kl.anchor, OldPolicy) else model.copy()
+    anchor = model.copy() if reference is None else reference
+    value: Transformer | None = None
+    if uses_critic(estimator):
+        own = Transformer(replace(start.settings, value=True), runs, 11_000 + budget.seed, device=device)
+        value = model if critic == "shared" else own
+    problem = LanguageModel(
+        model,
+        start.task,
+        prompts=budget.prompts,
+        group=budget.group,
+        reference=reference,
+        critic=value,
+        distributions=isinstance(estimator.kl, ExactKL) or optimizer is not None,
+        greedy=isinstance(estimator.baseline, Greedy),
+    )
+    noise = Noise(runs, 10_000 + budget.seed, numbers=[seed for _ in rates for seed in range(budget.seeds)], device=device)
+    lr = torch.tensor(rates, device=device).unsqueeze(-1).expand(runs)
+    schedule = LinearDecay(budget.rollouts * budget.epochs)
+    adam = Adam(lr, schedule) if optimizer is None else optimizer(lr)
+    epochs = budget.epochs if optimizer is None else 1
+    learner = Learner(problem, estimator, adam, noise, epochs=epochs, max_grad_norm=1.0, halt_diverged=True)
+    judged = start.task.held_out[:: max(1, len(start.task.held_out) // budget.judged)][: budget.judged]
+    rows: list[dict[str, Tensor]] = [{"accuracy": accuracy(model, start.task, questions=judged).mean(-1)}]
+    steps, spent = [0], 0.0
+    for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
+        log = step % budget.log_every == 0 or step == budget.rollouts
+        began = time.perf_counter()
+        learner.step(log=log)
+        spent += time.perf_counter() - began
+        if log:
+            steps.append(step)
+            judgement = {
+                "accuracy": accuracy(model, start.task, questions=judged).mean(-1),
+                "kl_start": distance(model, anchor, start.task, judged),
+            }
+            rows.append(judgement | learner.history.rows[-1])
+    names = [name for name in rows[-1] if all(name in row for row in rows[1:])]
+    values = {name: torch.stack([row.get(name, torch.zeros(runs)) for row in rows]).float().cpu() for name in names}
+    halted = torch.zeros(runs, dtype=torch.bool) if learner.halted is None else learner.halted.cpu()
+    size = sum(parameter.numel() for parameter in problem.parameters) // (runs[0] * runs[1])
+    return Curves(steps, values, spent, halted, size, model)
+
+
+@torch.no_grad()
+def distance(model: Transformer, reference: Transformer, task: Task, questions: Tensor) -> Tensor:
+    """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the policy's own greedy answers."""
+    from course.parts.kl import exact_kl
+    from tinylm.sampler import sample, score
+
+    prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
+    made = sample(model, prompt, 1, task.limit, None)
+    mine, _ = score(model, prompt, made.tokens)
+    theirs, _ = score(reference, prompt, made.tokens)
+    return (exact_kl(mine, theirs) * made.mask).sum(-1).mean((-2, -1))
+
+
+def _spread(start: Start, runs: tuple[int, int]) -> Transformer:
+    """A model with run axes (L, S) whose every learning rate starts from the same S weights."""
+    model = Transformer(start.settings, runs, 0, device=start.task.prompt.device)
+    with torch.no_grad():
+        for name, weight in model.weights.items():
+            weight.copy_(start.weights[name].expand_as(weight))
+    return model
+
+
+def interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the last axis (seeds) and half its 95 % interval by Student's t (few seeds)."""
+    count = values.shape[-1]
+    t = {1: float("nan"), 2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}.get(count, 1.96)
+    spread = values.std(-1) if count > 1 else torch.full(values.shape[:-1], float("nan"))
+    return values.mean(-1), t * spread / count**0.5
