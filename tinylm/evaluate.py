@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from course.errors import require
 from course.noise import Noise
 from tinylm.model import Transformer
 from tinylm.sampler import sample
@@ -39,12 +40,27 @@ def accuracy(
     return torch.cat(right, -1)
 
 
-def wilson(right: float, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which behaves at 0 and 1."""
+def wilson(right: float, total: float, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share, `right` of `total` (Wilson 1927), which behaves at 0 and 1."""
+    require(0 <= right <= total and total > 0, "wilson", (right, total), "0 ≤ right ≤ total, total > 0")
     share = right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if right == 0 else centre - half  # what rounding leaves of 0 would be no 0
+    return max(0.0, low), 1.0 if right == total else min(1.0, centre + half)
+
+
+def interval(shares: Tensor, samples: int = 1) -> tuple[float, float]:
+    """The 95 % interval of the mean of shares [N], one per question, each out of `samples` draws.
+
+    Wilson's for as many independent draws as would scatter as much as the questions' mean does: N·p(1 − p)/s², between N
+    and N·samples. Questions are the units, so it says what other questions would give, too.
+    """
+    count, mean = len(shares), float(shares.double().mean())
+    spread = float(shares.double().var()) if count > 1 else 0.0
+    effective = count * mean * (1 - mean) / spread if spread > 0 else count
+    effective = min(max(effective, count), count * samples)
+    return wilson(min(mean, 1.0) * effective, effective)
 
 
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
@@ -52,8 +68,12 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
 
     right [...] counts → [...]. Chen et al. 2021 (Codex), eq. 1.
     """
+    require(1 <= k <= samples, "k", k, f"1 to {samples}, the samples there are")
     wrong = samples - right.double()
-    log_ratio = torch.zeros_like(wrong)
+    none = torch.ones_like(wrong)
     for i in range(k):
-        log_ratio = log_ratio + torch.log(((wrong - i) / (samples - i)).clamp(min=0))
-    return 1 - log_ratio.exp()
+        none = none * ((wrong - i) / (samples - i)).clamp(min=0)
+    return 1 - none
+
+
+__all__ = ["accuracy", "interval", "pass_at_k", "wilson"]

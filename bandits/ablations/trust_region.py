@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def train(estimator: Estimator, sizes: tuple[float, ...], hard: bool, settings: 
     """Train with all step sizes at once: run axes (step sizes, 2·runs). `hard`: TRPO with bounds `sizes`; else SGD."""
     where = settings.prompts, settings.arms, settings.features
     none, numbers = torch.zeros(len(sizes), dtype=torch.float64), range(2 * settings.runs)
-    options = {"critic": uses_critic(estimator), "greedy": True}
+    options: dict[str, Any] = {"reference": "start", "critic": uses_critic(estimator), "greedy": True}
     bandit, noise = linear_bandit(where, none, numbers, settings.group, settings.seed, Watched, **options)
     size = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
     optimizer: Optimizer = TRPO(size) if hard else SGD(size)

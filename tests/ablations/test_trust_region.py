@@ -62,9 +62,9 @@ def test_a_bound_that_is_none_is_refused(bound: float | torch.Tensor) -> None:
 
 
 def test_other_rungs_stand_beside_trpo() -> None:
-    settings = Settings(rungs=("group_std",), bounds=(0.1,), learning_rates=(4.0,), epochs=2, runs=2, rollouts=3, prompts=2, features=6)
+    settings = Settings(rungs=("grpo",), bounds=(0.1,), learning_rates=(4.0,), epochs=2, runs=2, rollouts=3, prompts=2, features=6)
     result = ablation.run(settings, QUIET)
-    assert set(result.series["methods"]) == {"trpo", "group_std"}
+    assert set(result.series["methods"]) == {"trpo", "grpo"}
 
 
 @pytest.mark.parametrize("wrong", [{"bounds": (0.1, 0.01)}, {"learning_rates": (0.0,)}, {"epochs": 0}, {"runs": 1}, {"group": 1}])

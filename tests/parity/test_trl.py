@@ -176,10 +176,9 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Peer:
 
 
 def trl(estimator: Estimator) -> Estimator:
-    """Ours with TRL's conventions: its std, its count of empty samples, its sequence ratio; nothing else is touched."""
-    scale = with_fields(estimator.scale, ddof=1, eps=1e-4) if isinstance(estimator.scale, GroupStd | BatchStd) else estimator.scale
-    ratio = with_fields(estimator.ratio, whole=True) if isinstance(estimator.ratio, SequenceRatio | SequenceMeanRatio) else estimator.ratio
-    return replace(estimator, scale=scale, ratio=ratio, aggregation=with_fields(estimator.aggregation, count_empty=True))
+    """Ours with TRL's conventions for the std and for samples without a token; nothing else is touched."""
+    scale = with_fields(estimator.scale, ddof=1, eps=1e-4) if isinstance(estimator.scale, GroupStd) else estimator.scale
+    return replace(estimator, scale=scale, aggregation=with_fields(estimator.aggregation, count_empty=True))
 
 
 GRPO = trl(replace(ladder.grpo, kl=K3(beta=0.1)))
@@ -255,3 +254,43 @@ def test_the_samples_reach_every_branch() -> None:
         assert bool((flat & (advantage < 0) & (ratio > 1.5)).any())
         assert bool((advantage == 0).any())
         assert len(samples.length.unique()) > 3
+
+
+# ---------------------------------------------------------------- advantages
+
+
+@pytest.mark.parametrize("name", ["grpo", "scale_rewards=batch", "scale_rewards=none"])
+def test_advantages(peer: Peer, name: str) -> None:
+    """The group's mean under every scale; ddof 1 and eps 1e-4; the std of the batch around the batch's own mean."""
+    samples, (options, estimator) = draw(3), CASES[name]
+    mine = estimator.freeze(samples.rollout).advantage
+    theirs = peer.advantage(samples, **options).unsqueeze(-1)
+    close(mine, torch.where(samples.mask, theirs, 0.0))
+    apart(mine, 0 * mine)
+
+
+@pytest.mark.parametrize(("ddof", "eps"), [(0, 1e-4), (1, 1e-6), (0, 1e-6)])
+def test_std_differs_by_ddof_and_eps(peer: Peer, ddof: int, eps: float) -> None:
+    """Ours, by default, is the population's std + 1e-6: A differs from TRL's by (std₁ + 1e-4) / (std + eps), and by nothing else."""
+    samples = draw(3)
+    mine = replace(NO_KL, scale=GroupStd(ddof, eps)).freeze(samples.rollout).advantage.amax(-1)
+    theirs = peer.advantage(samples)
+    std = samples.score.std(-1, correction=ddof, keepdim=True) + eps
+    close(mine.clamp(min=0), (theirs * (samples.score.std(-1, keepdim=True) + 1e-4) / std).clamp(min=0))
+    apart(mine, theirs.clamp(min=0))
+
+
+# ---------------------------------------------------------------- samples without a token, micro-batches
+
+
+@pytest.mark.parametrize("name", ["grpo, k3", "bnpo, k3", "dapo", "dr_grpo, k3", "gspo, k3", "cispo", "sapo", "luspo"])
+def test_overlong_masking(peer: Peer, name: str) -> None:
+    """TRL's truncated completions keep their part in mean and std, lose their tokens, and still count as samples (`count_empty`)."""
+    options, estimator = CASES[name]
+    estimator = trl(replace(estimator, sample_filter=DropTruncated()))
+    samples = draw(5, truncated=True)
+    theirs = peer(samples, mask_truncated_completions=True, **options)
+    agree(ours(estimator, samples), theirs)
+    without = ours(trl(replace(estimator, aggregation=with_fields(estimator.aggregation, count_empty=False))), samples)
+    assert int(samples.truncated.sum()) > 1
+    close(without.loss, theirs.loss)
