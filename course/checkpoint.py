@@ -65,7 +65,7 @@ def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), total)
     return f"{total:08x}"
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from course import ablation, ladder, results
 from course.device import pick_device
 from course.errors import CourseError, require, unknown
-from course.terminal import FACT_FAILED, OK, Parser, guarded
+from course.metrics import GLOSSARY
+from course.terminal import FACT_FAILED, OK, Parser, guarded, text_table
 
 QUICK_RUNS = 100
 KINDS = {"rung": "the ladder, bottom to top", "descendant": "descendants", "branch": "branches", "own": "your own"}
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    commands = {"ladder": _ladder, "facts": _facts, "rungs": _rungs, "lab": _lab}
+    commands = {"ladder": _ladder, "facts": _facts, "rungs": _rungs, "metrics": _metrics, "lab": _lab}
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise unknown("command", argv[0], commands)
     parser = _parser()
@@ -66,9 +67,12 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
 
     facts = commands.add_parser("facts", help="every claim that was measured, and whether it holds", description=_facts.__doc__)
     facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
-    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help="write the generated parts of README.md, or of FILE: this count, the ladder's table")
+    generated = "write the generated parts of README.md, or of FILE: this count, the ladder's table"
+    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help=generated)
 
     commands.add_parser("rungs", help="every estimator: what it replaces, its equation, its source", description=_rungs.__doc__)
+
+    commands.add_parser("metrics", help="every logged metric and what it means", description=_metrics.__doc__)
 
     lab = commands.add_parser("lab", help="open the lessons in JupyterLab", description=_lab.__doc__)
     lab.epilog = "further arguments, such as --no-browser, go to JupyterLab"
@@ -119,6 +123,12 @@ def _rungs(chosen: Namespace) -> int:
                 print(f"  {'':<{width}}{rung.source}")
         if rungs:
             print()
+    return OK
+
+
+def _metrics(chosen: Namespace) -> int:
+    """The glossary: every metric that is logged, its unit, and its definition."""
+    print(text_table(("metric", "unit", "definition"), [(m.name, m.unit or "–", m.definition) for m in GLOSSARY.values()]))
     return OK
 
 

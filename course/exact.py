@@ -211,11 +211,16 @@ def kl(outcomes: Outcomes, direction: str = "reverse") -> float:
     return float(torch.where(q > 0, q * log_q_over_p, 0.0).sum(-1).mean())
 
 
-def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the score of the whole answer."""
+def kl_coefficient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
+    """[Q, K, T] the coefficient of each token's score in ∇ of `kl`: p log(π/ref) / Q for "reverse", −ref / Q for "forward"."""
     log_r, p, ref = _reference(outcomes, direction)
     weight = torch.where(p > 0, p * -log_r, 0.0) if direction == "reverse" else -ref
-    return torch.einsum("qk,qkd->d", weight, outcomes.total_score) / len(weight)
+    return (weight / len(weight)).unsqueeze(-1) * outcomes.mask
+
+
+def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
+    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the score of the whole answer."""
+    return torch.einsum("qkt,qktd->d", kl_coefficient(outcomes, direction), outcomes.score)
 
 
 def _reference(outcomes: Outcomes, direction: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -458,10 +463,10 @@ def _lumps(view: _View) -> _Lumps:
 def _listed(view: _View, lumps: _Lumps, group: int, own: int) -> Iterator[tuple[list[Tensor], Tensor, Tensor, Tensor]]:
     """Chunks of `own` samples' outcomes [M] each, which of the others' compositions [M], the weight [M], and c [M, own, P]."""
     others = compositions(group - own, len(lumps.example), lumps.alive.device)
-    weight = log_multinomial(others, lumps.log_class).exp()
+    weight, beside = log_multinomial(others, lumps.log_class).exp(), lumps.example[members(others, group - own)]
     for run in _chunks(lumps.runs(group, own), group * view.columns, lumps.alive.device):
         *mine, pick = _digits(run, [len(lumps.alive)] * own + [len(others)])
-        index = torch.cat([lumps.alive[torch.stack(mine, -1)], lumps.example[members(others[pick], group - own)]], -1)
+        index = torch.cat([lumps.alive[torch.stack(mine, -1)], beside[pick]], -1)
         chance = weight[pick] * torch.stack([lumps.p[i] for i in mine]).prod(0)
         yield mine, pick, chance, view.coefficients(index.unsqueeze(1))[:, 0, :own]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,7 +15,17 @@ from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.estimator import Estimator
 from course.noise import Noise
+from course.registry import RUNGS
 from course.rollout import Policy, Rollout
+
+
+@pytest.fixture(autouse=True)
+def registry_as_it_was() -> Iterator[None]:
+    """Estimators that a test registers are gone after it."""
+    before = dict(RUNGS)
+    yield
+    RUNGS.clear()
+    RUNGS.update(before)
 
 
 def f64(values: Any) -> Tensor:

@@ -249,7 +249,6 @@ def test_shorthands_need_a_setting_of_that_name(lab: str, tmp_path: Path, capsys
 
 
 def test_an_estimator_of_ones_own_is_compared_by_file_and_name(lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "RUNGS", dict(ladder.RUNGS))
     (tmp_path / "mine.py").write_text("from course import ladder, replace\nhalf = replace(ladder.rloo, entropy_coef=0.123)\n")
     assert run(lab, "coin", "--rungs", "reinforce,mine.py:half") == 0
     found = Result.load(tmp_path / "figures" / "coin.json")

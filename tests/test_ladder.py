@@ -17,6 +17,7 @@ from course.estimator import CHANGED, PART_KINDS
 from course.learner import Learner
 from course.optim import SGD
 from course.parts import (
+    GAE,
     K1,
     K3,
     Baseline,
@@ -28,7 +29,9 @@ from course.parts import (
     LeaveOneOut,
     NoBaseline,
     NoKL,
+    SequenceMean,
     SequenceRatio,
+    SoftGate,
     TotalReturn,
 )
 from course.rollout import Rollout
@@ -86,11 +89,53 @@ def test_rungs_branches_and_descendants_stand_where_the_derivation_puts_them() -
     assert {rung.kind for rung in OURS.values()} == {"rung", "descendant", "branch"}
 
 
-def test_what_was_replaced_is_named_for_tables() -> None:
-    assert RUNGS["grpo"].replaced == "kl: K3()"
-    assert RUNGS["clip_higher"].replaced == "surrogate: Clip(epsilon_high=0.28)"
-    assert RUNGS["ppo_value"].replaced == "baseline: Value()"  # its coefficient is no part
-    assert RUNGS["reinforce"].replaced == "—"
+REPLACED = {  # from the papers: what each algorithm changes in the one it stands on, settings that are not the defaults included
+    "reinforce": "—",
+    "baseline": "baseline: BatchMean()",
+    "surrogate": "surrogate: Ratio()",
+    "clip": "surrogate: Clip()",
+    "group_mean": "baseline: GroupMean()",
+    "group_std": "scale: GroupStd()",
+    "length_mean": "aggregation: SequenceMean()",
+    "grpo": "kl: K3()",
+    "rloo": "baseline: LeaveOneOut()",
+    "remax": "baseline: Greedy()",
+    "opo": "baseline: LengthWeighted()",
+    "whitened": "scale: TokenWhitening()",
+    "whitened_length": "aggregation: SequenceMean()",
+    "whitened_to_go": "credit: RewardToGo()",
+    "reinforce_pp": "kl: K1(beta=0.01, place=InReward())",
+    "dr_grpo": "aggregation: ConstantLength()",
+    "token_mean": "aggregation: TokenMean()",
+    "clip_higher": "surrogate: Clip(epsilon_high=0.28)",
+    "dapo": "sample_filter: DropSilentGroups()",
+    "sequence_ratio": "ratio: SequenceMeanRatio()",
+    "gspo": "surrogate: Clip(epsilon_low=0.0003, epsilon_high=0.0004)",
+    "luspo": "aggregation: SequenceSum()",
+    "cispo": "surrogate: CISPO(epsilon_high=0.28)",
+    "sapo": "surrogate: SoftGate()",
+    "ppo_value": "baseline: Value()",  # its coefficient is no part
+    "ppo": "credit: GAE()",
+    "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",
+    "ppo_kl_adaptive": "kl: ExactKL(beta=AdaptiveBeta(initial=1.0, target=0.01), anchor=OldPolicy())",
+    "group_whitened": "scale: TokenWhitening()",
+    "group_whitened_length": "aggregation: SequenceMean()",
+    "reinforce_pp_baseline": "kl: K2(beta=0.01)",
+}
+
+
+def test_what_was_replaced_is_what_the_papers_replace() -> None:
+    assert {name: rung.replaced for name, rung in OURS.items()} == REPLACED
+
+
+def test_the_defaults_are_the_published_settings() -> None:
+    """PPO's ε = .2, GRPO's population std, GAE's λ = .95, SAPO's temperatures, β = .04, halves and doubles about d = .01."""
+    assert (Clip().epsilon_low, Clip().high, Clip().ratio_cap, Clip().dual_clip) == (0.2, 0.2, None, None)
+    assert (GroupStd().ddof, GroupStd().eps) == (0, 1e-6)
+    assert (GAE().gamma, GAE().gae_lambda) == (1.0, 0.95)
+    assert (SoftGate().tau_positive, SoftGate().tau_negative) == (1.0, 1.05)
+    assert K3().beta == 0.04
+    assert not SequenceMean().count_empty
 
 
 def test_select_keeps_the_order_asked_for() -> None:

@@ -429,7 +429,7 @@ def test_runs_that_diverge_halt_and_the_others_do_not_notice() -> None:
 
 
 class Poisoned(Bandit):
-    """A bandit whose policy is NaN in its second run from the second rollout on."""
+    """A bandit of four runs whose policy is NaN in its second run at the second rollout, and in its third run at the third."""
 
     poison, rollouts = True, 0
 
@@ -439,28 +439,32 @@ class Poisoned(Bandit):
 
     def policy(self, rollout: Rollout) -> Policy:
         policy = super().policy(rollout)
-        if not self.poison or self.rollouts == 1:
+        if not self.poison or self.rollouts not in (2, 3):
             return policy
-        wrong = f64([1.0, math.nan, 1.0])[:, None, None, None]
+        wrong = torch.ones(4, 1, 1, 1, dtype=torch.float64)
+        wrong[self.rollouts - 1] = math.nan
         return Policy(policy.log_prob * wrong, policy.dist)
 
 
 @pytest.mark.parametrize("make", [SGD, Adam, NaturalGradient, lambda rate: TRPO()], ids=["SGD", "Adam", "NaturalGradient", "TRPO"])
 def test_a_halted_run_stays_under_every_optimizer_and_under_clipping(make) -> None:  # type: ignore[no-untyped-def]
-    ends, firsts = [], []
+    """One bad number halts a run for good, also when all would be well again, and another later."""
+    after: list[list[Tensor]] = []  # the logits after each rollout, poisoned and not
     for poison in (True, False):
-        problem = Poisoned(Bernoulli(f64(MEANS)), Softmax(torch.zeros(3, 3, 3, dtype=torch.float64)), 4)
+        problem = Poisoned(Bernoulli(f64(MEANS)), Softmax(torch.zeros(4, 3, 3, dtype=torch.float64)), 4)
         problem.poison = poison
-        learner = Learner(problem, ladder.rloo, make(0.1), stream((3,), 2), max_grad_norm=0.2, halt_diverged=True)
-        learner.train(1)
-        firsts.append(problem.parameters[0].detach().clone())
-        learner.train(3)
-        ends.append(problem.parameters[0].detach())
-        assert (learner.halted is not None) == poison
-    assert torch.equal(firsts[0], firsts[1])
-    assert torch.equal(ends[0][1], firsts[0][1])
-    assert torch.equal(ends[0][[0, 2]], ends[1][[0, 2]])
-    assert not torch.equal(ends[1][1], firsts[1][1])
+        learner = Learner(problem, ladder.rloo, make(0.1), stream((4,), 2), max_grad_norm=0.2, halt_diverged=True)
+        after.append([])
+        for _ in range(5):
+            learner.train(1)
+            after[-1].append(problem.parameters[0].detach().clone())
+        assert (learner.halted.tolist() if learner.halted is not None else None) == ([False, True, True, False] if poison else None)
+    poisoned, healthy = after
+    assert torch.equal(poisoned[0], healthy[0])
+    assert torch.equal(poisoned[4][1], healthy[0][1])  # where it stood before the rollout that spoilt it
+    assert torch.equal(poisoned[4][2], healthy[1][2])
+    assert torch.equal(poisoned[4][[0, 3]], healthy[4][[0, 3]])
+    assert not torch.equal(healthy[4][1], healthy[0][1])
 
 
 def test_divergence_stops_before_it_reaches_the_parameters_and_saves_the_last_good_state(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from course import ladder
+from course.checkpoint import equal_states
 from course.errors import CourseError
 from course.learner import Learner
 from course.optim import SGD, Adam, Closures, Constant, LinearDecay, Optimizer, clip_gradients, over_runs, per_run_dot
@@ -105,12 +106,14 @@ def test_a_loaded_state_goes_on_where_it_was_saved(make: Callable[[], Optimizer]
     for step in range(3):
         first.step(leaves(step)[:1], closures(parameters))
     saved, copies = first.state(), [parameter.clone() for parameter in parameters]
+    as_saved = {name: tensor.clone() for name, tensor in saved.items()}
     second.load(saved)
     for step in range(3, 6):
         first.step(leaves(step)[:1], closures(parameters))
         second.step(leaves(step)[:1], closures(copies))
     assert torch.equal(parameters[0], copies[0])
-    assert int(saved["updates"]) == 3  # the saved state is a copy: later steps leave it alone
+    assert int(saved["updates"]) == 3
+    assert equal_states(saved, as_saved)  # the saved state is a copy: later steps leave it alone
 
 
 # ---------------------------------------------------------------- per run
@@ -316,6 +319,7 @@ def test_trpo_gives_up_after_its_backtracks_and_stays() -> None:
     stayed = logged["step_fraction"] == 0
     assert 0 < stayed.sum() < 41
     assert torch.equal(logits.detach()[stayed], start[stayed])
+    assert bool((logged["trust_region_kl"][stayed] == 0).all())
     assert bool((kl_by_hand(start.unsqueeze(1), logits.detach().unsqueeze(1)) <= 0.3).all())
     several = start.clone().requires_grad_()
     given, gradient = exact_closures(several, f64([1.0, 0.7, 0.0]).expand(41, 3))

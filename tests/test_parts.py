@@ -211,6 +211,13 @@ def test_token_whitening_counts_chosen_tokens_only() -> None:
         close(found, [[[4 / 3 / root, 0.0], [-2 / 3 / root, -2 / 3 / root]]])
 
 
+def test_nearly_equal_rewards_are_not_silent() -> None:
+    """Silence is max = min and nothing else: a difference of 1e-9 is divided up to ±1."""
+    rollout = make_rollout([[[1.0], [1.0 + 1e-9]]])
+    close(replace(ladder.group_std, scale=GroupStd(eps=0.0)).freeze(rollout).advantage, [[[-1.0], [1.0]]])
+    assert not bool(DropSilentGroups()(rollout).logical_not().any())
+
+
 @pytest.mark.parametrize("scale", [GroupStd(eps=0.0), BatchStd(eps=0.0), TokenWhitening(eps=0.0)], ids=lambda part: part.short)
 def test_every_scale_turns_silence_into_zeros(scale) -> None:  # type: ignore[no-untyped-def]
     """0/0 is 0 here, also where no baseline was taken off first, and whatever stands on tokens that were not chosen."""

@@ -9,4 +9,7 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and arguments[0] in commands.COMMANDS:
         sys.exit(commands.main(arguments))
-    sys.exit(main("tinylm.ablations", "python -m tinylm", arguments))
+    status = main("tinylm.ablations", "python -m tinylm", arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"\n{commands.OVERVIEW}")
+    sys.exit(status)

@@ -3,11 +3,11 @@
 Every completion up to the generation limit is listed and scored in float64, so J, ∇J, and the mean and the spread of any
 estimator's gradient are exact on a real transformer: nothing is sampled. This is the one place where `tinylm` knows `bandits`.
 
-What can be listed. Completions: 18 + 17·18 + … tokens of a vocabulary of 17 characters and the end give 5,220 completions of at
-most 3 tokens, 88,741 of at most 4; `LARGEST` refuses more. Groups: those whose members matter to each other only through reward
-and length (every part of the course), since the others of a group are then a few classes: with C classes and n completions
-n · C(C + G − 2, G − 1) groups are computed, and `course.exact` refuses above 40 million cells: for rewards 0 or 1 and 3 tokens that
-is G ≤ 10. A part that reads more of others than that is refused.
+What can be listed. Completions: with 17 characters and the end there are 5,220 of at most 3 tokens and 88,741 of at most 4;
+`LARGEST` refuses more. Groups: those whose members matter to each other only through reward and length, since the others of a
+group are then a few classes: with C classes and K completions K · C(C + G − 2, G − 1) groups are computed, and `course.exact`
+refuses above 40 million cells. For rewards of 0 or 1 that is G ≤ 10 at 3 tokens and G ≤ 3 at 4. A KL in the reward makes every
+completion a class of its own: then G = 1. So does a part of your own, which may read anything. A critic's values are not listed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,13 +127,13 @@ class Bridge:
         first = torch.zeros_like(self.mask)
         first[:, 0] = True
 
-        def whole(log_prob: Tensor | None) -> Tensor | None:
-            return None if log_prob is None else torch.where(first, log_prob.sum(-1, keepdim=True), 0.0)
+        def whole(log_prob: Tensor) -> Tensor:
+            return torch.where(first, log_prob.sum(-1, keepdim=True), 0.0)
 
         listed = self.outcomes
-        log_prob = whole(listed.log_prob)
-        assert log_prob is not None
-        return replace(listed, log_prob=log_prob, old_log_prob=whole(listed.old_log_prob), ref_log_prob=whole(listed.ref_log_prob))
+        optional = {name: tensor for name in ("old_log_prob", "ref_log_prob") if (tensor := getattr(listed, name)) is not None}
+        changes: dict[str, Any] = {name: whole(tensor) for name, tensor in optional.items()}
+        return replace(listed, log_prob=whole(listed.log_prob), **changes)
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -153,13 +154,13 @@ class Bridge:
         now, old, ref = self._current, self._frozen(self.old), self._frozen(self.reference)
         last = self.mask & (self.mask.cumsum(-1) == self.mask.sum(-1, keepdim=True))
         best = sample(self.old or self.model, self.prompt[None], 1, self.limit, None).tokens[0]
-        optional: dict[str, Tensor | None] = {"old_log_prob": self._chosen(old), "ref_log_prob": self._chosen(ref)}
+        named = {"old": old, "ref": ref}
+        optional = {f"{name}_log_prob": self._chosen(tables) for name, tables in named.items() if tables is not None}
         if dist:
-            optional |= {"dist": self._spread_out(now), "old_dist": self._spread_out(old or now), "ref_dist": self._spread_out(ref)}
-        log_prob = self._chosen(now)
-        assert log_prob is not None
+            named = {"dist": now, "old_dist": old or now, "ref_dist": ref}
+            optional |= {name: self._spread_out(tables) for name, tables in named.items() if tables is not None}
         return Outcomes.of_sequences(
-            log_prob,
+            self._chosen(now),
             (self.reward.unsqueeze(-1) * last)[None],
             self.mask[None],
             truncated=self.truncated[None],
@@ -171,18 +172,21 @@ class Bridge:
     def rollout(self, choice: Tensor) -> Rollout:
         """The completions with numbers `choice` [G] as one group, as if they had been sampled (Q = 1)."""
         listed = self.outcomes
-        rows = {
-            name: None if (rows := getattr(listed, name)) is None else rows[:, choice]
-            for name in ("reward", "mask", "truncated", "ref_log_prob")
-        }
-        data = {"choice": choice[None]}
-        return Rollout(log_prob=listed.old[:, choice], limit=self.limit, greedy_reward=listed.greedy_reward, data=data, **rows)
+        ref, cut = listed.ref_log_prob, listed.truncated
+        return Rollout(
+            reward=listed.reward[:, choice],
+            log_prob=listed.old[:, choice],
+            mask=listed.mask[:, choice],
+            ref_log_prob=None if ref is None else ref[:, choice],
+            truncated=None if cut is None else cut[:, choice],
+            greedy_reward=listed.greedy_reward,
+            limit=self.limit,
+            data={"choice": choice[None]},
+        )
 
     def policy(self, rollout: Rollout) -> Policy:
         """What the model says of a group that `rollout` made, with gradients in `model.parameters`."""
-        log_prob = self._chosen(self._current)
-        assert log_prob is not None
-        return Policy(log_prob[:, rollout.data["choice"][0]])
+        return Policy(self._chosen(self._tables(self.model))[:, rollout.data["choice"][0]])
 
     # ------------------------------------------------------------------ the microscope
 
@@ -210,9 +214,12 @@ class Bridge:
         seen = exact.microscope(estimator, outcomes, group, covariance=False)
         expected = self.pull_back(seen.coefficient, seen.dist_coefficient)
         seen = replace(seen, gradient=self.gradient, expected=expected)
-        return seen if dist or not spread else self._with_trace(seen, estimator, outcomes, group, self._inner, self.token_products)
+        if dist or not spread:
+            return seen
+        among = exact.among_others(estimator, outcomes, group)
+        return replace(seen, trace=exact.total_variance(among, self._inner, self.token_products))
 
-    def bandit_microscope(self, estimator: Estimator, group: int) -> Microscope:
+    def bandit_microscope(self, estimator: Estimator, group: int, *, spread: bool = True) -> Microscope:
         """The same for the bandit: K arms with a logit each (D = K) and the LM's probabilities, rewards and lengths."""
         p = self.log_prob.exp()
 
@@ -224,7 +231,10 @@ class Bridge:
         seen = exact.microscope(estimator, self.arms, group, covariance=False)
         truth = scores(exact.gradient_coefficient(self.arms)[0])
         seen = replace(seen, gradient=truth, expected=scores(seen.coefficient[0]))
-        return self._with_trace(seen, estimator, self.arms, group, lambda rows: scores(rows) @ scores(rows).T, own)
+        if not spread:
+            return seen
+        among = exact.among_others(estimator, self.arms, group)
+        return replace(seen, trace=exact.total_variance(among, lambda rows: scores(rows) @ scores(rows).T, own))
 
     def bandit(self, group: int) -> Bandit:
         """The prompt as a bandit to sample from and to train: a softmax over K logits that start as the LM's log-probabilities."""
@@ -274,11 +284,8 @@ class Bridge:
             found.append((token, torch.cat([gradient.flatten(1) for gradient in gradients], -1)))
         return found
 
-    def _with_trace(self, seen: Microscope, estimator: Estimator, outcomes: Outcomes, group: int, inner, own: Tensor) -> Microscope:  # type: ignore[no-untyped-def]
-        among = exact.among_others(estimator, outcomes, group)
-        return replace(seen, trace=exact.total_variance(among, inner, own))
-
     def _inner(self, rows: Tensor) -> Tensor:
+        """[r, K, T] → [r, r] inner products of the gradients Σ row · score."""
         vectors = torch.stack([self.pull_back(row[None]) for row in rows])
         return vectors @ vectors.T
 
@@ -304,16 +311,14 @@ class Bridge:
     def _frozen(self, model: Transformer | None) -> list[Tensor] | None:
         return None if model is None else self._tables(model)
 
-    def _chosen(self, tables: Sequence[Tensor] | None) -> Tensor | None:
+    def _chosen(self, tables: Sequence[Tensor]) -> Tensor:
         """[1, K, T] log-probability of each token of each completion, 0 behind the end."""
-        if tables is None:
-            return None
         columns = [table[self.node[:, t], self._choice[:, t]] for t, table in enumerate(tables)]
         return torch.where(self.mask, torch.stack(columns, -1), 0.0)[None]
 
-    def _spread_out(self, tables: Sequence[Tensor] | None) -> Tensor | None:
+    def _spread_out(self, tables: Sequence[Tensor]) -> Tensor:
         """[1, K, T, V] log-probabilities of every token where each completion stands."""
-        return None if tables is None else torch.stack([table[self.node[:, t]] for t, table in enumerate(tables)], -2)[None]
+        return torch.stack([table[self.node[:, t]] for t, table in enumerate(tables)], -2)[None]
 
     def _rewards(self, tokens: Tensor) -> Tensor:
         rows = torch.full(tokens.shape[:-1], self.question, device=tokens.device)

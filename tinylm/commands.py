@@ -5,28 +5,30 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import typing
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from course.ablation import resolve_rungs, with_settings
 from course.device import pick_device
 from course.errors import CourseError, require
 from course.noise import Noise
 from course.results import check_writable
-from course.terminal import OK, Parser, duration, guarded, text_table
-from tinylm.evaluate import accuracy, pass_at_k, wilson
+from course.terminal import OK, Parser, Progress, duration, guarded, text_table
+from tinylm.evaluate import accuracy, interval, pass_at_k, wilson
 from tinylm.sampler import check_sampling, sample
 from tinylm.tasks import REWARDS, decode, encode
-from tinylm.train import Training, TrainSettings, run
+from tinylm.train import CHECKPOINT, METRICS, Training, TrainSettings, run
 
 COMMANDS = ("train", "eval", "sample")
-CHECKPOINT = "checkpoint.safetensors"
+OVERVIEW = """python -m tinylm train   train a model: warm start, then reinforcement learning (--help shows every setting)
+python -m tinylm eval    its accuracy on held-out questions
+python -m tinylm sample  what it answers, and how sure it is"""
+LATEST = Path("runs/latest")
+OWN_RUNG = "FILE.py:NAME of a rung of your own, where the training is one of it"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,12 +47,15 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     train = commands.add_parser("train", help="from nothing to a trained model: warm start, then any rung", description=_train.__doc__)
-    train.add_argument("--out", type=Path, default=Path("runs/latest"), metavar="DIR", help="checkpoint and metrics (default runs/latest)")
-    train.add_argument("--resume", action="store_true", help="go on with the checkpoint in --out, to the bit as if never stopped")
-    train.add_argument("--only", choices=("warm", "train"), help="the warm start alone, or reinforcement learning alone")
+    train.add_argument("--out", type=Path, default=LATEST, metavar="DIR", help=f"checkpoint and metrics (default {LATEST})")
+    train.add_argument("--resume", action="store_true", help="go on with the training in --out, to the bit as if never stopped")
+    train.add_argument("--only", choices=("warm", "rl"), help="the warm start alone, or reinforcement learning from random weights")
+    train.add_argument("--start", type=Path, metavar="DIR", help="reinforcement learning alone, from the model of that training")
     train.add_argument("--save-every", type=int, default=25, metavar="N", help="steps between checkpoints (default 25)")
-    for name, default, about in _fields():
-        train.add_argument(f"--{name.replace('_', '-')}", metavar=default, help=f"{about} (default {default})", dest=f"set_{name}")
+    for f in dataclasses.fields(TrainSettings):
+        switch = {"nargs": "?", "const": "true"} if isinstance(f.default, bool) or "bool" in str(f.type) else {}
+        about = f"{_notes().get(f.name, '')} (default {f.default})".replace("%", "%%")
+        train.add_argument(f"--{f.name.replace('_', '-')}", metavar=str(f.default), help=about, dest=f"set_{f.name}", **switch)  # type: ignore[arg-type]
 
     evaluate = commands.add_parser("eval", help="accuracy on held-out questions, with intervals", description=_eval.__doc__)
     evaluate.add_argument("--samples", type=int, default=16, metavar="N", help="samples per question, for pass@k (default 16)")
@@ -59,18 +64,20 @@ def _parser() -> Parser:
     show.add_argument("questions", nargs="*", metavar="QUESTION", help="such as 12+34= (default: some held-out ones)")
     show.add_argument("--samples", type=int, default=3, metavar="N", help="completions per question (default 3)")
     for command in (evaluate, show):
-        command.add_argument("--from", type=Path, default=Path("runs/latest"), metavar="DIR", dest="folder", help="a training's folder")
-        command.add_argument("--temperature", type=float, default=1.0, help="of sampling (default 1)")
-        command.add_argument("--top-k", type=int, help="sample among the k most probable tokens")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--device", help="cpu, cuda or auto")
+        command.add_argument(
+            "--from", type=Path, default=LATEST, metavar="DIR", dest="folder", help=f"a training's folder (default {LATEST})"
+        )
+        command.add_argument("--temperature", type=float, default=1.0, metavar="X", help="of sampling (default 1)")
+        command.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default 0)")
+        command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (default: the GPU where there is one)")
+        command.add_argument("--rung", metavar="FILE.py:NAME", help=OWN_RUNG)
     return parser
 
 
-def _fields() -> list[tuple[str, str, str]]:
-    """Name, default and comment of every training setting."""
-    notes = dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#\s*(.+?)\s*$", inspect.getsource(TrainSettings), re.MULTILINE))
-    return [(f.name, str(f.default), notes.get(f.name, "").replace("%", "%%")) for f in dataclasses.fields(TrainSettings)]
+def _notes() -> dict[str, str]:
+    """What stands behind # on the line of a training setting."""
+    return dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#\s*(.+?)\s*$", inspect.getsource(TrainSettings), re.MULTILINE))
 
 
 # ---------------------------------------------------------------- train
@@ -79,62 +86,107 @@ def _fields() -> list[tuple[str, str, str]]:
 def _train(chosen: Namespace) -> int:
     """Warm start (supervised, to --warm-target), then reinforcement learning with --rung. Without options: two-digit sums, GRPO."""
     require(chosen.save_every > 0, "--save-every", chosen.save_every, "a whole number > 0")
-    folder = check_writable(chosen.out)
     given = {name[4:]: value for name, value in vars(chosen).items() if name.startswith("set_") and value is not None}
-    if chosen.resume:
-        require(
-            not given and not chosen.only, "--resume", ", ".join(given) or chosen.only, "no other settings: those of the checkpoint count"
-        )
-        training = Training.load(folder / CHECKPOINT)
-    else:
-        training = Training(_settings(given, chosen.only))
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    training = _resumed(chosen, given) if chosen.resume else _fresh(chosen, given)
+    folder = check_writable(chosen.out)
+    if not chosen.resume and (folder / CHECKPOINT).exists():
+        print(f"this replaces the training in {folder}")
     settings = training.settings
-    print(
-        f"{settings.runs} × {settings.preset} model, {training.model.size:,} parameters, {settings.rung}, on {settings.device}; → {folder}"
-    )
-
-    bars: dict[str, Any] = {}
-
-    def tick(now: Training) -> None:
-        phase = "warm" if now.phase == "warm" else "train"
-        if phase not in bars:
-            total = None if phase == "warm" else settings.rollouts
-            bars[phase] = tqdm(total=total, desc={"warm": "warm start", "train": settings.rung}[phase], mininterval=0.5, leave=True)
-            bars[phase].update(now.learner.steps - 1)
-        bars[phase].update(1)
-
-    def show(row: dict[str, Any]) -> None:
-        phase = "warm" if row["phase"] == "warm" else "train"
-        if phase in bars:
-            bars[phase].set_postfix({name: f"{row[name]:.3g}" for name in ("reward", "entropy") if name in row and phase == "train"})
-
+    print(f"{settings.runs} × {settings.preset} model, {training.model.size:,} parameters, on {settings.device}; → {folder}", flush=True)
+    show = _Bars(training)
     try:
-        seconds = run(training, folder, save_every=chosen.save_every, show=show, tick=tick)
+        seconds = run(training, folder, save_every=chosen.save_every, show=show.row, tick=show.tick)
     finally:
-        for bar in bars.values():
-            bar.close()
+        show.progress.close()
     right = accuracy(training.model, training.task).mean(-1)
-    lines = ", ".join(f"{100 * share:.1f} %" for share in right.flatten().tolist())
-    print(f"greedy accuracy on {len(training.task.held_out)} held-out questions: {lines}; {duration(seconds)} of training")
-    print(f"wrote {folder / CHECKPOINT} and {folder / 'metrics.jsonl'}")
+    shares = ", ".join(f"{100 * share:.1f} %" for share in right.flatten().tolist())
+    print(f"greedy answers to {len(training.task.held_out)} held-out questions: {shares} right; {duration(seconds)} of training")
+    print(f"wrote {folder / CHECKPOINT} and {folder / METRICS}")
     return OK
 
 
-def _settings(given: dict[str, str], only: str | None) -> TrainSettings:
+def _fresh(chosen: Namespace, given: dict[str, str]) -> Training:
+    """A training from its beginning, or from the model of another one."""
+    both = chosen.start is not None and chosen.only is not None
+    require(not both, "--start", f"--only {chosen.only} as well", "one of the two")
     if "rung" in given:
-        given["rung"] = resolve_rungs(given["rung"])[0]
-    if "device" in given:
-        given["device"] = str(pick_device(given["device"]))
-    if only == "warm":
+        names = resolve_rungs(given["rung"])
+        require(len(names) == 1, "--rung", given["rung"], "one name")
+        given["rung"] = names[0]
+    if chosen.only == "warm":
         given["rollouts"] = "0"
-    if only == "train":
+    if chosen.only == "rl" or chosen.start is not None:
         given["warm_target"] = "0"
-    hints = typing.get_type_hints(TrainSettings)
-    unknown_fields = [name for name in given if name not in hints]
-    require(not unknown_fields, "settings", unknown_fields, ", ".join(hints))
-    return with_settings(TrainSettings(), [f"{name}={value}" for name, value in given.items()])
+    try:
+        settings = with_settings(TrainSettings(), [f"{name}={value}" for name, value in given.items()])
+    except CourseError as error:
+        raise CourseError(str(error).replace("--set ", "--")) from None
+    training = Training(settings)
+    if chosen.start is not None:
+        training.adopt(chosen.start / CHECKPOINT)
+    return training
+
+
+def _resumed(chosen: Namespace, given: dict[str, str]) -> Training:
+    """The training in --out; only its device may be another one, and a rung of one's own has to be made known again."""
+    others = [f"--{name}" for name in given if name not in ("device", "rung")]
+    others += [f"--{name}" for name in ("only", "start") if getattr(chosen, name) is not None]
+    require(not others, "--resume", " ".join(others), "no other settings: those of the checkpoint count (--device may change)")
+    names = resolve_rungs(given["rung"]) if "rung" in given else ()
+    training = Training.load(chosen.out / CHECKPOINT, str(pick_device(given["device"])) if "device" in given else None)
+    require(names in ((), (training.settings.rung,)), "--rung", given.get("rung"), f"{training.settings.rung}, which was trained with")
+    return training
+
+
+class _Bars:
+    """Progress with the time left: the warm start's bar is filled by its accuracy, that of reinforcement learning by rollouts."""
+
+    def __init__(self, training: Training) -> None:
+        self.progress = Progress()
+        self.bars: dict[str, Any] = {}
+        self.phase = training.phase
+        self.open(training)
+
+    def open(self, now: Training) -> None:
+        """The bar of the phase that begins."""
+        self.phase = now.phase
+        if now.phase == "warm":
+            bar = self.progress.bar(round(100 * now.settings.warm_target), "warm start, % of samples right")
+            bar.unit = " %"
+        elif now.phase == "train":
+            bar = self.progress.bar(now.settings.rollouts, now.settings.rung)
+            bar.unit = " rollouts"
+            bar.initial = bar.n = now.learner.steps  # what a resumed training has behind it took no time now
+        else:
+            return
+        bar.refresh()
+        self.bars[now.phase] = bar
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of the log: its numbers beside the bar."""
+        bar = self.bars[row["phase"]]
+        bar.set_postfix(
+            {name: _short(row[name]) for name in ("cross_entropy", "reward", "entropy", "accuracy") if name in row}, refresh=False
+        )
+        if "warm_accuracy" in row:
+            least = row["warm_accuracy"] if isinstance(row["warm_accuracy"], float) else min(row["warm_accuracy"])
+            bar.update(max(0.0, min(bar.total, round(100 * least, 1)) - bar.n))
+            self.reached, self.after = _short(row["warm_accuracy"]), row["step"]
+
+    def tick(self, now: Training) -> None:
+        """One step was taken."""
+        if self.phase == "train":
+            self.bars["train"].update(1)
+        if now.phase != self.phase:
+            self.bars[self.phase].close()
+            if self.phase == "warm":
+                print(f"warm start: {self.reached} of samples right after {self.after} steps", flush=True)
+            self.open(now)
+
+
+def _short(value: float | list[float]) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{number:.3f}" for number in values[:4]) + (" …" if len(values) > 4 else "")
 
 
 # ---------------------------------------------------------------- eval and sample
@@ -144,8 +196,9 @@ def _load(chosen: Namespace) -> Training:
     check_sampling(chosen.temperature, chosen.top_k)
     require(chosen.samples > 0, "--samples", chosen.samples, "a whole number > 0")
     require(chosen.seed >= 0, "--seed", chosen.seed, "a whole number ≥ 0")
-    device = None if chosen.device is None else str(pick_device(chosen.device))
-    return Training.load(chosen.folder / CHECKPOINT, device)
+    if chosen.rung is not None:
+        resolve_rungs(chosen.rung)
+    return Training.load(chosen.folder / CHECKPOINT, str(pick_device(chosen.device)))
 
 
 def _eval(chosen: Namespace) -> int:
@@ -158,36 +211,31 @@ def _eval(chosen: Namespace) -> int:
     greedy = accuracy(model, task, questions=rows)
     options = {"temperature": chosen.temperature, "top_k": chosen.top_k}
     sampled = accuracy(model, task, noise, questions=rows, samples=samples, batch=max(1, 4096 // samples), **options)
-    table = []
-    for run_number in range(training.settings.runs):
-        best, drawn = (values.reshape(-1, len(rows))[run_number] for values in (greedy, sampled))
-        low, high = wilson(float(best.sum()), len(rows))
-        table.append((f"model {run_number}", "greedy", f"{best.mean():.3f}", f"{low:.3f} to {high:.3f}"))
-        table.append(("", "sampled", *_mean_interval(drawn)))
-        for k in (k for k in (2, 4, 8, 16, 32) if k <= samples):
+    table: list[tuple[str, ...]] = []
+    for number in range(training.settings.runs):
+        best, drawn = (values.reshape(-1, len(rows))[number].cpu() for values in (greedy, sampled))
+        table.append((f"model {number}", "greedy", *_written(float(best.mean()), wilson(float(best.sum()), len(best)))))
+        table.append(("", "sampled", *_written(float(drawn.mean()), interval(drawn, samples))))
+        for k in (k for k in (2, 4, 8, 16, 32, 64) if k <= samples):
             chance = pass_at_k((drawn * samples).round(), samples, k)
-            table.append(("", f"pass@{k}", *_mean_interval(chance)))
-        hard = task.difficulty[rows]
+            table.append(("", f"pass@{k}", *_written(float(chance.mean()), interval(chance, samples // k))))
+        hard = task.difficulty[rows].cpu()
         for level in hard.unique().tolist():
             here = best[hard == level]
-            low, high = wilson(float(here.sum()), len(here))
-            table.append(("", f"greedy, difficulty {level}", f"{here.mean():.3f}", f"{low:.3f} to {high:.3f}   ({len(here)} questions)"))
-    print(
-        f"{len(rows)} held-out questions, {samples} samples each at temperature {chosen.temperature:g}"
-        + (f", top-{chosen.top_k}" if chosen.top_k else "")
-    )
-    print(text_table(("", "", "accuracy", "95 % interval"), table))
+            share = _written(float(here.mean()), wilson(float(here.sum()), len(here)))
+            table.append(("", f"greedy, difficulty {level}", *share, f"{len(here)} questions"))
+    top = f", top-{chosen.top_k}" if chosen.top_k else ""
+    print(f"{len(rows)} held-out questions, {samples} samples each at temperature {chosen.temperature:g}{top}")
+    print(text_table(("", "", "accuracy", "95 % interval", ""), [(*row, "")[:5] for row in table]))
     return OK
 
 
-def _mean_interval(values: torch.Tensor) -> tuple[str, str]:
-    """The mean over questions and its 95 % interval, as text."""
-    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-    return f"{mean:.3f}", f"{mean - half:.3f} to {mean + half:.3f}"
+def _written(share: float, between: tuple[float, float]) -> tuple[str, str]:
+    return f"{share:.3f}", f"{between[0]:.3f} to {between[1]:.3f}"
 
 
 def _sample(chosen: Namespace) -> int:
-    """Show questions, completions with their rewards, and the probability of each token."""
+    """Show questions, completions with their rewards, and the probability of each token (of the first model, if there are several)."""
     training = _load(chosen)
     task, model = training.task, training.model
     prompts = [encode(question) for question in chosen.questions]
@@ -223,4 +271,4 @@ def _sample(chosen: Namespace) -> int:
     return OK
 
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "OVERVIEW", "main"]

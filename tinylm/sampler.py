@@ -70,8 +70,8 @@ def sample(
     require(
         width + limit <= model.settings.context, "limit", limit, f"at most {model.settings.context - width}: the context less the prompt"
     )
-    for token in (int(prompt.min()), int(prompt.max())):
-        require(0 <= token < len(CHARACTERS), "prompt", token, f"tokens from 0 to {len(CHARACTERS) - 1}")
+    for extreme in (int(prompt.min()), int(prompt.max())):
+        require(0 <= extreme < len(CHARACTERS), "prompt", extreme, f"tokens from 0 to {len(CHARACTERS) - 1}")
     state, cache = model.prefill(prompt)
     state = state.unsqueeze(-2)  # the group's first token comes from one state
     shape = (*prompt.shape[:-1], group)

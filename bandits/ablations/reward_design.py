@@ -6,7 +6,8 @@ from which the target is reached, and a bonus too far from the target keeps what
 eps and without the std: dividing by the std makes a bonus of any height α push as hard as the target does, down to where
 the rewards' spread meets eps. Without the std the policy neither profits nor is caught: it sees the bonus at its true size.
 
-After M. Lelarge's notebook Gauss_GRPO (dataflowr), which has the left column.
+After M. Lelarge's notebook Gauss_GRPO (dataflowr), which sweeps α and δ with the std and eps = 1e-8 and draws the landscape;
+here policies are trained from every starting point.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 TITLE = "a reward of 0.001 doubles the basin of attraction, or becomes a trap: only because GRPO divides by the std"
 EXPECTED_SECONDS = 25.0
-SOURCE = "Lelarge 2025 (dataflowr, notebook Gauss_GRPO)"
-LEFT_OUT = "this course: the ablation that Lelarge 2025 leaves out"
+SOURCE = "Lelarge (dataflowr, notebook Gauss_GRPO)"
+LEFT_OUT = "this course: the ablation that Lelarge leaves out"
 DERIVED = "this course: derived"
 WINDOW = 0.5  # half the width of the window around the target 0 that pays 1 − α
 SPACING = 0.5  # between starting points

@@ -40,7 +40,7 @@ def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
     return torch.where(quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std))
 
 
-def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
+def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor:
     """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu 2025, eq. 5."""
     dims = (-3, -2, -1)
     advantage = advantage.masked_fill(~mask, 0.0)  # what a critic says of other tokens may be anything
@@ -48,7 +48,7 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float) -> Tensor:
     count = weight.sum(dims, keepdim=True)
     mean = (weight * advantage).sum(dims, keepdim=True) / count
     centred = (advantage - mean) * weight
-    variance = (centred**2).sum(dims, keepdim=True) / count
+    variance = (centred**2).sum(dims, keepdim=True) / (count - ddof).clamp(min=1)
     high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
     low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
     quiet = high == low if eps else (high == low) | (variance == 0)
@@ -141,12 +141,17 @@ class BatchStd(_Std):
 
 @dataclass(frozen=True)
 class TokenWhitening(Scale):
-    """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5)."""
+    """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5).
+
+    `eps` is added to the variance, under the root; `ddof` 0 divides the squares by the tokens, 1 by one less (verl).
+    """
 
     eps: float = 1e-8
+    ddof: int = 0
 
     def __post_init__(self) -> None:
         require(0 <= self.eps < float("inf"), "TokenWhitening.eps", self.eps, "a number ≥ 0")
+        require(self.ddof in (0, 1), "TokenWhitening.ddof", self.ddof, "0 (population) or 1 (sample)")
 
     symbol = r"\operatorname{whiten}_{\text{tokens}}"
     plain = "whiten_tokens"
@@ -158,4 +163,4 @@ class TokenWhitening(Scale):
         return f"{self.text}({numerator})"
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
-        return whiten(advantage, rollout.mask, self.eps)
+        return whiten(advantage, rollout.mask, self.eps, self.ddof)

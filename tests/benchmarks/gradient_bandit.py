@@ -1,8 +1,9 @@
 """How fast is the gradient bandit through estimator objects, autograd and the learner?
 
 Beside it, in the same run and on one core each: the fastest NumPy we could write by hand (all settings as one batch of
-runs, arms first, buffers reused), a plain Python loop over runs with NumPy vectors of arms, as one would first write it, and
-the same loop without NumPy (both timed on fewer runs and scaled). All do the same work: 4 settings × 2,000 runs × 1,000 steps of a ten-armed testbed, and the same five metrics every 10 steps.
+runs, arms first, buffers reused), a plain Python loop over runs with NumPy vectors of arms, as one would first write it,
+and the same loop without NumPy (both timed on fewer runs and scaled). All do the same work: 4 settings × 2,000 runs ×
+1,000 steps of a ten-armed testbed, and the same five metrics every 10 steps.
 
     python -m tests.benchmarks.gradient_bandit          prints a table, writes benchmark_gradient_bandit.png and .json
 """

@@ -65,8 +65,7 @@ def draw(seed: int, *, prompts: int = 3, group: int = 4, tokens: int = 7, holes:
         tools.scatter_(-1, length.unsqueeze(-1) - 1, False)  # the end token is the policy's own
         mask = mask & ~tools
     cut = torch.rand(shape[:-1], generator=generator) < (0.3 if truncated else 0.0)
-    cut[-1, 0] = False
-    cut[-1, 1] = truncated
+    cut[-1] = torch.arange(group) == (1 if truncated else group)
     score = torch.randint(-64, 129, shape[:-1], generator=generator).double() / 64
     if prompts > 1:
         score[0] = score[0, 0]
@@ -84,10 +83,10 @@ class Result:
     by_dist: Tensor
 
 
-def ours(estimator: Estimator, samples: Samples) -> Result:
-    """Our loss and its gradients."""
+def ours(estimator: Estimator, samples: Samples, rollout: Rollout | None = None) -> Result:
+    """Our loss and its gradients; `rollout` in place of the samples' own, where an estimator needs more of it."""
     new, dist = samples.new.clone().requires_grad_(), samples.dist.clone().requires_grad_()
-    loss = estimator.loss(Policy(new, dist), samples.rollout)
+    loss = estimator.loss(Policy(new, dist), samples.rollout if rollout is None else rollout)
     gradient, by_dist = torch.autograd.grad(loss, (new, dist), allow_unused=True, materialize_grads=True)
     return Result(loss.detach(), gradient, by_dist)
 

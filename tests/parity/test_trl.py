@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace as with_fields
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from course import ladder
 from course.estimator import Estimator, replace
@@ -40,6 +41,7 @@ from course.parts import (
     GroupStd,
     InLossTimesRatio,
     InReward,
+    NoKL,
     NoScale,
     SequenceMean,
     SequenceMeanRatio,
@@ -51,18 +53,11 @@ from course.parts import (
 from course.registry import get
 from course.rollout import Policy
 from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours, table
+from tinylm.sampler import log_probs
+from tinylm.tasks import PAD
 
 END, WORD, FIRST = 1, 2, 3  # token ids; from FIRST on, a prompt of one token says which sample it is
 STD = GroupStd(ddof=1, eps=1e-4)
-
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """TRL's Python scalars become tensors of torch's default type: at float32 the error would look like ours."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 class Peer:
@@ -272,12 +267,31 @@ def test_advantages(peer: Peer, name: str) -> None:
 @pytest.mark.parametrize(("ddof", "eps"), [(0, 1e-4), (1, 1e-6), (0, 1e-6)])
 def test_std_differs_by_ddof_and_eps(peer: Peer, ddof: int, eps: float) -> None:
     """Ours, by default, is the population's std + 1e-6: A differs from TRL's by (std₁ + 1e-4) / (std + eps), and by nothing else."""
-    samples = draw(3)
-    mine = replace(NO_KL, scale=GroupStd(ddof, eps)).freeze(samples.rollout).advantage.amax(-1)
+    samples, std = draw(3), lambda ddof: draw(3).score.std(-1, correction=ddof, keepdim=True)
+    mine = replace(NO_KL, scale=GroupStd(ddof, eps)).freeze(samples.rollout).advantage[..., 0]
     theirs = peer.advantage(samples)
-    std = samples.score.std(-1, correction=ddof, keepdim=True) + eps
-    close(mine.clamp(min=0), (theirs * (samples.score.std(-1, keepdim=True) + 1e-4) / std).clamp(min=0))
-    apart(mine, theirs.clamp(min=0))
+    close(mine, theirs * (std(1) + 1e-4) / (std(ddof) + eps))
+    apart(mine, theirs)
+
+
+def test_silent_groups(peer: Peer) -> None:
+    """Seven rewards of .7 in float32: exactly 0 here, since max = min; in TRL what the mean's rounding leaves, over eps."""
+    torch.set_default_dtype(torch.float32)
+    samples = draw(0, prompts=1, group=7)
+    samples = with_fields(samples, score=torch.full((1, 7), 0.7))
+    theirs = peer.advantage(samples)
+    assert 1e-5 < float(theirs.abs().max()) < 1e-2
+    mine = NO_KL.freeze(with_fields(samples, old=samples.old.float()).rollout).advantage
+    assert bool((mine == 0).all())
+
+
+def test_a_group_of_one_is_refused(peer: Peer) -> None:
+    """Both: a mean of one says nothing."""
+    samples = draw(0, prompts=4, group=1)
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        peer.trainer(samples)
+    with pytest.raises(ValueError, match="G ≥ 2"):
+        NO_KL.freeze(samples.rollout)
 
 
 # ---------------------------------------------------------------- samples without a token, micro-batches
@@ -288,9 +302,244 @@ def test_overlong_masking(peer: Peer, name: str) -> None:
     """TRL's truncated completions keep their part in mean and std, lose their tokens, and still count as samples (`count_empty`)."""
     options, estimator = CASES[name]
     estimator = trl(replace(estimator, sample_filter=DropTruncated()))
+    for seed in (5, 6):
+        samples = draw(seed, truncated=True, holes=seed == 6)
+        assert int(samples.truncated.sum()) > 1
+        agree(ours(estimator, samples), peer(samples, mask_truncated_completions=True, **options))
+
+
+@pytest.mark.parametrize("name", ["grpo, k3", "dr_grpo, k3", "luspo", "dapo"])
+def test_samples_without_a_token_do_not_count_by_default(peer: Peer, name: str) -> None:
+    """Ours averages over the samples that have a token left, TRL over all: the loss differs by that factor, a token mean by none."""
+    options, estimator = CASES[name]
+    estimator = replace(estimator, sample_filter=DropTruncated(), aggregation=with_fields(estimator.aggregation, count_empty=False))
     samples = draw(5, truncated=True)
-    theirs = peer(samples, mask_truncated_completions=True, **options)
-    agree(ours(estimator, samples), theirs)
-    without = ours(trl(replace(estimator, aggregation=with_fields(estimator.aggregation, count_empty=False))), samples)
-    assert int(samples.truncated.sum()) > 1
-    close(without.loss, theirs.loss)
+    factor = 1.0 if name == "dapo" else float((~samples.truncated).double().mean())
+    mine, theirs = ours(estimator, samples), peer(samples, mask_truncated_completions=True, **options)
+    close(mine.loss * factor, theirs.loss)
+    close(mine.gradient * factor, theirs.gradient)
+
+
+@pytest.mark.parametrize("name", ["grpo, k3", "dapo, k3 times ratio", "dr_grpo, k3", "gspo", "cispo, k3", "sapo", "luspo"])
+def test_micro_batches_add_up(peer: Peer, name: str) -> None:
+    """TRL shuffles samples over micro-batches, after the advantages: their losses add up to that of the whole batch."""
+    options, estimator = CASES[name]
+    samples = draw(1)
+    agree(ours(estimator, samples), peer(samples, parts=3, **options))
+
+
+def test_bnpo_depends_on_micro_batches(peer: Peer) -> None:
+    """TRL's "bnpo" divides by the tokens of the micro-batch: with several, a token's weight is 1/(parts · its batch's tokens)."""
+    samples, parts = draw(1), 3
+    options, estimator = CASES["bnpo"]
+    mine = ours(estimator, samples)
+    theirs = peer.losses(samples, parts=parts, **options)
+    for batch, one in zip(peer.batches(peer.trainer(samples, parts=parts, **options), samples), theirs, strict=True):
+        index = batch["prompt_ids"][:, -1] - FIRST
+        factor = samples.mask.sum() / (parts * samples.mask.flatten(0, 1)[index].sum())
+        close(one.gradient.flatten(0, 1)[index], mine.gradient.flatten(0, 1)[index] * factor)
+    apart(sum(one.gradient for one in theirs), mine.gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["grpo, k3", "dapo", "dr_grpo", "luspo"])
+def test_minibatches_are_scaled(peer: Peer, name: str) -> None:
+    """A step on one of n minibatches: ours is its share of the batch's loss, TRL's is n times that, the size of a whole batch's.
+
+    For "dapo" and "cispo" the divisor is the average number of tokens per step, not the minibatch's own.
+    """
+    samples, steps = draw(1), 3
+    options, estimator = CASES[name]
+    mine = ours(estimator, samples)
+    theirs = peer(samples, parts=steps, gradient_accumulation_steps=1, steps_per_generation=steps, **options)
+    close(theirs.gradient, mine.gradient * steps)
+    close(theirs.loss, mine.loss * steps)
+
+
+# ---------------------------------------------------------------- defaults and single differences
+
+
+def test_trl_defaults() -> None:
+    """What `GRPOConfig()` and `RLOOConfig()` do when nothing is said."""
+    args = GRPOConfig("unused", use_cpu=True, bf16=False)
+    expected = {
+        "loss_type": "dapo",
+        "scale_rewards": "group",
+        "importance_sampling_level": "token",
+        "use_bias_correction_kl": True,
+        "mask_truncated_completions": False,
+        "beta": 0.0,
+        "epsilon": 0.2,
+        "epsilon_high": None,
+        "delta": None,
+        "num_iterations": 1,
+        "num_generations": 8,
+        "temperature": 1.0,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+    rloo = RLOOConfig("unused", use_cpu=True, bf16=False)
+    assert (rloo.num_generations, rloo.beta, rloo.epsilon, rloo.normalize_advantages) == (2, 0.05, 0.2, False)
+
+
+def test_dr_grpo_leaves_the_std_on(peer: Peer) -> None:
+    """`loss_type="dr_grpo"` alone changes the divisor and nothing else: Dr. GRPO needs `scale_rewards="none"`, too."""
+    samples = draw(2)
+    theirs = peer(samples, loss_type="dr_grpo")
+    agree(ours(replace(NO_KL, aggregation=ConstantLength()), samples), theirs)
+    apart(ours(ladder.dr_grpo, samples).gradient, theirs.gradient)
+
+
+def test_cispo_bound_is_absolute(peer: Peer) -> None:
+    """TRL's weight is min(ρ, epsilon_high), ours clip(ρ, ·, 1 + ε_high): left unset TRL's bound is 0.2, which ours refuses."""
+    samples = draw(2)
+    weight = (samples.new - samples.old).exp().clamp(max=0.2)
+    advantage = NO_KL.freeze(samples.rollout).advantage
+    theirs = peer(samples, loss_type="cispo")
+    close(theirs.gradient, -weight * advantage / samples.mask.sum())
+    with pytest.raises(ValueError, match=r"CISPO.epsilon_high: got -0\.8"):
+        CISPO(epsilon_high=0.2 - 1)
+
+
+def test_delta_below_the_clip_also_cuts_what_is_good(peer: Peer) -> None:
+    """At δ < 1 + ε_high the cap binds where A > 0: `ratio_cap` does as TRL, `dual_clip` is refused there."""
+    samples, name = draw(2), "delta within the clip"
+    theirs = peer(samples, **CASES[name][0])
+    apart(theirs.gradient, peer(samples, loss_type="grpo").gradient)
+    with pytest.raises(ValueError, match=r"Clip\.dual_clip: got 1\.1"):
+        Clip(dual_clip=1.1)
+
+
+def test_kl_times_a_sequence_ratio(peer: Peer) -> None:
+    """TRL multiplies k3 of each token by the sequence's ratio, which then moves all tokens: `whole=True`. Ours, by default, moves its own."""
+    samples = draw(2)
+    options, estimator = CASES["gspo, k3 times ratio"]
+    mine, theirs = ours(replace(estimator, ratio=SequenceMeanRatio()), samples), peer(samples, **options)
+    close(mine.loss, theirs.loss)
+    apart(mine.gradient, theirs.gradient)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+def test_entropy_bonus(peer: Peer, loss_type: str) -> None:
+    """TRL's bonus is the mean entropy per token whatever the loss; ours is weighed as the loss is, so they agree for a token mean."""
+    samples = draw(4)
+    bonus = peer(samples, loss_type=loss_type, entropy_coef=0.3)
+    plain = peer(samples, loss_type=loss_type)
+    mine = ours(replace(replace(NO_KL, aggregation=TokenMean()), entropy_coef=0.3), samples)
+    without = ours(replace(NO_KL, aggregation=TokenMean()), samples)
+    close(bonus.loss - plain.loss, mine.loss - without.loss)
+    close(bonus.by_dist, mine.by_dist)
+    apart(mine.by_dist, 0 * mine.by_dist)
+    if loss_type in ("bnpo", "dapo"):
+        agree(mine, bonus)
+    if loss_type == "grpo":
+        apart(ours(replace(NO_KL, entropy_coef=0.3), samples).by_dist, bonus.by_dist)
+
+
+# ---------------------------------------------------------------- RLOO
+
+RLOO = replace(
+    replace(replace(replace(ladder.rloo, ratio=SequenceRatio(whole=True)), surrogate=Clip(0.2)), kl=K1(beta=0.05, place=InReward())),
+    aggregation=SequenceMean(count_empty=True),
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rloo(peer: Peer, seed: int) -> None:
+    """TRL's RLOOTrainer by its defaults: k1 in the reward, leave one out, the clipped ratio of the whole sequence."""
+    agree(ours(RLOO, draw(seed)), peer(draw(seed), "RLOO"))
+
+
+def test_rloo_without_kl_and_with_another_clip(peer: Peer) -> None:
+    """The options that change it."""
+    estimator = replace(replace(RLOO, kl=NoKL()), surrogate=Clip(0.3))
+    agree(ours(estimator, draw(1)), peer(draw(1), "RLOO", beta=0.0, epsilon=0.3))
+
+
+def test_rloo_on_policy_is_the_policy_gradient(peer: Peer) -> None:
+    """At ρ = 1 the gradient is that of the rung, A·∇log π; the values differ, and mean nothing: −mean A·log π and −mean A."""
+    samples = draw(1).on_policy()
+    mine, theirs = ours(ladder.rloo, samples), peer(samples, "RLOO", beta=0.0)
+    close(mine.gradient, theirs.gradient)
+    apart(mine.gradient, 0 * mine.gradient)
+    close(theirs.loss, torch.zeros(()))  # leave-one-out advantages of a group add up to 0
+    apart(mine.loss, theirs.loss)
+
+
+def test_rloo_ratio_by_token_sum(peer: Peer) -> None:
+    """Our sequence ratio under `SequenceSum` has TRL's gradient where the clip is open, and |o| times each sample's value."""
+    samples = draw(1)
+    estimator = replace(replace(RLOO, ratio=SequenceRatio()), aggregation=SequenceSum())
+    mine, theirs = ours(estimator, samples), peer(samples, "RLOO")
+    close(mine.gradient, theirs.gradient)
+    apart(mine.loss, theirs.loss)
+
+
+def test_rloo_truncated_samples_are_a_constant(peer: Peer) -> None:
+    """TRL empties a truncated sample's mask: ρ = 1, no KL, no gradient, and −A/N left in the loss's value; ours leaves 0."""
+    samples = draw(5, truncated=True)
+    emptied = with_fields(samples, mask=samples.mask & ~samples.truncated.unsqueeze(-1))
+    mine, theirs = ours(RLOO, emptied), peer(samples, "RLOO", mask_truncated_completions=True)
+    lost = peer.advantage(samples, "RLOO", mask_truncated_completions=True)[samples.truncated]
+    close(mine.gradient, theirs.gradient)
+    close(mine.loss - lost.sum() / samples.score.numel(), theirs.loss)
+    apart(lost, 0 * lost)
+
+
+# ---------------------------------------------------------------- log-probabilities and entropy
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_prob_and_entropy(peer: Peer, temperature: float) -> None:
+    """TRL scores the temperature's distribution, too, in float32 whatever the model's type; ours bars PAD from it, TRL does not."""
+    samples = draw(0)
+    trainer = peer.trainer(samples, temperature=temperature)
+    model, generator = trainer.model.eval(), torch.Generator().manual_seed(1)  # while it trains, TRL leaves dropout on
+    tokens = torch.randint(FIRST, PAD, (5, 8), generator=generator)
+    length = 6  # of the completion
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+        found, entropy, _ = trainer._get_per_token_logps_and_entropies(model, tokens, torch.ones_like(tokens), length, compute_entropy=True)
+        logits = model(tokens).logits[:, -length - 1 : -1]
+    dist = torch.log_softmax(logits / temperature, -1)
+    chosen = dist.gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
+    assert found.dtype == torch.float32
+    assert dist.dtype == torch.float64
+    torch.testing.assert_close(found.double(), chosen, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), Policy(chosen, dist).entropy, rtol=1e-5, atol=1e-5)
+    barred = log_probs(logits, temperature).gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
+    close(barred, chosen - torch.log1p(-dist[..., PAD].exp()))
+    apart(barred, chosen)
+
+
+def test_log_prob_and_entropy_of_logits() -> None:
+    """TRL's own functions on given logits, which keep float64."""
+    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([[0, 5, 10], [3, 3, 7]])
+    dist = torch.log_softmax(logits, -1)
+    chosen = dist.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    close(chosen, selective_log_softmax(logits, index))
+    close(Policy(chosen, dist).entropy, entropy_from_logits(logits))
+
+
+# ---------------------------------------------------------------- the table of names
+
+SELECTED = [row for row in table("The same rung in TRL and verl") if row[1].startswith("`")]
+
+
+@pytest.mark.parametrize("row", SELECTED, ids=[row[0].strip("`") for row in SELECTED])
+def test_the_options_of_the_table_select_the_rung(peer: Peer, row: list[str]) -> None:
+    """What `course/CONVENTIONS.md` says selects a rung in TRL does: the same loss and gradient, given TRL's ddof, eps and count."""
+    estimator = trl(get(row[0].strip("`")).estimator)
+    call = ast.parse(row[1].split("`")[1], mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert isinstance(call.func, ast.Name)
+    options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+    remark = row[1].split("`")[2].strip(" ,")
+    samples = draw(8, prompts=1, group=8) if "one prompt per batch" in remark else draw(8)
+    if "on policy" in remark:  # ρ = 1: the gradient is the rung's
+        samples = samples.on_policy()
+        close(ours(estimator, samples).gradient, peer(samples, call.func.id.removesuffix("Config"), **options).gradient)
+    else:
+        agree(ours(estimator, samples), peer(samples, call.func.id.removesuffix("Config"), **options))

@@ -1,0 +1,494 @@
+"""A prompt of the language model IS a bandit: every completion of a real transformer is an arm, and everything is exact.
+
+A nano model (8,280 weights) learns one-digit sums; a prompt such as 3+7= has 5,220 completions of at most three tokens, and all are
+listed. Nothing below is sampled, except the training that moves the policy.
+
+    each rung   bias, direction and spread of E[ĝ] and ĝ on the transformer, beside the bandit that has a logit for every completion:
+                on policy, and with stale samples, after several updates on one rollout
+    the ratio   with the sequence's ratio the bandit is exact: E[ĝ] = ∇J however far the policy has moved. With a ratio for each
+                token it is an approximation: how good, as the updates move the policy away
+    the KL      summed token by token, k2, ρ·k1, ρ·k3 and the exact KL of every token have one expected gradient, and it is not that of
+                the answers' KL: it drops what a token does to the tokens behind it. k1 in the reward has it exactly
+    the std     E[ĝ] = w_G(p) ∇p for every prompt, whatever the network; with 1/|o| it is ∇p no more
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course import exact, figures, ladder
+from course.errors import require
+from course.estimator import Estimator, replace
+from course.exact import Microscope, group_mean_factor, group_std_weight, microscope
+from course.learner import Learner
+from course.noise import Noise
+from course.optim import Adam
+from course.parts import K1, K2, K3, Clip, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward, Ratio, SequenceRatio
+from course.results import Fact, Result
+from course.rollout import Policy, Rollout
+from course.terminal import Progress
+from tinylm.bridge import Bridge
+from tinylm.model import Transformer
+from tinylm.problem import LanguageModel
+from tinylm.tasks import ExactMatch, Task, decode
+from tinylm.train import Training, TrainSettings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = "a prompt is a bandit: exact bias and spread of each rung on a transformer, and what token by token costs"
+EXPECTED_SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the policies come about, and what is asked of them."""
+
+    rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.select())  # which estimators
+    group: int = 4  # samples per prompt
+    groups: tuple[int, ...] = (2, 4, 8)  # sizes of the group for w_G(p)
+    warm_target: float = 0.3  # sampled accuracy of the reference, which the warm start ends with
+    rollouts: int = 20  # of GRPO between the reference and the policy that samples
+    updates: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # on one rollout, after which the policy is looked at again
+    stale: int = 8  # updates of the stale case of each rung
+    lr: float = 1e-3  # of these updates (Adam, importance ratio)
+    prompts: int = 5  # looked at, from hard to easy
+    seed: int = 0  # of the training
+    device: str = "cpu"  # where to run
+
+    def __post_init__(self) -> None:
+        require(2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed")
+        require(len(self.groups) > 0 and all(2 <= g <= 8 for g in self.groups), "groups", self.groups, "numbers from 2 to 8")
+        require(len(self.updates) > 0 and min(self.updates) > 0, "updates", self.updates, "numbers of updates > 0")
+        require(self.stale in self.updates, "stale", self.stale, f"one of updates = {self.updates}")
+        require(0 < self.warm_target < 0.9, "warm_target", self.warm_target, "a share between 0 and 0.9")
+        require(self.rollouts > 0, "rollouts", self.rollouts, "a whole number > 0")
+        require(2 <= self.prompts <= 100, "prompts", self.prompts, "from 2 to 100")
+        require(self.lr > 0, "lr", self.lr, "a number > 0")
+        require(self.seed >= 0, "seed", self.seed, "a whole number ≥ 0")
+
+
+SETTINGS = Settings()
+RATIO = replace(ladder.rloo, surrogate=Ratio())  # ρ·A with the others' mean: unbiased where the ratio is exact
+SEQUENCE_RATIO = replace(RATIO, ratio=SequenceRatio())
+AT_SEQUENCE_LEVEL: dict[str, Estimator] = {  # what a bandit and the transformer must agree on, token by token
+    "ratio": SEQUENCE_RATIO,
+    "clip": replace(SEQUENCE_RATIO, surrogate=Clip(0.2)),
+    "std": replace(replace(SEQUENCE_RATIO, baseline=GroupMean()), scale=GroupStd()),
+    "1/|o|": replace(SEQUENCE_RATIO, aggregation=ladder.length_mean.aggregation),
+}
+TOKEN_KL: dict[str, Estimator] = {  # all would be ∇KL(π‖ref) on a bandit
+    "k2": Estimator(kl=K2(1.0)),
+    "ρ·k1": Estimator(kl=K1(1.0, place=InLossTimesRatio())),
+    "ρ·k3": Estimator(kl=K3(1.0, place=InLossTimesRatio())),
+    "exact": Estimator(kl=ExactKL(1.0)),
+}
+REWARD_KL = Estimator(kl=K1(1.0, place=InReward()))
+FORWARD_KL = Estimator(kl=K3(1.0))  # ∇KL(ref‖π) on a bandit
+
+
+# ---------------------------------------------------------------- policies
+
+
+class Watched(LanguageModel):
+    """The same problem, which keeps the weights as they are before each update."""
+
+    seen: list[Transformer]
+
+    def policy(self, rollout: Rollout) -> Policy:
+        self.seen.append(self.model.copy())
+        return super().policy(rollout)
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The task, the reference, the policy that samples, and that policy after n updates on one rollout of its own."""
+
+    task: Task
+    reference: Transformer
+    old: Transformer
+    moved: dict[int, Transformer]
+
+
+def train(settings: Settings, progress: Progress) -> Policies:
+    """Warm start, some GRPO, and then one rollout that is used again and again."""
+    options = {"rollouts": settings.rollouts, "warm_target": settings.warm_target, "seed": settings.seed, "device": settings.device}
+    training = Training(TrainSettings(preset="nano", digits=1, rung="grpo", warm_batch=256, eval_every=0, **options))  # type: ignore[arg-type]
+    with progress.bar(2 + settings.rollouts, "training") as bar:
+        while training.phase == "warm":
+            training.step()
+        bar.update(1)
+        reference = training.model.copy()
+        while not training.done:
+            training.step()
+            bar.update(1)
+        problem = Watched(training.model, training.task, prompts=64, group=8)
+        problem.seen = []
+        noise = Noise((), settings.seed + 77, device=settings.device)
+        epochs = max(settings.updates) + 1  # the last one is looked at before it is updated
+        Learner(problem, ladder.get("surrogate").estimator, Adam(settings.lr), noise, epochs=epochs, max_grad_norm=1.0).step()
+        bar.update(1)
+    return Policies(training.task, reference, problem.seen[0], {n: problem.seen[n] for n in settings.updates})
+
+
+def choose(policies: Policies, settings: Settings) -> list[int]:
+    """Rows of the task whose success probabilities are spread from the hardest prompt's to the easiest's."""
+    p = torch.tensor([Bridge(policies.old, policies.task, row).objective for row in range(len(policies.task.prompt))])
+    wanted = torch.linspace(float(p.min()), float(p.max()), settings.prompts)
+    return sorted({int((p - level).abs().argmin()) for level in wanted}, key=lambda row: float(p[row]))
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def angle(vector: Tensor, truth: Tensor) -> float:
+    """Degrees between two vectors [D]."""
+    along = vector @ truth / truth.norm()
+    across = (vector - along * truth / truth.norm()).norm()
+    return math.degrees(math.atan2(float(across), float(along)))
+
+
+def off(vector: Tensor, truth: Tensor) -> float:
+    """‖vector − truth‖ / ‖truth‖."""
+    return float((vector - truth).norm() / truth.norm())
+
+
+def seen(found: Microscope) -> dict[str, float]:
+    """Bias and spread as a share of ‖∇J‖, and the angle to ∇J in degrees."""
+    size = float(found.gradient.norm())
+    return {"bias": found.relative_bias, "angle": angle(found.expected, found.gradient), "spread": found.std / size}
+
+
+def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
+    """[1, K, T] the bandit's expected coefficient of each arm, on every token of the completion that the arm is."""
+    found = microscope(estimator, bridge.arms, group, covariance=False).coefficient
+    return found[..., :1] * bridge.mask
+
+
+def ratio_row(bridge: Bridge, settings: Settings) -> dict[str, float]:
+    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and per sequence."""
+    outcomes = bridge.outcomes
+    old = outcomes.old[0].sum(-1).exp()
+    before = float(old @ bridge.reward)
+    log_ratio = torch.where(bridge.mask, outcomes.log_prob - outcomes.old, 0.0)[0]
+    gain = (log_ratio.exp() - 1).sum(-1), log_ratio.sum(-1).exp() - 1
+    token, sequence = (float(old @ (each * (bridge.reward - before))) for each in gain)
+    return {
+        "kl": exact.kl(outcomes),
+        "J": bridge.objective,
+        "J_old": before,
+        "token": bridge.microscope(RATIO, settings.group, spread=False).relative_bias,
+        "sequence": bridge.microscope(SEQUENCE_RATIO, settings.group, spread=False).relative_bias,
+        "forecast_token": before + token,
+        "forecast_sequence": before + sequence,
+    }
+
+
+def kl_row(bridge: Bridge) -> dict[str, float]:
+    """How far the expected gradients of penalties are from that of the answers' KL. The bridge's rewards are 0 and its π samples."""
+    reverse, forward = (bridge.pull_back(exact.kl_coefficient(bridge.outcomes, d)) for d in ("reverse", "forward"))
+
+    def descent(estimator: Estimator) -> Tensor:
+        return -bridge.microscope(estimator, 1, spread=False).expected
+
+    row = {name: off(descent(estimator), reverse) for name, estimator in TOKEN_KL.items()}
+    return row | {
+        "k1 in the reward": off(descent(REWARD_KL), reverse),
+        "k2 of the sequence": off(-bridge.pull_back(from_arms(bridge, TOKEN_KL["k2"], 1)), reverse),
+        "k3": off(descent(FORWARD_KL), forward),
+        "k3 of the sequence": off(-bridge.pull_back(from_arms(bridge, FORWARD_KL, 1)), forward),
+    }
+
+
+def identity(bridge: Bridge, settings: Settings) -> dict[str, float]:
+    """The bandit and the transformer: the largest difference in J, in coefficients, and in the gradient of one sampled group."""
+    bandit = bridge.bandit(settings.group)
+    rollout = bandit.sample(Noise((), settings.seed + 78, dtype=torch.float64, device=settings.device))  # of π_old: both stand there
+    with torch.no_grad():
+        bandit.parameters[0].copy_(bridge.log_prob[None])  # and now both are π
+    differences, batch = [], []
+    for estimator in AT_SEQUENCE_LEVEL.values():
+        tokens = microscope(estimator, bridge.outcomes, settings.group, covariance=False).coefficient
+        differences.append(off(from_arms(bridge, estimator, settings.group), tokens))
+        objective = estimator.objective(bandit.policy(rollout), estimator.freeze(rollout))
+        by_logit = torch.autograd.grad(objective.sum(), bandit.parameters)[0][0]
+        through_bandit = bridge.pull_back(by_logit.unsqueeze(-1).expand(bridge.mask.shape)[None])
+        same = bridge.rollout(rollout.data["action"][0])
+        direct = torch.autograd.grad(
+            estimator.objective(bridge.policy(same), estimator.freeze(same)).sum(), bridge.model.parameters, materialize_grads=True
+        )
+        batch.append(off(through_bandit, torch.cat([g.flatten() for g in direct])))
+    return {
+        "J": abs(float(bandit.metrics()["expected_reward"]) - bridge.objective),
+        "coefficient": max(differences),
+        "batch": max(batch),
+    }
+
+
+def weight_row(bridge: Bridge, settings: Settings) -> dict[str, Any]:
+    """E[ĝ] of the group std along ∇p, and what is left over; with the sum and with 1/|o| (times the right answer's length)."""
+    right = int(bridge.mask[bridge.reward.argmax()].sum())
+    row: dict[str, Any] = {"p": bridge.objective, "sum": [], "rest": []}
+    along = bridge.gradient / bridge.gradient.square().sum()
+    for group in settings.groups:
+        found = bridge.microscope(ladder.group_std, group, spread=False).expected
+        row["sum"].append(float(found @ along))
+        row["rest"].append(off(found, float(found @ along) * bridge.gradient))
+    found = bridge.microscope(ladder.length_mean, settings.group, spread=False).expected
+    return row | {"mean": right * float(found @ along), "angle": angle(found, bridge.gradient)}
+
+
+# ---------------------------------------------------------------- run
+
+
+def run(settings: Settings, progress: Progress) -> Result:
+    """Train, list all completions of some prompts, and ask."""
+    policies = train(settings, progress)
+    rows = choose(policies, settings)
+    task, old = policies.task, policies.old
+    middle = rows[len(rows) // 2]
+    moved = policies.moved[settings.stale]
+    cases = {
+        "on policy": Bridge(old, task, middle, reference=policies.reference),
+        "stale": Bridge(moved, task, middle, old=old, reference=policies.reference),
+    }
+    rungs: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in settings.rungs}
+    for case, bridge in progress(cases.items(), "rungs"):
+        for name in progress(settings.rungs, case):
+            estimator = ladder.get(name).estimator
+            transformer, bandit = (look(estimator, settings.group) for look in (bridge.microscope, bridge.bandit_microscope))
+            rungs[name][case] = {"transformer": seen(transformer), "bandit": seen(bandit)}
+    bridge = cases["on policy"]
+    series: dict[str, Any] = {
+        "question": decode(task.prompt[middle].tolist()),
+        "completions": len(bridge.tokens),
+        "p": bridge.objective,
+        "p_stale": cases["stale"].objective,
+        "rungs": rungs,
+        "rloo": seen(bridge.microscope(ladder.rloo, settings.group)),
+        "identity": identity(cases["stale"], settings),
+        "prompts": [decode(task.prompt[row].tolist()) for row in rows],
+    }
+    distances: list[list[dict[str, float]]] = []
+    nothing = ExactMatch(weight=0.0)
+    for row in progress(rows, "prompts"):
+        path = []
+        for now in progress(policies.moved.values(), "updates"):
+            found = ratio_row(Bridge(now, task, row, old=old, reference=old), settings)
+            path.append(found | kl_row(Bridge(now, task, row, reference=old, reward=nothing)))
+        distances.append(path)
+    series["distance"] = {name: [[step[name] for step in path] for path in distances] for name in distances[0][0]}
+    weights = [weight_row(Bridge(policies.reference, task, row), settings) for row in progress(rows, "w_G(p)")]
+    series["weight"] = {name: [row[name] for row in weights] for name in weights[0]}
+    return Result(series=series, facts=_facts(settings, series), caption=CAPTION)
+
+
+def _facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
+    group, rungs, p = settings.group, series["rungs"], series["p"]
+    facts = []
+    if "reinforce" in rungs:
+        here = rungs["reinforce"]["on policy"]["transformer"]
+        text = "REINFORCE is unbiased on the transformer (relative bias on policy)"
+        facts.append(Fact.exact(text, "Williams 1992, theorem 1", here["bias"], 0.0, number=9))
+        claim = "One completion alone pays, so REINFORCE's relative spread is √((1−p)/(pG)), on the transformer and on its bandit"
+        facts.append(Fact.exact(claim, "derived", here["spread"], math.sqrt((1 - p) / (p * group))))
+    facts.append(
+        Fact.exact("RLOO is unbiased on the transformer (relative bias)", "Kool et al. 2019", series["rloo"]["bias"], 0.0, number=3)
+    )
+    for name in ("baseline", "clip", "group_mean"):
+        if name in rungs:
+            text = (
+                f"{name}: a mean that includes the sample shrinks the transformer's gradient by 1/G (relative bias, on policy, G = {group})"
+            )
+            measured = rungs[name]["on policy"]["transformer"]["bias"]
+            facts.append(Fact.exact(text, "Kool et al. 2019", measured, 1 - group_mean_factor(group), number=3))
+    distance = {name: np.array(values) for name, values in series["distance"].items()}
+    facts += _bandit_facts(settings, series["identity"], distance) + _kl_facts(distance)
+    weight = {name: np.array(values) for name, values in series["weight"].items()}
+    for i, g in enumerate(settings.groups):
+        want = group_std_weight(torch.tensor(weight["p"]), g, eps=ladder.group_std.scale.eps).numpy()  # type: ignore[attr-defined]
+        text = f"Sum aggregation, group std, G = {g}: E[ĝ] = w_G(p) ∇p for every prompt (largest relative difference, direction included)"
+        worst = float((np.abs(weight["sum"][:, i] / want - 1) + weight["rest"][:, i]).max())
+        facts.append(Fact.exact(text, "Davis & Recht 2025; Mroueh 2025; derived for every G", worst, 0.0, number=12))
+    text = "With 1/|o| it is not: mean angle between E[ĝ] and ∇p over the prompts, in degrees, above 0.5"
+    facts.append(Fact.above(text, "derived", float(weight["angle"].mean()), 0.5, number=12))
+    return facts
+
+
+def _bandit_facts(settings: Settings, same: dict[str, float], distance: dict[str, np.ndarray]) -> list[Fact]:
+    last = max(settings.updates)
+    facts = [
+        Fact.exact("The bandit of completions and the transformer have one J (difference)", "derived", same["J"], 0.0, 10),
+        Fact.exact(
+            "At sequence level (ratio, clip, std, 1/|o|) they have the same expected coefficients, off policy (relative difference)",
+            "derived",
+            same["coefficient"],
+            0.0,
+            10,
+        ),
+        Fact.exact(
+            "At sequence level one sampled group has the same gradient through the bandit's logits (relative difference)",
+            "derived",
+            same["batch"],
+            0.0,
+            10,
+        ),
+        Fact.exact(
+            "With the sequence's ratio E[ĝ] = ∇J after every number of updates (largest relative bias)",
+            "derived",
+            float(distance["sequence"].max()),
+            0.0,
+            10,
+            number=8,
+        ),
+        Fact.exact(
+            "With the sequence's ratio J(π) = J(π_old) + E[ρA] (largest difference)",
+            "derived",
+            float(np.abs(distance["forecast_sequence"] - distance["J"]).max()),
+            0.0,
+            10,
+            number=8,
+        ),
+    ]
+    order = np.argsort(settings.updates)
+    first, final = (float(distance["token"][:, i].mean()) for i in (order[0], order[-1]))
+    text = f"With token ratios E[ĝ] is off ∇J: mean relative bias over the prompts after {last} updates, above 0.01"
+    facts.append(Fact.above(text, "derived", final, 0.01, number=8))
+    if len(order) > 1:
+        facts.append(Fact.above(f"… and more so than after {min(settings.updates)}", "derived", final, first, number=8))
+    wrong = np.abs(distance["forecast_token"] - distance["J"])[:, order[-1]].mean()
+    text = f"With token ratios the surrogate's forecast of J is off: mean error over the prompts after {last} updates, above 0.001"
+    facts.append(Fact.above(text, "derived", float(wrong), 0.001, number=8))
+    return facts
+
+
+def _kl_facts(distance: dict[str, np.ndarray]) -> list[Fact]:
+    source = "Tang & Munos 2025; derived"
+    facts = [
+        Fact.exact(
+            f"{name}: E[gradient] is ∇KL of whole answers (largest relative difference)", source, distance[name].max(), 0.0, number=20
+        )
+        for name in ("k1 in the reward", "k2 of the sequence", "k3 of the sequence")
+    ]
+    apart = max(float(np.abs(distance[name] - distance["k2"]).max()) for name in TOKEN_KL)
+    text = "Token by token k2, ρ·k1, ρ·k3 and the exact KL are equally far from it (largest difference of relative errors)"
+    facts.append(Fact.exact(text, source, apart, 0.0, number=20))
+    for name, which in (("k2", "∇KL(π‖ref)"), ("k3", "∇KL(ref‖π)")):
+        text = f"{name} token by token misses {which} of whole answers: mean relative error over prompts and updates, above 0.005"
+        facts.append(Fact.above(text, source, float(distance[name].mean()), 0.005, number=20))
+    return facts
+
+
+# ---------------------------------------------------------------- plot
+
+
+CAPTION = (
+    "All completions of a nano transformer listed, nothing sampled. Above: filled markers are the transformer, hollow ones the bandit with "
+    "a logit per completion. Below: points at 1e-15 are exact up to rounding."
+)
+FLOOR = 1e-17
+TOKEN, SEQUENCE, FORWARD = "#b8320f", "#00875f", "#5566aa"
+
+
+def plot(result: Result) -> Figure:
+    """Above a row per rung: bias, angle and spread. Below: token against sequence for the ratio and the KL, and w_G(p)."""
+    from matplotlib.lines import Line2D
+
+    names = list(result.settings["rungs"])
+    figure, panels = figures.new_figure(
+        2, 3, width=15.5, height=2.2 + 0.42 * len(names) + 4.8, height_ratios=[1.0 + 0.42 * len(names), 4.6]
+    )
+    _rungs(result, panels[:3], names)
+    _ratio(result, panels[3])
+    _kl(result, panels[4])
+    _weight(result, panels[5])
+    cases = (("on policy", "o"), (f"stale: {result.settings['stale']} updates", "s"))
+    grey = {"linestyle": "none", "color": "#444444", "markersize": 8}
+    handles = [
+        Line2D([], [], marker=marker, fillstyle=fill, label=f"{who}, {case}", **grey)  # type: ignore[arg-type]
+        for case, marker in cases
+        for who, fill in (("transformer", "full"), ("its bandit", "none"))
+    ]
+    panels[2].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
+
+
+def _rungs(result: Result, panels: list[Axes], names: list[str]) -> None:
+    group, p = result.settings["group"], float(result.array("p"))
+    for row, name in enumerate(names):
+        colour = figures.style_of(name)["color"]
+        for shift, (case, marker) in enumerate((("on policy", "o"), ("stale", "s"))):
+            for small, (who, fill) in enumerate((("transformer", "full"), ("bandit", "none"))):
+                place = row + 0.2 * (2 * shift + small - 1.5)
+                for ax, what in zip(panels, ("bias", "angle", "spread"), strict=True):
+                    ax.plot(float(result.array("rungs", name, case, who, what)), place, marker, color=colour, fillstyle=fill, markersize=8)  # type: ignore[arg-type]
+    for ax in panels:
+        ax.set_yticks(range(len(names)), names if ax is panels[0] else [])
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.set_xlim(left=-0.03 * ax.get_xlim()[1])
+    figures.expectation(panels[0], x=1 / group, label=f"1/G = 1/{group}")
+    if "reinforce" in names:
+        figures.expectation(panels[2], x=math.sqrt((1 - p) / (p * group)), label="√((1−p)/(pG))")
+    for ax in (panels[0], panels[2]):
+        ax.legend(frameon=False, loc="lower right")
+    question = result.series["question"]
+    figures.describe(panels[0], f"{question}  bias of one group's gradient", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "")
+    figures.describe(panels[1], "which way it points on average", "angle between E[ĝ] and ∇J, degrees", "")
+    figures.describe(panels[2], f"spread of one group's gradient (G = {group})", "standard deviation of ĝ / ‖∇J‖", "")
+
+
+def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
+    """One thin line per prompt through its updates, and the points."""
+    for across, up in zip(x, np.maximum(y, FLOOR), strict=True):
+        order = np.argsort(across)
+        ax.plot(across[order], up[order], "-", color=colour, linewidth=0.6, alpha=0.35)
+    ax.plot(x.ravel(), np.maximum(y, FLOOR).ravel(), marker, color=colour, markersize=5, label=label, alpha=0.9)
+
+
+def _log_log(ax: Axes, title: str, y: str, x: str) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_ylim(FLOOR, 30)
+    ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.47))
+    figures.describe(ax, title, x, y)
+
+
+def _ratio(result: Result, ax: Axes) -> None:
+    kl = result.array("distance", "kl")
+    _scatter(ax, kl, result.array("distance", "token"), TOKEN, "a ratio per token")
+    _scatter(ax, kl, result.array("distance", "sequence"), SEQUENCE, "the sequence's ratio: the bandit", "^")
+    _log_log(ax, "the ratio, samples growing stale", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "KL(π‖π_old) of whole answers, nats")
+
+
+def _kl(result: Result, ax: Axes) -> None:
+    kl = result.array("distance", "kl")
+    _scatter(ax, kl, result.array("distance", "k3"), FORWARD, "k3 per token, against ∇KL(ref‖π)", "s")
+    _scatter(ax, kl, result.array("distance", "k2"), TOKEN, "k2, ρ·k1, ρ·k3, exact KL per token")
+    _scatter(ax, kl, result.array("distance", "k1 in the reward"), SEQUENCE, "k1 in the reward", "^")
+    _log_log(ax, "the KL, moving away from the reference", "‖E[gradient] − ∇KL‖ / ‖∇KL‖", "KL(π‖ref) of whole answers, nats")
+
+
+def _weight(result: Result, ax: Axes) -> None:
+    groups, eps = result.settings["groups"], ladder.group_std.scale.eps  # type: ignore[attr-defined]
+    p, line = result.array("weight", "p"), torch.linspace(0.0, 1.0, 201, dtype=torch.float64)
+    curves = []
+    for i, (group, colour) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
+        curve = figures.band(
+            ax, line.numpy(), group_std_weight(line, group, eps=eps).numpy(), label=f"G = {group}", color=colour, linewidth=1.1
+        )
+        curves.append(curve)
+        ax.plot(p, result.array("weight", "sum")[:, i], "o", color=colour, markersize=7)
+    ax.plot(p, result.array("weight", "mean"), "x", color=TOKEN, markersize=7, markeredgewidth=1.6, label="1/|o|, × 3")
+    for x, y, degrees in zip(p, result.array("weight", "mean"), result.array("weight", "angle"), strict=True):
+        ax.annotate(f"{degrees:.1f}°", (x, y), xytext=(0, -14), textcoords="offset points", ha="center", color=TOKEN, fontsize=10)
+    ax.set_ylim(bottom=0.8)
+    figures.describe(ax, "dividing by the std: E[ĝ] = w_G(p) ∇p", "success probability p of the prompt (warm start)", "E[ĝ]·∇p / ‖∇p‖²")
+    ax.legend(handles=[*ax.get_lines()[-1:]], frameon=False, loc="upper center")
+    figures.label_ends(ax, curves)
