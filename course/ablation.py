@@ -5,6 +5,7 @@ An ablation is a module of `bandits.ablations` or `tinylm.ablations` with
     TITLE             one line: what one sees
     EXPECTED_SECONDS  of `run` with the default settings, on two CPU cores
     SETTINGS          a frozen dataclass instance; what stands behind # on a field's line is its help
+    FIGURE            the name of its files, where it is not the module's own (optional)
     run(settings, progress) → Result     measures (no drawing)
     plot(result) → Figure                draws (no measuring): a figure can be drawn again from its JSON
 """
@@ -70,6 +71,11 @@ def discover(package: str | ModuleType) -> dict[str, ModuleType]:
     """Every ablation of a package: name → module."""
     path = package if isinstance(package, str) else package.__name__
     return {name: load(path, name) for name in names(path)}
+
+
+def figure_name(module: ModuleType) -> str:
+    """The name of an ablation's files: its FIGURE, or its own name where it has none."""
+    return str(getattr(module, "FIGURE", module.__name__.rpartition(".")[2]))
 
 
 def project_root(start: Path | None = None) -> Path | None:
@@ -214,7 +220,7 @@ def run_ablation(module: ModuleType, settings: Any = None, folder: Path | str | 
     require(isinstance(found, Result), f"{module.__name__}.run", type(found).__name__, "a course.results.Result")
     found = dataclasses.replace(
         found,
-        name=module.__name__.rpartition(".")[2],
+        name=figure_name(module),
         title=module.TITLE,
         settings=settings,
         seconds=time.perf_counter() - start,
@@ -229,7 +235,7 @@ def redraw(module: ModuleType, folder: Path | str) -> Path:
     """Draw the figure again from the JSON in `folder`, without running; the JSON stays as it is. Returns the picture's path."""
     from course.figures import png
 
-    name = module.__name__.rpartition(".")[2]
+    name = figure_name(module)
     found = Result.load(Path(folder) / f"{name}.json")
     path = Path(folder) / f"{name}.png"
     results.replace_files({path: png(module.plot(found))})
@@ -268,11 +274,15 @@ def _main(package: str, prog: str, argv: list[str]) -> int:
     results.check_writable(folder)
     print(f"{chosen.name}: {module.TITLE}")
     print(f"takes about {duration(module.EXPECTED_SECONDS)} with the default settings on two CPU cores", flush=True)
-    if settings != module.SETTINGS and folder.resolve() == default_folder().resolve() and (folder / f"{chosen.name}.json").exists():
-        print(f"other settings than the default: this replaces {folder / chosen.name}.png and .json (--out DIR keeps them)", flush=True)
+    if settings != module.SETTINGS and folder.resolve() == default_folder().resolve() and (folder / f"{figure_name(module)}.json").exists():
+        print(
+            f"other settings than the default: this replaces {folder / figure_name(module)}.png and .json (--out DIR keeps them)",
+            flush=True,
+        )
     found = run_ablation(module, settings, folder, Progress())
     report(found)
-    print(f"wrote {folder / chosen.name}.png and {folder / chosen.name}.json after {duration(found.seconds)}")
+    path = folder / figure_name(module)
+    print(f"wrote {path}.png and {path}.json after {duration(found.seconds)}")
     return OK if found.held == len(found.facts) else FACT_FAILED
 
 

@@ -10,13 +10,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from course import ablation, ladder, results
+from course import ablation, climb, ladder, results
 from course.device import pick_device
 from course.errors import CourseError, require, unknown
 from course.metrics import GLOSSARY
 from course.terminal import FACT_FAILED, OK, Parser, guarded, text_table
 
-QUICK_RUNS = 100
+QUICK_RUNS = 40
 KINDS = {"rung": "the ladder, bottom to top", "descendant": "descendants", "branch": "branches", "own": "your own"}
 
 
@@ -57,13 +57,13 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    climb = commands.add_parser("ladder", help="the main job: climb the ladder; a table and figures", description=_ladder.__doc__)
-    climb.add_argument("--rungs", metavar="a,b,mine.py:mine", help="the estimators to compare (default: the eight rungs)")
-    climb.add_argument("--runs", type=int, metavar="N", help="independent runs of each")
-    climb.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random streams (default 0)")
-    climb.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
-    climb.add_argument("--out", metavar="DIR", help="folder for the files (default: figures/)")
-    climb.add_argument("--quick", action="store_true", help=f"a first look: {QUICK_RUNS} runs")
+    main_job = commands.add_parser("ladder", help="the main job: climb the ladder; a table and figures", description=_ladder.__doc__)
+    main_job.add_argument("--rungs", metavar="a,b,mine.py:mine", help="the estimators to compare (default: the eight rungs)")
+    main_job.add_argument("--runs", type=int, metavar="N", help="independent runs of each")
+    main_job.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random streams (default 0)")
+    main_job.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
+    main_job.add_argument("--out", metavar="DIR", help="folder for the files (default: figures/)")
+    main_job.add_argument("--quick", action="store_true", help="a first look in under a minute: fewer runs, one-digit sums")
 
     facts = commands.add_parser("facts", help="every claim that was measured, and whether it holds", description=_facts.__doc__)
     facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
@@ -85,16 +85,28 @@ def _ablations(package: str) -> str:
 
 
 def _ladder(chosen: Namespace) -> int:
-    """Climb the ladder on a contextual bandit, with several updates per rollout, and put every rung under the microscope."""
+    """Put every rung under the microscope, climb the ladder on a contextual bandit, then on a tiny language model."""
     require(chosen.runs is None or chosen.runs > 0, "--runs", chosen.runs, "a whole number ≥ 1")
     require(chosen.seed >= 0, "--seed", chosen.seed, "a whole number ≥ 0")
     require(not (chosen.quick and chosen.runs), "--quick", f"--runs {chosen.runs} as well", "one of the two")
     device = None if chosen.device is None else str(pick_device(chosen.device))
     rungs = None if chosen.rungs is None else list(ablation.resolve_rungs(chosen.rungs))
     out = results.check_writable(Path(chosen.out) if chosen.out else ablation.default_folder())
-    climb = importlib.import_module("bandits.climb").climb  # by name: the core knows nothing of bandits
-    status = climb(rungs, QUICK_RUNS if chosen.quick else chosen.runs, chosen.seed, device, out)
-    return status if isinstance(status, int) else OK
+    # by name: the core knows nothing of bandits or transformers
+    runs = QUICK_RUNS if chosen.quick else chosen.runs
+    bandit, exact = importlib.import_module("bandits.climb").climb(rungs, runs, chosen.seed, device, out)
+    model = importlib.import_module("tinylm.climb").climb(rungs, chosen.seed, device, out, chosen.quick)
+    names = [rung.name for rung in ladder.select(rungs)]
+    picture = climb.write(climb.together(names, [bandit, model]), out)
+    print(f"\n{climb.table(names, [bandit, model])}\n")
+    print("± half the 95 % interval; bias, spread: of the gradient on B3, as a share of ‖∇J‖, exact, on / off policy")
+    results_of_all = (exact, bandit.result, model.result)
+    for found in results_of_all:
+        print(f"\n{found.title}")
+        ablation.report(found)
+    print(f"\nside by side: {picture}; more: " + ", ".join(str(out / f"{found.name}.png") for found in results_of_all))
+    print("next: `python -m bandits` and `python -m tinylm` list the ablations, `course facts` shows every claim that was checked")
+    return OK if all(found.held == len(found.facts) for found in results_of_all) else FACT_FAILED
 
 
 def _facts(chosen: Namespace) -> int:

@@ -455,9 +455,9 @@ class _Lumps(NamedTuple):
 
 def _lumps(view: _View) -> _Lumps:
     alive, p, label = view.alive[0], view.probability[0][view.alive[0]], _classes(view)
-    each = [label == c for c in range(int(label.max()) + 1)]
-    example = alive[torch.stack([same.nonzero()[0, 0] for same in each])]
-    return _Lumps(alive, p, example, torch.stack([p[same].sum() for same in each]).log(), view.columns)
+    classes, number = int(label.max()) + 1, torch.arange(len(label), device=label.device)
+    example = number.new_full((classes,), len(label)).scatter_reduce(0, label, number, "amin")
+    return _Lumps(alive, p, alive[example], p.new_zeros(classes).index_add(0, label, p).log(), view.columns)
 
 
 def _listed(view: _View, lumps: _Lumps, group: int, own: int) -> Iterator[tuple[list[Tensor], Tensor, Tensor, Tensor]]:
@@ -648,6 +648,8 @@ def _join(outcomes: Outcomes, each: list[Microscope]) -> Microscope:
 
 def compositions(total: int, kinds: int, device: torch.device | None = None) -> Tensor:
     """Every way to have `total` things of `kinds` kinds: counts [M, kinds], M = C(total + kinds − 1, total)."""
+    if total == 0:
+        return torch.zeros((1, kinds), dtype=torch.long, device=device)
     counts = torch.full((1, 1), total, device=device)  # the last column holds what is left to hand out
     for _ in range(kinds - 1):
         ways = counts[:, -1] + 1

@@ -16,8 +16,9 @@ from typing import Literal
 import pytest
 
 from course import ablation, cli, device, ladder, results
+from course.climb import Climbed
 from course.errors import CourseError
-from course.results import Result
+from course.results import Fact, Result
 from course.terminal import QUIET, Parser, Progress, duration, guarded, text_table
 
 COIN = '''"""A coin of one's own: thrown, counted, compared."""
@@ -317,25 +318,55 @@ def test_figures_go_to_the_course_one_stands_in(tmp_path: Path, monkeypatch: pyt
 # ---------------------------------------------------------------- `course`
 
 
+def stub_result(rungs: list[str] | None) -> Result:
+    names = [rung.name for rung in ladder.select(rungs)]
+    curve = {"samples": [0, 64], "y": [0.1, 0.5], "y_half": [0.0, 0.25]}
+    return Result(name="stub", series={"rungs": dict.fromkeys(names, curve)}, facts=[Fact.exact("one is one", "arithmetic", 1.0, 1.0)])
+
+
 @pytest.fixture
 def climbed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """A stand-in for bandits.climb that writes down how it was called."""
+    """Stand-ins for the two climbs that write down how they were called."""
     calls: list[tuple[object, ...]] = []
-    module = types.ModuleType("bandits.climb")
-    module.climb = lambda *arguments: calls.append(arguments)
-    monkeypatch.setitem(sys.modules, "bandits.climb", module)
+
+    def bandit(rungs: list[str] | None, *rest: object) -> tuple[Climbed, Result]:
+        calls.append((rungs, *rest))
+        found = stub_result(rungs)
+        return Climbed("bandit", found, "y", "reward", {"note": dict.fromkeys(found.series["rungs"], "n/a")}), found
+
+    def model(rungs: list[str] | None, *rest: object) -> Climbed:
+        calls.append((rungs, *rest))
+        return Climbed("model", stub_result(rungs), "y", "accuracy", {})
+
+    for name, body in (("bandits.climb", bandit), ("tinylm.climb", model)):
+        module = types.ModuleType(name)
+        module.climb = body
+        monkeypatch.setitem(sys.modules, name, module)
     return calls
 
 
-def test_ladder_hands_its_options_to_the_climb(climbed: list[tuple[object, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ladder_hands_its_options_to_both_climbs_and_puts_them_side_by_side(
+    climbed: list[tuple[object, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["ladder"]) == 0
+    assert len(Result.load(tmp_path / "figures" / "climb.json").series["model"]["rungs"]) == 8
+    capsys.readouterr()
     assert cli.main(["ladder", "--rungs", "clip, grpo", "--runs", "7", "--seed", "5", "--device", "cpu", "--out", "x"]) == 0
+    assert (tmp_path / "x" / "climb.png").stat().st_size > 10_000
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("clip", "grpo"))]
+    assert rows == [
+        ["clip", "surrogate:", "Clip()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
+        ["grpo", "kl:", "K3()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
+    ]
     assert cli.main(["ladder", "--quick"]) == 0
     assert climbed == [
         (None, None, 0, None, Path("figures")),
+        (None, 0, None, Path("figures"), False),
         (["clip", "grpo"], 7, 5, "cpu", Path("x")),
+        (["clip", "grpo"], 5, "cpu", Path("x"), False),
         (None, cli.QUICK_RUNS, 0, None, Path("figures")),
+        (None, 0, None, Path("figures"), True),
     ]
 
 

@@ -17,6 +17,7 @@ from course.exact import (
     LARGEST,
     Microscope,
     Outcomes,
+    among_others,
     compositions,
     control_variate,
     covariance_at_baseline,
@@ -40,6 +41,7 @@ from course.exact import (
     sampling_probability,
     silent_probability,
     softmax_score,
+    total_variance,
     variance_at_baseline,
 )
 from course.parts import (
@@ -247,6 +249,23 @@ TWINS = bernoulli(  # pairs of outcomes with the same reward that differ in one 
 def test_lumping_changes_nothing(name: str, outcomes: Outcomes) -> None:
     estimator = EXTRA.get(name) or ladder.get(name).estimator
     same(microscope(estimator, outcomes, 3, "multisets"), microscope(estimator, outcomes, 3, "lumped"))
+
+
+@pytest.mark.parametrize("name", ["reinforce", "clip", "group_std", "grpo", "rloo", "token_mean", "gspo", "dapo"])
+@pytest.mark.parametrize("group", [2, 3, 5])
+def test_total_variance_is_the_trace_of_the_covariance(name: str, group: int) -> None:
+    """By the law of total variance over classes, and by every multiset of outcomes."""
+    outcomes, estimator = ragged(True), ladder.get(name).estimator
+    among, score = among_others(estimator, outcomes, group), outcomes.score[0] * outcomes.mask[0].unsqueeze(-1)
+
+    def inner(rows: Tensor) -> Tensor:
+        vectors = torch.einsum("rkt,ktd->rd", rows, score)
+        return vectors @ vectors.T
+
+    exact = microscope(estimator, outcomes, group, "multisets")
+    close(total_variance(among, inner, torch.einsum("ktd,ksd->kts", score, score)), exact.variance, rtol=1e-10, atol=1e-13)
+    mean = group * torch.einsum("n,nmp,m->np", among.chance, among.coefficient, among.weight)
+    close(mean, exact.coefficient[0, among.outcome], rtol=1e-10, atol=1e-13)
 
 
 def test_lumping_counts_what_it_says() -> None:

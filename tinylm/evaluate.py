@@ -10,8 +10,8 @@ from torch import Tensor
 from course.errors import require
 from course.noise import Noise
 from tinylm.model import Transformer
-from tinylm.sampler import sample
-from tinylm.tasks import ExactMatch, Task
+from tinylm.sampler import sample, score
+from tinylm.tasks import PAD, ExactMatch, Task
 
 
 @torch.no_grad()
@@ -38,6 +38,23 @@ def accuracy(
         reward = ExactMatch()(made.tokens, part.unsqueeze(-1).expand(made.tokens.shape[:-1]), task)
         right.append(reward.mean(-1))
     return torch.cat(right, -1)
+
+
+@torch.no_grad()
+def right_to_go(model: Transformer, task: Task, questions: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """The exact chance that a sampled answer whose first t tokens are right goes on to be right, [*runs, N, T] for t = 0 … T − 1.
+
+    It is Π_{s≥t} π(target_s | prompt, target_<s): of all completions only the target is right (no marker), so this is the exact
+    value function of exact match on right prefixes, and on wrong ones that is 0. `questions` [N], or [*runs, N]: each run its own.
+    """
+    require(not task.marked, "task.scratchpad", True, "False: with a marker many completions are right")
+    rows = questions.expand(*model.runs, questions.shape[-1])
+    target = task.target[rows]
+    dist, _ = score(model, task.prompt[rows], target.unsqueeze(-2), temperature=temperature)
+    counts = target != PAD
+    chosen = dist.squeeze(-3).gather(-1, torch.where(counts, target, 0).unsqueeze(-1)).squeeze(-1)
+    chosen = torch.where(counts, chosen, 0.0)
+    return chosen.flip(-1).cumsum(-1).flip(-1).exp()
 
 
 def wilson(right: float, total: float, z: float = 1.96) -> tuple[float, float]:
@@ -76,4 +93,4 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     return 1 - none
 
 
-__all__ = ["accuracy", "interval", "pass_at_k", "wilson"]
+__all__ = ["accuracy", "interval", "pass_at_k", "right_to_go", "wilson"]

@@ -4,7 +4,7 @@ are run axes of one program, judged on held-out questions."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,7 @@ from tinylm import tasks
 from tinylm.evaluate import accuracy
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
-from tinylm.tasks import Task, TaskSettings
+from tinylm.tasks import Reward, Task, TaskSettings
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,15 @@ class Curves:
     halted: Tensor
     parameters: int
     model: Transformer = field(repr=False)
+    critic: Transformer | None = field(default=None, repr=False)
 
 
-def warm_start(budget: Budget, progress: Progress = QUIET, *, value: bool = False) -> Start:
-    """Supervised training of `seeds` models until each answers a share `warm_target` of training questions (0: untrained)."""
-    task = tasks.make(TaskSettings(digits=budget.digits)).to(budget.device)
+def warm_start(budget: Budget, progress: Progress = QUIET, *, value: bool = False, task: Task | None = None) -> Start:
+    """Supervised training of `seeds` models until each answers a share `warm_target` of training questions (0: untrained).
+
+    `task` None: sums of `digits` digits.
+    """
+    task = (tasks.make(TaskSettings(digits=budget.digits)) if task is None else task).to(budget.device)
     settings = ModelSettings(width=budget.width, layers=budget.layers, hidden=3 * budget.width, context=task.context, value=value)
     runs = (budget.seeds,)
     model = Transformer(settings, runs, 7_000 + budget.seed, device=budget.device)
@@ -103,26 +107,33 @@ def train(
     *,
     critic: str = "own",
     optimizer: Callable[[Tensor], Optimizer] | None = None,
+    reward: Reward | None = None,
+    also: Mapping[str, Tensor] | None = None,
+    asks: type[LanguageModel] = LanguageModel,
     text: str = "rollouts",
 ) -> Curves:
     """Reinforcement learning from the warm start, for all learning rates and seeds at once: run axes (L, S).
 
     Adam with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates [L, S]. A seed draws
-    the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one.
+    the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one. `reward` None: exact
+    match. `also`: more questions of the task, name → rows, on which the greedy accuracy is measured, too, under that name.
+    `asks`: the problem's class, one that measures more than its base class, say. A critic starts from the weights of the warm
+    start, with a value head of zeros.
     """
     runs, device = (len(rates), budget.seeds), budget.device
-    model = _spread(start, runs)
+    shared = uses_critic(estimator) and critic == "shared"
+    model = _spread(start, runs, shared)
     reference = None if isinstance(estimator.kl, NoKL) or isinstance(estimator.kl.anchor, OldPolicy) else model.copy()
     anchor = model.copy() if reference is None else reference
     value: Transformer | None = None
     if uses_critic(estimator):
-        own = Transformer(replace(start.settings, value=True), runs, 11_000 + budget.seed, device=device)
-        value = model if critic == "shared" else own
-    problem = LanguageModel(
+        value = model if shared else _spread(start, runs, True)
+    problem = asks(
         model,
         start.task,
         prompts=budget.prompts,
         group=budget.group,
+        reward=reward,
         reference=reference,
         critic=value,
         distributions=isinstance(estimator.kl, ExactKL) or optimizer is not None,
@@ -135,7 +146,12 @@ def train(
     epochs = budget.epochs if optimizer is None else 1
     learner = Learner(problem, estimator, adam, noise, epochs=epochs, max_grad_norm=1.0, halt_diverged=True)
     judged = start.task.held_out[:: max(1, len(start.task.held_out) // budget.judged)][: budget.judged]
-    rows: list[dict[str, Tensor]] = [{"accuracy": accuracy(model, start.task, questions=judged).mean(-1)}]
+    sets = {"accuracy": judged, **(also or {})}
+
+    def right() -> dict[str, Tensor]:
+        return {name: accuracy(model, start.task, questions=questions).mean(-1) for name, questions in sets.items()}
+
+    rows: list[dict[str, Tensor]] = [right()]
     steps, spent = [0], 0.0
     for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
         log = step % budget.log_every == 0 or step == budget.rollouts
@@ -144,16 +160,12 @@ def train(
         spent += time.perf_counter() - began
         if log:
             steps.append(step)
-            judgement = {
-                "accuracy": accuracy(model, start.task, questions=judged).mean(-1),
-                "kl_start": distance(model, anchor, start.task, judged),
-            }
-            rows.append(judgement | learner.history.rows[-1])
+            rows.append(right() | {"kl_start": distance(model, anchor, start.task, judged)} | learner.history.rows[-1])
     names = [name for name in rows[-1] if all(name in row for row in rows[1:])]
     values = {name: torch.stack([row.get(name, torch.zeros(runs)) for row in rows]).float().cpu() for name in names}
     halted = torch.zeros(runs, dtype=torch.bool) if learner.halted is None else learner.halted.cpu()
     size = sum(parameter.numel() for parameter in problem.parameters) // (runs[0] * runs[1])
-    return Curves(steps, values, spent, halted, size, model)
+    return Curves(steps, values, spent, halted, size, model, value)
 
 
 @torch.no_grad()
@@ -169,12 +181,12 @@ def distance(model: Transformer, reference: Transformer, task: Task, questions: 
     return (exact_kl(mine, theirs) * made.mask).sum(-1).mean((-2, -1))
 
 
-def _spread(start: Start, runs: tuple[int, int]) -> Transformer:
-    """A model with run axes (L, S) whose every learning rate starts from the same S weights."""
-    model = Transformer(start.settings, runs, 0, device=start.task.prompt.device)
+def _spread(start: Start, runs: tuple[int, int], value: bool = False) -> Transformer:
+    """A model with run axes (L, S) whose every learning rate starts from the same S weights; `value`: with a value head of zeros."""
+    model = Transformer(replace(start.settings, value=value or start.settings.value), runs, 0, device=start.task.prompt.device)
     with torch.no_grad():
-        for name, weight in model.weights.items():
-            weight.copy_(start.weights[name].expand_as(weight))
+        for name, weight in start.weights.items():
+            model.weights[name].copy_(weight.expand_as(model.weights[name]))
     return model
 
 

@@ -83,7 +83,8 @@ def sample(
         dist = dist.expand(*shape, dist.shape[-1])
         token = dist.argmax(-1) if uniform is None else _draw(dist, uniform.select(len(model.runs), step))
         chosen = dist.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        columns.append((torch.where(alive, token, PAD), torch.where(alive, chosen, 0.0), alive, dist if keep_dist else None))
+        token = torch.where(alive, token, PAD)  # also as the next input, as the scorer sees it
+        columns.append((token, torch.where(alive, chosen, 0.0), alive, dist if keep_dist else None))
         alive = alive & (token != END)
         if step + 1 < limit:
             state, own = model.extend(token, width + step, cache, own)

@@ -58,8 +58,8 @@ class TrainSettings:
     preset: str = "small"  # nano, small or gpu
     rung: str = "grpo"  # any name of `course rungs`
     warm_target: float = 0.3  # sampled accuracy that ends the warm start; 0: no warm start
-    warm_lr: float = 2e-3  # Adam's learning rate in the warm start
-    warm_batch: int = 512  # demonstrations per step
+    warm_lr: float = 3e-3  # Adam's learning rate in the warm start
+    warm_batch: int = 256  # demonstrations per step
     warm_limit: int = 3000  # steps after which the warm start gives up
     rollouts: int = 250  # of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout

@@ -118,9 +118,11 @@ class Peer:
     def batches(self, trainer: Any, samples: Samples) -> list[dict[str, Tensor]]:
         """What TRL makes of the samples while log π is log π_old: its advantages, masks and divisors, by micro-batch."""
         trainer.model.forward = _forward(samples.old)
+        rows = [{"prompt": prompt} for prompt in self.prompts(samples)]
         found = []
-        for trainer._step in range(trainer.args.steps_per_generation):
-            found.append(trainer._prepare_inputs([{"prompt": prompt} for prompt in self.prompts(samples)]))
+        for step in range(trainer.args.steps_per_generation):
+            trainer._step = step
+            found.append(trainer._prepare_inputs(rows))
         return found
 
     def losses(self, samples: Samples, loss: str = "GRPO", **options: Any) -> list[Result]:
@@ -193,7 +195,10 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
     "dapo, k3 times ratio": ({"beta": 0.1}, replace(replace(GRPO, aggregation=TokenMean()), kl=K3_RATIO)),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, trl(ladder.dr_grpo)),
     "dr_grpo, k3": ({"loss_type": "dr_grpo", "scale_rewards": "none", **KL}, replace(trl(ladder.dr_grpo), kl=K3(beta=0.1))),
-    "gspo": ({"loss_type": "grpo", **SEQUENCE, "epsilon": 3e-2, "epsilon_high": 4e-2}, replace(trl(ladder.gspo), surrogate=Clip(3e-2, 4e-2))),
+    "gspo": (
+        {"loss_type": "grpo", **SEQUENCE, "epsilon": 0.03, "epsilon_high": 0.04},
+        replace(trl(ladder.gspo), surrogate=Clip(0.03, 0.04)),
+    ),
     "gspo, k3": ({"loss_type": "grpo", **SEQUENCE, **KL}, replace(GRPO, ratio=SequenceMeanRatio())),
     "gspo, token mean": (SEQUENCE, replace(replace(NO_KL, aggregation=TokenMean()), ratio=SequenceMeanRatio())),
     "gspo, k3 times ratio": (
@@ -207,14 +212,17 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
         {"loss_type": "sapo", "sapo_temperature_pos": 0.7, "sapo_temperature_neg": 2.0},
         replace(trl(ladder.sapo), surrogate=SoftGate(0.7, 2.0)),
     ),
-    "luspo": ({"loss_type": "luspo", **SEQUENCE, "epsilon": 0.02, "epsilon_high": 0.025}, replace(trl(ladder.luspo), surrogate=Clip(0.02, 0.025))),
+    "luspo": (
+        {"loss_type": "luspo", **SEQUENCE, "epsilon": 0.02, "epsilon_high": 0.025},
+        replace(trl(ladder.luspo), surrogate=Clip(0.02, 0.025)),
+    ),
     "luspo, per token, k3": ({"loss_type": "luspo", **KL}, replace(GRPO, aggregation=SequenceSum())),
     "delta": ({"loss_type": "grpo", "delta": 1.5}, replace(NO_KL, surrogate=Clip(ratio_cap=1.5))),
     "delta within the clip": ({"loss_type": "grpo", "delta": 1.1}, replace(NO_KL, surrogate=Clip(ratio_cap=1.1))),
     "dual clip": ({"loss_type": "grpo", "delta": 1.5}, replace(NO_KL, surrogate=Clip(dual_clip=1.5))),
     "scale_rewards=batch": ({"scale_rewards": "batch"}, replace(replace(NO_KL, scale=BatchStd(1, 1e-4)), aggregation=TokenMean())),
     "scale_rewards=none": ({"scale_rewards": "none"}, replace(replace(NO_KL, scale=NoScale()), aggregation=TokenMean())),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -411,7 +419,7 @@ def test_delta_below_the_clip_also_cuts_what_is_good(peer: Peer) -> None:
 
 
 def test_kl_times_a_sequence_ratio(peer: Peer) -> None:
-    """TRL multiplies k3 of each token by the sequence's ratio, which then moves all tokens: `whole=True`. Ours, by default, moves its own."""
+    """TRL multiplies k3 of each token by the sequence's ratio, which moves all tokens: `whole=True`. Ours moves its own."""
     samples = draw(2)
     options, estimator = CASES["gspo, k3 times ratio"]
     mine, theirs = ours(replace(estimator, ratio=SequenceMeanRatio()), samples), peer(samples, **options)

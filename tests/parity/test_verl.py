@@ -6,8 +6,8 @@ advantages, policy loss, KL loss, aggregation. verl pins older versions of what 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from dataclasses import replace as with_fields
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-core = pytest.importorskip("verl.trainer.ppo.core_algos")
+pytest.importorskip("verl.trainer.ppo.core_algos")
 
 from verl.trainer.config import AlgoConfig
+from verl.trainer.ppo import core_algos as core
 from verl.workers.config import ActorConfig
 
 from course import ladder
@@ -25,14 +26,12 @@ from course.estimator import Estimator, replace
 from course.parts import (
     CISPO,
     GAE,
-    K1,
     K2,
     K3,
     AdaptiveBeta,
     Clip,
     DropTruncated,
     GroupStd,
-    InReward,
     Ratio,
     SequenceMean,
     SequenceMeanRatio,
@@ -218,6 +217,20 @@ def test_dual_clip_is_always_on() -> None:
     apart(ours(NO_KL, samples).gradient, theirs.gradient)
 
 
+def test_dual_clip_below_the_clip() -> None:
+    """verl takes any c > 1: under 1 + ε_high it flattens A < 0 between c and 1 + ε_high. Ours refuses it; `ratio_cap` cuts A > 0."""
+    samples = draw(1)
+    options = {**GRPO, "clip_ratio_c": 1.1}
+    theirs, clip = peer(samples, **options), ours(NO_KL, samples)
+    advantage = NO_KL.freeze(samples.rollout).advantage
+    flat = (advantage < 0) & ((samples.new - samples.old).exp() > 1.1)
+    near(theirs.gradient, clip.gradient.masked_fill(flat, 0.0))
+    apart(theirs.gradient, clip.gradient)
+    apart(theirs.gradient, ours(replace(NO_KL, surrogate=Clip(ratio_cap=1.1)), samples).gradient)
+    with pytest.raises(ValueError, match=r"Clip\.dual_clip: got 1\.1"):
+        Clip(dual_clip=1.1)
+
+
 def test_cispo_has_two_bounds() -> None:
     """verl's bounds are offsets from 1, as ours, and the lower one is 0.2 unless said otherwise."""
     samples = draw(1)
@@ -293,6 +306,44 @@ def test_samples_without_a_token(mode: str) -> None:
     agree_near(ours(estimator, samples), peer(emptied, **options))
     counted = replace(estimator, aggregation=with_fields(aggregation, count_empty=True))
     agree_near(ours(counted, samples), peer(emptied, rows=samples.score.numel(), **options))
+
+
+PARTS = {"token-mean": TokenMean(), "seq-mean-token-mean": SequenceMean(), "seq-mean-token-sum": SequenceSum()}
+
+
+@pytest.mark.parametrize("mode", PARTS)
+def test_micro_batches_add_up(mode: str) -> None:
+    """With the global batch's tokens and rows, as verl's trainer passes them, micro-batches add up to the batch."""
+    samples = draw(1)
+    estimator, options = replace(NO_KL, aggregation=PARTS[mode]), {**GRPO, "loss_agg_mode": mode}
+    parts = [peer(one, tokens=int(samples.mask.sum()), rows=samples.score.numel(), **options) for one in by_prompt(samples)]
+    near(ours(estimator, samples).loss, sum(part.loss for part in parts))  # type: ignore[arg-type]
+    near(ours(estimator, samples).gradient, torch.cat([part.gradient for part in parts]))
+
+
+@pytest.mark.parametrize("mode", PARTS)
+def test_minibatches_are_scaled(mode: str) -> None:
+    """A step on one of n minibatches: verl divides by the minibatch's own samples or tokens, ours by the batch's."""
+    samples = draw(1)
+    mine = ours(replace(NO_KL, aggregation=PARTS[mode]), samples)
+    for index, one in enumerate(by_prompt(samples)):
+        theirs = peer(one, **{**GRPO, "loss_agg_mode": mode})
+        factor = samples.mask.sum() / one.mask.sum() if mode == "token-mean" else len(samples.score)
+        near(mine.gradient[index : index + 1] * factor, theirs.gradient)
+
+
+def by_prompt(samples: Samples) -> list[Samples]:
+    """Each prompt's samples alone."""
+    every = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    return [Samples(**{name: tensor[q : q + 1] for name, tensor in every.items()}) for q in range(len(samples.score))]
+
+
+def test_verl_defaults() -> None:
+    """What its settings do when nothing is said."""
+    actor, algorithm = ActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1), AlgoConfig()
+    assert (algorithm.adv_estimator, algorithm.norm_adv_by_std_in_grpo, algorithm.use_kl_in_reward) == ("gae", True, False)
+    assert (actor.policy_loss.loss_mode, actor.loss_agg_mode, actor.use_kl_loss) == ("vanilla", "token-mean", False)
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_c, actor.kl_loss_type) == (0.2, 0.2, 3.0, "low_var_kl")
 
 
 def test_entropy_bonus_is_weighed_as_the_loss() -> None:

@@ -9,8 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from course.learner import Learner
+from course.optim import Adam
+from tests.conftest import stream
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
+from tinylm.problem import LIKELIHOOD, Demonstrations
 from tinylm.tasks import CHARACTERS, END, PAD, Task, TaskSettings
 
 WIDTH, LAYERS, HEADS, HIDDEN = 8, 2, 2, 12
@@ -33,6 +37,23 @@ def tiny(runs: Sequence[int] = (), *, seed: int = 0, context: int = 16, lively: 
 def sums(digits: int = 1, **settings: object) -> Task:
     """Sums of that many digits (a task is made of constants, so that tests can share it)."""
     return tasks.make(TaskSettings(digits=digits, **settings))  # type: ignore[arg-type]
+
+
+@cache
+def _school(runs: tuple[int, ...], seed: int, context: int, value: bool) -> dict[str, Tensor]:
+    model = tiny(runs, seed=seed, context=context, value=value, lively=0.3)
+    Learner(Demonstrations(model, sums(), batch=64), LIKELIHOOD, Adam(0.02), stream(runs, seed)).train(25)
+    return model.weights
+
+
+def schooled(runs: tuple[int, ...] = (), *, seed: int = 0, context: int = 16, value: bool = False, dtype=torch.float64) -> Transformer:  # type: ignore[no-untyped-def]
+    """A tiny model after a little school on one-digit sums: some of its answers are right, some are cut, some too short."""
+    model = tiny(runs, seed=seed, context=context, value=value, dtype=dtype)
+    learned = _school(runs, seed, context, value)
+    with torch.no_grad():
+        for name, weight in learned.items():
+            model.weights[name].copy_(weight)
+    return model
 
 
 def tokens_of(text: str, width: int) -> list[int]:

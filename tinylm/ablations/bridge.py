@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "a prompt is a bandit: exact bias and spread of each rung on a transformer, and what token by token costs"
-EXPECTED_SECONDS = 45.0
+EXPECTED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ TOKEN_KL: dict[str, Estimator] = {  # all would be ∇KL(π‖ref) on a bandit
     "ρ·k3": Estimator(kl=K3(1.0, place=InLossTimesRatio())),
     "exact": Estimator(kl=ExactKL(1.0)),
 }
+BATCH = 64  # samples in the group that is really drawn: so many that it is not silent
 REWARD_KL = Estimator(kl=K1(1.0, place=InReward()))
 FORWARD_KL = Estimator(kl=K3(1.0))  # ∇KL(ref‖π) on a bandit
 
@@ -138,10 +139,10 @@ def train(settings: Settings, progress: Progress) -> Policies:
     return Policies(training.task, reference, problem.seen[0], {n: problem.seen[n] for n in settings.updates})
 
 
-def choose(policies: Policies, settings: Settings) -> list[int]:
-    """Rows of the task whose success probabilities are spread from the hardest prompt's to the easiest's."""
-    p = torch.tensor([Bridge(policies.old, policies.task, row).objective for row in range(len(policies.task.prompt))])
-    wanted = torch.linspace(float(p.min()), float(p.max()), settings.prompts)
+def choose(model: Transformer, task: Task, count: int) -> list[int]:
+    """Up to `count` rows of the task whose success probabilities are spread from the hardest prompt's to the easiest's."""
+    p = torch.tensor([Bridge(model, task, row).objective for row in range(len(task.prompt))])
+    wanted = torch.linspace(float(p.min()), float(p.max()), count)
     return sorted({int((p - level).abs().argmin()) for level in wanted}, key=lambda row: float(p[row]))
 
 
@@ -172,8 +173,11 @@ def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
     return found[..., :1] * bridge.mask
 
 
-def ratio_row(bridge: Bridge, settings: Settings) -> dict[str, float]:
-    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and per sequence."""
+def ratio_row(bridge: Bridge) -> dict[str, float]:
+    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and per sequence.
+
+    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G.
+    """
     outcomes = bridge.outcomes
     old = outcomes.old[0].sum(-1).exp()
     before = float(old @ bridge.reward)
@@ -184,8 +188,8 @@ def ratio_row(bridge: Bridge, settings: Settings) -> dict[str, float]:
         "kl": exact.kl(outcomes),
         "J": bridge.objective,
         "J_old": before,
-        "token": bridge.microscope(RATIO, settings.group, spread=False).relative_bias,
-        "sequence": bridge.microscope(SEQUENCE_RATIO, settings.group, spread=False).relative_bias,
+        "token": bridge.microscope(RATIO, 2, spread=False).relative_bias,
+        "sequence": bridge.microscope(SEQUENCE_RATIO, 2, spread=False).relative_bias,
         "forecast_token": before + token,
         "forecast_sequence": before + sequence,
     }
@@ -209,7 +213,7 @@ def kl_row(bridge: Bridge) -> dict[str, float]:
 
 def identity(bridge: Bridge, settings: Settings) -> dict[str, float]:
     """The bandit and the transformer: the largest difference in J, in coefficients, and in the gradient of one sampled group."""
-    bandit = bridge.bandit(settings.group)
+    bandit = bridge.bandit(BATCH)
     rollout = bandit.sample(Noise((), settings.seed + 78, dtype=torch.float64, device=settings.device))  # of π_old: both stand there
     with torch.no_grad():
         bandit.parameters[0].copy_(bridge.log_prob[None])  # and now both are π
@@ -235,7 +239,7 @@ def identity(bridge: Bridge, settings: Settings) -> dict[str, float]:
 def weight_row(bridge: Bridge, settings: Settings) -> dict[str, Any]:
     """E[ĝ] of the group std along ∇p, and what is left over; with the sum and with 1/|o| (times the right answer's length)."""
     right = int(bridge.mask[bridge.reward.argmax()].sum())
-    row: dict[str, Any] = {"p": bridge.objective, "sum": [], "rest": []}
+    row: dict[str, Any] = {"p": bridge.objective, "right": right, "sum": [], "rest": []}
     along = bridge.gradient / bridge.gradient.square().sum()
     for group in settings.groups:
         found = bridge.microscope(ladder.group_std, group, spread=False).expected
@@ -251,8 +255,8 @@ def weight_row(bridge: Bridge, settings: Settings) -> dict[str, Any]:
 def run(settings: Settings, progress: Progress) -> Result:
     """Train, list all completions of some prompts, and ask."""
     policies = train(settings, progress)
-    rows = choose(policies, settings)
     task, old = policies.task, policies.old
+    rows = choose(old, task, settings.prompts)
     middle = rows[len(rows) // 2]
     moved = policies.moved[settings.stale]
     cases = {
@@ -281,11 +285,12 @@ def run(settings: Settings, progress: Progress) -> Result:
     for row in progress(rows, "prompts"):
         path = []
         for now in progress(policies.moved.values(), "updates"):
-            found = ratio_row(Bridge(now, task, row, old=old, reference=old), settings)
+            found = ratio_row(Bridge(now, task, row, old=old, reference=old))
             path.append(found | kl_row(Bridge(now, task, row, reference=old, reward=nothing)))
         distances.append(path)
     series["distance"] = {name: [[step[name] for step in path] for path in distances] for name in distances[0][0]}
-    weights = [weight_row(Bridge(policies.reference, task, row), settings) for row in progress(rows, "w_G(p)")]
+    spread = choose(policies.reference, task, settings.prompts)
+    weights = [weight_row(Bridge(policies.reference, task, row), settings) for row in progress(spread, "w_G(p)")]
     series["weight"] = {name: [row[name] for row in weights] for name in weights[0]}
     return Result(series=series, facts=_facts(settings, series), caption=CAPTION)
 
@@ -390,11 +395,13 @@ def _kl_facts(distance: dict[str, np.ndarray]) -> list[Fact]:
 
 
 CAPTION = (
-    "All completions of a nano transformer listed, nothing sampled. Above: filled markers are the transformer, hollow ones the bandit with "
-    "a logit per completion. Below: points at 1e-15 are exact up to rounding."
+    "Every completion of a nano transformer is listed, nothing is sampled. Its bandit has a logit of its own for each completion. "
+    "Below: points near 1e-15 are exact up to rounding, and what is exactly 0 stands at 1e-16."
 )
-FLOOR = 1e-17
+FLOOR = 1e-16  # what is exactly 0 is drawn here
 TOKEN, SEQUENCE, FORWARD = "#b8320f", "#00875f", "#5566aa"
+CASES = (("on policy", "o"), ("stale", "s"))
+WHO = (("transformer", "full"), ("bandit", "none"))
 
 
 def plot(result: Result) -> Figure:
@@ -402,21 +409,19 @@ def plot(result: Result) -> Figure:
     from matplotlib.lines import Line2D
 
     names = list(result.settings["rungs"])
-    figure, panels = figures.new_figure(
-        2, 3, width=15.5, height=2.2 + 0.42 * len(names) + 4.8, height_ratios=[1.0 + 0.42 * len(names), 4.6]
-    )
+    above = 1.2 + 0.42 * len(names)
+    figure, panels = figures.new_figure(2, 3, width=14.5, height=above + 5.8, height_ratios=[above, 4.6])
     _rungs(result, panels[:3], names)
     _ratio(result, panels[3])
     _kl(result, panels[4])
     _weight(result, panels[5])
-    cases = (("on policy", "o"), (f"stale: {result.settings['stale']} updates", "s"))
-    grey = {"linestyle": "none", "color": "#444444", "markersize": 8}
+    called = {"on policy": "on policy", "stale": f"after {result.settings['stale']} updates on its rollout"}
     handles = [
-        Line2D([], [], marker=marker, fillstyle=fill, label=f"{who}, {case}", **grey)  # type: ignore[arg-type]
-        for case, marker in cases
-        for who, fill in (("transformer", "full"), ("its bandit", "none"))
+        Line2D([], [], linestyle="none", color="#444444", markersize=8, marker=marker, fillstyle=fill, label=f"{who}, {called[case]}")  # type: ignore[arg-type]
+        for case, marker in CASES
+        for who, fill in WHO
     ]
-    panels[2].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -424,55 +429,52 @@ def _rungs(result: Result, panels: list[Axes], names: list[str]) -> None:
     group, p = result.settings["group"], float(result.array("p"))
     for row, name in enumerate(names):
         colour = figures.style_of(name)["color"]
-        for shift, (case, marker) in enumerate((("on policy", "o"), ("stale", "s"))):
-            for small, (who, fill) in enumerate((("transformer", "full"), ("bandit", "none"))):
+        for shift, (case, marker) in enumerate(CASES):
+            for small, (who, fill) in enumerate(WHO):
                 place = row + 0.2 * (2 * shift + small - 1.5)
                 for ax, what in zip(panels, ("bias", "angle", "spread"), strict=True):
-                    ax.plot(float(result.array("rungs", name, case, who, what)), place, marker, color=colour, fillstyle=fill, markersize=8)  # type: ignore[arg-type]
+                    x = float(result.array("rungs", name, case, who, what))
+                    ax.plot(x, place, marker, color=colour, fillstyle=fill, markersize=8)
     for ax in panels:
-        ax.set_yticks(range(len(names)), names if ax is panels[0] else [])
+        ax.set_yticks(range(len(names)), names if ax is panels[0] else [""] * len(names))
         ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.set_xlim(left=-0.03 * ax.get_xlim()[1])
-    figures.expectation(panels[0], x=1 / group, label=f"1/G = 1/{group}")
+    figures.expectation(panels[0], x=1 / group, label=f"closed form 1/G = 1/{group}")
     if "reinforce" in names:
-        figures.expectation(panels[2], x=math.sqrt((1 - p) / (p * group)), label="√((1−p)/(pG))")
+        figures.expectation(panels[2], -0.3, math.sqrt((1 - p) / (p * group)), marker="D", label="closed form √((1−p)/(pG))")
     for ax in (panels[0], panels[2]):
         ax.legend(frameon=False, loc="lower right")
-    question = result.series["question"]
-    figures.describe(panels[0], f"{question}  bias of one group's gradient", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "")
-    figures.describe(panels[1], "which way it points on average", "angle between E[ĝ] and ∇J, degrees", "")
-    figures.describe(panels[2], f"spread of one group's gradient (G = {group})", "standard deviation of ĝ / ‖∇J‖", "")
+    figures.describe(panels[0], f"{result.series['question']} how far off on average", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "")
+    figures.describe(panels[1], "which way on average", "angle between E[ĝ] and ∇J, degrees", "")
+    figures.describe(panels[2], f"how noisy one group is (G = {group})", "standard deviation of ĝ / ‖∇J‖", "")
 
 
 def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
-    """One thin line per prompt through its updates, and the points."""
-    for across, up in zip(x, np.maximum(y, FLOOR), strict=True):
-        order = np.argsort(across)
-        ax.plot(across[order], up[order], "-", color=colour, linewidth=0.6, alpha=0.35)
-    ax.plot(x.ravel(), np.maximum(y, FLOOR).ravel(), marker, color=colour, markersize=5, label=label, alpha=0.9)
+    """A point for each prompt and number of updates."""
+    ax.plot(x.ravel(), np.maximum(y, FLOOR).ravel(), linestyle="none", marker=marker, color=colour, markersize=5.5, label=label)
 
 
 def _log_log(ax: Axes, title: str, y: str, x: str) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_ylim(FLOOR, 30)
-    ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.47))
+    ax.set_ylim(FLOOR / 8, 20)
+    ax.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.5))
     figures.describe(ax, title, x, y)
 
 
 def _ratio(result: Result, ax: Axes) -> None:
     kl = result.array("distance", "kl")
     _scatter(ax, kl, result.array("distance", "token"), TOKEN, "a ratio per token")
-    _scatter(ax, kl, result.array("distance", "sequence"), SEQUENCE, "the sequence's ratio: the bandit", "^")
-    _log_log(ax, "the ratio, samples growing stale", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "KL(π‖π_old) of whole answers, nats")
+    _scatter(ax, kl, result.array("distance", "sequence"), SEQUENCE, "the sequence's ratio, as on the bandit", "^")
+    _log_log(ax, "the ratio, as samples grow stale", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "KL(π‖π_old) of whole answers, nats")
 
 
 def _kl(result: Result, ax: Axes) -> None:
     kl = result.array("distance", "kl")
-    _scatter(ax, kl, result.array("distance", "k3"), FORWARD, "k3 per token, against ∇KL(ref‖π)", "s")
+    _scatter(ax, kl, result.array("distance", "k3"), FORWARD, "k3 per token, for ∇KL(ref‖π)", "s")
     _scatter(ax, kl, result.array("distance", "k2"), TOKEN, "k2, ρ·k1, ρ·k3, exact KL per token")
-    _scatter(ax, kl, result.array("distance", "k1 in the reward"), SEQUENCE, "k1 in the reward", "^")
-    _log_log(ax, "the KL, moving away from the reference", "‖E[gradient] − ∇KL‖ / ‖∇KL‖", "KL(π‖ref) of whole answers, nats")
+    _scatter(ax, kl, result.array("distance", "k2 of the sequence"), SEQUENCE, "k2 of the sequence, as on the bandit", "^")
+    _scatter(ax, kl, result.array("distance", "k1 in the reward"), "#222222", "k1 in the reward", "v")
+    _log_log(ax, "the KL, away from the reference", "‖E[gradient] − ∇KL‖ / ‖∇KL‖", "KL(π‖ref) of whole answers, nats")
 
 
 def _weight(result: Result, ax: Axes) -> None:
@@ -480,15 +482,17 @@ def _weight(result: Result, ax: Axes) -> None:
     p, line = result.array("weight", "p"), torch.linspace(0.0, 1.0, 201, dtype=torch.float64)
     curves = []
     for i, (group, colour) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
-        curve = figures.band(
-            ax, line.numpy(), group_std_weight(line, group, eps=eps).numpy(), label=f"G = {group}", color=colour, linewidth=1.1
-        )
+        curve = figures.expectation(ax, group_std_weight(line, group, eps=eps).numpy(), line.numpy(), label=f"G = {group}")
+        curve.set_color(colour)
         curves.append(curve)
         ax.plot(p, result.array("weight", "sum")[:, i], "o", color=colour, markersize=7)
-    ax.plot(p, result.array("weight", "mean"), "x", color=TOKEN, markersize=7, markeredgewidth=1.6, label="1/|o|, × 3")
-    for x, y, degrees in zip(p, result.array("weight", "mean"), result.array("weight", "angle"), strict=True):
-        ax.annotate(f"{degrees:.1f}°", (x, y), xytext=(0, -14), textcoords="offset points", ha="center", color=TOKEN, fontsize=10)
-    ax.set_ylim(bottom=0.8)
-    figures.describe(ax, "dividing by the std: E[ĝ] = w_G(p) ∇p", "success probability p of the prompt (warm start)", "E[ĝ]·∇p / ‖∇p‖²")
-    ax.legend(handles=[*ax.get_lines()[-1:]], frameon=False, loc="upper center")
+    mean, degrees, group = result.array("weight", "mean"), result.array("weight", "angle"), result.settings["group"]
+    right = int(result.array("weight", "right")[0])
+    label = f"with 1/|o|, × {right}, G = {group}; angle to ∇p"
+    [crosses] = ax.plot(p, mean, "x", color=TOKEN, markersize=7, markeredgewidth=1.8, label=label)
+    for x, y, turned in zip(p, mean, degrees, strict=True):
+        ax.annotate(f"{turned:.1f}°", (x, y), xytext=(0, -21), textcoords="offset points", ha="center", color=TOKEN, fontsize=10)
+    figures.describe(ax, "dividing by the std: E[ĝ] = w_G(p) ∇p", "success probability p of the prompt", "E[ĝ]·∇p / ‖∇p‖²")
+    ax.set_ylim(top=3.0)
+    ax.legend(handles=[crosses], frameon=False, loc="upper center")
     figures.label_ends(ax, curves)

@@ -1,0 +1,275 @@
+"""The transformer against itself in plain loops, with a cache, as a packed tree, and with several models in one program."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from course.errors import CourseError
+from course.optim import per_run_dot
+from tests.conftest import close, few_ulp
+from tests.tinylm.conftest import WIDTH, reference_states, rows_of, separate, tiny
+from tinylm.model import PRESETS, ModelSettings, Transformer, flops_per_token, tree
+from tinylm.sampler import score, states
+from tinylm.tasks import CHARACTERS, VOCABULARY
+
+POSITIONS = pytest.mark.parametrize("rotary", [False, True], ids=["learned", "rotary"])
+RUNS = pytest.mark.parametrize("runs", [(), (3,), (2, 2)], ids=["alone", "three", "two by two"])
+
+
+def draw(*shape: int, below: int = len(CHARACTERS), seed: int = 0) -> torch.Tensor:
+    """Random tokens."""
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """States of whole sequences [*runs, B, L], each token seeing those before it."""
+    length = tokens.shape[-1]
+    return model.hidden(tokens, torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril())
+
+
+# ---------------------------------------------------------------- what it computes
+
+
+@POSITIONS
+def test_states_are_those_of_the_transformer_in_plain_loops(rotary: bool) -> None:
+    model = tiny(rotary=rotary, value=True)
+    with torch.no_grad():
+        for name in ("0.norm1", "1.norm2", "norm"):  # gains of 1 would hide a missing one
+            model.weights[name].copy_(torch.linspace(0.5, 1.5, WIDTH))
+    tokens = draw(3, 7, below=VOCABULARY)
+    got = whole(model, tokens)
+    weights = rows_of(model)
+    for row in range(3):
+        want = torch.tensor(reference_states(weights, model.settings, tokens[row].tolist()), dtype=torch.float64)
+        close(got[row], want, rtol=1e-11, atol=1e-12)
+        close(model.logits(got[row]), want @ model.weights["head"], rtol=1e-11, atol=1e-12)
+        close(model.values(got[row]), (want @ model.weights["value"]).squeeze(-1), rtol=1e-11, atol=1e-12)
+
+
+@POSITIONS
+def test_states_of_several_models_are_those_of_each_in_plain_loops(rotary: bool) -> None:
+    model = tiny((2,), rotary=rotary, layers=1)
+    tokens = draw(2, 2, 5)  # every model its own sequences
+    got = whole(model, tokens)
+    for run in range(2):
+        for row in range(2):
+            want = reference_states(rows_of(model, run), model.settings, tokens[run, row].tolist())
+            close(got[run, row], want, rtol=1e-11, atol=1e-12)
+
+
+def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
+    """By derivatives: a state depends on exactly those embeddings that it may see."""
+    model, length = tiny(layers=1), 5
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
+    tokens = torch.arange(length).unsqueeze(0)  # all different, so that rows of the embedding are places
+    got = model.hidden(tokens, torch.arange(length), mask)
+    for place in range(length):
+        (slope,) = torch.autograd.grad(got[0, place, 0], model.weights["embedding"], retain_graph=True)
+        assert torch.equal(slope[:length].abs().sum(-1) > 0, mask[place])
+
+
+@POSITIONS
+@RUNS
+def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) -> None:
+    model, (prompts, width, group, limit) = tiny(runs, rotary=rotary), (2, 4, 3, 5)
+    prompt, tokens = draw(*runs, prompts, width), draw(*runs, prompts, group, limit, below=VOCABULARY, seed=1)
+    want = separate(model, prompt, tokens)
+    state, cache = model.prefill(prompt)
+    close(state.unsqueeze(-2).expand_as(want[..., 0, :]), want[..., 0, :], atol=1e-12)
+    own = None
+    for step in range(limit - 1):
+        state, own = model.extend(tokens[..., step], width + step, cache, own)
+        close(state, want[..., step + 1, :], atol=1e-12)
+    close(model.logits(state), model.logits(want[..., -1, :]), atol=1e-12)
+
+
+# ---------------------------------------------------------------- one prompt for a group
+
+
+def test_the_tree_by_hand() -> None:
+    """A prompt of two tokens p q, and two completions a b and c d: p q a b c d."""
+    positions, mask = tree(2, 2, 2)
+    assert positions.tolist() == [0, 1, 2, 3, 2, 3]
+    want = ["p     ", "pq    ", "pqa   ", "pqab  ", "pq  c ", "pq  cd"]
+    assert ["".join("pqabcd"[j] if seen else " " for j, seen in enumerate(row)) for row in mask.tolist()] == want
+
+
+def test_a_tree_without_branches_is_a_sequence() -> None:
+    positions, mask = tree(3, 1, 4)
+    assert torch.equal(positions, torch.arange(7))
+    assert torch.equal(mask, torch.ones(7, 7, dtype=torch.bool).tril())
+    positions, mask = tree(3, 5, 0)
+    assert torch.equal(positions, torch.arange(3))
+    assert torch.equal(mask, torch.ones(3, 3, dtype=torch.bool).tril())
+
+
+@POSITIONS
+@RUNS
+@pytest.mark.parametrize("limit", [1, 4])
+def test_the_packed_tree_has_the_values_and_gradients_of_repeated_prompts(runs: tuple[int, ...], rotary: bool, limit: int) -> None:
+    model = tiny(runs, rotary=rotary, value=True)
+    prompt, tokens = draw(*runs, 3, 4), draw(*runs, 3, 5, limit, below=VOCABULARY, seed=1)
+    packed, apart = states(model, prompt, tokens), separate(model, prompt, tokens)
+    close(packed, apart, rtol=1e-12, atol=1e-12)
+    weigh = torch.randn(*runs, 3, 5, limit, VOCABULARY + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def gradients(of: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        both = torch.cat([torch.log_softmax(model.logits(of), -1), model.values(of).unsqueeze(-1)], -1)
+        return torch.autograd.grad((weigh * both).sum(), model.parameters)
+
+    mine, theirs = gradients(packed), gradients(apart)
+    assert all(bool((gradient != 0).any()) for gradient in theirs)  # every weight takes part
+    scale = max(float(gradient.abs().max()) for gradient in theirs)
+    for got, want in zip(mine, theirs, strict=True):
+        close(got / scale, want / scale, rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- several models in one program
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_alone_begins_with_the_bits_it_has_among_others(dtype: torch.dtype) -> None:
+    settings = ModelSettings(16, 2, 2, 24, value=True)
+    three, five = Transformer(settings, (3,), seed=5, dtype=dtype), Transformer(settings, (5,), seed=5, dtype=dtype)
+    for number in range(3):
+        alone = Transformer(settings, seed=5, numbers=[number], dtype=dtype)
+        for name, weight in alone.weights.items():
+            assert torch.equal(weight, three.weights[name][number])
+            assert torch.equal(weight, five.weights[name][number])
+    assert not torch.equal(three.weights["head"][0], three.weights["head"][1])
+    assert not torch.equal(three.weights["head"], Transformer(settings, (3,), seed=6, dtype=dtype).weights["head"])
+
+
+@POSITIONS
+def test_a_model_alone_scores_and_learns_as_among_others(rotary: bool) -> None:
+    together = tiny((3,), rotary=rotary, seed=5)
+    prompt, tokens = draw(3, 2, 4), draw(3, 2, 3, 4, seed=1)
+    dist, _ = score(together, prompt, tokens)
+    gradients = torch.autograd.grad(dist[..., 0].sum(), together.parameters)
+    for run in range(3):
+        alone = tiny(rotary=rotary, seed=5)
+        for name, weight in alone.weights.items():
+            weight.data = together.weights[name][run].detach().clone()
+        own, _ = score(alone, prompt[run], tokens[run])
+        few_ulp(own[..., :-2], dist[run][..., :-2])  # PAD is −∞
+        own_gradients = torch.autograd.grad(own[..., 0].sum(), alone.parameters)
+        norm = float(per_run_dot(own_gradients, own_gradients, 0).sqrt())
+        for got, want in zip(own_gradients, gradients, strict=True):
+            few_ulp(got / norm, want[run] / norm)
+
+
+# ---------------------------------------------------------------- shape, size, precision
+
+
+def parameters_by_hand(settings: ModelSettings) -> int:
+    d, h, v = settings.width, settings.hidden, settings.vocabulary
+    block = 2 * d + 3 * d * d + d * d + 2 * d * h
+    return v * d + (0 if settings.rotary else settings.context * d) + settings.layers * block + d + d * v + (d if settings.value else 0)
+
+
+@pytest.mark.parametrize("runs", [(), (2,)])
+@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"value": True}])
+def test_size_counts_one_models_numbers(runs: tuple[int, ...], options: dict) -> None:
+    model = tiny(runs, **options)
+    assert model.size == parameters_by_hand(model.settings)
+
+
+def test_presets_are_as_large_as_they_say() -> None:
+    assert Transformer(PRESETS["nano"]).size == parameters_by_hand(PRESETS["nano"])
+    assert 9_000 < parameters_by_hand(PRESETS["nano"]) < 11_000
+    assert 250_000 < parameters_by_hand(PRESETS["small"]) < 350_000
+    assert parameters_by_hand(PRESETS["gpu"]) >= 10_000_000
+
+
+def test_arithmetic_is_counted_as_torch_counts_it() -> None:
+    """Less the products with one-hot rows, which stand for look-ups."""
+    settings, length = ModelSettings(16, 2, 4, 40, context=12), 9
+    model = Transformer(settings)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(whole(model, draw(1, length)))
+    looked_up = 2 * length * settings.width * (settings.vocabulary + settings.context)
+    assert counter.get_total_flops() - looked_up == length * flops_per_token(settings, length)
+
+
+@POSITIONS
+def test_bfloat16_products_round_by_about_their_precision(rotary: bool) -> None:
+    model = tiny(rotary=rotary, dtype=torch.float32, value=True)
+    prompt, tokens = draw(2, 4), draw(2, 3, 4, seed=1)
+    want, want_values = score(model, prompt, tokens, values=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, values = score(model, prompt, tokens, values=True)
+    assert got.dtype == torch.float32
+    assert values is not None
+    assert values.dtype == torch.float32
+    error = (got - want)[..., : len(CHARACTERS)].abs().max()
+    assert 1e-5 < error < 0.2  # it is bfloat16 (8 bits: .004 per product) and it is the same model
+    gradients = torch.autograd.grad(got[..., 0].sum() + values.sum(), model.parameters)
+    assert want_values is not None
+    exact = torch.autograd.grad(want[..., 0].sum() + want_values.sum(), model.parameters)
+    for mine, theirs in zip(gradients, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).norm() < 0.1 * theirs.norm()
+
+
+def test_gradients_have_the_same_bits_with_two_threads_every_time() -> None:
+    """Scattered additions would not: their order is that of the threads."""
+    threads = torch.get_num_threads()
+    model = Transformer(ModelSettings(128, 1, 4, 128, context=16))
+    prompt, tokens = draw(64, 6), draw(64, 8, 4, seed=1)
+    try:
+        torch.set_num_threads(2)
+        seen = [torch.autograd.grad(states(model, prompt, tokens).square().sum(), model.parameters, allow_unused=True) for _ in range(6)]
+    finally:
+        torch.set_num_threads(threads)
+    for again in seen[1:]:
+        assert all(a is None or torch.equal(a, b) for a, b in zip(seen[0], again, strict=True))
+
+
+def test_a_snapshot_stays_where_it_was() -> None:
+    model = tiny((2,), value=True)
+    frozen = model.copy()
+    before = {name: weight.clone() for name, weight in frozen.weights.items()}
+    with torch.no_grad():
+        for weight in model.parameters:
+            weight += 1
+    assert not any(weight.requires_grad for weight in frozen.parameters)
+    assert all(torch.equal(weight, before[name]) for name, weight in frozen.weights.items())
+    assert frozen.weights.keys() == model.weights.keys()
+    assert frozen.size == model.size
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"width": 0}, r"model\.width: got 0"),
+        ({"layers": 0}, r"model\.layers"),
+        ({"context": -1}, r"model\.context"),
+        ({"width": 20, "heads": 4}, r"model\.width: got 20; allowed is a multiple of 2·heads = 8"),
+    ],
+)
+def test_impossible_shapes_are_refused(settings: dict, says: str) -> None:
+    with pytest.raises(CourseError, match=says):
+        ModelSettings(**settings)
+
+
+# ---------------------------------------------------------------- on a GPU, where there is one
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@gpu
+@POSITIONS
+@RUNS
+def test_a_gpu_gives_the_numbers_of_the_cpu(runs: tuple[int, ...], rotary: bool) -> None:
+    there = Transformer(ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, device="cuda", dtype=torch.float64)
+    here = Transformer(ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, dtype=torch.float64)
+    prompt, tokens = draw(*runs, 3, 4), draw(*runs, 3, 5, 4, seed=1)
+    got, _ = score(there, prompt.cuda(), tokens.cuda())
+    want, _ = score(here, prompt, tokens)
+    close(got[..., : len(CHARACTERS)].cpu(), want[..., : len(CHARACTERS)], atol=1e-10)
+    mine = torch.autograd.grad(got[..., 0].sum(), there.parameters, allow_unused=True, materialize_grads=True)
+    theirs = torch.autograd.grad(want[..., 0].sum(), here.parameters, allow_unused=True, materialize_grads=True)
+    for a, b in zip(mine, theirs, strict=True):
+        close(a.cpu(), b, rtol=1e-9, atol=1e-10)
