@@ -221,6 +221,7 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: GroupStd(ddof=2), "GroupStd.ddof: got 2"),
     (lambda: BatchStd(eps=-1e-8), "BatchStd.eps: got -1e-08"),
     (lambda: TokenWhitening(-1.0), "TokenWhitening.eps: got -1.0"),
+    (lambda: TokenWhitening(ddof=2), "TokenWhitening.ddof: got 2"),
     (lambda: ConstantLength(0), "ConstantLength.length: got 0"),
     (lambda: Constant(math.nan), "Constant.b: got nan"),
     (lambda: Estimator(baseline=GroupMean), "estimator.baseline: got"),  # type: ignore[arg-type]

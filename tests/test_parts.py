@@ -202,12 +202,12 @@ def test_each_scale_on_two_groups_of_three(scale, divisors: list[float]) -> None
 
 
 def test_token_whitening_counts_chosen_tokens_only() -> None:
-    """Advantages 3, 1, 1 on three chosen tokens: mean 5/3, variance 8/9."""
+    """Advantages 3, 1, 1 on three chosen tokens: mean 5/3, variance 8/9, or 4/3 with one degree of freedom less."""
     mask = [[[True, False], [True, True]]]
     rollout = make_rollout([[[3.0, 0.0], [0.0, 1.0]]], mask=mask)
-    for eps in (0.0, 0.5):
-        root = math.sqrt(8 / 9 + eps)
-        found = replace(ladder.reinforce, scale=TokenWhitening(eps)).freeze(rollout).advantage
+    for eps, ddof, variance in ((0.0, 0, 8 / 9), (0.5, 0, 8 / 9), (0.5, 1, 4 / 3)):
+        root = math.sqrt(variance + eps)
+        found = replace(ladder.reinforce, scale=TokenWhitening(eps, ddof)).freeze(rollout).advantage
         close(found, [[[4 / 3 / root, 0.0], [-2 / 3 / root, -2 / 3 / root]]])
 
 
@@ -256,6 +256,21 @@ def test_each_ratio_and_its_gradient(level, rho: list[list[float]], weights: lis
         want = torch.zeros(1, 2, 3, dtype=torch.float64)
         want[0, :, t] = f64(weights)[:, t]
         close(gradient, want)
+
+
+@pytest.mark.parametrize(("level", "share"), [(SequenceRatio(whole=True), 1.0), (SequenceMeanRatio(whole=True), 1 / 3)])
+def test_a_whole_ratio_moves_every_token(level, share: float) -> None:  # type: ignore[no-untyped-def]
+    """`whole`: the same numbers, and ∂ρ_t/∂log π_u = ρ (or ρ/|o|) for every pair of chosen tokens."""
+    log_ratio = f64([[[math.log(8.0), 0.0, math.log(2.0)]]])
+    mask = torch.ones(1, 1, 3, dtype=torch.bool)
+    leaf = log_ratio.clone().requires_grad_()
+    ratio = level(leaf, mask).exp()
+    close(ratio.detach(), f64([[[16.0] * 3]]) ** share)
+    for t in range(3):
+        gradient = torch.autograd.grad(ratio[0, 0, t], leaf, retain_graph=True)[0]
+        close(gradient, share * ratio.detach())
+    assert level.text != type(level)().text
+    assert level.latex != type(level)().latex
 
 
 def test_the_length_normalised_ratio_is_the_geometric_mean() -> None:

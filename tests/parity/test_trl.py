@@ -56,6 +56,8 @@ from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, dr
 from tinylm.sampler import log_probs
 from tinylm.tasks import PAD
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+
 END, WORD, FIRST = 1, 2, 3  # token ids; from FIRST on, a prompt of one token says which sample it is
 STD = GroupStd(ddof=1, eps=1e-4)
 
@@ -382,6 +384,7 @@ def test_trl_defaults() -> None:
         "num_iterations": 1,
         "num_generations": 8,
         "temperature": 1.0,
+        "disable_dropout": False,
         "sapo_temperature_pos": 1.0,
         "sapo_temperature_neg": 1.05,
     }

@@ -30,6 +30,7 @@ from course.parts import (
     K3,
     AdaptiveBeta,
     Clip,
+    ConstantLength,
     DropTruncated,
     GroupStd,
     Ratio,
@@ -258,6 +259,9 @@ def test_log_ratios_are_clamped() -> None:
     mine = ours(replace(replace(ladder.rloo, surrogate=Ratio()), aggregation=TokenMean()), far)
     torch.testing.assert_close(mine.loss, theirs.loss * torch.tensor(5.0).exp().to(theirs.loss), rtol=1e-6, atol=0)
     assert float(mine.gradient.abs().max()) > 1e6
+    theirs = peer(far, adv_estimator="rloo", loss_mode="gspo", clip_ratio_low=1.0, clip_ratio_high=1e12)
+    assert bool((theirs.gradient == 0).all())
+    torch.testing.assert_close(mine.loss, theirs.loss * torch.tensor(15.0).exp(), rtol=1e-6, atol=0)
 
 
 def test_k3_is_clamped() -> None:
@@ -284,6 +288,15 @@ def test_k3_plus_has_the_gradient_of_k2() -> None:
     theirs = peer(samples, **GRPO, use_kl_loss=True, kl_loss_coef=0.1, kl_loss_type="k3+")
     near(ours(replace(NO_KL, kl=K3(beta=0.1)), samples).loss, theirs.loss)
     near(ours(replace(NO_KL, kl=K2(beta=0.1)), samples).gradient, theirs.gradient)
+
+
+def test_dr_grpo_divisor_left_unset() -> None:
+    """Without `loss_scale_factor` verl divides by the width of the micro-batch's tensor, which is not the generation limit."""
+    samples = draw(1)
+    theirs = peer(samples, adv_estimator="rloo", clip_ratio_c=1e9, loss_agg_mode="seq-mean-token-sum-norm")
+    estimator = replace(ladder.rloo, surrogate=Clip(0.2))
+    agree(ours(replace(estimator, aggregation=ConstantLength(samples.mask.shape[-1])), samples), theirs)
+    apart(ours(replace(estimator, aggregation=ConstantLength()), samples).gradient, theirs.gradient)
 
 
 def test_one_e_minus_eight_in_the_divisor() -> None:

@@ -364,7 +364,9 @@ def test_the_same_on_cuda() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Result:
-    settings = Settings(rungs=("reinforce", "grpo"), group=2, groups=(2,), warm_target=0.2, rollouts=2, updates=(2, 12), stale=2, prompts=2)
+    settings = Settings(
+        rungs=("reinforce", "grpo"), group=2, groups=(2,), warm_target=0.2, rollouts=2, updates=(2, 12), stale=2, prompts=2, lr=3e-3
+    )
     return replace(ablation.run(settings, QUIET), settings=settings)
 
 

@@ -218,7 +218,7 @@ def test_the_warm_starts_objective_is_minus_the_cross_entropy(runs: tuple[int, .
     question = rollout.data["question"]
     assert set(question.flatten().tolist()) <= set(task.train.tolist())
     targets = task.target[question]
-    assert 0 < int((targets == PAD).sum())
+    assert int((targets == PAD).sum()) > 0
     logits = model.logits(separate(model, task.prompt[question], targets.unsqueeze(-2))).squeeze(-3)
     logits = logits.index_fill(-1, torch.tensor(PAD), -1e30)
     want = []

@@ -153,7 +153,10 @@ def test_few_of_very_many_questions_are_drawn_at_random_and_none_twice() -> None
     assert len(prompts) == 500
     numbers = [int(number) for prompt in prompts for number in prompt[:-1].split("+")]
     assert abs(sum(numbers) / len(numbers) - 5e5) < 4 * 1e6 / 12**0.5 / len(numbers) ** 0.5  # four standard errors of uniform numbers
-    again, other = make(TaskSettings("terms", terms=8, digits=6, limit=500)), make(TaskSettings("terms", terms=8, digits=6, limit=500, seed=1))
+    again, other = (
+        make(TaskSettings("terms", terms=8, digits=6, limit=500)),
+        make(TaskSettings("terms", terms=8, digits=6, limit=500, seed=1)),
+    )
     assert torch.equal(task.prompt, again.prompt)
     assert not torch.equal(task.prompt, other.prompt)
 

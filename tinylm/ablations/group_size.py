@@ -42,7 +42,7 @@ class Settings(Budget):
     rung: str = "grpo"  # which estimator
     groups: tuple[int, ...] = (2, 4, 8, 16, 32)  # completions per question, G
     completions: int = 256  # per rollout, at every G
-    rates: tuple[float, ...] = (1e-3, 2e-3)  # Adam's learning rates, each falling to 0 in a line
+    rates: tuple[float, ...] = (2e-4, 5e-4)  # Adam's learning rates, each falling to 0 in a line
     rollouts: int = 60  # of reinforcement learning
     epochs: int = 2  # updates per rollout
     log_every: int = 6  # rollouts
@@ -80,9 +80,7 @@ class Watched(LanguageModel):
 def run(settings: Settings, progress: Progress) -> Result:
     """Warm start once; then every group size at every learning rate and seed."""
     start = warm_start(settings, progress)
-    sizes = {
-        str(group): summary(_train(settings, group, start, progress), settings) for group in progress(settings.groups, "group sizes")
-    }
+    sizes = {str(group): summary(_train(settings, group, start, progress), settings) for group in progress(settings.groups, "group sizes")}
     series = {"sizes": sizes, "start": start.accuracy, "rates": settings.rates}
     caption = (
         f"{settings.completions} completions per rollout at every G. Mean of {settings.seeds} seeds and its 95 % interval (Student's t). "
@@ -149,9 +147,8 @@ def plot(result: Result) -> Figure:
     sizes = [str(group) for group in result.settings["groups"]]
     colours = figures.shades(len(sizes))
     for size, colour in zip(sizes, colours, strict=True):
-        x, y, half = (result.array("sizes", size, name) for name in ("samples", "accuracy", "accuracy_half"))
-        figures.band(way, x, y, None, label=f"G = {size}", color=colour, linestyle="-")
-        del half
+        x, y = (result.array("sizes", size, name) for name in ("samples", "accuracy"))
+        figures.band(way, x, y, label=f"G = {size}", color=colour, linestyle="-")
     way.set_ylim(top=1.0)
     figures.describe(way, "The same completions, grouped otherwise", "completions", "held-out accuracy (greedy)")
     figures.label_ends(way)
@@ -160,8 +157,7 @@ def plot(result: Result) -> Figure:
         x, y, error, expected = (result.array("sizes", size, n) for n in ("samples", "silent", "silent_error", "silent_expected"))
         quiet.errorbar(x[1:], y, 2 * error, fmt="o", color=colour, markersize=5, elinewidth=1.2, label=f"_{size}")
         figures.expectation(quiet, x=x[1:], y=expected, label=f"_{size}")
-        [end_of] = quiet.plot(x[-1:], expected[-1:], alpha=0, color=colour, label=f"G = {size}")
-        del end_of
+        quiet.plot(x[-1:], expected[-1:], alpha=0, color=colour, label=f"G = {size}")  # where its name is written
     quiet.set_ylim(0, 1)
     figures.describe(quiet, "Small groups are mostly silent, as p^G + (1−p)^G says", "completions", "silent groups (share)")
     figures.label_ends(quiet, [line for line in quiet.get_lines() if str(line.get_label()).startswith("G")])

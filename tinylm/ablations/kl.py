@@ -72,12 +72,13 @@ class Settings(Budget):
 
     penalties: tuple[str, ...] = tuple(PENALTIES)  # estimator and place
     betas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # strengths β
-    rate: float = 2e-3  # Adam's learning rate, falling to 0 in a line
+    rate: float = 7e-4  # Adam's learning rate, falling to 0 in a line
     prompts: int = 16  # questions per rollout
     rollouts: int = 60  # of reinforcement learning
+    epochs: int = 2  # updates per rollout
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
     log_every: int = 60  # rollouts; also the last one
-    seeds: int = 3  # models
+    seeds: int = 4  # models
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,9 +99,15 @@ def two_skills(digits: int) -> tuple[Task, Task, Tensor]:
     """Both tasks as one table, to warm-start on; the same table with sums alone to train on and to judge; held-out differences' rows."""
     first, second = (tasks.make(TaskSettings(name=name, digits=digits)) for name in (TRAINED, KEPT))
     count = len(first.prompt)
-    tables = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in ("prompt", "target", "answer", "difficulty")}
-    train_rows, held_out = torch.cat([first.train, second.train + count]), torch.cat([first.held_out, second.held_out + count])
-    whole = Task(first.settings, **tables, train=train_rows, held_out=held_out)
+    whole = replace(
+        first,
+        prompt=torch.cat([first.prompt, second.prompt]),
+        target=torch.cat([first.target, second.target]),
+        answer=torch.cat([first.answer, second.answer]),
+        difficulty=torch.cat([first.difficulty, second.difficulty]),
+        train=torch.cat([first.train, second.train + count]),
+        held_out=torch.cat([first.held_out, second.held_out + count]),
+    )
     return whole, replace(whole, train=first.train, held_out=first.held_out), second.held_out + count
 
 

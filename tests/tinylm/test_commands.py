@@ -1,0 +1,309 @@
+"""The commands on a model as a user types them: exit codes, one line per error, and what they show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from course import checkpoint, device
+from course.ladder import RUNGS
+from tinylm import commands
+from tinylm.evaluate import accuracy
+from tinylm.sampler import score
+from tinylm.tasks import decode, encode
+from tinylm.train import CHECKPOINT, METRICS, Training, TrainSettings
+
+NANO = ("--preset", "nano", "--digits", "1", "--warm-lr", "0.01", "--prompts", "8", "--group", "4", "--device", "cpu")
+SHORT = (*NANO, "--warm-target", "0.2", "--rollouts", "20")
+
+
+def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m tinylm …` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "tinylm", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Where a short training of nano is, and what it said. Its output goes to the default folder."""
+    place = tmp_path_factory.mktemp("trained")
+    return place, typed("train", *SHORT, cwd=place)
+
+
+def refused(capsys: pytest.CaptureFixture[str], says: str, *arguments: str) -> None:
+    """Exit status 2 and one line on stderr, nothing on stdout."""
+    assert commands.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert re.search(says, err), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_goes_from_nothing_to_a_checkpoint_and_shows_how_long_it_takes(trained: tuple) -> None:
+    place, said = trained
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"1 × nano model, 9,816 parameters, on cpu; → runs/latest", said.stdout)
+    assert re.search(r"warm start: 0\.\d+ of samples right after \d+ steps", said.stdout)
+    assert re.search(r"greedy answers to 10 held-out questions: [\d.]+ % right; .* of training", said.stdout)
+    assert "warm start, % of samples right" in said.stderr
+    assert re.search(r"grpo: .*0/20 \[\d\d:\d\d<", said.stderr)  # tqdm: elapsed < left
+    folder = place / "runs" / "latest"
+    assert sorted(os.listdir(folder)) == ["checkpoint.json", CHECKPOINT, METRICS]
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    assert {row["phase"] for row in rows} == {"warm", "train"}
+    assert Training.load(folder / CHECKPOINT).done
+
+
+def test_what_was_finished_can_be_resumed_and_stays(trained: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained[0] / "runs" / "latest"
+    before, log = checkpoint.read(folder / CHECKPOINT), (folder / METRICS).read_bytes()
+    assert commands.main(["train", "--resume", "--out", str(folder)]) == 0
+    assert "of training" in capsys.readouterr().out
+    after = checkpoint.read(folder / CHECKPOINT)
+    assert checkpoint.equal_states(before[0], after[0])
+    assert before[1] == after[1]
+    assert (folder / METRICS).read_bytes() == log
+
+
+def test_the_warm_start_alone_and_then_reinforcement_learning_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warm, after = tmp_path / "warm", tmp_path / "after"
+    assert commands.main(["train", *SHORT[:-2], "--only", "warm", "--out", str(warm)]) == 0
+    assert Training.load(warm / CHECKPOINT).settings.rollouts == 0
+    assert (
+        commands.main(["train", *NANO, "--rollouts", "2", "--start", str(warm), "--rung", "rloo", "--lr", "1e-9", "--out", str(after)]) == 0
+    )
+    began, ended = (checkpoint.under("model", checkpoint.read(folder / CHECKPOINT)[0]) for folder in (warm, after))
+    assert all(torch.allclose(began[name], ended[name], atol=1e-7) for name in began)
+    rows = [json.loads(line) for line in (after / METRICS).read_text().splitlines()]
+    assert [row["phase"] for row in rows] == ["train", "train"]
+    capsys.readouterr()
+    assert commands.main(["train", *NANO, "--rollouts", "1", "--only", "rl", "--out", str(after)]) == 0  # from random weights
+    assert "this replaces the training in" in capsys.readouterr().out
+    assert Training.load(after / CHECKPOINT).settings.warm_target == 0
+
+
+def test_help_shows_every_setting_with_its_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["train", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TrainSettings):
+        assert f"--{field.name.replace('_', '-')} " in shown
+        assert f"(default {field.default})" in shown
+        assert commands._notes()[field.name].split("%")[0] in shown
+    for option in ("--out", "--resume", "--only", "--start", "--save-every"):
+        assert option in shown
+    for command, words in (("eval", ("--samples", "--questions", "--top-k")), ("sample", ("QUESTION", "--temperature", "--seed"))):
+        with pytest.raises(SystemExit):
+            commands.main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+
+
+def test_switches_need_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[TrainSettings] = []
+
+    def stop(settings: TrainSettings) -> Training:
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "Training", stop)
+    for words in (["--compile"], ["--compile", "true"], ["--bf16", "--scratchpad", "--task", "terms"], ["--bf16", "false"]):
+        assert commands.main(["train", *words, "--out", str(tmp_path)]) == 130
+    assert [settings.compile for settings in seen] == [True, True, False, False]
+    assert [settings.bf16 for settings in seen] == [False, False, True, False]
+    assert seen[2].scratchpad
+
+
+def test_ctrl_c_ends_with_130_and_leaves_something_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [0]
+    step = Training.step
+
+    def tired(self: Training):  # type: ignore[no-untyped-def]
+        steps[0] += 1
+        if steps[0] == 30:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Training, "step", tired)
+    assert commands.main(["train", *SHORT, "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert commands.main(["train", "--resume", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert Training.load(tmp_path / CHECKPOINT).done
+
+
+def test_a_rung_of_ones_own_trains_and_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from course.estimator import replace\nfrom course.ladder import clip\nfrom course.parts import GroupMean\n"
+        "my_clip = replace(clip, baseline=GroupMean(), entropy_coef=0.01)\n"
+    )
+    own, out = f"{tmp_path / 'mine.py'}:my_clip", str(tmp_path / "out")
+    try:
+        assert commands.main(["train", *SHORT, "--rung", own, "--rollouts", "2", "--out", out]) == 0
+        assert Training.load(tmp_path / "out" / CHECKPOINT).settings.rung == "my_clip"
+        del RUNGS["my_clip"]  # another process
+        capsys.readouterr()
+        refused(capsys, "unknown rung 'my_clip'", "eval", "--from", out)
+        assert commands.main(["eval", "--from", out, "--rung", own, "--samples", "2", "--device", "cpu"]) == 0
+        assert commands.main(["train", "--resume", "--out", out, "--rung", own]) == 0
+    finally:
+        RUNGS.pop("my_clip", None)
+
+
+# ---------------------------------------------------------------- eval
+
+
+def test_eval_shows_greedy_sampled_and_pass_at_k_with_intervals_and_by_difficulty(trained: tuple) -> None:
+    place, _ = trained
+    shown = typed("eval", "--samples", "8", "--device", "cpu", cwd=place)
+    assert shown.returncode == 0, shown.stderr
+    number = r"[01]\.\d{3}"
+    rows = dict(
+        re.findall(
+            rf"(greedy|sampled|pass@\d+|greedy, difficulty \d)  +({number}  +{number} to {number}(?:   *\d+ questions)?)", shown.stdout
+        )
+    )
+    assert rows.keys() == {"greedy", "sampled", "pass@2", "pass@4", "pass@8", "greedy, difficulty 0", "greedy, difficulty 1"}
+    values = {name: tuple(map(float, re.findall(number, row))) for name, row in rows.items()}
+    for share, low, high in values.values():
+        assert 0 <= low <= share <= high <= 1
+    assert values["sampled"][0] <= values["pass@2"][0] <= values["pass@4"][0] <= values["pass@8"][0]
+    training = Training.load(place / "runs" / "latest" / CHECKPOINT)
+    greedy = accuracy(training.model, training.task)
+    assert values["greedy"][0] == pytest.approx(float(greedy.mean()), abs=5e-4)
+    hard = training.task.difficulty[training.task.held_out]
+    for level in (0, 1):
+        name = f"greedy, difficulty {level}"
+        assert values[name][0] == pytest.approx(float(greedy[hard == level].mean()), abs=5e-4)
+        assert int(re.search(r"(\d+) questions", rows[name]).group(1)) == int((hard == level).sum())  # type: ignore[union-attr]
+
+
+def test_eval_shows_every_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    assert commands.main(["train", *SHORT, "--runs", "2", "--rollouts", "1", "--out", out]) == 0
+    assert re.search(r"held-out questions: [\d.]+ %, [\d.]+ % right", capsys.readouterr().out)
+    assert commands.main(["eval", "--from", out, "--samples", "1", "--questions", "3", "--top-k", "4", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("3 held-out questions, 1 samples each at temperature 1, top-4")
+    assert shown.count("greedy  ") == 2
+    assert "model 0" in shown
+    assert "model 1" in shown
+    assert "pass@" not in shown
+    assert commands.main(["sample", "--from", out, "--device", "cpu"]) == 0
+
+
+# ---------------------------------------------------------------- sample
+
+
+def test_sample_shows_completions_rewards_and_the_probability_of_each_token(trained: tuple) -> None:
+    place, _ = trained
+    shown = typed("sample", "3+4=", "9+9=", "--samples", "6", "--device", "cpu", cwd=place)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()[2:]
+    assert len(lines) == 12
+    training = Training.load(place / "runs" / "latest" / CHECKPOINT)
+    for i, line in enumerate(lines):
+        question, answer = (("3+4=", "07"), ("9+9=", "18"))[i // 6]
+        assert line.startswith(f"{question}  {'':4}{answer}" if i % 6 == 0 else " " * 10)
+        completion, reward, spelled = re.fullmatch(r"(?:\S+ +\d+)? *(\S*) +([01]) +(\S.*)", line).groups()  # type: ignore[union-attr]
+        told = [(token, float(chance)) for token, _, chance in (word.rpartition(":") for word in spelled.split())]
+        assert "".join(token for token, _ in told).replace("⏎", "") == completion
+        assert int(reward) == (completion == answer and told[-1][0] == "⏎")
+        tokens = torch.tensor([[[*encode(completion), *[18] * (3 - len(completion))]]])
+        dist, _ = score(training.model, torch.tensor([encode(question)]), tokens)
+        for t, (_, chance) in enumerate(told):
+            assert chance == pytest.approx(float(dist[0, 0, t, tokens[0, 0, t]].exp().detach()), abs=0.0051)
+
+
+def test_sample_takes_held_out_questions_where_none_are_given(trained: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained[0] / "runs" / "latest"
+    assert commands.main(["sample", "--from", str(folder), "--samples", "1", "--device", "cpu"]) == 0
+    asked = re.findall(r"^(\d\+\d=)", capsys.readouterr().out, re.MULTILINE)
+    task = Training.load(folder / CHECKPOINT).task
+    assert len(asked) == 5
+    assert set(asked) <= {decode(row) for row in task.prompt[task.held_out].tolist()}
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--rung", "gprpo"], "unknown rung 'gprpo': did you mean 'grpo'"),
+        (["train", "--rung", "grpo,rloo"], "--rung: got 'grpo,rloo'; allowed is one name"),
+        (["train", "--preset", "huge"], "preset: got 'huge'; allowed is nano, small, gpu"),
+        (["train", "--digits", "two"], "--digits: got 'two'; allowed is a whole number"),
+        (["train", "--lr", "-1"], "lr: got -1.0"),
+        (["train", "--held-out", "0.00001", "--digits", "1"], "task.held_out"),
+        (["train", "--colour", "blue"], "unrecognized arguments: --colour blue"),
+        (["train", "--device", "cuda:9"], "device: got 'cuda:9'; allowed is what this machine has"),
+        (["train", "--save-every", "0"], "--save-every: got 0"),
+        (["train", "--only", "warm", "--start", "x"], "--start: got '--only warm as well'"),
+        (["train", "--start", "nowhere"], "nowhere/checkpoint.safetensors: no such file"),
+        (["train", "--resume"], "runs/latest/checkpoint.safetensors: no such file"),
+        (["train", "--resume", "--lr", "1"], "--resume: got '--lr'; allowed is no other settings"),
+        (["train", "--resume", "--only", "rl"], "--resume: got '--only'"),
+        (["train", "--compile", "maybe"], "--compile: got 'maybe'"),
+        (["eval", "--from", "nowhere"], "nowhere/checkpoint.safetensors: no such file"),
+        (["eval", "--samples", "0"], "--samples: got 0"),
+        (["eval", "--temperature", "0"], "temperature: got 0.0"),
+        (["eval", "--top-k", "0"], "top_k: got 0"),
+        (["eval", "--seed", "-1"], "--seed: got -1"),
+        (["eval", "--device", "tpu"], "device: got 'tpu'"),
+        (["eval", "--samples", "many"], "invalid int value"),
+        (["sample", "--samples", "-1"], "--samples: got -1"),
+        ([], "required"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(device, "available", lambda: ["cpu"])
+    refused(capsys, re.escape(says), *arguments)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("3+x=", "got 'x' in '3+x='"),
+        ("13+4=", "question: got '13+4=' of 5 characters; allowed is 4, such as '0+0='"),
+        ("3-4=", "question: got '3-4='; allowed is one that the task knows the answer of"),
+    ],
+)
+def test_questions_that_the_task_does_not_know_are_refused(
+    question: str, says: str, trained: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, re.escape(says), "sample", question, "--from", str(trained[0] / "runs" / "latest"))
+
+
+def test_an_error_ends_the_process_with_2_and_one_line(tmp_path: Path) -> None:
+    said = typed("train", "--rung", "gprpo", cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr == "error: unknown rung 'gprpo': did you mean 'grpo'?\n"
+    assert said.stdout == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_a_command_it_lists_what_there_is(tmp_path: Path) -> None:
+    listed = typed(cwd=tmp_path)
+    assert listed.returncode == 0
+    assert all(f"python -m tinylm {command}" in listed.stdout for command in commands.COMMANDS)

@@ -1,0 +1,364 @@
+"""A critic or a group? PPO with a learned value of every token, on the policy's trunk or as a network of its own, against the group mean.
+
+Both answer the same question, how well this policy does on this prompt: the critic by what it has learned, the group by the other
+answers to the same prompt. Everything else is equal: clip, samples, updates, warm start. On these sums the exact value is known:
+only one answer is right, so the value of a prefix is the probability of the rest of that answer, or 0 where the prefix is wrong.
+The critic starts from the weights of the warm start, with a value head of zeros.
+
+    accuracy   held-out, by GAE's λ: with λ = 1 the critic is only a baseline; with less the policy learns from its guesses
+    values     root mean squared error against the exact ones, beside the error of a mean of G answers, √(E[p(1−p)]/G)
+    price      parameters, memory for weights, gradients and Adam's two moments, and the time of a step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from course import estimator as parts_of
+from course import figures, ladder
+from course.errors import require
+from course.estimator import Estimator, uses_critic
+from course.noise import Noise
+from course.parts import GAE
+from course.results import Fact, Result
+from course.rollout import Rollout
+from course.terminal import QUIET, Progress
+from tinylm.evaluate import accuracy, right_to_go
+from tinylm.experiment import Budget, Curves, Start, interval, train, warm_start
+from tinylm.model import Transformer
+from tinylm.problem import LanguageModel
+from tinylm.sampler import sample, states
+from tinylm.tasks import PAD, Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = "PPO's critic against the group mean: accuracy by λ, how good the values are, and what they cost"
+FIGURE = "tinylm_critic"
+EXPECTED_SECONDS = 240.0
+PLACES = ("own", "shared")
+PER_PARAMETER = 16  # bytes in float32: the weight, its gradient, and Adam's two moments
+COLOURS = {"own": "#661100", "shared": "#c96f00"}
+WORDS = {"own": "own network", "shared": "shared trunk"}
+
+
+@dataclass(frozen=True)
+class Settings(Budget):
+    """The critics, and the group they are compared with; both see the same number of completions."""
+
+    lambdas: tuple[float, ...] = (0.0, 0.5, 0.95, 1.0)  # of GAE
+    rung: str = "group_mean"  # what the critic is compared with
+    rates: tuple[float, ...] = (2e-4, 5e-4)  # Adam's learning rates, each falling to 0 in a line
+    prompts: int = 16  # questions per rollout
+    rollouts: int = 60  # of reinforcement learning
+    epochs: int = 2  # updates per rollout
+    log_every: int = 6  # rollouts
+    samples: int = 64  # of each held-out question, which check the exact values
+    timed: int = 4  # rounds of timing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.lambdas) > 0, "lambdas", self.lambdas, "numbers from 0 to 1")
+        for number in self.lambdas:
+            require(0 <= number <= 1, "lambdas", number, "numbers from 0 to 1")
+        require(not uses_critic(ladder.get(self.rung).estimator), "rung", self.rung, "one without a critic")
+        require(len(self.rates) > 0 and min(self.rates, default=0) > 0, "rates", self.rates, "numbers > 0")
+        require(self.group > 1, "group", self.group, "at least 2")
+        require(self.samples > 1, "samples", self.samples, "at least 2")
+        require(self.timed > 0, "timed", self.timed, "a whole number > 0")
+
+
+SETTINGS = Settings()
+
+
+# ---------------------------------------------------------------- exact values
+
+
+def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
+    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer will be right.
+
+    question [*runs, Q] or [Q], tokens [*runs, Q, G, T]. It is 0 behind a wrong token.
+    """
+    right = (tokens == task.target[question].unsqueeze(-2)).long().cumprod(-1)
+    so_far = torch.nn.functional.pad(right[..., :-1], (1, 0), value=1)
+    return right_to_go(model, task, question).unsqueeze(-2) * so_far
+
+
+def errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token), and of all later tokens'."""
+    square = (value - exact).double().square()
+    later = mask[..., 1:]
+    return square[..., 0].mean((-2, -1)), (square[..., 1:] * later).sum((-3, -2, -1)) / later.sum((-3, -2, -1)).clamp(min=1)
+
+
+class Watched(LanguageModel):
+    """The same problem, which compares its critic with the exact values at every rollout."""
+
+    found: dict[str, Tensor]
+
+    def sample(self, noise: Noise) -> Rollout:
+        """New completions; and how far the values they come with are from the exact ones, of the same policy."""
+        rollout = super().sample(noise)
+        exact = exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
+        p = exact[..., 0, 0].double()  # every answer of a group starts from the same state
+        self.found = {"p": p.mean(-1), "p_variance": p.var(-1), "sampling_variance": (p * (1 - p)).mean(-1)}
+        if rollout.value is not None:
+            self.found["prompt_error"], self.found["token_error"] = errors(rollout.value, exact, rollout.mask)
+        return rollout
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Mean squared errors of the last rollout's values; and p's mean, its variance over prompts, and the mean of p(1 − p)."""
+        return self.found
+
+
+def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[str, Any]:
+    """The values of the trained critic on held-out questions, per seed: root mean squared errors, and p's own spread."""
+    assert curves.critic is not None
+    model, task = curves.model, start.task
+    rows = judged(start, settings)
+    prompt = task.prompt[rows].expand(*model.runs, len(rows), -1)
+    noise = Noise(model.runs, 12_000 + settings.seed, device=settings.device)
+    with torch.no_grad():
+        made = sample(model, prompt, settings.group, task.limit, noise)
+        value = curves.critic.values(states(curves.critic, prompt, made.tokens))
+        exact = exact_values(model, task, rows, made.tokens)
+    first, later = errors(value, exact, made.tokens != PAD)
+    p = exact[..., 0, 0].double()
+    found = {
+        "prompt": first.sqrt(),
+        "token": later.sqrt(),
+        "spread": p.std(-1),
+        "group": ((p * (1 - p)).mean(-1) / settings.group).sqrt(),
+    }
+    return {name: tensor[best].cpu() for name, tensor in found.items()}
+
+
+def check(curves: Curves, start: Start, settings: Settings) -> dict[str, float]:
+    """Exact values against many samples of each held-out question: both means, and the samples' standard error given the values."""
+    model, rows = curves.model, judged(start, settings)
+    noise = Noise(model.runs, 13_000 + settings.seed, device=settings.device)
+    sampled = accuracy(model, start.task, noise, questions=rows, samples=settings.samples, batch=64)[0].double()
+    p = right_to_go(model, start.task, rows)[0, ..., 0].double()
+    error = (p * (1 - p) / settings.samples).sum().sqrt() / p.numel()
+    return {
+        "sampled": float(sampled.mean()),
+        "exact": float(p.mean()),
+        "error": float(error),
+        "rms": float((sampled - p).square().mean().sqrt()),
+    }
+
+
+def judged(start: Start, settings: Settings) -> Tensor:
+    """The held-out questions of the verdict, [N]."""
+    held = start.task.held_out
+    return held[:: max(1, len(held) // settings.judged)][: settings.judged]
+
+
+# ---------------------------------------------------------------- run
+
+
+def with_lambda(number: float) -> Estimator:
+    """PPO with that λ."""
+    return parts_of.replace(ladder.ppo, credit=GAE(gamma=1.0, gae_lambda=number))
+
+
+def run(settings: Settings, progress: Progress) -> Result:
+    """The group, and each critic at each λ, from one warm start; then what each costs."""
+    start = warm_start(settings, progress)
+    group = _train(ladder.get(settings.rung).estimator, settings, start, progress, text=settings.rung)
+    series: dict[str, Any] = {"start": start.accuracy, "group": summary(group, settings), "check": check(group, start, settings)}
+    for place in PLACES:
+        series[place] = {}
+        for number in progress(settings.lambdas, f"λ, {WORDS[place]}"):
+            curves = _train(with_lambda(number), settings, start, progress, place, f"λ = {number:g}")
+            kept = summary(curves, settings)
+            series[place][f"{number:g}"] = kept | {"values": judge(curves, kept["best"], start, settings)}
+    series["price"] = price(settings, start, progress)
+    caption = (
+        f"{settings.prompts} prompts × {settings.group} completions per rollout for all, {settings.epochs} updates, each at its best"
+        f" learning rate. Mean of {settings.seeds} seeds and its 95 % interval (Student's t). Times are ratios within one run."
+    )
+    return Result(series=series, facts=_facts(settings, series), caption=caption)
+
+
+def _train(estimator: Estimator, settings: Settings, start: Start, progress: Progress, place: str = "own", text: str = "") -> Curves:
+    return train(estimator, settings, start, settings.rates, progress, critic=place, asks=Watched, text=text)
+
+
+def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
+    """At the best learning rate: accuracy and errors of the values along the way, seeds [S] last where they are kept apart."""
+    final = curves.values["accuracy"][-1]  # [L, S]
+    best = int(final.mean(-1).argmax())
+    accuracy, half = interval(curves.values["accuracy"][:, best])
+    end, end_half = interval(final[best])
+    kept: dict[str, Any] = {
+        "samples": [step * settings.prompts * settings.group for step in curves.steps],
+        "best": best,
+        "rate": settings.rates[best],
+        "sweep": final.mean(-1),
+        "final_seeds": final[best],
+        "final": end,
+        "final_half": end_half,
+        "accuracy": accuracy,
+        "accuracy_half": half,
+        "spread": curves.values["p_variance"][1:, best].mean(-1).sqrt(),
+        "group_error": (curves.values["sampling_variance"][1:, best].mean(-1) / settings.group).sqrt(),
+    }
+    for name in ("prompt_error", "token_error"):
+        if name in curves.values:
+            kept[name] = curves.values[name][1:, best].mean(-1).sqrt()
+    return kept
+
+
+def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any]:
+    """Of the group and both critics: parameters and their memory per model, seconds of a step (the best of several rounds, taken in
+    turn), and on a GPU the peak memory of a step of all models, in bytes."""
+    budget = replace(settings, rollouts=3, log_every=3, judged=1)
+    cases = {"group": (ladder.get(settings.rung).estimator, "own")} | {place: (ladder.ppo, place) for place in PLACES}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    found: dict[str, Any] = {"parameters": {}, "bytes": {}, "peak": {}}
+    on_gpu = settings.device.startswith("cuda")
+    for _ in progress(range(settings.timed), "timing"):
+        for name, (estimator, place) in cases.items():
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(settings.device)
+            curves = train(estimator, budget, start, settings.rates, QUIET, critic=place)
+            seconds[name].append(curves.seconds / budget.rollouts)
+            found["parameters"][name] = curves.parameters
+            found["bytes"][name] = PER_PARAMETER * curves.parameters
+            if on_gpu:
+                found["peak"][name] = torch.cuda.max_memory_allocated(settings.device)
+    return found | {"seconds": {name: min(times) for name, times in seconds.items()}}
+
+
+def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
+    """The exact values against samples; the price; and, where they differ by more than their error, critics and group."""
+    checked, cost = series["check"], series["price"]["parameters"]
+    facts = [
+        Fact.simulated(
+            "The probability of the one right answer is a prompt's value: its mean over held-out sums against the share of "
+            f"{settings.samples} sampled answers each that are right",
+            "this course",
+            checked["sampled"],
+            checked["error"],
+            checked["exact"],
+        ),
+        Fact.exact(
+            "A critic of its own doubles the parameters: twice the policy's and a value head, one number per hidden state's entry",
+            "Shao et al. 2024 (DeepSeekMath, 2402.03300), §4.1.1",
+            cost["own"],
+            2 * cost["group"] + settings.width,
+        ),
+        Fact.exact(
+            "A value head on the policy's trunk costs one number per hidden state's entry",
+            "this course",
+            cost["shared"],
+            cost["group"] + settings.width,
+        ),
+    ]
+    last = f"{max(settings.lambdas):g}"
+    if settings.seeds > 1:
+        for place in PLACES:
+            found = series[place][last]
+            accuracies = torch.as_tensor(found["final_seeds"]) - torch.as_tensor(series["group"]["final_seeds"])
+            claim = f"PPO with a critic ({WORDS[place]}, λ = {last}) ends {{}} the group mean in held-out accuracy, each at its best rate"
+            facts += _difference(claim, accuracies, settings)
+            values = torch.as_tensor(found["values"]["prompt"]) - torch.as_tensor(found["values"]["group"])
+            claim = (
+                f"On held-out prompts the critic's root mean squared error ({WORDS[place]}, λ = {last}) is {{}} that of a mean of "
+                f"{settings.group} answers"
+            )
+            facts += _difference(claim, values, settings)
+    return facts
+
+
+def _difference(claim: str, difference: Tensor, settings: Settings) -> list[Fact]:
+    """A fact if the seeds' mean difference [S] is more than four standard errors from 0; none otherwise."""
+    mean, error = float(difference.mean()), float(difference.std()) / settings.seeds**0.5
+    if not abs(mean) > 4 * error:
+        return []
+    word, relation = ("above", Fact.above) if mean > 0 else ("below", Fact.below)
+    return [relation(f"{claim.format(word)} (difference, {settings.seeds} seeds)", "this course", mean, 0.0, error)]
+
+
+# ---------------------------------------------------------------- figure
+
+
+def plot(result: Result) -> Figure:
+    """Accuracy along the way and by λ, how good the values are, and what they cost."""
+    figure, (way, end, values, costs) = figures.new_figure(2, 2, width=12.4, height=8.6)
+    last = f"{max(result.settings['lambdas']):g}"
+    _draw_way(way, result, last)
+    _draw_end(end, result)
+    _draw_values(values, result, last)
+    _draw_price(costs, result)
+    return figure
+
+
+def _draw_way(ax: Axes, result: Result, last: str) -> None:
+    cases = {"group mean": ("group",)} | {f"{WORDS[place]}, λ = {last}": (place, last) for place in PLACES}
+    for label, keys in cases.items():
+        x, y, half = (result.array(*keys, name) for name in ("samples", "accuracy", "accuracy_half"))
+        line = {"color": COLOURS[keys[0]], "linestyle": "-"} if keys[0] in COLOURS else figures.style_of(result.settings["rung"])
+        figures.band(ax, x, y, half, label=label, **line)
+    ax.set_ylim(top=1.02)
+    figures.describe(ax, "The same samples: a critic or a group", "completions", "held-out accuracy (greedy)")
+    figures.label_ends(ax)
+
+
+def _draw_end(ax: Axes, result: Result) -> None:
+    names = [f"{number:g}" for number in result.settings["lambdas"]]
+    group, half = float(result.array("group", "final")), float(result.array("group", "final_half"))
+    colour = figures.style_of(result.settings["rung"])["color"]
+    ax.axhspan(group - half, group + half, color=colour, alpha=0.15, linewidth=0)
+    ax.axhline(group, color=colour, linewidth=2, label="group mean")
+    for aside, place in zip((-0.06, 0.06), PLACES, strict=True):
+        y, error = ([float(result.array(place, name, what)) for name in names] for what in ("final", "final_half"))
+        x = [i + aside for i in range(len(names))]
+        ax.errorbar(x, y, error, marker="o", capsize=3, color=COLOURS[place], label=WORDS[place])
+    ax.set_xticks(range(len(names)), names)
+    ax.margins(x=0.1)
+    figures.describe(
+        ax, "How far to trust the critic's guesses", "λ of GAE (0: one token ahead, 1: the outcome)", "final held-out accuracy"
+    )
+    ax.legend(frameon=False, loc="lower right")
+
+
+def _draw_values(ax: Axes, result: Result, last: str) -> None:
+    for place in PLACES:
+        x = result.array(place, last, "samples")[1:]
+        for name, dashes, what in (("prompt_error", "-", "prompt"), ("token_error", figures.DOT, "later tokens")):
+            label = f"{WORDS[place]}, {what}"
+            figures.band(ax, x, result.array(place, last, name), label=label, color=COLOURS[place], linestyle=dashes)
+    colour = figures.style_of(result.settings["rung"])["color"]
+    x = result.array("group", "samples")[1:]
+    figures.band(
+        ax, x, result.array("group", "group_error"), label=f"mean of {result.settings['group']} answers", color=colour, linestyle="-"
+    )
+    figures.band(ax, x, result.array("group", "spread"), label="one number for all", color="#777777", linestyle=figures.DASH)
+    ax.set_ylim(bottom=0)
+    figures.describe(ax, f"How far the values are off (λ = {last})", "completions", "RMS error against the exact value")
+    figures.label_ends(ax)
+
+
+def _draw_price(ax: Axes, result: Result) -> None:
+    kinds = {"parameters": "parameters", "bytes": "memory", "seconds": "time per step"}
+    cases = ("group", *PLACES)
+    colours = {"group": figures.style_of(result.settings["rung"])["color"], **COLOURS}
+    for i, case in enumerate(cases):
+        ratios = [float(result.array("price", kind, case)) / float(result.array("price", kind, "group")) for kind in kinds]
+        place = [k + 0.26 * (i - 1) for k in range(len(kinds))]
+        bars = ax.bar(place, ratios, 0.24, color=colours[case], label=WORDS.get(case, "group mean"))
+        ax.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=2, fontsize=10)
+    ax.set_xticks(range(len(kinds)), list(kinds.values()))
+    ax.set_ylim(0, 2.9)
+    size, held = (float(result.array("price", kind, "group")) for kind in ("parameters", "bytes"))
+    x = f"1 = {size / 1000:,.0f} thousand parameters, {held / 1e6:.1f} MB of weights, gradients and Adam's moments"
+    figures.describe(ax, "What it costs", x, "relative to the group mean")
+    ax.legend(frameon=False, loc="upper left", ncols=3)
