@@ -76,6 +76,19 @@ def test_damaged_foreign_and_missing_files_are_refused_by_name(tmp_path: Path) -
             checkpoint.read(tmp_path / name)
 
 
+def test_a_flipped_bit_anywhere_behind_the_header_is_noticed(tmp_path: Path) -> None:
+    path = checkpoint.write(tmp_path / "state", {"x": torch.arange(20.0), "y": torch.tensor([True])}, {"steps": 3})
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(header, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        with pytest.raises(CourseError, match="state: damaged"):
+            checkpoint.read(path)
+    path.write_bytes(whole.replace(b"steps", b"stepz"))
+    with pytest.raises(CourseError, match="state: damaged: the checksum is not that of its contents"):
+        checkpoint.read(path)
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Callable, tuple[str]]:

@@ -348,17 +348,16 @@ def _draw_values(ax: Axes, result: Result, last: str) -> None:
 
 
 def _draw_price(ax: Axes, result: Result) -> None:
-    kinds = {"parameters": "parameters", "bytes": "memory", "seconds": "time per step"}
-    cases = ("group", *PLACES)
+    units = {"parameters": (1e-3, "{:.0f}"), "bytes": (1e-6, "{:.1f}"), "seconds": (0.0, "")}
     colours = {"group": figures.style_of(result.settings["rung"])["color"], **COLOURS}
-    for i, case in enumerate(cases):
-        ratios = [float(result.array("price", kind, case)) / float(result.array("price", kind, "group")) for kind in kinds]
-        place = [k + 0.26 * (i - 1) for k in range(len(kinds))]
-        bars = ax.bar(place, ratios, 0.24, color=colours[case], label=WORDS.get(case, "group mean"))
-        ax.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=2, fontsize=10)
-    ax.set_xticks(range(len(kinds)), list(kinds.values()))
-    ax.set_ylim(0, 2.9)
-    size, held = (float(result.array("price", kind, "group")) for kind in ("parameters", "bytes"))
-    x = f"1 = {size / 1000:,.0f} thousand parameters, {held / 1e6:.1f} MB of weights, gradients and Adam's moments"
-    figures.describe(ax, "What it costs", x, "relative to the group mean")
-    ax.legend(frameon=False, loc="upper left", ncols=3)
+    for i, (case, colour) in enumerate(colours.items()):
+        cost = {kind: float(result.array("price", kind, case)) for kind in units}
+        ratios = {kind: cost[kind] / float(result.array("price", kind, "group")) for kind in units}
+        bars = ax.bar([k + 0.26 * (i - 1) for k in range(len(units))], list(ratios.values()), 0.24, color=colour)
+        words = [word.format(scale * cost[kind]) if word else f"{ratios[kind]:.2f}" for kind, (scale, word) in units.items()]
+        ax.bar_label(bars, words, padding=2, fontsize=10)
+        bars.set_label(WORDS.get(case, "group mean"))
+    ax.set_xticks(range(len(units)), ["parameters,\nthousands", "weights, gradients,\nAdam, in MB", "time of a step,\nratio"])
+    ax.set_ylim(0, 2.8)
+    figures.describe(ax, "What it costs", "", "relative to the group mean")
+    ax.legend(frameon=False, loc="upper left", ncols=3, columnspacing=1.0, handlelength=1.2)
