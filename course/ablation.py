@@ -187,7 +187,8 @@ def _describe_settings(settings: Any) -> str:
     """The fields as a table: name, default, what may be written, and the comment behind the field in the code."""
     hints = typing.get_type_hints(type(settings))
     try:
-        notes = dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#\s*(.+?)\s*$", inspect.getsource(type(settings)), re.MULTILINE))
+        sources = [inspect.getsource(kind) for kind in reversed(type(settings).__mro__) if dataclasses.is_dataclass(kind)]
+        notes = dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#\s*(.+?)\s*$", "".join(sources), re.MULTILINE))
     except (OSError, TypeError):  # no source at hand
         notes = {}
     rows = [

@@ -428,6 +428,23 @@ def test_runs_that_diverge_halt_and_the_others_do_not_notice() -> None:
         assert torch.equal(learner.problem.parameters[0][run], calm.problem.parameters[0][run])
 
 
+def test_runs_that_are_halted_from_outside_stand_still_and_the_others_do_not_notice() -> None:
+    """Without `halt_diverged`: a warm start that has reached its target in some runs."""
+    learners = [Learner(bernoulli_bandit((3,)), ladder.clip, Adam(0.1), stream((3,)), epochs=2) for _ in range(2)]
+    learners[0].train(2)
+    learners[1].train(2)
+    where = learners[0].problem.parameters[0][1].detach().clone()
+    learners[0].halted = torch.tensor([False, True, False])
+    for learner in learners:
+        learner.train(3)
+    (halted,), (free,) = (learner.problem.parameters for learner in learners)
+    assert torch.equal(halted[1], where)
+    assert torch.equal(halted[[0, 2]], free[[0, 2]])
+    assert not torch.equal(free[1], where)
+    assert learners[0].halted is not None
+    assert learners[0].halted.tolist() == [False, True, False]
+
+
 class Poisoned(Bandit):
     """A bandit of four runs whose policy is NaN in its second run at the second rollout, and in its third run at the third."""
 

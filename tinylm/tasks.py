@@ -274,10 +274,7 @@ class ExactMatch(Reward):
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         answer = final_answer(completion, task.answer.shape[-1], task.marked)
-        right = (answer == task.answer[question]).all(-1)
-        if not task.marked:  # nothing may follow
-            right = right & (completion[..., task.answer.shape[-1] :] == PAD).all(-1)
-        return self.weight * right.float()
+        return self.weight * (answer == task.answer[question]).all(-1).float()  # the end is part of the answer: nothing follows
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 PHASES = ("warm", "train", "done")
 INIT, WARM, TRAIN, CHECK, CRITIC = range(5)  # every use of chance has streams of its own
 SEED_STEP = 1_000_000  # between the streams of one seed and the next
-CHECK_EVERY = 20  # steps of the warm start between measurements of its accuracy
+CHECK_EVERY = 10  # steps of the warm start between measurements of its accuracy
 IN_WARM_START = ("length", "entropy", "gradient_norm", "cross_entropy")  # the metrics that mean something there
 
 

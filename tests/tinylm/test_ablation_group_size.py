@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from course.errors import CourseError
-from course.metrics import of_rollout
 from course.noise import Noise
 from course.terminal import QUIET
 from tests.tinylm.conftest import sums, tiny
@@ -36,16 +35,18 @@ def test_the_chance_of_the_right_answer_is_what_sampling_finds() -> None:
     assert (exact[..., 1:] >= exact[..., :-1]).all()  # the further, the surer
 
 
-def test_silent_groups_are_what_p_says() -> None:
+def test_silent_groups_are_what_p_says_over_all_rollouts_since_the_last_log() -> None:
     task, group = sums(), 3
-    model = tiny((2,), context=task.context)
-    problem = Watched(model, task, prompts=4, group=group)
-    problem.sample(Noise((2,), 3, dtype=torch.float64))
-    problem.p = torch.tensor([[0.0, 1.0, 0.5, 0.25]] * 2, dtype=torch.float64)
+    problem = Watched(tiny((2,), context=task.context), task, prompts=4, group=group)
+    p = torch.tensor([[0.0, 1.0, 0.5, 0.25]] * 2, dtype=torch.float64)
+    problem.seen = [(torch.tensor([0.5, 0.25]), p), (torch.tensor([1.0, 0.25]), torch.zeros_like(p))]
     metrics = problem.metrics()
     silent = [1.0, 1.0, 0.5**3 + 0.5**3, 0.25**3 + 0.75**3]
-    assert metrics["silent_expected"].tolist() == pytest.approx([sum(silent) / 4] * 2, abs=1e-12)
-    assert metrics["silent_variance"].tolist() == pytest.approx([sum(s * (1 - s) for s in silent) / 16] * 2, abs=1e-12)
+    assert metrics["silent_measured"].tolist() == [0.75, 0.25]
+    assert metrics["silent_expected"].tolist() == pytest.approx([(sum(silent) + 4) / 8] * 2, abs=1e-12)
+    assert metrics["silent_variance"].tolist() == pytest.approx([sum(s * (1 - s) for s in silent) / 64] * 2, abs=1e-12)
+    problem.sample(Noise((2,), 3, dtype=torch.float64))
+    assert len(problem.seen) == 1
 
 
 def test_measured_silent_groups_scatter_as_the_variance_says() -> None:
@@ -54,9 +55,9 @@ def test_measured_silent_groups_scatter_as_the_variance_says() -> None:
     with torch.no_grad():
         model.weights["head"] *= 0.2
     problem = Watched(model, task, prompts=8, group=16)
-    rollout = problem.sample(Noise((400,), 5, dtype=torch.float64))
+    problem.sample(Noise((400,), 5, dtype=torch.float64))
     metrics = problem.metrics()
-    z = (of_rollout(rollout)["silent_groups"] - metrics["silent_expected"]) / metrics["silent_variance"].sqrt()
+    z = (metrics["silent_measured"] - metrics["silent_expected"]) / metrics["silent_variance"].sqrt()
     assert abs(float(z.mean())) < 4.5 / math.sqrt(400)
     assert float(z.square().mean()) == pytest.approx(1.0, abs=0.5)
 

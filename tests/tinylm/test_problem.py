@@ -18,7 +18,7 @@ from tests.conftest import close, few_ulp, stream
 from tests.tinylm.conftest import chosen, schooled, separate, sums, tiny
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel, ask
 from tinylm.sampler import log_probs, sample
-from tinylm.tasks import END, PAD, Sum, TaskSettings, decode, make
+from tinylm.tasks import END, PAD, DigitCredit, Sum, TaskSettings, decode, make
 
 RUNS = pytest.mark.parametrize("runs", [(), (2,)], ids=["alone", "two"])
 
@@ -120,6 +120,13 @@ def test_rewards_are_the_ones_asked_for(scratchpad: bool, reward: Sum | None) ->
     question = rollout.data["question"].unsqueeze(-1).expand(4, 3)
     close(rollout.score, problem.reward(rollout.data["tokens"], question, task))
     assert rollout.reward.dtype == torch.float64
+
+
+def test_the_reward_of_a_short_answer_sits_on_its_own_last_token() -> None:
+    rollout = LanguageModel(schooled(), sums(), prompts=60, group=6, reward=DigitCredit()).sample(stream())
+    last = torch.arange(3) == rollout.length.unsqueeze(-1) - 1
+    assert bool((rollout.reward[~last] == 0).all())
+    assert bool((rollout.reward[..., 1] > 0).any())  # a right first digit and the end
 
 
 # ---------------------------------------------------------------- the ratio

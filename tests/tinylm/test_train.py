@@ -32,7 +32,7 @@ from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.sampler import score
 from tinylm.tasks import Task, TaskSettings, make
-from tinylm.train import CHECKPOINT, METRICS, Training, TrainSettings, run
+from tinylm.train import CHECK_EVERY, CHECKPOINT, METRICS, Training, TrainSettings, run
 
 QUICK = TrainSettings(
     preset="nano",
@@ -371,7 +371,7 @@ def test_rows_of_the_log_hold_what_they_should(tmp_path: Path) -> None:
     assert [row["step"] for row in train if "accuracy" in row] == [4, 8, 12]
     assert {"cross_entropy", "entropy", "gradient_norm", "length"} <= warm[0].keys()
     assert not {"reward", "kl_old", "ratio_max"} & warm[0].keys()  # mean nothing there
-    assert [row["step"] for row in warm if "warm_accuracy" in row] == list(range(20, warm[-1]["step"] + 1, 20))
+    assert [row["step"] for row in warm if "warm_accuracy" in row] == list(range(CHECK_EVERY, warm[-1]["step"] + 1, CHECK_EVERY))
     assert warm[-1]["warm_accuracy"] >= 0.1
     names = {"reward", "silent_groups", "length", "truncated", "entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_min", "ratio_max"}
     assert names | {"gradient_norm", "phase", "step"} == train[0].keys()
