@@ -49,7 +49,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise CourseError(f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copied: they would otherwise be views of the file, and change when somebody writes into it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if _checksum(tensors, about["about"]) != about["sum"]:
                 raise CourseError(f"{path}: damaged: the checksum is not that of its contents")
             return tensors, json.loads(about["about"])

@@ -89,6 +89,13 @@ def test_a_flipped_bit_anywhere_behind_the_header_is_noticed(tmp_path: Path) -> 
         checkpoint.read(path)
 
 
+def test_what_was_read_stays_when_the_file_is_written_over_in_place(tmp_path: Path) -> None:
+    path = checkpoint.write(tmp_path / "state", {"x": torch.ones(1000)}, {})
+    tensors, _ = checkpoint.read(path)
+    path.write_bytes(checkpoint.write(tmp_path / "other", {"x": torch.zeros(1000)}, {}).read_bytes())
+    assert torch.equal(tensors["x"], torch.ones(1000))
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Callable, tuple[str]]:

@@ -353,6 +353,15 @@ def test_a_warm_start_that_does_not_get_there_says_so() -> None:
         training.step()
 
 
+def test_measuring_the_warm_start_does_not_disturb_it() -> None:
+    looked, left = Training(QUICK), Training(QUICK)
+    for _ in range(3):
+        looked.warm_accuracy()
+        looked.step()
+        left.step()
+    assert checkpoint.equal_states(looked.learner.state(), left.learner.state())
+
+
 def test_a_longer_task_gets_a_longer_context() -> None:
     training = Training(with_changes(QUICK, task="terms", terms=4, scratchpad=True, warm_target=0.0))
     assert training.task.context > PRESETS["nano"].context
