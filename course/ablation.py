@@ -5,6 +5,7 @@ An ablation is a module of `bandits.ablations` or `tinylm.ablations` with
     TITLE             one line: what one sees
     EXPECTED_SECONDS  of `run` with the default settings, on two CPU cores
     SETTINGS          a frozen dataclass instance; what stands behind # on a field's line is its help
+    THREADS           of the CPU (optional; 1: small tensors are no faster on more, and one gives everybody the same numbers)
     FIGURE            the name of its files, where it is not the module's own (optional)
     run(settings, progress) → Result     measures (no drawing)
     plot(result) → Figure                draws (no measuring): a figure can be drawn again from its JSON
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from course import ladder, results
 from course.device import pick_device
@@ -213,11 +216,13 @@ def run_ablation(module: ModuleType, settings: Any = None, folder: Path | str | 
     settings = module.SETTINGS if settings is None else settings
     if folder is not None:
         results.check_writable(folder)
-    start = time.perf_counter()
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(getattr(module, "THREADS", 1))
     try:
         found = module.run(settings, progress)
     finally:
         progress.close()
+        torch.set_num_threads(threads)
     require(isinstance(found, Result), f"{module.__name__}.run", type(found).__name__, "a course.results.Result")
     found = dataclasses.replace(
         found,

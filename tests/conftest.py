@@ -19,6 +19,9 @@ from course.registry import RUNGS
 from course.rollout import Policy, Rollout
 
 
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def registry_as_it_was() -> Iterator[None]:
     """Estimators that a test registers are gone after it."""

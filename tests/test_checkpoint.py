@@ -77,7 +77,7 @@ def test_damaged_foreign_and_missing_files_are_refused_by_name(tmp_path: Path) -
 
 
 def test_a_flipped_bit_anywhere_behind_the_header_is_noticed(tmp_path: Path) -> None:
-    path = checkpoint.write(tmp_path / "state", {"x": torch.arange(20.0), "y": torch.tensor([True])}, {"steps": 3})
+    path = checkpoint.write(tmp_path / "state", {"x": torch.arange(20.0), "y": torch.tensor([3])}, {"steps": 3})
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     for place in range(header, len(whole)):
