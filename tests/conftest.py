@@ -18,7 +18,6 @@ from course.noise import Noise
 from course.registry import RUNGS
 from course.rollout import Policy, Rollout
 
-
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 

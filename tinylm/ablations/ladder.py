@@ -7,15 +7,12 @@ is its best one. Seeds and learning rates are run axes of one program. `--rungs`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from course import figures, ladder
 from course.errors import require
-from course.results import Fact, Result
+from course.results import Result
 from course.terminal import Progress
 from tinylm.experiment import Budget, Curves, interval, train, warm_start
 
@@ -51,11 +48,8 @@ def run(settings: Settings, progress: Progress) -> Result:
     series: dict[str, dict[str, Any]] = {}
     for name in progress(settings.rungs, "rungs on the tiny LM"):
         series[name] = summary(train(ladder.get(name).estimator, settings, start, settings.rates, progress, text=name), settings)
-    facts = _facts(settings, series)
     everything = {"rungs": series, "start": start.accuracy, "rates": settings.rates}
-    return Result(
-        series=everything, facts=facts, caption="Mean of the seeds and its 95 % interval (Student's t); each rung at its best rate."
-    )
+    return Result(series=everything, caption="Mean of the seeds and its 95 % interval (Student's t); each rung at its best rate.")
 
 
 def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
@@ -75,24 +69,6 @@ def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
         if name in curves.values:
             kept[name], kept[f"{name}_half"] = interval(curves.values[name][:, best])
     return kept
-
-
-def _facts(settings: Settings, series: Mapping[str, Mapping[str, Any]]) -> list[Fact]:
-    """Seed by seed on the same questions: the difference of two rungs' final accuracies, with its standard error."""
-    facts = []
-    for better, worse in (("clip", "baseline"), ("grpo", "reinforce")):
-        if better in series and worse in series and settings.seeds > 1:
-            difference = torch.as_tensor(series[better]["final_seeds"]) - torch.as_tensor(series[worse]["final_seeds"])
-            error = float(difference.std()) / settings.seeds**0.5
-            mean = float(difference.mean())
-            relation = Fact.above if mean > 0 else Fact.below
-            if abs(mean) > 4 * error:
-                word = "above" if mean > 0 else "below"
-                text = (
-                    f"With {settings.epochs} updates per rollout {better} ends {word} {worse} in held-out accuracy, each at its best rate"
-                )
-                facts.append(relation(text, "this course", mean, 0.0, error))
-    return facts
 
 
 def plot(result: Result) -> Figure:
