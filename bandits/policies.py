@@ -23,10 +23,9 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 def draw(log_probs: Tensor, noise: Noise, group: int) -> Tensor:
     """Arms [..., Q, G] drawn from log-probabilities [..., Q, K], by inverting the distribution function."""
-    # softmax(log π) is π, and faster than exp(log π); u − F ≥ 0 summed as floats is faster than counting booleans
-    cumulative = torch.softmax(log_probs.movedim(-1, 0), 0).cumsum(0)[:-1]  # [K−1, ..., Q]
+    cumulative = log_probs.movedim(-1, 0).exp().cumsum(0)[:-1]  # [K−1, ..., Q]
     uniform = noise.uniform(log_probs.shape[-2], group)
-    if group == 1:  # no axis to broadcast over
+    if group == 1:  # no axis to broadcast over; u − F ≥ 0 summed as floats is faster than counting booleans
         return (uniform.squeeze(-1) - cumulative).ge_(0).sum(0).long().unsqueeze(-1)
     return (uniform - cumulative.unsqueeze(-1)).ge_(0).sum(0).long()
 

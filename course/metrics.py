@@ -107,6 +107,8 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen, gradient_nor
 def kl_to_old(policy: Policy, rollout: Rollout) -> Tensor:
     """KL(π_old‖π) per chosen token [...], exact where both distributions are known, else the mean of k3 (unbiased)."""
     if policy.dist is not None and rollout.old_dist is not None:
+        if policy.dist.data_ptr() == rollout.old_dist.data_ptr() and policy.dist.shape == rollout.old_dist.shape:
+            return rollout.reward.new_zeros(rollout.runs)  # the very tensor that was sampled from
         return mean_kl(rollout.old_dist, policy.dist, rollout.mask)
     return chosen_mean(_masked(k3(policy.log_prob - rollout.log_prob), rollout.mask), rollout.mask)
 
