@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import CourseError, require
 from course.noise import Noise
 
 
@@ -137,7 +137,7 @@ class HeavyTailed(Environment):
         return pick(self.mean, action) + t
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("a continuous reward has infinitely many outcomes")
+        raise CourseError("HeavyTailed.outcomes: got a continuous reward; allowed is one whose values can be listed")
 
 
 class Discrete(Environment):
@@ -200,7 +200,7 @@ class SharedForecast(Environment):
         return torch.where(happened, self.given[1][action], self.given[0][action])
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("the samples of a group share their outcome: enumerate given y, then average over y")
+        raise CourseError("SharedForecast.outcomes: got a y that the group shares; allowed is listing for a given y, then the mean over y")
 
 
 @dataclass

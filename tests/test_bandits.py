@@ -113,7 +113,7 @@ def test_two_degrees_of_freedom_are_students_t() -> None:
     cdf = 0.5 + ordered / (2 * (2 + ordered**2).sqrt())
     steps = torch.arange(RUNS, dtype=torch.float64) / RUNS
     assert float((cdf - steps).abs().max()) < 1.95 / math.sqrt(RUNS) + 1 / RUNS
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(CourseError, match="continuous"):
         HeavyTailed(f64([[3.0]])).outcomes()
 
 
@@ -126,7 +126,7 @@ def test_a_group_shares_its_forecasts_outcome_and_prompts_do_not() -> None:
     correlation = float(((happened[:, 0] - 0.5) * (happened[:, 1] - 0.5)).mean() * 4)
     assert abs(correlation) < 4 / math.sqrt(4000)
     assert SharedForecast(torch.linspace(0, 1, 11), 0.7).best.item() == 7  # the calibrated forecast
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(CourseError, match="shares"):
         environment.outcomes()
 
 

@@ -419,7 +419,7 @@ def test_off_policy_the_rungs_come_apart() -> None:
     assert clip.relative_bias > 0.1
 
 
-# ---------------------------------------------------------------- dividing by the std (FACTS 12, 13, 14)
+# ---------------------------------------------------------------- dividing by the std (claims 12, 13, 14)
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 16])
@@ -491,7 +491,7 @@ HEAVY = Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([[0.5, 0.5], [10.0, 0.0]]), 
 
 
 def heavy_tail_by_hand(group: int) -> float:
-    """E of the group-normalised gradient on arm B's logit (FACTS 14), from counts of (A .5, B 10, B 0) with math.comb."""
+    """E of the group-normalised gradient on arm B's logit (claim 14), from counts of (A .5, B 10, B 0) with math.comb."""
     total = 0.0
     for a in range(group + 1):
         for ten in range(group - a + 1):
@@ -571,7 +571,7 @@ def test_mean_per_sequence_is_biased_in_direction_on_answers_of_two_lengths() ->
     close(microscope(swap(ladder.rloo, aggregation=ConstantLength()), outcomes, 4).expected, gradient(outcomes) / 5)
 
 
-# ---------------------------------------------------------------- variance (FACTS 4, 5)
+# ---------------------------------------------------------------- variance (claims 4, 5)
 
 
 @pytest.mark.parametrize("group", [2, 3, 8])
@@ -622,7 +622,7 @@ def test_four_more_for_every_reward_hurts_only_reinforce() -> None:
     assert variance_at_baseline(raised, 0.0)[0] / variance_at_baseline(B3, 0.0)[0] > 40
 
 
-# ---------------------------------------------------------------- KL (FACTS 19, 20)
+# ---------------------------------------------------------------- KL (claims 19, 20)
 
 NOTHING_TO_EARN = Outcomes.of_arms(f64(PI).log(), f64([0.0, 0.0, 0.0]), ref_log_prob=REF)
 

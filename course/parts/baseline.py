@@ -27,7 +27,7 @@ class Baseline(Part):
 def silent(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
     """Where all returns along `dims` are the same number: they compare equal, so nothing can be learned from them.
 
-    By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (FACTS 23).
+    By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
     """
     if len(dims) == 1:
         return returns.amax(dims, keepdim=True) == returns.amin(dims, keepdim=True)
