@@ -22,6 +22,7 @@ from course.parts import (
     NoBaseline,
     NoKL,
     NoScale,
+    OldPolicy,
     RatioLevel,
     SampleFilter,
     Scale,
@@ -245,6 +246,11 @@ def first_chosen(credit: Tensor, mask: Tensor) -> Tensor:
         return credit[..., 0]
     first = mask.to(torch.int8).argmax(-1, keepdim=True)
     return credit.gather(-1, first).squeeze(-1)
+
+
+def uses_reference(estimator: Estimator) -> bool:
+    """Whether this estimator holds the policy near a reference, which a problem then has to keep."""
+    return not isinstance(estimator.kl, NoKL) and not isinstance(estimator.kl.anchor, OldPolicy)
 
 
 def uses_critic(estimator: Estimator) -> bool:

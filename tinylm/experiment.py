@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from course.errors import require
-from course.estimator import Estimator, uses_critic
+from course.estimator import Estimator, uses_critic, uses_reference
 from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam, LinearDecay, Optimizer
-from course.parts import ExactKL, Greedy, NoKL, OldPolicy
+from course.parts import ExactKL, Greedy
 from course.terminal import QUIET, Progress
 from tinylm import tasks
 from tinylm.evaluate import accuracy
@@ -123,7 +123,7 @@ def train(
     runs, device = (len(rates), budget.seeds), budget.device
     shared = uses_critic(estimator) and critic == "shared"
     model = _spread(start, runs, shared)
-    reference = None if isinstance(estimator.kl, NoKL) or isinstance(estimator.kl.anchor, OldPolicy) else model.copy()
+    reference = model.copy() if uses_reference(estimator) else None
     anchor = model.copy() if reference is None else reference
     value: Transformer | None = None
     if uses_critic(estimator):

@@ -20,11 +20,10 @@ from torch import Tensor
 from course import checkpoint, ladder
 from course.device import pick_device
 from course.errors import CourseError, require
-from course.estimator import Estimator, uses_critic
+from course.estimator import Estimator, uses_critic, uses_reference
 from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam, LinearDecay
-from course.parts import NoKL, OldPolicy
 from course.parts.baseline import Greedy
 from course.parts.kl import ExactKL
 from course.results import replace_files
@@ -234,7 +233,7 @@ class Training:
         settings, estimator = self.settings, self.settings.estimator
         if uses_critic(estimator):
             self.critic = self.model if settings.critic == "shared" else self._transformer(CRITIC, True)
-        if not isinstance(estimator.kl, NoKL) and not isinstance(estimator.kl.anchor, OldPolicy):
+        if uses_reference(estimator):
             self.reference = self.model.copy()
         problem = LanguageModel(
             self.model,
