@@ -72,7 +72,7 @@ def plot(result: Result) -> Figure:
         for name in result.settings["rungs"]:
             x, y, half = (result.array(problem, "rungs", name, key) for key in ("samples", about["curve"], f"{about['curve']}_half"))
             figures.band(ax, x, y, half, name)
-        ax.set_ylim(0, 1.02)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         figures.describe(ax, problem[0].upper() + problem[1:], "samples", about["unit"])
     for ax in panels:
         figures.label_ends(ax)

@@ -406,11 +406,13 @@ def test_bad_arguments_of_course_are_one_line_and_status_2(
 
 def test_facts_prints_the_ledger_and_writes_the_count(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lab, "coin") == 0
-    (tmp_path / "README.md").write_text("<!-- facts --><!-- /facts --><!-- ladder --><!-- /ladder -->")
+    (tmp_path / "README.md").write_text("<!-- facts --><!-- /facts --><!-- ladder --><!-- /ladder --><!-- lessons --><!-- /lessons -->")
     assert cli.main(["facts", "--readme"]) == 0
     assert "a coin is fair  [coin]" in capsys.readouterr().out
     written = (tmp_path / "README.md").read_text()
-    assert written == f"<!-- facts -->1 of 1 claims reproduced<!-- /facts --><!-- ladder -->\n{cli.ladder_table()}\n<!-- /ladder -->"
+    tables = {"ladder": cli.ladder_table(), "lessons": cli.lessons_table()}
+    generated = "".join(f"<!-- {name} -->\n{table}\n<!-- /{name} -->" for name, table in tables.items())
+    assert written == f"<!-- facts -->1 of 1 claims reproduced<!-- /facts -->{generated}"
     assert run(lab, "coin", "--set", "expected=0.9") == 1
     assert cli.main(["facts"]) == 1
 
@@ -431,7 +433,7 @@ def test_lab_starts_jupyter_on_the_lessons(tmp_path: Path, monkeypatch: pytest.M
     calls: list[list[str]] = []
     monkeypatch.setattr(cli.subprocess, "call", lambda command: calls.append(command) or 0)
     assert cli.main(["lab", "--no-browser"]) == 0
-    assert calls == [[sys.executable, "-m", "jupyterlab", "notebooks", "--no-browser"]]
+    assert calls == [[sys.executable, "-m", "jupyterlab", str(Path("notebooks/00_map.ipynb")), "--no-browser"]]
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["lab"]) == 2
     assert "pip install jupyterlab" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 import sys
 
 from course.ablation import main
+from course.device import keep_memory
 from tinylm import commands
 
 if __name__ == "__main__":
+    keep_memory()
     arguments = sys.argv[1:]
     if arguments and arguments[0] in commands.COMMANDS:
         sys.exit(commands.main(arguments))

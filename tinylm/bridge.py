@@ -40,7 +40,10 @@ CONTINUE = len(CHARACTERS)  # tokens after which a completion goes on
 
 
 def count(limit: int) -> int:
-    """How many completions of at most `limit` tokens there are: Σ_{t<limit} 17^t that end there, and 17^limit truncated ones."""
+    """How many completions of at most `limit` tokens there are: Σ_{t<limit} 17^t that end there, and 17^limit truncated ones.
+
+    eq:number-of-completions
+    """
     return sum(CONTINUE**t for t in range(limit + 1))
 
 
@@ -137,12 +140,12 @@ class Bridge:
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """[K] log-probability of each whole completion under the current policy, in nats."""
+        """[K] log-probability of each whole completion under the current policy, in nats. eq:answer-log-prob"""
         return self.outcomes.log_prob[0].sum(-1)
 
     @property
     def objective(self) -> float:
-        """J = Σ_k p_k R_k: for a reward of 0 or 1, the success probability on this prompt."""
+        """J = Σ_k p_k R_k: for a reward of 0 or 1, the success probability on this prompt. eq:prompt-objective"""
         return exact.objective(self.outcomes)
 
     @cached_property
@@ -191,7 +194,7 @@ class Bridge:
     # ------------------------------------------------------------------ the microscope
 
     def pull_back(self, coefficient: Tensor, dist_coefficient: Tensor | None = None) -> Tensor:
-        """[D] Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇dist), for [1, K, T] (and [1, K, T, V]): one backward pass."""
+        """[D] Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇dist), for [1, K, T] (and [1, K, T, V]): one backward pass. eq:pull-back"""
         tables = self._current
         weights = []
         for t, table in enumerate(tables):

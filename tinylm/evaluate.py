@@ -45,7 +45,9 @@ def right_to_go(model: Transformer, task: Task, questions: Tensor, *, temperatur
     """The exact chance that a sampled answer whose first t tokens are right goes on to be right, [*runs, N, T] for t = 0 … T − 1.
 
     It is Π_{s≥t} π(target_s | prompt, target_<s): of all completions only the target is right (no marker), so this is the exact
-    value function of exact match on right prefixes, and on wrong ones that is 0. `questions` [N], or [*runs, N]: each run its own.
+    value function of exact match on right prefixes (eq:value-of-right-prefix), and on wrong ones that is 0. `questions` [N], or
+    [*runs, N]: each run its own.
+    eq:exact-success-rate
     """
     require(not task.marked, "task.scratchpad", True, "False: with a marker many completions are right")
     rows = questions.expand(*model.runs, questions.shape[-1])

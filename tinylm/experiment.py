@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from course.errors import require
-from course.estimator import Estimator, uses_critic, uses_reference
+from course.estimator import Estimator, uses_critic
 from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam, LinearDecay, Optimizer
-from course.parts import ExactKL, Greedy
+from course.parts import AdaptiveBeta
 from course.terminal import QUIET, Progress
 from tinylm import tasks
 from tinylm.evaluate import accuracy
@@ -35,6 +35,7 @@ class Budget:
     group: int = 8  # completions per question
     rollouts: int = 120  # of reinforcement learning
     epochs: int = 4  # updates per rollout
+    lr_warmup: int = 20  # updates in which the learning rate rises to its height
     warm_target: float = 0.3  # sampled accuracy of the warm start
     judged: int = 250  # held-out questions
     log_every: int = 10  # rollouts
@@ -60,13 +61,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Curves:
-    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds in all."""
+    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds in all, `peak` bytes a model."""
 
     steps: list[int]
     values: dict[str, Tensor]
     seconds: float
     halted: Tensor
     parameters: int
+    peak: float
     model: Transformer = field(repr=False)
     critic: Transformer | None = field(default=None, repr=False)
 
@@ -114,35 +116,35 @@ def train(
 ) -> Curves:
     """Reinforcement learning from the warm start, for all learning rates and seeds at once: run axes (L, S).
 
-    Adam with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates [L, S]. A seed draws
-    the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one. `reward` None: exact
-    match. `also`: more questions of the task, name → rows, on which the greedy accuracy is measured, too, under that name.
-    `asks`: the problem's class, one that measures more than its base class, say. A critic starts from the weights of the warm
-    start, with a value head of zeros.
+    Adam, as in `tinylm.train`, with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates
+    [L, S]. A seed draws the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one; it
+    starts from the weights of the warm start, with a value head of zeros. `reward` None: exact match. `also`: more questions of
+    the task, name → rows, on which the greedy accuracy is measured, too, under that name. `asks`: the problem's class, one that
+    measures more than its base class, say.
     """
     runs, device = (len(rates), budget.seeds), budget.device
     shared = uses_critic(estimator) and critic == "shared"
     model = _spread(start, runs, shared)
-    reference = model.copy() if uses_reference(estimator) else None
-    anchor = model.copy() if reference is None else reference
     value: Transformer | None = None
     if uses_critic(estimator):
         value = model if shared else _spread(start, runs, True)
-    problem = asks(
+    problem = asks.of(
+        estimator,
         model,
         start.task,
         prompts=budget.prompts,
         group=budget.group,
         reward=reward,
-        reference=reference,
         critic=value,
-        distributions=isinstance(estimator.kl, ExactKL) or optimizer is not None,
-        greedy=isinstance(estimator.baseline, Greedy),
+        distributions=optimizer is not None,
     )
+    anchor = model.copy() if problem.reference is None else problem.reference
+    peak = peak_bytes(estimator, problem, Noise(runs, 20_000 + budget.seed, device=device)) / (runs[0] * runs[1])
     noise = Noise(runs, 10_000 + budget.seed, numbers=[seed for _ in rates for seed in range(budget.seeds)], device=device)
     lr = torch.tensor(rates, device=device).unsqueeze(-1).expand(runs)
-    schedule = LinearDecay(budget.rollouts * budget.epochs)
-    adam = Adam(lr, schedule) if optimizer is None else optimizer(lr)
+    updates = budget.rollouts * budget.epochs
+    schedule = LinearDecay(updates, warmup=min(budget.lr_warmup, updates - 1))
+    adam = Adam(lr, schedule, betas=(0.9, 0.98)) if optimizer is None else optimizer(lr)
     epochs = budget.epochs if optimizer is None else 1
     learner = Learner(problem, estimator, adam, noise, epochs=epochs, max_grad_norm=1.0, halt_diverged=True)
     judged = start.task.held_out[:: max(1, len(start.task.held_out) // budget.judged)][: budget.judged]
@@ -165,7 +167,33 @@ def train(
     values = {name: torch.stack([row.get(name, torch.zeros(runs)) for row in rows]).float().cpu() for name in names}
     halted = torch.zeros(runs, dtype=torch.bool) if learner.halted is None else learner.halted.cpu()
     size = sum(parameter.numel() for parameter in problem.parameters) // (runs[0] * runs[1])
-    return Curves(steps, values, spent, halted, size, model, value)
+    return Curves(steps, values, spent, halted, size, peak, model, value)
+
+
+def peak_bytes(estimator: Estimator, problem: LanguageModel, noise: Noise) -> float:
+    """Bytes held at the height of an update, of all runs: weights, gradients and Adam's two moments, the reference's weights, the
+    rollout, and what the pass forwards keeps for the one backwards. The parameters stay as they are.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    rollout = problem.sample(noise)
+    if isinstance(estimator.kl.beta, AdaptiveBeta):
+        rollout = replace(rollout, kl_coef=torch.zeros(problem.runs, device=rollout.reward.device))
+    frozen = estimator.freeze(rollout)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ = estimator.objective(problem.policy(frozen.rollout), frozen)
+    for tensor in (getattr(rollout, name) for name in ("reward", "log_prob", "mask", "ref_log_prob", "value", "old_dist", "ref_dist")):
+        if tensor is not None:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    reference = [] if problem.reference is None else problem.reference.parameters
+    own = [parameter for parameter in problem.parameters for _ in ("gradient", "first moment", "second moment")]
+    for parameter in problem.parameters:
+        kept[parameter.untyped_storage().data_ptr()] = parameter.untyped_storage().nbytes()
+    return float(sum(kept.values()) + sum(each.numel() * each.element_size() for each in [*own, *reference]))
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """A decoder-only transformer, written to be read in one sitting. Its weights can carry run axes: several models in one program.
 
-Pre-norm, RMSNorm, rotary or learned positions, softmax attention written out, a GELU network, no dropout, no biases.
+Pre-norm, RMSNorm, rotary or learned positions, softmax attention written out, a ReLU network, no dropout, no biases.
 Hidden states are [*runs, N, d] with all tokens of all rows in one axis N, so that a linear layer is one (batched) product.
 Deviations from the usual: attention is explicit, since the fused kernel is slower at this size and has no second
 derivative on the CPU, which TRPO needs; the output layer is not tied to the embedding; tables are read by a product with
-one-hot rows, whose gradient adds up in one fixed order (that of a look-up does not, with several threads or on a GPU).
+one-hot rows, whose gradient adds up in one fixed order (that of a look-up does not, with several threads or on a GPU); norms
+have no gain; ReLU in place of GELU, which at this size costs a tenth of the time, and learns as well here.
 """
 
 from __future__ import annotations
@@ -75,19 +76,14 @@ class Transformer:
         def normal(*shape: int, std: float) -> Tensor:
             return (noise.normal(*shape) * std).contiguous().requires_grad_()
 
-        def ones(*shape: int) -> Tensor:
-            return torch.ones(*self.runs, *shape, dtype=dtype, device=device).requires_grad_()
-
         w = self.weights = {"embedding": normal(v, d, std=1.0)}
         if not settings.rotary:
             w["positions"] = normal(settings.context, d, std=0.3)
         for i in range(settings.layers):
-            w[f"{i}.norm1"], w[f"{i}.norm2"] = ones(d), ones(d)
             w[f"{i}.qkv"] = normal(d, 3 * d, std=d**-0.5)
             w[f"{i}.out"] = normal(d, d, std=(2 * settings.layers * d) ** -0.5)
             w[f"{i}.up"] = normal(d, h, std=d**-0.5)
             w[f"{i}.down"] = normal(h, d, std=(2 * settings.layers * h) ** -0.5)
-        w["norm"] = ones(d)
         w["head"] = normal(d, v, std=0.3 * d**-0.5)
         if settings.value:
             w["value"] = torch.zeros(*self.runs, d, 1, dtype=dtype, device=device).requires_grad_()
@@ -126,7 +122,7 @@ class Transformer:
             scores = q @ k.transpose(-1, -2) + hide
             mixed = torch.softmax(scores, -1) @ v  # [*runs, B, H, L, d/H]
             x = self._block_end(i, x, mixed.transpose(-2, -3).flatten(-2).flatten(-3, -2))
-        return self._norm("norm", x).unflatten(-2, shape[-2:])
+        return _norm(x).unflatten(-2, shape[-2:])
 
     def logits(self, states: Tensor) -> Tensor:
         """Final states [*runs, ..., d] → next-token logits [*runs, ..., V]."""
@@ -152,7 +148,7 @@ class Transformer:
             mixed = torch.softmax(q @ k.transpose(-1, -2) + hide, -1) @ v
             x = self._block_end(i, x, mixed.transpose(-2, -3).flatten(-2).flatten(-3, -2))
         last = x.unflatten(-2, (rows, length))[..., -1, :]
-        return self._norm("norm", last), Cache(tuple(keys), tuple(values))
+        return _norm(last), Cache(tuple(keys), tuple(values))
 
     def extend(self, token: Tensor, position: int, prompt: Cache, own: Cache | None) -> tuple[Tensor, Cache]:
         """One more token of every completion, [*runs, Q, G]: it sees its prompt and its own tokens before it.
@@ -165,7 +161,7 @@ class Transformer:
         x = self._embed(token.unsqueeze(-1).flatten(-3, -2), place)
         keys, values = [], []
         for i in range(self.settings.layers):
-            parts = self._linear(f"{i}.qkv", self._norm(f"{i}.norm1", x)).unflatten(-1, (3, heads, size))
+            parts = self._linear(f"{i}.qkv", _norm(x)).unflatten(-1, (3, heads, size))
             q, k, v = parts.unflatten(-4, (rows, group)).movedim(-3, 0).transpose(-2, -3)  # each [*runs, Q, H, G, d/H]
             if self.settings.rotary:
                 q, k = self._rotate(q, place), self._rotate(k, place)
@@ -181,7 +177,7 @@ class Transformer:
             length = shared.shape[-1]
             mixed = weight[..., :length] @ prompt.values[i] + (weight[..., None, length:] @ v).squeeze(-2)
             x = self._block_end(i, x, mixed.transpose(-2, -3).flatten(-2).flatten(-3, -2))
-        return self._norm("norm", x).unflatten(-2, (rows, group)), Cache(tuple(keys), tuple(values))
+        return _norm(x).unflatten(-2, (rows, group)), Cache(tuple(keys), tuple(values))
 
     # ------------------------------------------------------------------ the pieces
 
@@ -201,7 +197,7 @@ class Transformer:
 
     def _queries(self, layer: int, x: Tensor, rows: int, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, size = self.settings.heads, self.settings.width // self.settings.heads
-        parts = self._linear(f"{layer}.qkv", self._norm(f"{layer}.norm1", x))
+        parts = self._linear(f"{layer}.qkv", _norm(x))
         q, k, v = parts.unflatten(-1, (3, heads, size)).unflatten(-4, (rows, -1)).movedim(-3, 0).transpose(-2, -3)
         if self.settings.rotary:
             q, k = self._rotate(q, positions), self._rotate(k, positions)
@@ -209,7 +205,7 @@ class Transformer:
 
     def _block_end(self, layer: int, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self._linear(f"{layer}.out", mixed)
-        inner = torch.nn.functional.gelu(self._linear(f"{layer}.up", self._norm(f"{layer}.norm2", x)), approximate="tanh")
+        inner = torch.relu_(self._linear(f"{layer}.up", _norm(x)))
         return x + self._linear(f"{layer}.down", inner)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
@@ -219,16 +215,16 @@ class Transformer:
         flat = x.flatten(len(self.runs), -2)
         return (flat @ weight).unflatten(-2, x.shape[len(self.runs) : -1])
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight = self.weights[name]
-        gain = weight.reshape(*self.runs, *(1,) * (x.dim() - len(self.runs) - 1), -1)
-        return torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=1e-6) * gain
-
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Turn pairs of x [..., L, d/H] by their positions' angles (Su et al. 2021, eq. 34)."""
         cos, sin = self._angles[0][positions], self._angles[1][positions]
         first, second = x.chunk(2, -1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """RMSNorm (Zhang & Sennrich 2019, eq. 4) without a gain: the linear layer behind each norm can scale for itself."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), eps=1e-6)
 
 
 def _angles(settings: ModelSettings, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

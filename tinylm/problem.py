@@ -5,15 +5,16 @@ which is the same objective: maximum likelihood is a policy gradient on demonstr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from course.errors import require
-from course.estimator import Estimator
+from course.estimator import Estimator, uses_reference
 from course.metrics import chosen_mean
 from course.noise import Noise
-from course.parts import TokenMean
+from course.parts import ExactKL, Greedy, TokenMean
 from course.rollout import Policy, Rollout
 from tinylm.model import Transformer
 from tinylm.sampler import check_sampling, sample, score, states
@@ -71,6 +72,16 @@ class LanguageModel:
         self.runs = model.runs
         own = [] if critic is None or critic is model else critic.parameters
         self.parameters: Sequence[Tensor] = [*model.parameters, *own]
+
+    @classmethod
+    def of(cls, estimator: Estimator, model: Transformer, task: Task, *, distributions: bool = False, **settings: Any) -> Self:
+        """A problem whose rollouts hold what this estimator asks for: a frozen copy as reference, distributions, greedy answers.
+
+        `settings` are those of the class but these; a critic is among them.
+        """
+        reference = model.copy() if uses_reference(estimator) else None
+        full = distributions or isinstance(estimator.kl, ExactKL)
+        return cls(model, task, reference=reference, distributions=full, greedy=isinstance(estimator.baseline, Greedy), **settings)
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -138,11 +149,14 @@ def _chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
 
 
-LIKELIHOOD = Estimator(aggregation=TokenMean())  # with reward 1 and the score function: the mean log-likelihood per token
+LIKELIHOOD = Estimator(aggregation=TokenMean())  # eq:likelihood-is-reward-one: the mean log-likelihood per token
 
 
 class Demonstrations:
-    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample. Train it with `LIKELIHOOD`."""
+    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample. Train it with `LIKELIHOOD`.
+
+    eq:sft-log-likelihood
+    """
 
     def __init__(self, model: Transformer, task: Task, *, batch: int = 512) -> None:
         require(batch > 0, "batch", batch, "a whole number > 0")

@@ -29,7 +29,10 @@ class Completions:
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-    """The distribution that is sampled: logits [..., V] → log-probabilities. PAD is never produced; ties at top-k stay in."""
+    """The distribution that is sampled: logits [..., V] → log-probabilities. PAD is never produced; ties at top-k stay in.
+
+    eq:sampling-temperature
+    """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     logits = logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == PAD, -torch.inf)
@@ -103,17 +106,8 @@ def _draw(dist: Tensor, uniform: Tensor) -> Tensor:
 
 
 def states(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] → [*runs, Q, G, T, d].
-
-    The prompt and its G completions are ONE packed sequence under a tree mask, so the prompt is computed once.
-    """
-    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
-    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
-    positions, mask = tree(width, group, limit - 1, prompt.device)
-    hidden = model.hidden(packed, positions, mask)
-    first = hidden[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, d]
-    later = hidden[..., width:, :].unflatten(-2, (group, limit - 1))
-    return torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)
+    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] → [*runs, Q, G, T, d]."""
+    return _unpack(_packed(model, prompt, tokens), prompt, tokens)
 
 
 def score(
@@ -123,8 +117,24 @@ def score(
 
     prompt [*runs, Q, P], tokens [*runs, Q, G, T]. A value is that of the state before each token.
     """
-    before = states(model, prompt, tokens)
-    return log_probs(model.logits(before), temperature), model.values(before) if values else None
+    hidden = _packed(model, prompt, tokens)
+    dist = log_probs(_unpack(model.logits(hidden), prompt, tokens), temperature)  # V numbers per token are moved, not d
+    return dist, _unpack(model.values(hidden).unsqueeze(-1), prompt, tokens).squeeze(-1) if values else None
+
+
+def _packed(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """The prompt and its G completions as ONE sequence under a tree mask, so that the prompt is computed once: [*runs, Q, L, d]."""
+    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
+    positions, mask = tree(prompt.shape[-1], tokens.shape[-2], tokens.shape[-1] - 1, prompt.device)
+    return model.hidden(packed, positions, mask)
+
+
+def _unpack(packed: Tensor, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """What stands before each token: packed [*runs, Q, L, n] → [*runs, Q, G, T, n]; all first tokens follow the prompt's last."""
+    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
+    first = packed[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, n]
+    later = packed[..., width:, :].unflatten(-2, (group, limit - 1))
+    return torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)
 
 
 __all__ = ["Completions", "check_sampling", "log_probs", "sample", "score", "states"]

@@ -270,7 +270,7 @@ class Reward:
 
 @dataclass(frozen=True)
 class ExactMatch(Reward):
-    """`weight` if the final answer is right to the last digit and ends there."""
+    """`weight` if the final answer is right to the last digit and ends there. eq:verifiable-reward"""
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         answer = final_answer(completion, task.answer.shape[-1], task.marked)

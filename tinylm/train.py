@@ -20,12 +20,10 @@ from torch import Tensor
 from course import checkpoint, ladder
 from course.device import pick_device
 from course.errors import CourseError, require
-from course.estimator import Estimator, uses_critic, uses_reference
+from course.estimator import Estimator, uses_critic
 from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam, LinearDecay
-from course.parts.baseline import Greedy
-from course.parts.kl import ExactKL
 from course.results import replace_files
 from course.rollout import Rollout
 from tinylm import tasks
@@ -60,12 +58,14 @@ class TrainSettings:
     warm_lr: float = 3e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step
     warm_limit: int = 3000  # steps after which the warm start gives up
-    rollouts: int = 250  # of reinforcement learning; 0: warm start only
+    rollouts: int = 400  # of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout
     group: int = 8  # completions per question
     epochs: int = 2  # updates per rollout (times minibatches)
     minibatches: int = 1  # along the questions
-    lr: float = 5e-4  # Adam's learning rate, falling to 0 in a line
+    lr: float = 1e-3  # Adam's learning rate, falling to 0 in a line
+    lr_warmup: int = 20  # updates in which it rises to that first: Adam's first steps are as long as its surest
+    adam_beta2: float = 0.98  # Adam's memory of squared gradients: some 50 updates, so that the first large ones are forgotten
     max_grad_norm: float = 1.0  # of each run
     temperature: float = 1.0  # of sampling, and of scoring
     critic: str = "own"  # own network or shared trunk, where the rung has a critic
@@ -88,11 +88,12 @@ class TrainSettings:
         require(self.critic in ("own", "shared"), "critic", self.critic, "own or shared")
         require(0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1")
         check_sampling(self.temperature)
+        require(0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "a number from 0 to below 1")
         for name in ("warm_lr", "lr", "max_grad_norm"):
             require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number > 0")
         for name in ("warm_batch", "warm_limit", "prompts", "group", "epochs", "minibatches", "log_every", "runs"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
-        for name in ("rollouts", "sync_reference", "seed", "eval_every"):
+        for name in ("rollouts", "sync_reference", "seed", "eval_every", "lr_warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number ≥ 0")
         require(self.rollouts > 0 or self.warm_target > 0, "rollouts", 0, "more than 0 where there is no warm start")
         require(self.warm_limit < SEED_STEP // 10 - 10, "warm_limit", self.warm_limit, f"less than {SEED_STEP // 10 - 10}")
@@ -233,25 +234,22 @@ class Training:
         settings, estimator = self.settings, self.settings.estimator
         if uses_critic(estimator):
             self.critic = self.model if settings.critic == "shared" else self._transformer(CRITIC, True)
-        if uses_reference(estimator):
-            self.reference = self.model.copy()
-        problem = LanguageModel(
+        problem = LanguageModel.of(
+            estimator,
             self.model,
             self.task,
             prompts=settings.prompts,
             group=settings.group,
             reward=REWARDS[settings.reward],
             temperature=settings.temperature,
-            reference=self.reference,
             critic=self.critic,
-            distributions=isinstance(estimator.kl, ExactKL),
-            greedy=isinstance(estimator.baseline, Greedy),
         )
+        self.reference = problem.reference
         updates = settings.rollouts * settings.epochs * settings.minibatches
         return Learner(
             problem,
             estimator,
-            Adam(settings.lr, LinearDecay(updates)),
+            Adam(settings.lr, LinearDecay(updates, warmup=min(settings.lr_warmup, updates - 1)), betas=(0.9, settings.adam_beta2)),
             self._noise(TRAIN),
             epochs=settings.epochs,
             minibatches=settings.minibatches,

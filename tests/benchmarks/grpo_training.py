@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from course import figures, ladder, replace
+from course.device import keep_memory
 from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam
@@ -132,6 +133,7 @@ def needed() -> float:
 def measure(steps: int, compiled: bool, threads: int) -> Result:
     """Ours and theirs in turn, on the same threads."""
     torch.set_num_threads(threads)
+    keep_memory()  # as training does; it serves TRL, too
     top = peak()
     mine, my_spread, my_size = ours(steps)
     fast = ours(steps, True)[0] if compiled else []

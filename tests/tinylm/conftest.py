@@ -75,12 +75,9 @@ def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: 
     def times(x: list[float], matrix: list[list[float]]) -> list[float]:
         return [sum(x[i] * matrix[i][j] for i in range(len(x))) for j in range(len(matrix[0]))]
 
-    def norm(x: list[float], gain: list[float]) -> list[float]:
+    def norm(x: list[float]) -> list[float]:
         root = math.sqrt(sum(value * value for value in x) / len(x) + 1e-6)
-        return [value / root * g for value, g in zip(x, gain, strict=True)]
-
-    def gelu(x: float) -> float:
-        return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return [value / root for value in x]
 
     def turn(x: list[float], position: int) -> list[float]:
         half = size // 2
@@ -97,7 +94,7 @@ def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: 
     for layer in range(settings.layers):
         queries, keys, values = [], [], []
         for t, x in enumerate(stream):
-            all_three = times(norm(x, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
+            all_three = times(norm(x), weights[f"{layer}.qkv"])
             split = [[all_three[part * width + h * size : part * width + (h + 1) * size] for h in range(heads)] for part in range(3)]
             if settings.rotary:
                 split[0], split[1] = [turn(q, t) for q in split[0]], [turn(k, t) for k in split[1]]
@@ -112,10 +109,10 @@ def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: 
                 shares = [math.exp(score - max(scores)) for score in scores]
                 mixed += [sum(share * values[s][h][i] for s, share in enumerate(shares)) / sum(shares) for i in range(size)]
             x = [a + b for a, b in zip(x, times(mixed, weights[f"{layer}.out"]), strict=True)]
-            inner = [gelu(value) for value in times(norm(x, weights[f"{layer}.norm2"]), weights[f"{layer}.up"])]
+            inner = [max(value, 0.0) for value in times(norm(x), weights[f"{layer}.up"])]
             after.append([a + b for a, b in zip(x, times(inner, weights[f"{layer}.down"]), strict=True)])
         stream = after
-    return [norm(x, weights["norm"]) for x in stream]
+    return [norm(x) for x in stream]
 
 
 def separate(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], says: str, *arguments: str) -> N
 def test_train_goes_from_nothing_to_a_checkpoint_and_shows_how_long_it_takes(trained: tuple) -> None:
     place, said = trained
     assert said.returncode == 0, said.stderr
-    assert re.search(r"1 × nano model, 9,816 parameters, on cpu; → runs/latest", said.stdout)
+    assert re.search(r"1 × nano model, 9,744 parameters, on cpu; → runs/latest", said.stdout)
     assert re.search(r"warm start: 0\.\d+ of samples right after \d+ steps", said.stdout)
     assert re.search(r"greedy answers to 10 held-out questions: [\d.]+ % right; .* of training", said.stdout)
     assert "warm start, % of samples right" in said.stderr

@@ -179,7 +179,7 @@ def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
 def ratio_row(bridge: Bridge) -> dict[str, float]:
     """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and per sequence.
 
-    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G.
+    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G. The forecasts: eq:token-ratio-forecast.
     """
     outcomes = bridge.outcomes
     old = outcomes.old[0].sum(-1).exp()

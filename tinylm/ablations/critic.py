@@ -118,7 +118,10 @@ class Watched(LanguageModel):
 
 
 def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[str, Any]:
-    """The values of the trained critic on held-out questions, per seed: root mean squared errors, and p's own spread."""
+    """The values of the trained critic on held-out questions, per seed: root mean squared errors, and p's own spread.
+
+    Beside them "group", what the mean of G answers would be off by: eq:group-mean-error.
+    """
     assert curves.critic is not None
     model, task = curves.model, start.task
     rows = judged(start, settings)

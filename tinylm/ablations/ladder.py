@@ -30,7 +30,9 @@ EXPECTED_SECONDS = 400.0
 class Settings(Budget):
     """What is compared, at which learning rates."""
 
-    rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.select())  # which estimators
+    rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.RUNGS.values() if rung.kind in ("rung", "descendant"))  # which estimators
+    prompts: int = 16  # questions per rollout
+    rollouts: int = 100  # of reinforcement learning
     rates: tuple[float, ...] = (2e-4, 4e-4, 8e-4)  # Adam's learning rates, each falling to 0 in a line
 
     def __post_init__(self) -> None:
@@ -63,8 +65,11 @@ def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
         "final_seeds": final[best],
         "halted": curves.halted[best].float().mean(),
         "seconds": curves.seconds / final.numel(),
+        "megabytes": curves.peak / 1e6,
         "parameters": curves.parameters,
     }
+    gain = curves.values["accuracy"][:, best] - curves.values["accuracy"][0, best]  # [logs, S]: seeds start from different warm starts
+    kept["gain"], kept["gain_half"] = interval(gain)
     for name in SHOWN:
         if name in curves.values:
             kept[name], kept[f"{name}_half"] = interval(curves.values[name][:, best])
@@ -72,33 +77,42 @@ def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
 
 
 def plot(result: Result) -> Figure:
-    """Accuracy along the way, the sweep, entropy, and distance from the start."""
-    figure, panels = figures.new_figure(2, 2, width=12.0, height=8.6)
+    """Above, curves of the ladder's rungs; below, for everything that ran: what it gained, how far it went for it, what it cost."""
     names = list(result.settings["rungs"])
+    own = [name for name in names if ladder.RUNGS.get(name) is None or ladder.RUNGS[name].kind != "descendant"] or names
+    figure, panels = figures.new_figure(
+        2, 3, width=17.0, height=4.6 + max(4.0, 0.28 * len(names)), height_ratios=(4.6, max(4.0, 0.28 * len(names)))
+    )
 
     def of(name: str, what: str) -> NDArray[np.float64]:
         return result.array("rungs", name, what)
 
-    shown = (("accuracy", "Held-out accuracy", "greedy exact match"), ("entropy", "Entropy", "nats per token"))
+    shown = (
+        ("gain", "Held-out accuracy above the warm start's", "gain in greedy exact match"),
+        ("entropy", "Entropy", "nats per token"),
+        ("clip_fraction", "Tokens whose slope is 0", "share"),
+    )
     for ax, (what, title, unit) in zip(panels, shown, strict=False):
-        skip = 0 if what == "accuracy" else 1  # before the first rollout only the accuracy is known
-        for name in names:
-            figures.band(ax, of(name, "samples")[skip:], of(name, what)[skip:], of(name, f"{what}_half")[skip:], name)
+        skip = 0 if what == "gain" else 1  # before the first rollout only the accuracy is known
+        for name in own:
+            figures.band(
+                ax, of(name, "samples")[skip:], of(name, what)[skip:], of(name, f"{what}_half")[skip:] if what == "gain" else None, name
+            )
         figures.describe(ax, title, "completions", unit)
-    panels[0].set_ylim(0, 1.02)
-    for name in names:
-        style = figures.style_of(name)
-        panels[2].plot(result.array("rates"), of(name, "sweep"), marker="o", label=name, **style)
-        panels[3].errorbar(
-            of(name, "kl_start")[-1], of(name, "accuracy")[-1], of(name, "accuracy_half")[-1], marker="o", color=style["color"]
-        )
-        at = (of(name, "kl_start")[-1], of(name, "accuracy")[-1])
-        panels[3].annotate(name, at, (6, 4), textcoords="offset points", color=figures.readable(style["color"]))
-    panels[2].set_xscale("log", base=2)
-    panels[2].set_xticks(result.array("rates"), [f"{rate:g}" for rate in result.array("rates")])
-    figures.describe(panels[2], "How much the learning rate matters", "Adam's learning rate", "final accuracy")
-    figures.describe(panels[3], "How far it went for it", "KL(π‖start) of a greedy answer (nats)", "final accuracy")
-    panels[3].margins(x=0.25)
-    for ax in panels[:3]:
         figures.label_ends(ax)
+    gain, distance, cost = panels[3:]
+    for place, name in enumerate(names):
+        colour = figures.style_of(name)["color"]
+        gain.errorbar(float(of(name, "gain")[-1]), place, xerr=float(of(name, "gain_half")[-1]), marker="o", color=colour, capsize=3)
+        gain.text(1.0, place, f" lr {float(of(name, 'rate')):g}", transform=gain.get_yaxis_transform(), va="center")
+        distance.plot(float(of(name, "kl_start")[-1]), place, marker="o", color=colour)
+        cost.barh(place, float(of(name, "seconds")), color=colour)
+        cost.text(float(of(name, "seconds")), place, f" {float(of(name, 'megabytes')):.1f} MB", va="center")
+    for ax in panels[3:]:
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+    cost.margins(x=0.2)
+    figures.describe(gain, "Final gain at its best learning rate", "gain in greedy exact match, and its 95 % interval")
+    figures.describe(distance, "How far it went for it", "KL(π‖start) of a greedy answer (nats)")
+    figures.describe(cost, "What it cost, and memory at an update's height", "seconds of training per model")
     return figure
