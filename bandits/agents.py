@@ -38,7 +38,7 @@ class Agent(Protocol):
 class Metered(Environment):
     """An environment with a meter, so that every algorithm's bill is written by one hand, whatever it does with its pulls.
 
-    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment, averaged over prompts.
+    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment, averaged over prompts (eq:regret).
     Every `every` pulls they are noted down: `marks`, and `regrets` [marks, ...].
     """
 

@@ -19,6 +19,8 @@ from course.optim import Closures, _FirstOrder, over_runs
 def natural_direction(gradient: Tensor, log_prob: Tensor) -> Tensor:
     """F⁺g of one softmax: gradient g [..., K] with Σ g = 0 (every policy gradient is), log π [..., K] → [..., K], Σ = 0.
 
+    `eq:natural-gradient-softmax`.
+
     For the true gradient, g = π(r − J), it is r − mean(r), the unweighted mean; for one sample, g = (r − b)(e_a − π), it
     is (r − b)/π(a)·(e_a − 1/K). An arm whose probability underflows (below 1e-308 in float64) gets 0 before the mean is
     taken, which is the average of g/π under π: what it would get cannot be seen in g any more. Kakade 2001; Chung et al.

@@ -27,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    commands = {"ladder": _ladder, "facts": _facts, "rungs": _rungs, "metrics": _metrics, "lab": _lab}
+    commands = {
+        "ladder": _ladder,
+        "facts": _facts,
+        "rungs": _rungs,
+        "metrics": _metrics,
+        "lab": _lab,
+        "progress": _progress,
+        "notebooks": _notebooks,
+    }
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         raise unknown("command", argv[0], commands)
     parser = _parser()
@@ -63,7 +71,7 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
     main_job.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random streams (default 0)")
     main_job.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
     main_job.add_argument("--out", metavar="DIR", help="folder for the files (default: figures/)")
-    main_job.add_argument("--quick", action="store_true", help="a first look in under a minute: fewer runs, one-digit sums")
+    main_job.add_argument("--quick", action="store_true", help="a first look in under a minute: fewer runs, a smaller model")
 
     facts = commands.add_parser("facts", help="every claim that was measured, and whether it holds", description=_facts.__doc__)
     facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
@@ -75,6 +83,13 @@ exit status: 0; 1 a fact does not hold; 2 bad input; 130 Ctrl-C, which leaves wh
     commands.add_parser("metrics", help="every logged metric and what it means", description=_metrics.__doc__)
 
     lab = commands.add_parser("lab", help="open the lessons in JupyterLab", description=_lab.__doc__)
+    progress = commands.add_parser("progress", help="what you have answered and passed in the lessons", description=_progress.__doc__)
+    progress.add_argument("--delete", action="store_true", help="forget it all")
+
+    notebooks = commands.add_parser("notebooks", help="build the lessons from notebooks/src/", description=_notebooks.__doc__)
+    notebooks.add_argument("lessons", nargs="*", metavar="NN", help="which (default: all)")
+    notebooks.add_argument("--pages", action="store_true", help="only the generated pages and the index, nothing is executed")
+
     lab.epilog = "further arguments, such as --no-browser, go to JupyterLab"
     return parser
 
@@ -116,7 +131,7 @@ def _facts(chosen: Namespace) -> int:
     print(facts.summary)
     if chosen.readme is not None:
         path = Path(chosen.readme) if chosen.readme else (ablation.project_root() or Path()) / "README.md"
-        pieces = {"facts": facts.summary, "ladder": f"\n{ladder_table()}\n"}
+        pieces = {"facts": facts.summary, "ladder": f"\n{ladder_table()}\n", "lessons": f"\n{lessons_table()}\n"}
         print(f"{path}: {'updated' if results.update_readme(path, pieces) else 'up to date'}")
     return OK if facts.held == len(facts.entries) else FACT_FAILED
 
@@ -153,11 +168,56 @@ def ladder_table() -> str:
     return "\n".join(rows)
 
 
+def lessons_table() -> str:
+    """The lessons as a Markdown table: a picture, the lesson, what to take away, the measured time."""
+    from course.lesson.syllabus import SYLLABUS, index
+
+    seconds = {number: entry["seconds"] for number, entry in index().items()}
+    rows = ["| | lesson | the one thing to take away | computes |", "| --- | --- | --- | --- |"]
+    for number, lesson in SYLLABUS.items():
+        picture = f'<img src="figures/{lesson.figure}.png" width="150" alt="{lesson.title}">'
+        link = f"[**{number} · {lesson.title}**](notebooks/{lesson.file}.ipynb)"
+        rows.append(f"| {picture} | {link} | {lesson.takeaway} | {seconds.get(number, '–')} s |")
+    return "\n".join(rows)
+
+
 def _lab(chosen: Namespace) -> int:
-    """Start JupyterLab on the lessons in notebooks/."""
+    """Start JupyterLab on the lessons, with lesson 00 open."""
     folder = (ablation.project_root() or Path()) / "notebooks"
-    if not any(folder.glob("*.ipynb")):
+    lessons = sorted(folder.glob("*.ipynb"))
+    if not lessons:
         raise CourseError(f"lab: got no lessons in {str(folder)!r}; allowed is a checkout of the course whose notebooks/ has some")
     if importlib.util.find_spec("jupyterlab") is None:
         raise CourseError("lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab")
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(folder), *chosen.further])
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(lessons[0]), *chosen.further])
+
+
+def _progress(chosen: Namespace) -> int:
+    """Show which questions you have answered and which exercises you have passed; they are kept in one file, which this can delete."""
+    from course.lesson import progress
+    from course.lesson.syllabus import SYLLABUS, index
+
+    if chosen.delete:
+        print(f"{progress.path()}: {'deleted' if progress.delete() else 'there was nothing to delete'}")
+        return OK
+    done, asked = progress.read(), index()
+    rows = []
+    for number, lesson in SYLLABUS.items():
+        mine, there = done.get(number, {}), asked.get(number, {})
+        counts = [f"{len(mine.get(kind, []))} of {len(there.get(kind, []))}" for kind in ("questions", "exercises")]
+        rows.append((number, lesson.title, *counts))
+    print(text_table(("", "lesson", "questions answered", "exercises passed"), rows))
+    print(f"kept in {progress.path()}")
+    return OK
+
+
+def _notebooks(chosen: Namespace) -> int:
+    """Build the notebooks from notebooks/src/: execute, save, measure the time; then write the generated pages."""
+    from course.lesson import build, pages
+
+    if not chosen.pages:
+        build.build(chosen.lessons)
+    build.refresh_index()
+    for path in pages.write():
+        print(path)
+    return OK

@@ -54,7 +54,8 @@ class Frozen:
     """What an estimator computes once per rollout: constants for every update that follows.
 
     `advantage` A and `weight` w are [..., Q, G, T], 0 where the mask is False; `target` [..., Q, G, T] is the return that
-    a critic regresses on. Slices along Q (`prompts`) keep the full batch's weights, so minibatches add up to the batch.
+    a critic regresses on. Slices along Q (`prompts`) keep the full batch's weights, so minibatches add up to the batch,
+    eq:minibatches-add.
     """
 
     rollout: Rollout
@@ -101,20 +102,20 @@ class Estimator:
     # ------------------------------------------------------------------ the mathematics
 
     def freeze(self, rollout: Rollout) -> Frozen:
-        """Advantages, weights and returns of a rollout, computed once. Raises `CourseError` on a rollout it cannot use."""
+        """Advantages (eq:advantage-of-parts), weights and returns of a rollout, computed once. Raises `CourseError` on a rollout it cannot use."""
         self._check_rollout(rollout)
         mask = rollout.mask
         reward = self.kl.shape_reward(rollout)
         credit = self.credit(reward, rollout)
         returns = first_chosen(credit, mask)
-        advantage = self.scale(credit - self.baseline(returns, rollout), returns, rollout)
+        advantage = self.scale(credit - self.baseline(returns, rollout), returns, rollout)  # eq:advantage-of-a-sample
         keep = self.sample_filter(rollout)
         counted = mask if keep is None else mask & keep.unsqueeze(-1)
         weight = self.aggregation(counted, rollout.limit or mask.shape[-1], reward.dtype)
         return Frozen(rollout, torch.where(mask, advantage, torch.zeros_like(reward)).detach(), weight, credit.detach())
 
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
-        """[...] per run: what gradient ascent maximises, differentiable in the policy. Minibatches' objectives add up."""
+        """[...] per run: what gradient ascent maximises, eq:one-objective, differentiable in the policy. Minibatches' objectives add up."""
         rollout, weight = frozen.rollout, frozen.weight
         policy.check(rollout)
         log_prob = torch.where(rollout.mask, policy.log_prob, torch.zeros_like(policy.log_prob))
@@ -124,10 +125,11 @@ class Estimator:
         if penalty is not None:
             gain = gain - torch.where(rollout.mask, penalty, torch.zeros_like(gain))
         if self.entropy_coef:
-            gain = gain + self.entropy_coef * policy.entropy
+            gain = gain + self.entropy_coef * policy.entropy  # eq:entropy-bonus
         if self.value_coef:
             if policy.value is None:
                 raise CourseError("policy.value: got None; allowed is the critic's values, which value_coef > 0 needs")
+            # eq:critic-regression
             error = torch.where(rollout.mask, policy.value - frozen.target, torch.zeros_like(frozen.target))
             gain = gain - self.value_coef * 0.5 * error**2
         return (weight * gain).sum((-3, -2, -1))
@@ -137,7 +139,7 @@ class Estimator:
         return -self.objective(policy, self.freeze(rollout))
 
     def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False."""
+        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False (`eq:importance-ratio`)."""
         difference = policy.log_prob - rollout.log_prob
         return self.ratio(torch.where(rollout.mask, difference, torch.zeros_like(difference)), rollout.mask)
 

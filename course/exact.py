@@ -157,7 +157,7 @@ class Outcomes:
 
     @property
     def total_score(self) -> Tensor:
-        """[Q, K, D] the score of an outcome: ∇ log π of the whole answer."""
+        """[Q, K, D] the score of an outcome: ∇ log π of the whole answer. eq:answer-score, eq:token-scores-add"""
         return (self.score * self.mask.unsqueeze(-1)).sum(-2)
 
     def prompt(self, q: int) -> Outcomes:
@@ -167,7 +167,7 @@ class Outcomes:
 
 
 def softmax_score(log_prob: Tensor) -> Tensor:
-    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b: the score of a softmax over its own logits. [..., A] → [..., A, A]."""
+    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b: the score of a softmax over its logits. [..., A] → [..., A, A]. eq:softmax-score"""
     return torch.eye(log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device) - log_prob.exp().unsqueeze(-2)
 
 
@@ -189,7 +189,7 @@ def sampling_probability(outcomes: Outcomes) -> Tensor:
 
 
 def objective(outcomes: Outcomes) -> float:
-    """J = mean over prompts of Σ_k p_k R_k, for the current policy."""
+    """J = mean over prompts of Σ_k p_k R_k, for the current policy. eq:expected-reward"""
     return float((probability(outcomes) * outcomes.total_reward).sum(-1).mean())
 
 
@@ -200,7 +200,7 @@ def gradient_coefficient(outcomes: Outcomes) -> Tensor:
 
 
 def gradient(outcomes: Outcomes) -> Tensor:
-    """[D] ∇J = mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k) (Williams 1992; Sutton et al. 1999, theorem 1)."""
+    """[D] ∇J = mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k) (Williams 1992, theorem 1). eq:one-step-policy-gradient"""
     return torch.einsum("qkt,qktd->d", gradient_coefficient(outcomes), outcomes.score)
 
 
@@ -219,7 +219,7 @@ def kl_coefficient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
 
 
 def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the score of the whole answer."""
+    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the whole answer's score. `eq:kl-two-gradients`"""
     return torch.einsum("qkt,qktd->d", kl_coefficient(outcomes, direction), outcomes.score)
 
 
@@ -257,7 +257,7 @@ class Microscope:
 
     @property
     def bias(self) -> Tensor:
-        """[D] E[ĝ] − ∇J."""
+        """[D] E[ĝ] − ∇J. eq:gradient-bias"""
         return self.expected - self.gradient
 
     @property
@@ -696,7 +696,7 @@ def group_std_weight(p: Tensor | float, group_size: float, ddof: int = 0, eps: f
 
     w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p); silent groups give 0. At G = ∞
     1/(√(p(1−p)) + eps). `p` from 0 to 1, both included (there the limit); `group_size` ≥ 2 or math.inf.
-    Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025 (2503.06639); here for every G.
+    Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
     """
     p = torch.as_tensor(p, dtype=torch.float64)
     require(
@@ -715,25 +715,25 @@ def group_std_weight(p: Tensor | float, group_size: float, ddof: int = 0, eps: f
 
 
 def group_mean_factor(group_size: int) -> float:
-    """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself."""
+    """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself. `eq:group-mean-factor`"""
     require(group_size >= 1, "group_size", group_size, "a whole number of samples ≥ 1")
     return (group_size - 1) / group_size
 
 
 def silent_probability(p: Tensor | float, group_size: int) -> Tensor:
-    """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] → [...]."""
+    """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] → [...]. `eq:silent-groups`"""
     p = torch.as_tensor(p, dtype=torch.float64)
     return p**group_size + (1 - p) ** group_size
 
 
 def optimal_baseline(outcomes: Outcomes) -> Tensor:
-    """[Q] b* = E[R‖s‖²] / E‖s‖², the constant with the least total variance (Weaver & Tao 2001; Greensmith et al. 2004)."""
+    """[Q] b* = E[R‖s‖²] / E‖s‖², the least total variance (Weaver & Tao 2001; Greensmith et al. 2004). `eq:best-constant-baseline`"""
     p, square = _on_policy(outcomes), outcomes.total_score.square().sum(-1)
     return (p * outcomes.total_reward * square).sum(-1) / (p * square).sum(-1)
 
 
 def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
-    """[Q, D] b*_d = E[R s_d²] / E[s_d²], one constant per parameter; NaN for a parameter without influence."""
+    """[Q, D] b*_d = E[R s_d²] / E[s_d²], one per parameter; NaN for one without influence. `eq:best-baseline-per-logit`"""
     p, square = _on_policy(outcomes), outcomes.total_score.square()
     return torch.einsum("qk,qkd->qd", p * outcomes.total_reward, square) / torch.einsum("qk,qkd->qd", p, square)
 
@@ -741,7 +741,7 @@ def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
 def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
     """[Q, D, D] covariance of (R − b)·s for ONE sample of each prompt; b a number, [Q], or [Q, D] one per parameter.
 
-    A batch of G samples has 1/G of it. With b = J(prompt) its trace is the V_J of `rloo_covariance`.
+    A batch of G samples has 1/G of it. With b = J(prompt) its trace is the V_J of `rloo_covariance`. `eq:variance-at-baseline`
     """
     p, score = _on_policy(outcomes), outcomes.total_score
     b = torch.as_tensor(baseline, dtype=torch.float64)
@@ -760,7 +760,7 @@ def rloo_covariance(outcomes: Outcomes, group_size: int) -> Tensor:
     """[Q, D, D] covariance of the leave-one-out gradient of one group: C_J/G + (σ²F + ∇J∇Jᵀ)/(G(G−1)).
 
     C_J is one sample's with b = J, σ² = Var R, F = E[ssᵀ]. It follows from
-    ĝ = (1/G) Σ (R_i − J) s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated.
+    ĝ = (1/G) Σ (R_i − J) s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated. `eq:leave-one-out-variance`
     """
     require(group_size >= 2, "group_size", group_size, "a whole number of samples ≥ 2, since each needs others")
     p, score, reward = _on_policy(outcomes), outcomes.total_score, outcomes.total_reward
@@ -771,7 +771,7 @@ def rloo_covariance(outcomes: Outcomes, group_size: int) -> Tensor:
 def rloo_crossover(outcomes: Outcomes) -> Tensor:
     """[Q] the G at which leave-one-out is as noisy as no baseline at all (total variance); it is quieter above. inf: never.
 
-    V_0/G = V_J/G + c/(G(G−1)) ⇔ G = 1 + c/(V_0 − V_J), with c = σ²E‖s‖² + ‖∇J‖².
+    V_0/G = V_J/G + c/(G(G−1)) ⇔ G = 1 + c/(V_0 − V_J), with c = σ²E‖s‖² + ‖∇J‖². `eq:leave-one-out-crossover`
     """
     p, score, reward = _on_policy(outcomes), outcomes.total_score, outcomes.total_reward
     gain = variance_at_baseline(outcomes, 0.0) - variance_at_baseline(outcomes, (p * reward).sum(-1))
@@ -804,7 +804,7 @@ class KLMoments(NamedTuple):
 def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
     """k1, k2, k3 of KL(q‖p) = μ²/2 for q = N(0, 1), p = N(μ, 1), sampled from q; and k1 + λ*(r − 1), the least noisy. [...].
 
-    Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms.
+    Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms. `eq:kl-gaussian-moments`
     """
     mu = torch.as_tensor(mu, dtype=torch.float64)
     square, zero = mu**2, torch.zeros_like(mu)
@@ -824,7 +824,7 @@ def gaussian_control_variate(mu: Tensor | float) -> Tensor:
 
 
 def control_variate(outcomes: Outcomes) -> Tensor:
-    """[Q] λ* = Cov(log r, r)/Var(r), r = ref/π of whole answers: the same for any outcomes, under the current policy."""
+    """[Q] λ* = Cov(log r, r)/Var(r), r = ref/π of whole answers: the same for any outcomes, on policy. `eq:kl-control-variate`"""
     log_r, p, _ = _reference(outcomes, "reverse")
     centred = log_r.exp() - (p * log_r.exp()).sum(-1, keepdim=True)
     return (p * log_r * centred).sum(-1) / (p * centred**2).sum(-1)

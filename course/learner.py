@@ -166,6 +166,7 @@ class Learner:
             yield frozen.prompts(torch.from_numpy(index).to(frozen.weight.device))
 
     def _update(self, frozen: Frozen, log: bool) -> dict[str, Tensor]:
+        """One step on one (mini)batch; the loss is summed over runs, eq:runs-apart. Returns what was logged."""
         parameters = self.problem.parameters
         policy = self.problem.policy(frozen.rollout)
         loss = -self.estimator.objective(policy, frozen)

@@ -61,7 +61,7 @@ def chosen_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_kl(q: Tensor, p: Tensor, mask: Tensor) -> Tensor:
-    """KL(q‖p) of log-probabilities [..., Q, G or 1, T or 1, V], mean over chosen tokens → [...] in nats."""
+    """KL(q‖p) of log-probabilities [..., Q, G or 1, T or 1, V], mean over chosen tokens → [...] in nats. eq:mean-token-kl"""
     return chosen_mean(exact_kl(q, p), mask)
 
 
@@ -88,6 +88,7 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen, gradient_nor
     ratio = log_ratio.exp()
     logged = {
         "gradient_norm": gradient_norm,
+        # eq:flat-token-share
         "clip_fraction": chosen_mean(estimator.surrogate.clipped(log_ratio, frozen.advantage).to(ratio.dtype), mask),
         "ratio_min": ratio.masked_fill(~mask, torch.inf).amin((-3, -2, -1)),
         "ratio_max": ratio.masked_fill(~mask, -torch.inf).amax((-3, -2, -1)),

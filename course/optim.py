@@ -53,7 +53,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of linear rise."""
+    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of linear rise. eq:learning-rate-schedule"""
 
     steps: int
     warmup: int = 0
@@ -98,7 +98,7 @@ def per_run_dot(a: Sequence[Tensor], b: Sequence[Tensor], runs: int) -> Tensor:
 
 
 def clip_gradients(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> list[Tensor]:
-    """Scale each run's gradient to at most `max_norm`; `norm` [...] is its length."""
+    """Scale each run's gradient to at most `max_norm`; `norm` [...] is its length. eq:gradient-norm-clip"""
     factor = (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
     return [gradient * over_runs(factor, gradient) for gradient in gradients]
 
@@ -123,7 +123,7 @@ class _FirstOrder:
 
 
 class SGD(_FirstOrder):
-    """θ ← θ − lr·∇loss: plain gradient ascent on the objective."""
+    """θ ← θ − lr·∇loss: plain gradient ascent on the objective. eq:gradient-ascent"""
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]:
         rate = self._rate()
@@ -137,7 +137,10 @@ class SGD(_FirstOrder):
 
 
 class Adam(_FirstOrder):
-    """Adam (Kingma & Ba 2015, algorithm 1), elementwise and therefore per run; `weight_decay` is decoupled (AdamW)."""
+    """Adam (Kingma & Ba 2015, algorithm 1), elementwise and therefore per run; `weight_decay` is decoupled (AdamW).
+
+    eq:adam-step
+    """
 
     def __init__(
         self,

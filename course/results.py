@@ -178,7 +178,10 @@ class Fact:
 
 
 def mean_error(samples: Any) -> tuple[Any, Any]:
-    """Mean and standard error over the first axis (independent runs) of `samples` [n, …], n ≥ 2: floats, or arrays [...]."""
+    """Mean and standard error over the first axis (independent runs) of `samples` [n, …], n ≥ 2: floats, or arrays [...].
+
+    eq:seed-standard-error
+    """
     values = np.asarray(samples.detach().cpu() if isinstance(samples, Tensor) else samples, dtype=np.float64)
     require(values.ndim > 0 and len(values) > 1, "samples", values.shape, "at least 2 independent runs on the first axis")
     mean, error = values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))

@@ -77,7 +77,7 @@ class Rollout:
 
     @property
     def length(self) -> Tensor:
-        """[..., Q, G] how many tokens of a sample the policy chose."""
+        """[..., Q, G] how many tokens of a sample the policy chose. eq:answer-length"""
         return self.mask.sum(-1)
 
     def check_values(self) -> None:
@@ -124,7 +124,7 @@ class Policy:
 
     @property
     def entropy(self) -> Tensor:
-        """[..., Q, G or 1, T or 1] entropy of the next-token distribution, in nats. Needs `dist`."""
+        """[..., Q, G or 1, T or 1] entropy of the next-token distribution, in nats. Needs `dist`. eq:token-entropy"""
         if self.dist is None:
             raise CourseError("policy.dist: got None; allowed is the full distribution, which the entropy needs")
         return -(self.dist.exp() * self.dist.clamp(min=torch.finfo(self.dist.dtype).min)).sum(-1)

@@ -18,7 +18,10 @@ Vector = list[Tensor]
 
 
 def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Tensor]], Vector]:
-    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same. Refuses what F says nothing of: a critic's gradient."""
+    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same. Refuses what F says nothing of: a critic's gradient.
+
+    F = E[s sᵀ] is the Hessian of the KL at the policy itself (`eq:fisher-kl`).
+    """
     dist = closures.dist()
     kl = closures.mean_kl(dist.detach(), dist).sum()
     first = torch.autograd.grad(kl, closures.parameters, create_graph=True, allow_unused=True)
@@ -36,7 +39,10 @@ def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Ten
 
 
 def conjugate_gradient(product: Callable[[Sequence[Tensor]], Vector], b: Sequence[Tensor], runs: int, iterations: int) -> Vector:
-    """Solve A x = b from x = 0, every run for itself (Hestenes & Stiefel 1952); a run that has converged stands still."""
+    """Solve A x = b from x = 0, every run for itself (Hestenes & Stiefel 1952); a run that has converged stands still.
+
+    The iteration is `eq:conjugate-gradient`.
+    """
     x = [torch.zeros_like(part) for part in b]
     residual, direction = [part.clone() for part in b], [part.clone() for part in b]
     size = start = per_run_dot(residual, residual, runs)
@@ -78,6 +84,7 @@ class NaturalGradient(_FirstOrder):
 class TRPO:
     """One step of TRPO: the natural direction at the length where KL = max_kl, then backtracking until both hold: the
     surrogate rises and KL(π_old‖π) ≤ max_kl (Schulman et al. 2015, §6 and appendix C). A run that finds no such step stays.
+    It solves `eq:trust-region-problem`, to second order in the step and then by the true KL.
     `max_kl` is a number or a tensor [...], one per run.
     """
 
@@ -105,6 +112,7 @@ class TRPO:
         product = fisher_product(closures, self.damping)
         direction = conjugate_gradient(product, gradients, runs, self.iterations)
         curvature = per_run_dot(direction, product(direction), runs)
+        # `eq:trust-region-length`
         length = torch.where(curvature > 0, (2 * self.max_kl / curvature.clamp(min=1e-30)).sqrt(), torch.zeros_like(curvature))
         start = [parameter.detach().clone() for parameter in closures.parameters]
         fraction = torch.ones_like(before)

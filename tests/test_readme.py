@@ -31,6 +31,10 @@ def test_the_table_of_rungs_is_the_registry() -> None:
     assert between("ladder") == cli.ladder_table()
 
 
+def test_the_list_of_lessons_is_the_syllabus() -> None:
+    assert between("lessons") == cli.lessons_table()
+
+
 def test_every_numbered_claim_on_bandits_was_measured() -> None:
     measured = {fact.number for _, fact in results.ledger(ROOT / "figures").entries}
     assert set(range(1, 24)) <= measured

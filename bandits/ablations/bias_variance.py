@@ -141,7 +141,10 @@ def _facts(settings: Settings) -> list[Fact]:
 
 
 def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
-    """Σ_{i<j} (r_i − r_j)(s_i − s_j) / (G(G−1)): rewards [M, G], scores [M, G, D] → [M, D]. Every pair counts twice here, hence the 2."""
+    """Σ_{i<j} (r_i − r_j)(s_i − s_j) / (G(G−1)): rewards [M, G], scores [M, G, D] → [M, D]. Every pair counts twice here, hence the 2.
+
+    eq:pairs-of-samples
+    """
     group = reward.shape[-1]
     difference = reward.unsqueeze(-1) - reward.unsqueeze(-2)
     apart = score.unsqueeze(-2) - score.unsqueeze(-3)
@@ -149,7 +152,7 @@ def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
 
 
 def sample_covariance(reward: Tensor, score: Tensor) -> Tensor:
-    """Σ_i (r_i − r̄)(s_i − s̄) / (G − 1): rewards [M, G], scores [M, G, D] → [M, D]."""
+    """Σ_i (r_i − r̄)(s_i − s̄) / (G − 1): rewards [M, G], scores [M, G, D] → [M, D]. eq:covariance-of-reward-and-score"""
     centred = reward - reward.mean(-1, keepdim=True)
     return torch.einsum("mi,mid->md", centred, score - score.mean(-2, keepdim=True)) / (reward.shape[-1] - 1)
 

@@ -83,7 +83,7 @@ def clip_bounds(estimator: Estimator) -> tuple[float, float] | None:
 
 
 def limit(share: Tensor, low: float, high: float) -> Tensor:
-    """Where ρ₁ stops with centred advantages: both arms silent, and π₁ ≤ 1. [...] → [...].
+    """Where ρ₁ stops with centred advantages: both arms silent, and π₁ ≤ 1 (`eq:clip-limit`). [...] → [...].
 
     Arm 1 is silent above 1 + ε_high, arm 2 below 1 − ε_low, that is above ρ₁ = (1 − (1−ε_low)(1−π₁))/π₁.
     """
@@ -164,7 +164,7 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 
 def push(settings: Settings, ratio: float) -> float:
-    """The clip's expected gradient of arm 1's logit at ρ₁ = `ratio`, under the microscope, with the advantage r − π₁."""
+    """The clip's expected gradient of arm 1's logit at ρ₁ = `ratio`, under the microscope, with the advantage r − π₁ (`eq:clip-push`)."""
     share = settings.share
     now, old = (torch.tensor([[p, 1 - p]], dtype=torch.float64).log() for p in (share * ratio, share))
     arms = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))

@@ -119,7 +119,7 @@ def least_variance_baseline(log_prob: Tensor, reward: Tensor) -> Tensor:
     """b* = Σ (r/π) / Σ (1/π), the constant for which one sample's natural gradient has the least variance. [..., K] → [...].
 
     E‖(r − b)/π(a)·(e_a − 1/K)‖² = (1 − 1/K) Σ (r_a − b)²/π_a, a parabola in b, and its mean does not depend on b. The
-    weights are softmax(−log π): 1/π itself overflows when a probability underflows.
+    weights are softmax(−log π): 1/π itself overflows when a probability underflows. eq:natural-least-variance
     """
     return (torch.softmax(-log_prob, -1) * reward).sum(-1)
 
@@ -145,7 +145,7 @@ class KnownBaseline(Bandit):
         rollout = super().sample(noise)
         assert rollout.old_dist is not None
         log_prob, reward = rollout.old_dist[..., 0, 0, :], self.environment.mean
-        best, value, shift = self.coefficients
+        best, value, shift = self.coefficients  # V = Σ π r stands in the next line: eq:value-of-a-question
         baseline = best * least_variance_baseline(log_prob, reward) + value * (log_prob.exp() * reward).sum(-1) + shift
         return change(rollout, value=baseline[..., None, None].expand(rollout.reward.shape))
 

@@ -93,7 +93,7 @@ def angle(estimator: Estimator, listed: Outcomes, group: int) -> float:
 def length_law(listed: Outcomes, group: int) -> Tensor:
     """[D] E[ĝ] under 1/|o| with eps = 0: w_G(p) Σ_a π_a (1[a right] − p) s_a / |o_a|.
 
-    It follows from E[A_i | i right] = w_G(p)(1 − p) and E[A_i | i wrong] = −w_G(p) p.
+    It follows from E[A_i | i right] = w_G(p)(1 − p) and E[A_i | i wrong] = −w_G(p) p. eq:length-mean-law
     """
     p, length = objective(listed), listed.mask.sum(-1)
     own = listed.log_prob.sum(-1).exp() * (listed.total_reward - p) / length
@@ -184,7 +184,7 @@ def _limits() -> list[Fact]:
 
 
 def arcsine_gradient() -> Tensor:
-    """[D] ∇ 2·arcsin √J on B3 by automatic differentiation, J = Σ softmax(θ)·μ."""
+    """[D] ∇ 2·arcsin √J on B3 by automatic differentiation, J = Σ softmax(θ)·μ. eq:arcsine-objective"""
     theta = torch.tensor(B3_POLICY, dtype=torch.float64).log().requires_grad_()
     j = (theta.softmax(0) * torch.tensor(B3_MEANS, dtype=torch.float64)).sum()
     return torch.autograd.grad(2 * j.sqrt().arcsin(), theta)[0]

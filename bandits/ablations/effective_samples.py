@@ -144,7 +144,10 @@ def bernoulli_arms(now: Tensor, old: Tensor) -> Outcomes:
 
 
 def objective_moments(estimator: Estimator, outcomes: Outcomes, group: int) -> tuple[float, float]:
-    """Mean and standard deviation of the estimator's objective over every group of samples of one prompt."""
+    """Mean and standard deviation of the estimator's objective over every group of samples of one prompt.
+
+    For ρA with b = J(π) and the ratio of whole answers the mean is J(π') − J(π): `eq:surrogate-identity`.
+    """
     groups = every_group(estimator, outcomes, group)
     index, weight = groups.outcome[:, 0], groups.chance
     rollout = Rollout(
@@ -158,7 +161,10 @@ def objective_moments(estimator: Estimator, outcomes: Outcomes, group: int) -> t
 
 
 def second_moment(outcomes: Outcomes) -> float:
-    """E_π[ρ²], ρ of whole answers: G samples are worth G/E[ρ²] (Kish 1965). At least exp KL(π'‖π), by Jensen's inequality."""
+    """E_π[ρ²], ρ of whole answers: G samples are worth G/E[ρ²] (Kish 1965). At least exp KL(π'‖π), by Jensen's inequality.
+
+    `eq:effective-samples`.
+    """
     log_ratio = (outcomes.log_prob - outcomes.old).sum(-1)
     return float((sampling_probability(outcomes) * (2 * log_ratio).exp()).sum())
 
@@ -170,7 +176,7 @@ def distance(outcomes: Outcomes) -> float:
 
 
 def centred(estimator: Estimator, value: float) -> Estimator:
-    """The estimator with b = J(π), no scale and no KL: what the identity speaks of."""
+    """The estimator with b = J(π), no scale and no KL: what the identity E[ρA] = J(π') − J(π) speaks of."""
     return change(estimator, baseline=Constant(value), scale=NoScale(), kl=NoKL())
 
 

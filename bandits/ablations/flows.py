@@ -306,7 +306,7 @@ def _population_fact() -> Fact:
 
 
 def _step_facts(settings: Settings, steps: dict[int, tuple[Array, Array]]) -> list[Fact]:
-    """Late slope of 1/(1−p): its remainder is of the order of 1 − p itself, 1e-3 here."""
+    """Late slope of 1/(1−p), eq:softmax-gradient-rate: its remainder is of the order of 1 − p itself, 1e-3 here."""
     facts = []
     for arms, (step, missing) in steps.items():
         half = int(np.abs(step - settings.steps // 2).argmin())

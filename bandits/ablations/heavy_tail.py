@@ -89,7 +89,7 @@ def push(estimator: Estimator, can_happen: Outcomes, group: int) -> float:
 def push_by_counts(settings: Settings, group: int, b: float = 0.5) -> float:
     """The same for the group's mean and std, by hand: the sum over how many of the group drew A, B's prize, and B's blank.
 
-    Σ multinomial · [(1−b)·(advantages of B's samples) − b·(advantages of A's)] / G; silent groups give 0.
+    Σ multinomial · [(1−b)·(advantages of B's samples) − b·(advantages of A's)] / G; silent groups give 0. eq:push-on-the-rare-prize
     """
     a, prize = torch.meshgrid(torch.arange(group + 1).double(), torch.arange(group + 1).double(), indexing="ij")
     blank = group - a - prize

@@ -217,7 +217,7 @@ def _sampling_facts(policy: Tensor, reference: Tensor) -> list[Fact]:
 
 
 def penalty_gradient(penalty: KL, policy: Tensor, reference: Tensor, group: int = 1, **parts: object) -> Tensor:
-    """[K] what the penalty is the gradient of: −E[ĝ]/β with all rewards 0, by enumeration through the estimator itself."""
+    """[K] what the penalty, times its β, is the gradient of: −E[ĝ] with all rewards 0, by enumeration through the estimator itself."""
     estimator = Estimator(kl=penalty, **parts)  # type: ignore[arg-type]
     nothing = Deterministic(torch.zeros(1, len(policy), dtype=torch.float64))
     return -expected_gradient(estimator, nothing, policy, group, reference=reference)
@@ -388,7 +388,7 @@ def two_tokens() -> Outcomes:
 
 
 def later_tokens(listed: Outcomes) -> Tensor:
-    """[D] what a token-by-token sum drops: E[KL of the second token given the first · ∇log π(first token)]."""
+    """[D] what a token-by-token sum drops: E[KL of the second token given the first · ∇log π(first token)]. `eq:kl-later-tokens`"""
     assert listed.dist is not None
     assert listed.ref_dist is not None
     after = exact_kl(listed.dist[:, :, 1], listed.ref_dist[:, :, 1])

@@ -99,7 +99,10 @@ def weight(x: Tensor, group: float) -> Tensor:
 
 
 def drift(kind: str, x: Tensor, reference: float, beta: float, group: float) -> Tensor:
-    """d logit p/dt of the natural gradient at x = logit p, [...]: E[ĝ]/(p(1−p)) in closed form. Its zeros are the limits."""
+    """d logit p/dt of the natural gradient at x = logit p, [...]: E[ĝ]/(p(1−p)) in closed form. Its zeros are the limits.
+
+    `eq:kl-fixed-points`
+    """
     centred = 1.0 if group == math.inf else group_mean_factor(int(group))
     gain = torch.full_like(x, centred) if kind == "no std, k2" else weight(x, group)
     if kind == "std, k3":

@@ -107,7 +107,10 @@ def ratio_rungs() -> list[str]:
 
 
 def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> float:
-    """‖E[ĝ] − E[ĝ of A·log π]‖ / ‖the latter‖ for the rung and the same rung with the score function as its surrogate."""
+    """‖E[ĝ] − E[ĝ of A·log π]‖ / ‖the latter‖ for the rung and the same rung with the score function as its surrogate.
+
+    0 on policy: `eq:surrogate-gradient-at-old`.
+    """
     estimator = ladder.get(name).estimator
     twin = replace(estimator, surrogate=ScoreFunction())
     found, plain = (microscope(one, listed, group, covariance=False).expected for one in (estimator, twin))
@@ -179,7 +182,7 @@ def stale_paths(settings: Settings, progress: Progress) -> dict[str, Tensor]:
 
 
 def stale_limit() -> tuple[Tensor, float, float]:
-    """Where rewards in {0, 1} without baseline end: π_old·μ/J [3]; its expected reward E[μ²]/J; and J before."""
+    """Where rewards in {0, 1} without baseline end (`eq:stale-limit`): π_old·μ/J [3]; its expected reward E[μ²]/J; and J before."""
     policy, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
     before = policy @ means
     return policy * means / before, float(policy @ means**2 / before), float(before)

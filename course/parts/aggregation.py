@@ -33,7 +33,7 @@ class Aggregation(Part):
 
 @dataclass(frozen=True)
 class SequenceSum(Aggregation):
-    """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers."""
+    """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers. eq:sum-over-the-answer"""
 
     symbol = r"\frac1N\sum_{i}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i Σ_t"
@@ -44,7 +44,7 @@ class SequenceSum(Aggregation):
 
 @dataclass(frozen=True)
 class SequenceMean(Aggregation):
-    """Mean over the tokens of a sample, mean over samples: GRPO's 1/|o| (Shao et al. 2024, eq. 3)."""
+    """Mean over the tokens of a sample, mean over samples: GRPO's 1/|o| (Shao et al. 2024, eq. 3). eq:one-over-length"""
 
     symbol = r"\frac1N\sum_{i}\frac1{|o_i|}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i 1/|o_i| Σ_t"
@@ -58,6 +58,7 @@ class TokenMean(Aggregation):
     """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq. 12).
 
     The paper divides within each group; like TRL and verl, this divides over the batch.
+    eq:token-mean-weight
     """
 
     symbol = r"\frac1{\sum_i|o_i|}\sum_{i}\sum_{t=1}^{|o_i|}"

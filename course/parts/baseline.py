@@ -40,7 +40,7 @@ def mean_baseline(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
 
 
 def leave_one_out(returns: Tensor) -> Tensor:
-    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G]. Kool et al. 2019; Ahmadian et al. 2024, eq. 9."""
+    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G]. Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline"""
     group = returns.shape[-1]
     others = (returns.sum(-1, keepdim=True) - returns) / (group - 1)
     return torch.where(silent(returns), returns, others)
@@ -72,7 +72,7 @@ class NoBaseline(Baseline):
 
 @dataclass(frozen=True)
 class Constant(Baseline):
-    """The same number for all."""
+    """The same number for all: E[(R − b)·score] = ∇J whatever it is. eq:constant-baseline"""
 
     b: float = 0.0
 
@@ -93,7 +93,7 @@ class Constant(Baseline):
 
 @dataclass(frozen=True)
 class BatchMean(Baseline):
-    """The mean return of all samples of the batch, the sample itself included: one number for all prompts."""
+    """The mean return of all samples of the batch, the sample itself included: one number for all prompts. eq:batch-mean-baseline"""
 
     symbol = r"\operatorname{mean}_{\text{batch}}(R)"
     plain = "mean_batch(R)"
@@ -105,7 +105,7 @@ class BatchMean(Baseline):
 
 @dataclass(frozen=True)
 class GroupMean(Baseline):
-    """The mean return of the prompt's own group, the sample itself included (Shao et al. 2024, §4.1.1): estimates V(q)."""
+    """The mean return of the prompt's own group, the sample included (Shao et al. 2024, §4.1.1): estimates V(q). eq:group-mean-baseline"""
 
     symbol = r"\operatorname{mean}_{j\le G}(R_j)"
     plain = "mean_group(R)"
@@ -129,7 +129,7 @@ class LeaveOneOut(Baseline):
 
 @dataclass(frozen=True)
 class Value(Baseline):
-    """The value stored with the sample: a running mean (the smallest critic) or a value head (the largest)."""
+    """The value stored with the sample: a running mean (the smallest critic) or a value head (the largest). eq:value-baseline"""
 
     needs = ("value",)
     symbol = r"V_{i,t}"

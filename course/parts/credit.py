@@ -29,7 +29,7 @@ class Credit(Part):
 
 
 def total_return(reward: Tensor) -> Tensor:
-    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T]. Williams 1992, eq. 6 (episodic REINFORCE)."""
+    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T]. Williams 1992 (episodic REINFORCE), eq:sum-of-token-rewards."""
     if reward.shape[-1] == 1:
         return reward
     return reward.sum(-1, keepdim=True).expand(reward.shape)
@@ -39,7 +39,8 @@ def lambda_return(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae
     """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
 
     R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ = 1 the discounted
-    reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that really ended).
+    reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that really ended). eq:gae-sum, computed by
+    eq:lambda-recursion.
     """
     next_value = torch.zeros_like(reward[..., 0]) if bootstrap is None else bootstrap
     # R^λ_t = r_t + γ ((1−λ) V_{t+1} + λ R^λ_{t+1}): `next_return` carries R^λ_{t+1}, `pending` the rewards since token t.
@@ -71,7 +72,7 @@ def last_value(rollout: Rollout) -> Tensor | None:
 
 @dataclass(frozen=True)
 class TotalReturn(Credit):
-    """Every token gets the whole return of its sample (Williams 1992, eq. 6). On outcome rewards it equals `RewardToGo()`."""
+    """Every token gets the whole return of its sample, eq:answer-return (Williams 1992). On outcome rewards it equals `RewardToGo()`."""
 
     symbol = r"R_i=\sum_{t} r_{i,t}"
     plain = "R = Σ_t r"
@@ -82,7 +83,7 @@ class TotalReturn(Credit):
 
 @dataclass(frozen=True)
 class RewardToGo(Credit):
-    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999; causality)."""
+    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999; causality). eq:reward-to-go"""
 
     gamma: float = 1.0
 
@@ -107,6 +108,7 @@ class GAE(Credit):
     """The λ-return, which minus the critic's value is the generalised advantage (Schulman et al. 2016, eq. 16).
 
     It goes with `baseline=Value()` and nothing else. Language models use γ = 1 (the tokens of one answer are one deed).
+    It is the mean of all n-step returns, n with the weight (1 − λ)λ^{n−1}: eq:lambda-average.
     """
 
     needs = ("value",)
@@ -143,7 +145,7 @@ class GAE(Credit):
 
 @dataclass(frozen=True)
 class TD(GAE):
-    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq. 13.12)."""
+    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq. 13.12). eq:one-step-td"""
 
     gae_lambda: float = 0.0
 

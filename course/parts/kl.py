@@ -19,7 +19,7 @@ from course.rollout import Policy, Rollout
 
 
 def k1(log_r: Tensor) -> Tensor:
-    """−log r: unbiased, may be negative; its gradient in a loss has mean 0."""
+    """−log r: unbiased, may be negative; its gradient in a loss has mean 0. `eq:kl-k1-estimate`"""
     return -log_r
 
 
@@ -29,12 +29,12 @@ def k2(log_r: Tensor) -> Tensor:
 
 
 def k3(log_r: Tensor) -> Tensor:
-    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of KL(ref‖π)."""
+    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of KL(ref‖π). `eq:kl-k3-estimate`"""
     return torch.expm1(log_r) - log_r
 
 
 def exact_kl(q: Tensor, p: Tensor) -> Tensor:
-    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0."""
+    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0. `eq:kl-divergence`"""
     difference = torch.where(q > -torch.inf, q - p, torch.zeros_like(q))  # inside the product: else 0·∞ makes the gradient NaN
     return (q.exp() * difference).sum(-1)
 
@@ -57,7 +57,10 @@ class InLoss(Place):
 
 @dataclass(frozen=True)
 class InLossTimesRatio(Place):
-    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3 into that of KL(π‖ref)."""
+    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3 into that of KL(π‖ref).
+
+    `eq:kl-times-ratio`
+    """
 
     symbol: ClassVar[str] = r"\rho_{i,t}\,"
 
@@ -67,7 +70,7 @@ class InLossTimesRatio(Place):
 
 @dataclass(frozen=True)
 class InReward(Place):
-    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al. 2022, eq. 2)."""
+    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al. 2022, eq. 2). `eq:kl-in-reward`"""
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,7 @@ class NoKL(KL):
 
 @dataclass(frozen=True)
 class K1(KL):
-    """−log r. In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average."""
+    """−log r. In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average. `eq:kl-k1-in-loss`"""
 
     symbol = "k_1"
     plain = "k1"
@@ -257,7 +260,7 @@ class K1(KL):
 
 @dataclass(frozen=True)
 class K2(KL):
-    """½ (log r)². In the loss: on policy, the gradient of KL(π‖ref)."""
+    """½ (log r)². In the loss: on policy, the gradient of KL(π‖ref). `eq:kl-k2-in-loss`"""
 
     symbol = "k_2"
     plain = "k2"
@@ -268,7 +271,7 @@ class K2(KL):
 
 @dataclass(frozen=True)
 class K3(KL):
-    """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4). In the loss: on policy, the gradient of KL(ref‖π).
+    """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4). In the loss: on policy, the gradient of KL(ref‖π). `eq:kl-k3-in-loss`
 
     `max_log_r` bounds |log r| before the exponential (verl uses 20); None leaves it open, and it overflows where π_ref ≫ π.
     """

@@ -69,7 +69,7 @@ class TokenRatio(RatioLevel):
 
 @dataclass(frozen=True)
 class SequenceRatio(_SequenceLevel):
-    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for."""
+    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for (`eq:sequence-ratio`)."""
 
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}"
     plain = "ρ = π/π_old per sequence"

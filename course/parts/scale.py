@@ -101,6 +101,7 @@ class GroupStd(_Std):
     """Divide by the standard deviation of the group's returns (Shao et al. 2024, §4.1.1).
 
     `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl); `eps` is added to the std. A silent group gets 0.
+    eq:group-std-advantage
     """
 
     @property

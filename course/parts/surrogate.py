@@ -24,9 +24,9 @@ class Surrogate(Part):
 
 
 def clipped_surrogate(ratio: Tensor, advantage: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
-    """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise. Schulman et al. 2017 (PPO), eq. 7.
+    """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise (`eq:clipped-surrogate`). Schulman et al. 2017 (PPO), eq. 7.
 
-    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere.
+    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere (`eq:clip-lower-bound`).
     """
     return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage)
 
@@ -39,7 +39,7 @@ def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negativ
 
 @dataclass(frozen=True)
 class ScoreFunction(Surrogate):
-    """A·log π, whose gradient is the policy gradient (Williams 1992; Sutton et al. 1999). A is a constant, never differentiated."""
+    """A·log π, whose gradient is the policy gradient (Williams 1992). A is a constant, never differentiated. eq:score-function-surrogate"""
 
     symbol = r"A_{i,t}\,\log\pi_\theta(o_{i,t})"
     plain = "A·log π"
@@ -50,7 +50,10 @@ class ScoreFunction(Surrogate):
 
 @dataclass(frozen=True)
 class Ratio(Surrogate):
-    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14), without the constraint."""
+    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14), without the constraint.
+
+    Its gradient is ρA∇log π (`eq:surrogate-gradient`).
+    """
 
     symbol = r"\rho_{i,t}A_{i,t}"
     plain = "ρ·A"
@@ -63,9 +66,9 @@ class Ratio(Surrogate):
 class Clip(Surrogate):
     """PPO's clip: min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A) (Schulman et al. 2017, eq. 7).
 
-    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al. 2025, eq. 10).
+    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al. 2025, eq. 10; `eq:clip-higher`).
     `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole
-    term from below by c·A where A < 0 (Ye et al. 2019). Two formulas, and one function wherever the bound is above
+    term from below by c·A where A < 0 (Ye et al. 2019; `eq:dual-clip`). Two formulas, and one function wherever the bound is above
     1 + ε_high; below it the cap also cuts positive advantages, so `dual_clip` must be above and `ratio_cap` need not.
     """
 
@@ -113,6 +116,7 @@ class Clip(Surrogate):
         return term
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """[..., Q, G, T] bool: where the gradient of the token is 0 (`eq:clip-flat`)."""
         ratio = log_ratio.exp()
         upper = 1 + self.high if self.ratio_cap is None else min(1 + self.high, self.ratio_cap)
         flat = ((advantage > 0) & (ratio > upper)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
@@ -124,7 +128,7 @@ class Clip(Surrogate):
 
 @dataclass(frozen=True)
 class CISPO(Surrogate):
-    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (MiniMax 2025, eqs. 4–5).
+    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (`eq:cispo`; MiniMax 2025, eqs. 4–5).
 
     The bounds are offsets from 1, as in the paper: `epsilon_low` None leaves the lower side open.
     """

@@ -117,10 +117,15 @@ class Watched(LanguageModel):
         return self.found
 
 
+def group_mean_error(p: Tensor, group: int) -> Tensor:
+    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over questions p [..., Q]. eq:group-mean-error"""
+    return ((p * (1 - p)).mean(-1) / group).sqrt()
+
+
 def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[str, Any]:
     """The values of the trained critic on held-out questions, per seed: root mean squared errors, and p's own spread.
 
-    Beside them "group", what the mean of G answers would be off by: eq:group-mean-error.
+    Beside them "group", what the mean of G answers would be off by.
     """
     assert curves.critic is not None
     model, task = curves.model, start.task
@@ -137,7 +142,7 @@ def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[s
         "prompt": first.sqrt(),
         "token": later.sqrt(),
         "spread": p.std(-1),
-        "group": ((p * (1 - p)).mean(-1) / settings.group).sqrt(),
+        "group": group_mean_error(p, settings.group),
     }
     return {name: tensor[best].cpu() for name, tensor in found.items()}
 

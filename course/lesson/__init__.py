@@ -1,0 +1,129 @@
+"""What lessons are made of: equations and source from the running objects, questions, explorable figures, exercises, progress.
+
+A lesson is notebooks/src/NN_name.py in percent format; `python -m course notebooks` builds the notebook from it. Its first cell
+calls `course.setup("NN")`, and what it is given does all that follows. Nothing here knows of bandits or transformers.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from course.errors import require
+from course.lesson import progress
+from course.lesson.exercise import Attempt, Exercise
+from course.lesson.explore import Choice, Control, Explore, Slider
+from course.lesson.question import Question
+from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
+from course.lesson.view import image, show
+from course.noise import Noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Lesson:
+    """One lesson on the page. Everything it asks is kept by name, so that tests find it."""
+
+    def __init__(self, about: LessonInfo, seed: int = 0) -> None:
+        self.about, self.seed = about, seed
+        self.questions: dict[str, Question] = {}
+        self.explores: dict[str, Explore] = {}
+        self.exercises: dict[str, Exercise] = {}
+
+    def noise(self, *runs: int, dtype: torch.dtype = torch.float32, use: int = 0, numbers: Sequence[int] | None = None) -> Noise:
+        """Random streams for runs [...]; another `use` gives other numbers. `numbers`: which stream each run gets (default 0, 1, 2 …)."""
+        return Noise(runs, self.seed + use, numbers=numbers, dtype=dtype)
+
+    def code(self, *things: Any) -> None:
+        """Show the source of functions, classes or methods of the package, under the place where it stands."""
+        for thing in things:
+            source = inspect.cleandoc("\n" + inspect.getsource(thing)) if inspect.ismethod(thing) else inspect.getsource(thing)
+            path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
+            root = Path(__file__).resolve().parents[2]
+            place = f"{path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name} · {thing.__qualname__}"
+            show(text=f"{place}\n\n{source}", markup=f"<code><b>{html.escape(place)}</b></code>{_highlighted(source)}")
+
+    def picture(self, figure: Figure, text: str) -> None:
+        """Show a figure; `text` says what is to be seen, for those who cannot see it."""
+        show(text=text, picture=image(figure))
+
+    def ask(self, name: str, text: str, choices: Mapping[str, str], answer: str) -> None:
+        """A question to be answered before the reveal: choice → feedback."""
+        self._new(name, self.questions)
+        question = self.questions[name] = Question(name, text, dict(choices), answer)
+        live = question.widget(lambda: progress.record(self.about.number, "questions", name)) if _live() else None
+        show(text=f"question: {text}", markup=question.static, widget=live)
+
+    def explore(self, name: str, draw: Callable[..., Figure], text: str, **controls: Control) -> None:
+        """Sliders over a figure: `draw(**values) → Figure`; `text` says what to look for."""
+        self._new(name, self.explores)
+        unknown = set(controls) - set(inspect.signature(draw).parameters)
+        require(not unknown, f"explore {name}", sorted(unknown), "parameters of its draw function")
+        each = self.explores[name] = Explore(name, draw, controls)
+        if _live():
+            show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
+
+    def exercise(
+        self,
+        name: str,
+        task: str,
+        *,
+        test: Callable[[Attempt], str | None],
+        solution: Attempt,
+        wrong: Sequence[Attempt],
+        hints: Sequence[str],
+    ) -> Exercise:
+        """An exercise; call `.check(attempt)` of what this returns in the cell of the stub."""
+        self._new(name, self.exercises)
+        made = Exercise(name, task, test, solution, wrong, hints, lambda: progress.record(self.about.number, "exercises", name))
+        self.exercises[name] = made
+        return made
+
+    def map(self) -> None:
+        """Show the ladder and the lessons, with links."""
+        from course.lesson.map import ladder_map
+
+        text, markup = ladder_map()
+        show(text=text, markup=markup)
+
+    def progress(self) -> None:
+        """Show what you have answered and passed so far, lesson by lesson."""
+        from course.lesson.map import progress_table
+
+        text, markup = progress_table()
+        show(text=text, markup=markup)
+
+    def _new(self, name: str, among: Mapping[str, object]) -> None:
+        if not _live():  # in a notebook a cell may be run again
+            require(name not in among, f"lesson {self.about.number}", name, "a name that is not used twice")
+
+
+def setup(number: str, seed: int = 0) -> Lesson:
+    """Begin a lesson: one CPU thread, so that your numbers are the saved ones; returns what the lesson is told with."""
+    torch.set_num_threads(1)
+    return Lesson(info(number), seed)
+
+
+def _live() -> bool:
+    from course.lesson.view import in_notebook
+
+    return in_notebook()
+
+
+def _highlighted(source: str) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    # colours of one style on its own light ground, so that it reads on dark pages, too
+    formatter = HtmlFormatter(noclasses=True, style="friendly", cssstyles="padding:.6em;border-radius:4px;font-size:90%;color:#222")
+    return str(highlight(source, PythonLexer(), formatter))
+
+
+__all__ = ["SYLLABUS", "Choice", "Lesson", "Slider", "index", "info", "setup"]

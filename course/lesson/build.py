@@ -1,0 +1,183 @@
+"""`python -m course notebooks`: from notebooks/src/NN_name.py (percent format) to the executed, saved notebook beside it.
+
+Cell ids stay where a cell did not change its place, widget state and timestamps are left out, execution counts are 1..N, and the
+measured running time goes into notebooks/lessons.json, from where the lesson's opening takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from course.errors import CourseError, require
+from course.lesson import Lesson
+from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, info
+from course.lesson.view import WIDGET
+from course.results import replace_files
+
+LIMIT = 500_000  # bytes of a saved notebook
+TIME = "{{time}}"  # in a lesson's opening
+CELL_SECONDS = 120
+KEPT = ("jupyter", "tags")  # of a cell's metadata
+
+
+def source(lesson: LessonInfo) -> Path:
+    """The text that people edit."""
+    return folder() / "src" / f"{lesson.file}.py"
+
+
+def target(lesson: LessonInfo) -> Path:
+    """The notebook that is built."""
+    return folder() / f"{lesson.file}.ipynb"
+
+
+def written() -> list[LessonInfo]:
+    """The lessons that have a source."""
+    return [lesson for lesson in SYLLABUS.values() if source(lesson).is_file()]
+
+
+def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
+    """The source as a notebook without outputs; with `times` (lessons.json) the opening says how long it runs."""
+    import jupytext
+
+    notebook = jupytext.reads(source(lesson).read_text(encoding="utf-8"), fmt="py:percent")
+    spent = (times or {}).get(lesson.number, {}).get("seconds")
+    for cell in notebook.cells:
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name in KEPT}
+        if TIME in cell.source and spent is not None:
+            cell.source = cell.source.replace(TIME, f"about {spent} seconds of computing on two CPU cores, measured")
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def build(names: Sequence[str] = (), report: Callable[[str], None] = print) -> list[Path]:
+    """Execute and save the lessons named (default: all that are written). Raises `CourseError` where a cell fails."""
+    chosen = [info(name) for name in names] or written()
+    saved = []
+    for lesson in chosen:
+        require(source(lesson).is_file(), "lesson", lesson.file, f"one whose source {source(lesson)} is there")
+        report(f"{lesson.file} …")
+        seconds, path = _build(lesson)
+        report(f"{lesson.file}: {seconds:.1f} s, {path.stat().st_size / 1000:.0f} kB")
+        saved.append(path)
+    return saved
+
+
+def _build(lesson: LessonInfo) -> tuple[float, Path]:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    times = read_index()
+    notebook = cells(lesson, times)
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder())}})
+    began = time.perf_counter()
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise CourseError(f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}") from None
+    seconds = time.perf_counter() - began
+    asked = collect(lesson) if lesson.number not in times else None
+    times[lesson.number] = _entry(seconds, times.get(lesson.number, {}), asked)
+    again = cells(lesson, times)  # the opening may have been told its time just now
+    for cell, told in zip(notebook.cells, again.cells, strict=True):
+        cell.source = told.source
+    old = nbformat.read(target(lesson), as_version=4) if target(lesson).is_file() else None
+    tidy(notebook, old)
+    text = nbformat.writes(notebook, version=4) + "\n"
+    require(len(text) < LIMIT, f"{lesson.file}.ipynb", f"{len(text)} bytes", f"less than {LIMIT}")
+    replace_files(
+        {target(lesson): text.encode("utf-8"), index_path(): (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8")}
+    )
+    return seconds, target(lesson)
+
+
+def tidy(notebook: Any, old: Any = None) -> None:
+    """Leave out what differs from build to build: ids follow the old notebook by place, no timestamps, no widgets, counts 1..N."""
+    notebook.metadata.pop("widgets", None)
+    before = [cell.get("id") for cell in old.cells] if old is not None else []
+    taken = set(before)
+    number = 0
+    for place, cell in enumerate(notebook.cells):
+        fresh = f"cell-{place:03d}"
+        cell["id"] = before[place] if place < len(before) and before[place] else fresh if fresh not in taken else f"{fresh}-new"
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        number += 1
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output["execution_count"] = number
+            if "data" in output:
+                output["data"].pop(WIDGET, None)
+                output["metadata"] = {}
+
+
+def _entry(seconds: float, before: dict[str, Any], asked: Lesson | None) -> dict[str, Any]:
+    rounded = max(5, 5 * math.ceil(seconds / 5))
+    known = before.get("seconds")
+    if known is not None and abs(known - rounded) <= max(5, 0.5 * known):
+        rounded = known  # noise of the machine
+    entry = {**before, "seconds": rounded}
+    if asked is not None:
+        entry |= counted(asked)
+    return entry
+
+
+def counted(asked: Lesson) -> dict[str, Any]:
+    """What a lesson asks, by name."""
+    return {"questions": list(asked.questions), "exercises": list(asked.exercises), "explores": list(asked.explores)}
+
+
+def index_path() -> Path:
+    """Where the measured times and the names of questions and exercises are."""
+    return folder() / "lessons.json"
+
+
+def read_index() -> dict[str, Any]:
+    """lessons.json, or nothing."""
+    return dict(json.loads(index_path().read_text(encoding="utf-8"))) if index_path().is_file() else {}
+
+
+def refresh_index() -> None:
+    """Write down anew what every lesson asks; times stay."""
+    times = read_index()
+    for lesson in written():
+        times[lesson.number] = {**times.get(lesson.number, {}), **counted(collect(lesson))}
+    _write_index(times)
+
+
+def _write_index(times: dict[str, Any]) -> None:
+    replace_files({index_path(): (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8")})
+
+
+def collect(lesson: LessonInfo) -> Lesson:
+    """Run a lesson's source as a plain program, without a notebook, and return what it asked: for tests and the index."""
+    import linecache
+
+    path = source(lesson)
+    text = path.read_text(encoding="utf-8")
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))  # so that inspect finds its functions
+    space: dict[str, Any] = {"__name__": f"lesson_{lesson.number}", "__file__": str(path)}
+    exec(compile(text, str(path), "exec"), space)
+    found = [thing for thing in space.values() if isinstance(thing, Lesson)]
+    require(len(found) == 1, f"{path}", f"{len(found)} lessons", 'one call of course.setup("NN")')
+    return found[0]
+
+
+def prose(lesson: LessonInfo) -> Iterator[tuple[str, str]]:
+    """(heading, text) of every Markdown cell, the heading being the last one at or before it."""
+    heading = lesson.title
+    for cell in cells(lesson).cells:
+        if cell.cell_type == "markdown":
+            lines = [line for line in cell.source.splitlines() if line.startswith("#")]
+            heading = lines[0].lstrip("# ").strip() if lines else heading
+            yield heading, cell.source

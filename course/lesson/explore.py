@@ -1,0 +1,119 @@
+"""Explore: sliders that redraw a figure. The draw function is a plain function of the sliders' values, so that tests can call it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from course.errors import require
+from course.lesson.view import image
+
+if TYPE_CHECKING:
+    from ipywidgets import Widget
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number from `low` to `high` in steps, starting at `value`; whole numbers where all of them are. `log`: powers of ten."""
+
+    low: float
+    high: float
+    step: float
+    value: float
+    label: str = ""
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.low < self.high and self.step > 0, "slider", (self.low, self.high, self.step), "low < high, step > 0")
+        require(self.low <= self.value <= self.high, "slider.value", self.value, f"from {self.low} to {self.high}")
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """The values a test tries: both ends, as they reach the draw function."""
+        return (10.0**self.low, 10.0**self.high) if self.log else (self.low, self.high)
+
+    @property
+    def start(self) -> Any:
+        """The value it starts with, as it reaches the draw function."""
+        return 10.0**self.value if self.log else self.value
+
+    def widget(self, name: str) -> Widget:
+        """The live slider."""
+        import ipywidgets as widgets
+
+        label: dict[str, Any] = {"description": self.label or name, "style": {"description_width": "11em"}, "layout": {"width": "34em"}}
+        if self.log:
+            return widgets.FloatLogSlider(value=self.start, base=10, min=self.low, max=self.high, step=self.step, **label)
+        whole = all(isinstance(number, int) for number in (self.low, self.high, self.step, self.value))
+        kind = widgets.IntSlider if whole else widgets.FloatSlider
+        return kind(value=self.value, min=self.low, max=self.high, step=self.step, **label)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several options (any values that print themselves), starting at `value` (default: the first)."""
+
+    options: Sequence[Any]
+    value: Any = None
+    label: str = ""
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """All options: a test tries each."""
+        return tuple(self.options)
+
+    @property
+    def start(self) -> Any:
+        """The option it starts with."""
+        return self.options[0] if self.value is None else self.value
+
+    def widget(self, name: str) -> Widget:
+        """The live menu."""
+        import ipywidgets as widgets
+
+        style = {"description_width": "11em"}
+        return widgets.Dropdown(options=list(self.options), value=self.start, description=self.label or name, style=style)
+
+
+Control = Slider | Choice
+
+
+@dataclass(frozen=True)
+class Explore:
+    """A draw function and its controls, name → control; names are the function's parameters."""
+
+    name: str
+    draw: Callable[..., Figure]
+    controls: Mapping[str, Control]
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The values that the static picture shows."""
+        return {name: control.start for name, control in self.controls.items()}
+
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the controls' extremes, for tests."""
+        names = list(self.controls)
+        for values in itertools.product(*(self.controls[name].extremes for name in names)):
+            yield dict(zip(names, values, strict=True))
+
+    def picture(self, **values: Any) -> bytes:
+        """The PNG at these values (default: the starting ones)."""
+        return image(self.draw(**self.start | values))
+
+    def widget(self) -> Widget:
+        """The live form: controls above the picture."""
+        import ipywidgets as widgets
+
+        live = {name: control.widget(name) for name, control in self.controls.items()}
+        shown = widgets.Image(value=self.picture(), format="png", layout=widgets.Layout(max_width="100%"))
+
+        def redraw(_: object) -> None:
+            shown.value = self.picture(**{name: each.value for name, each in live.items()})
+
+        for each in live.values():
+            each.observe(redraw, "value")
+        return widgets.VBox([*live.values(), shown], layout=widgets.Layout(align_items="flex-start"))

@@ -1,0 +1,206 @@
+"""The generated pages of notebooks/: the map equation ↔ function ↔ test with the symbols, the cheat sheet, who answers which confusion."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from course import ladder
+from course.errors import require
+from course.estimator import uses_critic, uses_reference
+from course.exact import microscope
+from course.lesson import build
+from course.lesson.confusions import CONFUSIONS
+from course.lesson.syllabus import folder
+from course.results import replace_files
+
+EQUATION = re.compile(r"\beq:([a-z0-9]+(?:-[a-z0-9]+)*)")
+ANSWERS = re.compile(r"<!--\s*answers:\s*([\d,\s]+)-->")
+PACKAGES = ("course", "bandits", "tinylm")
+
+SYMBOLS = (  # symbol, variable, shape, unit, meaning
+    (r"$\pi_\theta$", "`policy.log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the current policy's probability of a sampled token"),
+    (r"$\pi_{old}$", "`rollout.log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the policy that sampled"),
+    (r"$\pi_{ref}$", "`rollout.ref_log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the reference policy, frozen"),
+    (r"$r_{i,t}$", "`rollout.reward`", "[…, Q, G, T]", "reward", "reward of a token; a verifiable reward sits on the last"),
+    (r"$R_i$", "`rollout.score`", "[…, Q, G]", "reward", "sum of a sample's rewards"),
+    (r"$R_{i,t}$", "`frozen.target`, `credit(…)`", "[…, Q, G, T]", "reward", "what a token is credited with"),
+    (r"$b$", "`baseline(…)`", "broadcasts to […, Q, G, T]", "reward", "what is subtracted from the credit"),
+    (
+        r"$A_{i,t}$",
+        "`frozen.advantage`",
+        "[…, Q, G, T]",
+        "reward, or none once divided by a std",
+        "the advantage, a constant to the gradient",
+    ),
+    (
+        r"$\rho_{i,t}$",
+        "`estimator.log_ratio(…)` (its logarithm)",
+        "[…, Q, G, T]",
+        "–",
+        "importance ratio, per token or sequence",
+    ),
+    (r"$w_{i,t}$", "`frozen.weight`", "[…, Q, G, T]", "–", "weight of a token in the objective"),
+    (r"$|o_i|$", "`rollout.length`", "[…, Q, G]", "tokens", "tokens that the policy chose"),
+    (r"$V_{i,t}$", "`rollout.value`, `policy.value`", "[…, Q, G, T]", "reward", "the critic's value of the state before a token"),
+    (r"$\varepsilon$", "`epsilon_low`, `epsilon_high`", "number", "–", "half-widths of the clip"),
+    (r"$\beta$", "`kl.beta`", "number", "reward per nat", "strength of the KL penalty"),
+    (r"$\gamma,\ \lambda$", "`gamma`, `gae_lambda`", "number", "–", "discount per token, and GAE's mixture"),
+    (r"$G$", "`group`", "number", "samples", "samples of one prompt"),
+    (r"$J,\ \nabla J$", "`exact.objective`, `exact.gradient`", "number, [n]", "reward", "expected reward and its exact gradient"),
+    (r"$\hat g$", "`exact.microscope(…)`", "[n]", "reward", "an estimator's gradient on one batch of samples"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tag stands: the file and the function or class around it."""
+
+    file: str
+    name: str
+
+
+def tags_in_lessons() -> dict[str, list[str]]:
+    """Equation id → numbers of the lessons whose prose holds it (each id belongs to one)."""
+    found: dict[str, list[str]] = {}
+    for lesson in build.written():
+        for _, text in build.prose(lesson):
+            for tag in EQUATION.findall(text):
+                found.setdefault(tag, []).append(lesson.number)
+    return found
+
+
+def tags_in_code(packages: tuple[str, ...] = PACKAGES) -> dict[str, list[Place]]:
+    """Equation id → the functions and classes of the packages whose source holds it."""
+    root = folder().parent
+    found: dict[str, list[Place]] = {}
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            if (root / "course" / "lesson") in path.parents:
+                continue
+            text = path.read_text(encoding="utf-8")
+            if "eq:" in text:
+                for tag, name in _tagged(text):
+                    found.setdefault(tag, []).append(Place(path.relative_to(root).as_posix(), name))
+    return found
+
+
+def _tagged(text: str) -> Iterator[tuple[str, str]]:
+    """(id, innermost function or class) of every tag in a module."""
+    spans = [(node.lineno, node.end_lineno or node.lineno, name) for name, node in _definitions(ast.parse(text), "")]
+    for number, line in enumerate(text.splitlines(), 1):
+        for tag in EQUATION.findall(line):
+            around = [(start, name) for start, end, name in spans if start <= number <= end]
+            yield tag, max(around)[1] if around else "(module)"
+
+
+def _definitions(node: ast.AST, above: str) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            name = f"{above}.{child.name}" if above else child.name
+            yield name, child
+            yield from _definitions(child, name)
+
+
+def equations_page() -> str:
+    """EQUATIONS.md: every equation id with its lesson, its function and its tests; then the symbols."""
+    lessons, code, tests = tags_in_lessons(), tags_in_code(), tags_in_code(("tests",))
+    lines = [
+        "# Equations, functions, tests\n",
+        "Generated by `python -m course notebooks --pages`. Search for an id to find its three places.\n",
+        "| id | lesson | function | numerical test |",
+        "| --- | --- | --- | --- |",
+    ]
+    for tag in sorted(lessons, key=lambda each: (lessons[each][0], each)):
+        where = "<br>".join(f"[`{p.name}`](../{p.file})" for p in code.get(tag, []))
+        proof = "<br>".join(f"[`{p.name}`](../{p.file})" for p in tests.get(tag, []))
+        number = lessons[tag][0]
+        lines.append(f"| `eq:{tag}` | [{number}]({build.info(number).file}.ipynb) | {where} | {proof} |")
+    lines += ["\n## Symbols\n", "| symbol | variable | shape | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in SYMBOLS]
+    return "\n".join(lines) + "\n"
+
+
+def confusions_page() -> str:
+    """CONFUSIONS.md: which lesson and heading answers each question that people ask."""
+    where: dict[int, list[str]] = {}
+    for lesson in build.written():
+        for heading, text in build.prose(lesson):
+            for group in ANSWERS.findall(text):
+                for number in (int(part) for part in group.replace(",", " ").split()):
+                    require(number in CONFUSIONS, f"{lesson.file}: answers", number, f"1 to {len(CONFUSIONS)}")
+                    where.setdefault(number, []).append(f"[{lesson.number}]({lesson.file}.ipynb), “{heading}”")
+    lines = [
+        "# What people ask, and where it is answered\n",
+        "Generated by `python -m course notebooks --pages`.\n",
+        "| question | asked in | answered in |",
+        "| --- | --- | --- |",
+    ]
+    for number, (question, asked) in CONFUSIONS.items():
+        lines.append(f"| {number}. {question} | {asked} | {'<br>'.join(where.get(number, ['(to come)']))} |")
+    return "\n".join(lines).replace("||", "\\|\\|") + "\n"
+
+
+def cheat_sheet() -> str:
+    """CHEATSHEET.md: every objective of the registry, what it needs, its bias and spread on B3, its names in TRL and verl."""
+    exact, names = on_b3(), library_names()
+    lines = [
+        "# Cheat sheet: every objective on one page\n",
+        "Generated from the registry by `python -m course notebooks --pages`. Bias and spread are those of the gradient on the bandit B3 "
+        "(π = (.5, .3, .2), Bernoulli means (.2, .5, .8), one prompt, G = 4, on policy, a reference of (.2, .3, .5), the exact value as "
+        "the critic's), by enumeration, as a share of ‖∇J‖. TRL's and verl's options: `course/CONVENTIONS.md` has their footnotes.\n",
+        "| name | replaces | objective | needs | bias | spread | in TRL | in verl |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, rung in ladder.RUNGS.items():
+        if rung.kind == "own":
+            continue
+        estimator = rung.estimator
+        needs = [what for what, asked in (("critic", uses_critic(estimator)), ("reference", uses_reference(estimator))) if asked]
+        needs += ["groups"] if re.search("group|others|≠", estimator.text()) else []
+        bias, spread = exact[name]
+        row = (
+            f"**{name}**",
+            f"`{rung.replaced}`" if rung.on else "—",
+            f"`{estimator.text()}`",
+            ", ".join(needs) or "samples",
+            f"{abs(bias):.2f}",
+            f"{spread:.2f}",
+        )
+        lines.append("| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def on_b3() -> dict[str, tuple[float, float]]:
+    """Rung → bias and spread of its gradient on B3, as shares of ‖∇J‖: exact, by enumeration."""
+    cases = importlib.import_module("bandits.ablations.microscope").cases()  # by name: the core knows no bandit
+    found = {}
+    for name, rung in ladder.RUNGS.items():
+        seen = microscope(rung.estimator, cases["on policy"], 4)
+        found[name] = float(seen.bias.norm() / seen.gradient.norm()), float(seen.std / seen.gradient.norm())
+    return found
+
+
+def library_names() -> dict[str, tuple[str, str]]:
+    """Rung → what selects it in TRL and in verl, from the second table of course/CONVENTIONS.md."""
+    text = (folder().parent / "course" / "CONVENTIONS.md").read_text(encoding="utf-8").partition("## The same rung")[2]
+    rows = [re.split(r"(?<!\\)\|", line)[1:4] for line in text.splitlines() if line.startswith("| `")]
+    return {row[0].strip().strip("`"): (row[1].strip(), row[2].strip()) for row in rows}
+
+
+PAGES = {"EQUATIONS.md": equations_page, "CONFUSIONS.md": confusions_page, "CHEATSHEET.md": cheat_sheet}
+
+
+def write() -> list[Path]:
+    """Write all generated pages; returns those that changed."""
+    changed = []
+    for name, make in PAGES.items():
+        path, text = folder() / name, make()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            replace_files({path: text.encode("utf-8")})
+            changed.append(path)
+    return changed

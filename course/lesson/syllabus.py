@@ -1,0 +1,106 @@
+"""The lessons: number, file, title, what to take away, the rungs they climb, and the figure that stands for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from course.ablation import project_root
+from course.errors import require
+
+
+@dataclass(frozen=True)
+class LessonInfo:
+    """One row of the syllabus; `figure` is a file of figures/, without its ending."""
+
+    number: str
+    name: str
+    title: str
+    takeaway: str
+    rungs: tuple[str, ...]
+    figure: str
+
+    @property
+    def file(self) -> str:
+        """The stem of its files: notebooks/src/FILE.py and notebooks/FILE.ipynb."""
+        return f"{self.number}_{self.name}"
+
+
+_ROWS = (
+    ("00", "the_map", "The map", "every algorithm from REINFORCE to GRPO is one objective with one part swapped", (), "ladder"),
+    (
+        "01",
+        "policy_gradient",
+        "Policy gradient for one-step rewards",
+        "E[r ∇log π] = ∇J, and one step needs no policy-gradient theorem",
+        ("reinforce",),
+        "gradient_bandit",
+    ),
+    (
+        "02",
+        "baselines",
+        "Baselines and advantages",
+        "a baseline moves the variance, not the mean, and it can cost",
+        ("baseline",),
+        "bias_variance",
+    ),
+    (
+        "03",
+        "importance_ratio",
+        "The importance ratio and TRPO",
+        "at π_old every surrogate has one gradient; further out, samples go stale",
+        ("surrogate",),
+        "trust_region",
+    ),
+    ("04", "clipping", "PPO's clip", "the clip is a flat region, not a bound on the ratio", ("clip",), "clip_unbounded"),
+    ("05", "critics", "Critics and GAE", "a critic gives every token its own credit, and has to be learned", ("ppo",), "tinylm_critic"),
+    (
+        "06",
+        "group_baseline",
+        "The group baseline",
+        "the mean changes the noise and the step's length; the std changes what is optimised",
+        ("group_mean", "group_std", "length_mean"),
+        "difficulty",
+    ),
+    ("07", "kl_anchor", "The KL anchor", "which KL, where, decides what is optimised; it is no critic", ("grpo",), "kl_estimators"),
+    (
+        "08",
+        "language_model",
+        "From bandits to a language model",
+        "a prompt is a bandit whose arms are its completions, at sequence level",
+        ("grpo",),
+        "bridge",
+    ),
+    (
+        "09",
+        "ladder_on_a_language_model",
+        "The ladder on a language model",
+        "reading curves: the parts that mattered here, and how far seeds differ",
+        ("grpo",),
+        "tinylm_zero",
+    ),
+)
+SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}
+
+
+def info(number: str) -> LessonInfo:
+    """The syllabus row of lesson «01» (also taken: 1, «01_policy_gradient»); raises `CourseError` for one that is not there."""
+    key = str(number).partition("_")[0].zfill(2)
+    require(key in SYLLABUS, "lesson", number, ", ".join(SYLLABUS))
+    return SYLLABUS[key]
+
+
+def folder() -> Path:
+    """notebooks/ of the course one stands in, else the current folder."""
+    root = project_root()
+    return Path.cwd() if root is None else root / "notebooks"
+
+
+def index() -> Mapping[str, Mapping[str, Any]]:
+    """What the last build measured and counted, lesson number → seconds, questions, exercises (notebooks/lessons.json)."""
+    path = folder() / "lessons.json"
+    found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found

@@ -1,0 +1,613 @@
+# %% [markdown]
+# # 00 · The map
+#
+# When you are through you can
+#
+# - say how GRPO is made from REINFORCE, in seven steps that each replace one part;
+# - read the shape of any tensor in this course, for a bandit and for a language model;
+# - place pre-training, supervised fine-tuning, preference tuning and reinforcement learning, and say what the last can do that the others cannot;
+# - use the lessons: predict, explore, do, break it.
+#
+# You need Python and some calculus. You need not have heard of GRPO.
+#
+# Running all cells takes {{time}}. Each lesson is meant for half an hour to an hour of yours.
+
+# %%
+import torch
+
+import course
+from course import exact, figures, ladder
+
+lesson = course.setup("00")
+lesson.map()
+
+# %% [markdown]
+# Read it from the bottom up: every row is the row below with **one part replaced**. The coloured bar is the rung's colour in every
+# figure of the course. The links lead to the lessons. If you have read elsewhere that GRPO is PPO without a critic, or "PPO for bandits" (Giovanidis
+# 2025): yes, and you will see which parts that sentence leaves out.
+#
+# ## Use it like this
+#
+# - **Predict.** A blue box asks before the answer is on the page. Commit to a choice; each wrong one says why it is wrong.
+# - **Explore.** Sliders redraw a figure. Move one thing at a time.
+# - **Do.** An exercise is checked against an exact answer. If yours differs, you get the case where it does.
+# - **Break it.** Programs are sabotaged, and you find the fault from the curves.
+#
+# Try the first kind now.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "parts-changed",
+    "An objective of this course has eight parts: credit, baseline, scale, ratio, surrogate, kl, aggregation, sample filter. There are seven "
+    "steps from REINFORCE to GRPO. How many of the eight parts end up different?",
+    {
+        "seven": "Seven steps, but two parts are replaced twice: the baseline (batch mean, then group mean) and the surrogate (ratio, then clip).",
+        "five": "Baseline and surrogate are replaced twice each, scale, aggregation and kl once: seven steps, five parts.",
+        "all eight": "Credit, ratio and sample filter never change on the ladder. The rungs beside and above it change them: PPO's critic, GSPO, DAPO.",
+        "two, the baseline and the kl": "Those are the two that GRPO is known for. Between them and REINFORCE lie the ratio's surrogate, the clip, the std and 1/length.",
+    },
+    answer="five",
+)
+
+# %%
+for part, (mine, theirs) in ladder.grpo.diff(ladder.reinforce).items():
+    print(f"{part:<12} {theirs.short:<16} → {mine.short}")
+
+# %% [markdown]
+# ## One objective
+#
+# All of it is one formula. Sample answers; give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
+#
+# $$J(\theta)=\sum_i\sum_tw_{i,t}\Big[\operatorname{surrogate}(\rho_{i,t},\log\pi_\theta,A_{i,t})-\beta\,\mathrm{kl}_{i,t}\Big]\tag{0.1}$$
+#
+# `eq:one-objective` · this course; Schulman et al. 2017 (PPO), eqs. 7 and 9, for the pattern
+#
+# $$A_{i,t}=\operatorname{scale}\big(R_{i,t}-b\big)\tag{0.2}$$
+#
+# `eq:advantage-of-parts` · this course; Schulman et al. 2016 (GAE), eq. 1, for $\Psi_t$
+#
+# Every word in it is a part that you can take out and replace. The first lesson derives the bottom rung from nothing; here are bottom and top. What differs
+# from the rung below is coloured, and you did not get these formulas from a textbook: the objects that train print them.
+
+# %%
+ladder.reinforce
+
+# %%
+ladder.grpo
+
+# %% [markdown]
+# Do not worry about the symbols yet. Each has its lesson.
+
+# %%
+lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.objective)
+
+# %% [markdown]
+# ## The axes
+#
+# Every tensor of the course ends in the same three axes, with as many as you like in front:
+#
+# | axis | meaning | on a bandit | on a language model |
+# | --- | --- | --- | --- |
+# | `...` | independent runs: seeds, settings | thousands at once | a few models at once |
+# | `Q` | prompts | 1, or the contexts | the batch of questions |
+# | `G` | the group: samples for one prompt | pulls | completions |
+# | `T` | tokens of a sample | 1 | up to the longest completion, with a mask |
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "bandit-shape",
+    "A bandit has **three arms**. One prompt is asked, and you pull five times. What is the shape of the rewards, [Q, G, T]?",
+    {
+        "(1, 3, 1)": "3 is the number of arms, all that could be chosen. G counts what was chosen: five pulls.",
+        "(1, 5, 1)": "One prompt, five pulls, one token each. The arms are the vocabulary: they show up in the policy's distribution, not in the samples.",
+        "(5, 3, 1)": "Pulls of one prompt are a group, so 5 belongs on the second axis. And the arms are no axis of the samples at all.",
+        "(1, 5, 3)": "T counts tokens of one sample. A pull is one choice, so T = 1.",
+    },
+    answer="(1, 5, 1)",
+)
+
+# %%
+from bandits.environments import Bernoulli
+from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.policies import Softmax
+from bandits.problem import Bandit
+
+probability, mean = torch.tensor([B3_POLICY], dtype=torch.float64), torch.tensor([B3_MEANS], dtype=torch.float64)
+bandit = Bandit(Bernoulli(mean), Softmax.of(probability), group=5)
+rollout = bandit.sample(lesson.noise(dtype=torch.float64))
+for name in ("reward", "log_prob", "mask"):
+    print(f"{name:<9}", tuple(getattr(rollout, name).shape))
+print("arms     ", rollout.data["action"][0].tolist(), "  rewards", rollout.reward[0, :, 0].tolist())
+
+# %% [markdown]
+# That object, a `Rollout`, is all that an estimator ever sees: what was sampled. Now the same object from a language model: a small transformer,
+# written in this repository, that subtracts one-digit numbers. It is warmed up on 60 batches of right answers, then asked four questions, four times each.
+
+# %%
+from course.learner import Learner
+from course.optim import Adam
+from tinylm import tasks
+from tinylm.model import ModelSettings, Transformer
+from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+
+task = tasks.make(tasks.TaskSettings(name="subtraction", digits=1))
+model = Transformer(ModelSettings(width=32, layers=1, heads=2, hidden=64, context=task.context), dtype=torch.float64)
+warm_up = Learner(Demonstrations(model, task, batch=64), LIKELIHOOD, Adam(1e-2), lesson.noise(dtype=torch.float64, use=1), log_every=10)
+history = warm_up.train(60)
+asked = LanguageModel(model, task, prompts=4, group=4).sample(lesson.noise(dtype=torch.float64, use=2))
+for name in ("reward", "log_prob", "mask"):
+    print(f"{name:<9}", tuple(getattr(asked, name).shape))
+
+# %% jupyter={"source_hidden": true}
+for q in range(4):
+    answers = []
+    for g in range(4):
+        text = tasks.decode(asked.data["tokens"][q, g].tolist())
+        answers.append(f"{text:<3} {'right' if asked.score[q, g] else 'wrong'}, {asked.length[q, g]} tokens")
+    print(f"{tasks.decode(asked.data['prompt'][q].tolist()):<5}", " | ".join(answers))
+
+# %% [markdown]
+# Answers differ in length (a minus is a token, and so is the end), so the tensors are padded to $T$ and a **mask** says which tokens the policy chose. The reward
+# sits on the last chosen token. Nothing else tells a language model from a bandit here:
+#
+# $$|o_i|=\sum_t\text{mask}_{i,t}\tag{0.3}$$
+#
+# `eq:answer-length` · Shao et al. 2024 (DeepSeekMath), eq. 3, for the symbol
+
+# %% jupyter={"source_hidden": true}
+figure, [left, right] = figures.new_figure(1, 2, width=8.0, height=4.2, width_ratios=(1, 2.6))
+for ax, sampled, title in ((left, rollout, "bandit"), (right, asked, "language model")):
+    prompts, group, length = sampled.reward.shape
+    for q in range(prompts):
+        for g in range(group):
+            y = q * (group + 0.8) + g
+            for t in range(length):
+                chosen, paid = bool(sampled.mask[q, g, t]), float(sampled.reward[q, g, t])
+                colour = "#e8e8e8" if not chosen else "#00875f" if paid else "#9fc5e8"
+                ax.barh(y, 0.94, left=t + 0.03, height=0.86, color=colour)
+        ax.text(-0.06, q * (group + 0.8) + (group - 1) / 2, f"q = {q + 1}", ha="right", va="center", fontsize=10)
+    ax.set(xlim=(-0.02, length), ylim=(18.4, -0.6), yticks=[])
+    ax.set_xticks([t + 0.5 for t in range(length)], [str(t + 1) for t in range(length)])
+    ax.grid(False)
+    ax.spines["left"].set_visible(False)
+    figures.describe(ax, f"{title}: [{prompts}, {group}, {length}]", "token t", "")
+lesson.picture(figure, "Rows are samples, grouped by prompt; columns are tokens. Blue: chosen. Green: chosen and paid 1. Grey: padding.")
+
+# %% [markdown]
+# Blue: tokens that the policy chose. Green: chosen, and paid 1. Grey: padding. Left $T=1$, right ragged.
+#
+# A mean is a choice of axes. So is everything that the rungs differ in.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-axis",
+    "GRPO subtracts from each answer's reward the mean reward **of its group**. `R` has the shape [Q, G] = [4, 4]. What is the shape of those means, "
+    "and what would the mean over the whole batch do instead?",
+    {
+        "[4, 1]: one per prompt; the batch's mean would compare answers to different questions": "A mean over G. With the batch's mean an answer to an "
+        "easy question looks good merely because the question is easy.",
+        "[1, 4]: one per place in the group": "That is a mean over Q: it compares the first answers to all questions with each other.",
+        "one number; it is the batch's mean already": "That is the second rung, `baseline`. The group's mean keeps the Q axis.",
+        "[4, 4]: each answer has its own": "That is leave-one-out (RLOO), where an answer is not in its own mean. The group's mean includes it.",
+    },
+    answer="[4, 1]: one per prompt; the batch's mean would compare answers to different questions",
+)
+
+# %%
+R = asked.score
+print("R by question:           ", R.int().tolist())
+print("mean over G, shape", tuple(R.mean(-1, keepdim=True).shape), [f"{x:.2f}" for x in R.mean(-1).tolist()])
+print("mean over the batch:      ", f"{float(R.mean()):.3g}")
+
+# %% [markdown]
+# ## Runs never mix
+#
+# The dots in front of `Q` hold whole experiments. A loss is computed per run and **summed** over runs, so the derivative by one run's
+# parameters holds that run alone:
+#
+# $$\frac{\partial}{\partial\theta^{(n)}}\sum_m\mathcal L^{(m)}=\frac{\partial\mathcal L^{(n)}}{\partial\theta^{(n)}}\tag{0.4}$$
+#
+# `eq:runs-apart` · this course
+#
+# Each run also draws from a random stream of its own. So two hundred runs cost one program, and the third run alone gives what it gave among the
+# others:
+
+# %%
+from course.noise import Noise
+from course.optim import SGD
+
+
+def third_run(numbers):
+    """Train the runs with these numbers together; returns the last one's policy."""
+    count = len(numbers)
+    noise = Noise((count,), lesson.seed, numbers=numbers, dtype=torch.float64)
+    together = Bandit(Bernoulli(mean.expand(count, 1, 3)), Softmax.of(probability.expand(count, 1, 3)), group=8)
+    Learner(together, ladder.group_mean, SGD(0.2), noise, log_every=50).train(50)
+    return together.arm_policy.log_probs().detach().exp()[-1, 0]
+
+
+print("run 3 among three:", [f"{x:.3f}" for x in third_run([0, 1, 2]).tolist()])
+print("run 3 alone:      ", [f"{x:.3f}" for x in third_run([2]).tolist()])
+
+# %% [markdown]
+# Along `Q` a batch may be cut into minibatches. Advantages and weights are frozen once, for the whole batch, so the pieces add up:
+#
+# $$\sum_{\text{minibatches }B}\;\sum_{i\in B}\sum_tw_{i,t}[\dots]=\sum_i\sum_tw_{i,t}[\dots]\tag{0.5}$$
+#
+# `eq:minibatches-add` · this course
+
+# %%
+lm = LanguageModel(model, task, prompts=4, group=4)
+frozen = ladder.length_mean.freeze(asked)
+halves = [frozen.prompts(torch.tensor(half)) for half in ([0, 1], [2, 3])]
+pieces = [ladder.length_mean.objective(lm.policy(half.rollout), half) for half in halves]
+all_at_once = ladder.length_mean.objective(lm.policy(asked), frozen)
+print("two halves add up to the batch, to 1e-12:", abs(float((sum(pieces) - all_at_once).detach())) < 1e-12)
+
+# %% [markdown]
+# ## Explore: what each token is told
+#
+# Two prompts, four answers each, of different length. The colour of a cell is $\partial J/\partial\log\pi$ of that token, times the number of answers: red
+# says "less of this", blue "more". Climb the ladder from the left of the menu, and watch what each replaced part changes. `drift` moves the policy away from
+# the one that sampled, as several updates on one rollout do.
+
+# %% jupyter={"source_hidden": true}
+from course.rollout import Policy, Rollout
+
+LENGTHS = torch.tensor([[2, 3, 5, 6], [1, 4, 4, 6]])
+MASK = torch.arange(6) < LENGTHS[..., None]
+LAST = torch.nn.functional.one_hot(LENGTHS - 1, 6).double()
+MOVES = torch.tensor([[1.0, -1.0, 0.5, 1.0], [-0.5, 1.0, -1.0, 0.5]], dtype=torch.float64)[..., None] * MASK  # direction of the drift
+
+
+def told(rung, right, drift):
+    """[Q, G, T] the derivative of the rung's objective by log π of each token, times the 8 answers."""
+    reward = torch.zeros(2, 4, dtype=torch.float64)
+    reward[0, :right] = 1.0
+    reward[1, 1] = 1.0
+    old = torch.full((2, 4, 6), -1.0, dtype=torch.float64) * MASK
+    sampled = Rollout(reward[..., None] * LAST, old, MASK, ref_log_prob=old)
+    now = (old + drift * MOVES).requires_grad_()
+    loss = ladder.get(rung).estimator.loss(Policy(now), sampled)
+    [by_token] = torch.autograd.grad(loss, now)
+    return reward, -8 * by_token
+
+
+def draw_told(rung, right, drift):
+    reward, cells = told(rung, right, drift)
+    figure, [ax] = figures.new_figure(width=8.6, height=2.9)
+    shown = torch.full((4, 13), torch.nan, dtype=torch.float64)  # prompt 1, a gap, prompt 2
+    shown[:, :6], shown[:, 7:] = torch.where(MASK, cells, torch.nan)
+    ax.imshow(shown.numpy(), cmap="RdBu", vmin=-1.6, vmax=1.6, aspect="auto")
+    for g, row in enumerate(shown.tolist()):
+        for t, value in enumerate(row):
+            if value == value:
+                colour = "white" if abs(value) > 0.9 else figures.INK
+                ax.text(t, g, f"{value:.2f}" if abs(value) > 5e-3 else "0", ha="center", va="center", fontsize=9, color=colour)
+        ax.text(6.4, g, f"R = {int(reward[1, g])}", ha="right", va="center", fontsize=10)
+    ax.set_yticks(range(4), [f"R = {int(r)}" for r in reward[0]])
+    ax.set_xticks([2.5, 9.5], ["tokens of the answers to prompt 1", "tokens of the answers to prompt 2"])
+    ax.grid(False)
+    ax.set_title(ladder.get(rung).estimator.text(), loc="left", fontsize=9, color=figures.INK)
+    return figure
+
+
+lesson.explore(
+    "what-each-token-is-told",
+    draw_told,
+    "one step up the ladder at a time: which cells change?",
+    rung=course.lesson.Choice([rung.name for rung in ladder.select()], label="rung"),
+    right=course.lesson.Slider(0, 4, 1, 1, "right answers to prompt 1"),
+    drift=course.lesson.Slider(0.0, 0.6, 0.1, 0.0, "drift of the policy (nats)"),
+)
+
+# %% [markdown]
+# Things to find. On `reinforce` a wrong answer is told nothing. Set the right answers to 0 or 4: from `group_mean` on, prompt 1 falls **silent**, since nobody is better than
+# anybody. `group_std` makes both prompts equally loud. `length_mean` divides a row by its length. With drift, `clip` silences what has moved too far, and `grpo` speaks
+# even where all are silent: that is the KL. The next cell holds this to numbers.
+
+# %%
+print("reinforce: wrong answers are told nothing:", bool((told("reinforce", 1, 0.0)[1][0, 1:] == 0).all()))
+for rung in ("group_mean", "group_std"):
+    first_token = told(rung, 2, 0.0)[1][:, :, 0]  # 2 of 4 right, and 1 of 4
+    print(f"{rung}: Σ A² of prompts 1 and 2:", [f"{x:.2f}" for x in first_token.square().sum(-1).tolist()])
+rows = [told(rung, 1, 0.0)[1][0, 0, 0] for rung in ("group_std", "length_mean")]
+print(f"length_mean / group_std, answer of 2 tokens: {float(rows[1] / rows[0]):.2f}")
+clipped, free = (told(rung, 1, 0.6)[1] for rung in ("clip", "surrogate"))
+print("drift .6: tokens silenced by the clip:", int(((clipped == 0) & (free != 0)).sum()), "of", int(MASK.sum()))
+for rung in ("length_mean", "grpo"):
+    print(f"all four right, drift .5, {rung}: prompt 1 is told nothing:", bool((told(rung, 4, 0.5)[1][0] == 0).all()))
+
+# %% [markdown]
+# ## Do it: reward and length
+#
+# The first thing any of this needs from a rollout.
+
+# %% jupyter={"source_hidden": true}
+def test_totals(attempt):
+    reward = torch.zeros(2, 3, 4, dtype=torch.float64)
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
+    lengths = [[1, 4, 2], [3, 3, 1]]
+    worth = [[1.0, 0.0, 2.5], [0.0, 1.0, -1.0]]
+    for q in range(2):
+        for g in range(3):
+            mask[q, g, : lengths[q][g]] = True
+            reward[q, g, lengths[q][g] - 1] = worth[q][g]
+    reward[0, 1, 0] = 0.5  # a reward on the way
+    worth[0][1] += 0.5
+    got = attempt(reward, mask)
+    if not isinstance(got, tuple) or len(got) != 2:
+        return f"for rewards of shape (2, 3, 4) it gives {type(got).__name__}; two tensors are asked for, R and |o|"
+    for name, value, want in (("R", got[0], worth), ("|o|", got[1], lengths)):
+        value = torch.as_tensor(value)
+        if tuple(value.shape) != (2, 3):
+            return f"for rewards of shape (2, 3, 4) its {name} has the shape {tuple(value.shape)}; one number per answer is (2, 3)"
+        for q in range(2):
+            for g in range(3):
+                if abs(float(value[q, g]) - want[q][g]) > 1e-9:
+                    return f"for prompt {q + 1}, answer {g + 1} it gives {name} = {float(value[q, g]):.3g}; counted by hand it is {want[q][g]:.3g}"
+    return None
+
+
+def solution_totals(reward, mask):
+    return reward.sum(-1), mask.sum(-1)
+
+
+totals = lesson.exercise(
+    "reward-and-length",
+    "From token rewards and the mask to each answer's reward R and length |o|.",
+    test=test_totals,
+    solution=solution_totals,
+    wrong=[
+        lambda reward, mask: (reward.sum(-2), mask.sum(-2)),
+        lambda reward, mask: (reward[..., -1], mask.sum(-1)),
+        lambda reward, mask: (reward.sum(-1), torch.full(mask.shape[:-1], mask.shape[-1])),
+    ],
+    hints=["Which axis are the tokens?", "The last one; R keeps Q and G.", "Two sums over the last axis: of the rewards, and of the mask."],
+)
+
+
+# %%
+def my_totals(reward, mask):
+    """Token rewards [Q, G, T] and the mask [Q, G, T] (bool) → R [Q, G] and |o| [Q, G]."""
+    return NotImplemented
+
+
+totals.check(my_totals)
+
+# %% [markdown]
+# ## Do it: climb the ladder
+#
+# An estimator is an object, and `replace` swaps parts. Start from any rung and hand back GRPO. The checker does not look at the name: it compares the
+# value of your objective with DeepSeekMath's formula, computed by hand on two prompts of ragged answers.
+
+# %%
+from course.estimator import replace
+from course.parts import K3, GroupMean, GroupStd, SequenceMean
+
+with_group_mean = replace(ladder.clip, baseline=GroupMean())
+print("replaced since the clip:", with_group_mean.changed, "  that is the rung group_mean:", with_group_mean == ladder.group_mean)
+
+# %% jupyter={"source_hidden": true}
+from course.parts import LeaveOneOut
+
+
+def by_hand(reward, old, now, ref):
+    """DeepSeekMath eq. 3 with its k3 (eq. 4), token by token; the group's std divides by G."""
+    total = 0.0
+    for q in range(2):
+        A = (reward[q] - reward[q].mean()) / (reward[q].std(correction=0) + 1e-6)
+        for g in range(4):
+            n = int(LENGTHS[q, g])
+            for t in range(n):
+                rho = float((now[q, g, t] - old[q, g, t]).exp())
+                log_r = float(ref[q, g, t] - now[q, g, t])
+                k3 = float(torch.tensor(log_r).exp()) - 1 - log_r
+                total += (min(rho * float(A[g]), min(max(rho, 0.8), 1.2) * float(A[g])) - 0.04 * k3) / n / 8
+    return total
+
+
+def test_climb(attempt):
+    made = attempt(ladder.reinforce)
+    if not isinstance(made, course.estimator.Estimator):
+        return f"from reinforce it makes {type(made).__name__}; an estimator is asked for, which replace(...) returns"
+    reward = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    generator = lesson.noise(dtype=torch.float64, use=3)
+    old, now, ref = ((-1 + 0.6 * generator.normal(2, 4, 6)) * MASK for _ in range(3))
+    value = float(made.objective(Policy(now), made.freeze(Rollout(reward[..., None] * LAST, old, MASK, ref_log_prob=ref))))
+    want = by_hand(reward, old, now, ref)
+    return None if abs(value - want) < 1e-6 else f"on rewards (1, 0, 0, 1) and (0, 1, 0, 0) its objective is {value:.4g}; the formula gives {want:.4g}"
+
+
+def solution_climb(rung):
+    return replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, aggregation=SequenceMean(), kl=K3(beta=0.04))
+
+
+climb = lesson.exercise(
+    "climb-to-grpo",
+    "Make GRPO (β = .04, ε = .2) out of the rung that you are given, by replacing parts.",
+    test=test_climb,
+    solution=solution_climb,
+    wrong=[
+        lambda rung: replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, kl=K3(beta=0.04)),
+        lambda rung: replace(
+            rung, baseline=LeaveOneOut(), scale=GroupStd(), surrogate=ladder.clip.surrogate, aggregation=SequenceMean(), kl=K3(beta=0.04)
+        ),
+        lambda rung: replace(rung, baseline=GroupMean(), scale=GroupStd(), aggregation=SequenceMean(), kl=K3(beta=0.04)),
+    ],
+    hints=[
+        "The list of what differs is further up: `ladder.grpo.diff(ladder.reinforce)`.",
+        "Five parts: baseline, scale, surrogate, aggregation, kl.",
+        "replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, …): two are left.",
+    ],
+)
+
+
+# %%
+def my_grpo(rung):
+    """Any estimator → GRPO, by `replace(rung, part=…)`."""
+    return NotImplemented
+
+
+climb.check(my_grpo)
+
+# %% [markdown]
+# ## Before and after: where reinforcement learning sits
+#
+# | stage | data | what is maximised | what it can teach |
+# | --- | --- | --- | --- |
+# | pre-training | all text there is | log-likelihood of the next token | language, facts |
+# | supervised fine-tuning (SFT) | answers written by someone | the same, on those answers | to answer like them |
+# | preference tuning | pairs, one preferred | a learned reward, or the pairs directly | taste: what nobody can write down (lesson 08) |
+# | reinforcement learning on verifiable rewards | questions, and a checker | $\mathbb E[R]$ | to be right, also where no answer was written |
+#
+# The last three are post-training. (The article "A Not So Gentle Introduction to PPO & GRPO" says that DeepSeek-R1 skipped SFT; it was R1-Zero that did.)
+#
+# You need no new formula for the first two. Take the bottom rung, but let someone else write the samples, and let each be worth 1:
+#
+# $$\frac1{\sum_i|o_i|}\sum_i\sum_t1\cdot\log\pi_\theta(o_{i,t}\mid q,o_{i,<t}),\qquad o_i\text{ from a demonstrator}\tag{0.6}$$
+#
+# `eq:likelihood-is-reward-one` · maximum likelihood; this course for the reading
+#
+# The warm-up above was that object. Its loss is the cross-entropy, in nats per token:
+
+# %%
+print(LIKELIHOOD.text())
+print("every demonstration is worth 1:", bool((warm_up.problem.sample(lesson.noise(dtype=torch.float64, use=4)).score == 1).all()))
+print("cross-entropy, first and last batch:", " → ".join(f"{float(history['cross_entropy'][k]):.2f}" for k in (0, -1)), "nats per token")
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "sft-or-rl",
+    "On the bandit B3 the arms pay .2, .5 and .8. A demonstrator picks them with probabilities (.1, .2, .7). One policy is fitted to unlimited demonstrations (SFT), "
+    "another is trained on rewards (bottom rung, exact gradient). Where do their expected rewards end?",
+    {
+        "both at .8": "SFT imitates. It copies the demonstrator's mistakes in proportion, and they cost: .1·.2 + .2·.5 + .7·.8 = .68.",
+        "SFT at .68, RL at .8": "Maximum likelihood ends at the demonstrator's own policy, and earns what the demonstrator earns. Rewards have no such ceiling.",
+        "both at .68": "The reward-trained policy never saw the demonstrator. It climbs to the best arm.",
+        "SFT at .8, RL at .68": "The other way round: imitation cannot pass its model, reward can.",
+    },
+    answer="SFT at .68, RL at .8",
+)
+
+# %%
+from bandits.flow import ascend, follow
+
+demonstrator = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+start = probability[0].log()
+imitate = follow(lambda log_prob: demonstrator - log_prob.exp(), start, rate=0.5, steps=400)  # E[1 · score] over demonstrations
+reinforce = ascend(ladder.reinforce, Bernoulli(mean), start, 1, rate=0.5, steps=400)  # E[R · score] over own samples
+
+# %% jupyter={"source_hidden": true}
+figure, [ax] = figures.new_figure(width=7.2, height=3.2)
+figures.band(ax, range(401), imitate.exp() @ mean[0], label="SFT", color="#0057a3", linestyle="-")
+figures.band(ax, range(401), reinforce.exp() @ mean[0], name="reinforce", label="RL")
+figures.expectation(ax, y=float(demonstrator @ mean[0]))
+figures.expectation(ax, y=0.8)
+figures.describe(ax, "Imitation stops at its model (dashed .68), reward at the best arm", "updates", "expected reward J")
+figures.label_ends(ax)
+lesson.picture(figure, "SFT rises quickly and stops at .68, the demonstrator's own reward; RL rises more slowly and approaches .8.")
+print(f"J at the end: SFT {float(imitate[-1].exp() @ mean[0]):.3f}, RL {float(reinforce[-1].exp() @ mean[0]):.3f}")
+
+# %% [markdown]
+# SFT is ahead early, RL at the end: real pipelines do one after the other, and the policy after SFT is the **reference** that the KL term of GRPO holds on to.
+#
+# ## Break it
+#
+# Three programs train the rung `group_mean` on B3, groups of eight, 200 runs each. One is right. In one the **sign** of the advantage is flipped, as when a loss is maximised or an objective
+# minimised. In one the sign is **lost**: $|A|$ stands where $A$ should. Nothing crashes.
+
+# %%
+from dataclasses import dataclass
+
+from course.parts import ScoreFunction
+
+
+@dataclass(frozen=True)
+class Flipped(ScoreFunction):
+    """The fault: −A."""
+
+    def __call__(self, log_ratio, log_prob, advantage):
+        return super().__call__(log_ratio, log_prob, -advantage)
+
+
+@dataclass(frozen=True)
+class SignLost(ScoreFunction):
+    """The fault: |A|."""
+
+    def __call__(self, log_ratio, log_prob, advantage):
+        return super().__call__(log_ratio, log_prob, advantage.abs())
+
+
+# %% jupyter={"source_hidden": true}
+def train(surrogate):
+    estimator = replace(ladder.baseline, baseline=GroupMean(), surrogate=surrogate)
+    many = Bandit(Bernoulli(mean.expand(200, 1, 3)), Softmax.of(probability.expand(200, 1, 3)), group=8)
+    history = Learner(many, estimator, SGD(0.5), lesson.noise(200, dtype=torch.float64, use=5), log_every=5).train(150)
+    values = history["expected_reward"]
+    return [0, *history.steps], torch.cat([torch.full((1, 200), 0.41, dtype=torch.float64), values])
+
+
+runs = {"run A": train(SignLost()), "run B": train(ScoreFunction()), "run C": train(Flipped())}
+
+
+def draw_runs(names, levels):
+    figure, [ax] = figures.new_figure(width=7.2, height=3.3)
+    for (label, (steps, values)), colour in zip(runs.items(), ("#b8860b", "#000000", "#b8320f"), strict=True):
+        low, high = values.quantile(0.05, -1), values.quantile(0.95, -1)
+        figures.band(ax, steps, (low + high) / 2, (high - low) / 2, label="_", color=colour, linestyle="-", linewidth=0)
+        figures.band(ax, steps, values.mean(-1), label=names.get(label, label), color=colour, linestyle="-")
+    for level in levels:
+        figures.expectation(ax, y=level)
+    figures.describe(ax, "Three programs (dashed: where theory ends)" if names else "Three programs", "updates", "J (bands: 90 % of runs)")
+    figures.label_ends(ax)
+    return figure
+
+
+lesson.picture(draw_runs({}, []), "Run B rises to .8, run C falls to .2, run A rises a little and stops near .5.")
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-fault",
+    "Run B climbs to the best arm. Run C goes straight to the worst. Run A improves a little, from .41, and stops near .5. Which fault is where?",
+    {
+        "C: sign flipped, A: sign lost": "−A climbs down as surely as A climbs up. |A| prefers whatever surprises, good or bad, and where half of all answers are right "
+        "every arm surprises alike: there it stops.",
+        "C: sign lost, A: sign flipped": "Straight to the worst arm needs to know which is worst, and −A knows it as well as A does. A flipped sign would never improve.",
+        "both: sign flipped": "The same fault would give the same curves: they saw the same random numbers.",
+    },
+    answer="C: sign flipped, A: sign lost",
+)
+
+# %% [markdown]
+# Why .5? With the group's mean near $m=J$, an arm that pays with probability $q$ has
+# $\mathbb E|A|=q(1-m)+(1-q)m=m+q(1-2m)$. Below $m=.5$ the better arms have more of it, above $.5$ the worse ones, and at $.5$ all are alike.
+
+# %%
+for m in (0.41, 0.5, 0.6):
+    print(f"m = {m:<4}:  E|A| of the arms ", "  ".join(f"{m + q * (1 - 2 * m):.3f}" for q in B3_MEANS))
+names = {"run A": "A: |A|", "run B": "B: right", "run C": "C: −A"}
+lesson.picture(draw_runs(names, [0.2, 0.5, 0.8]), "Run A: sign lost, stops at .5. Run B: right. Run C: sign flipped, ends at the worst arm's .2.")
+for label, (_, values) in runs.items():
+    low, high = (float(values[-1].quantile(x)) for x in (0.05, 0.95))
+    print(f"{label}: mean of the last J {float(values[-1].mean()):.2f}, 90 % of runs from {low:.2f} to {high:.2f}")
+
+# %% [markdown]
+# A program that rises is not yet right: run A rose. Lesson 01 shows what tells such faults for certain.
+#
+# ## Where you are
+#
+# Your answers and passed exercises are noted in one small file beside the lessons, `.progress.json`, which you can delete. This table is what it holds, with the
+# seconds of computing per lesson.
+
+# %% tags=["nbval-ignore-output"]
+lesson.progress()
+
+# %% [markdown]
+# ## Take away
+#
+# Every algorithm from REINFORCE to GRPO is one objective with one part replaced at a time, and every tensor of it ends in `[Q, G, T]`.
+#
+# ## Next
+#
+# Lesson 01 derives the bottom rung: why $R\,\nabla\log\pi_\theta$ is an unbiased gradient, and how to see that exactly instead of believing it.

@@ -1,0 +1,850 @@
+# %% [markdown]
+# # 05 · Critics and GAE
+#
+# Up to here an answer was one action with one reward. Now you look inside it, token by token.
+#
+# You will be able to
+# - write the policy gradient of an answer as a sum over its tokens, and say which rewards a token may be credited with;
+# - derive TD, n-step returns and GAE from one definition, and write GAE in five lines;
+# - say what a critic buys and what it costs, in noise, in bias and in parameters;
+# - recognise the most common fault of hand-written critics: the value of the state *after* the token.
+#
+# You need lessons 01 to 04: the score, a baseline, the ratio, the clip.
+#
+# {{time}}.
+
+# %%
+import dataclasses
+
+import torch
+
+import course
+from course import figures, ladder
+from course.estimator import Estimator, replace
+from course.exact import Outcomes, microscope
+from course.lesson import Choice, Slider
+from course.parts import GAE, Constant, RewardToGo, Value
+
+lesson = course.setup("05")
+ladder.clip
+
+# %% [markdown]
+# The last rung. Its advantage $A_{i,t}$ carries a $t$, yet every token of answer $i$ gets the same number.
+# This lesson gives each token its own.
+
+# %% [markdown]
+# ## The token view of an answer
+#
+# An answer $o_i$ to a question $q$ is written token by token. Before token $t$ the policy is in the **state**
+# $s_{i,t} = (q, o_{i,<t})$: the question and what is written so far. Its **action** is the next token $o_{i,t}$. The next state is the
+# state with that token behind it: no chance is involved but the policy's own. The answer's reward is the sum of what its tokens were paid,
+#
+# $$R_i = \sum_{t=1}^{|o_i|} r_{i,t}, \tag{5.1}$$
+# `eq:sum-of-token-rewards` · Williams 1992, episodic REINFORCE; Sutton & Barto 2018, eq. 3.7
+#
+# and a verifiable reward pays the last token alone: $r_{i,t} = 0$ before it.
+#
+# (Two discounts are easy to confuse. Between *questions* nothing is carried over: $\gamma = 0$, each answer is an episode. Between the
+# *tokens* of one answer nothing is lost: $\gamma = 1$, they are one deed.)
+#
+# The probability of the answer is the product over its tokens, so its score is a sum:
+#
+# $$\nabla\log\pi_\theta(o_i\mid q) = \sum_{t=1}^{|o_i|} \nabla\log\pi_\theta(o_{i,t}\mid s_{i,t}). \tag{5.2}$$
+# `eq:token-scores-add` · Williams 1992, episodic REINFORCE
+#
+# You need a policy small enough to list. It answers one question with three tokens, each `0` or `1`: 8 answers, 7 states (prefixes),
+# and one logit for each state. Only `101` is right.
+
+# %%
+tokens = torch.tensor([[k >> 2 & 1, k >> 1 & 1, k & 1] for k in range(8)])  # every answer, [8, 3]
+node = torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0], 3 + 2 * tokens[:, 0] + tokens[:, 1]], -1)  # its states, [8, 3]
+one = torch.tensor([0.5, 0.3, 0.6, 0.5, 0.4, 0.7, 0.2], dtype=torch.float64)  # π(1 | state), for each of the 7 states
+log_prob = torch.where(tokens == 1, one[node], 1 - one[node]).log()
+token_score = torch.zeros(8, 3, 7, dtype=torch.float64).scatter(-1, node[..., None], (tokens - one[node])[..., None])  # by the logits
+right = (tokens == torch.tensor([1, 0, 1])).all(-1).double()
+reward = torch.zeros(8, 3, dtype=torch.float64)
+reward[:, -1] = right
+p = log_prob.sum(-1).exp()
+for row, chance in zip(tokens.tolist(), p.tolist(), strict=True):
+    print("".join(map(str, row)), f"{chance:.3g}", "  right" if row == [1, 0, 1] else "")
+
+# %% [markdown]
+# `Outcomes` holds such a list, and the microscope of lesson 01 computes exact gradients from it. Here is where (5.2) lives:
+
+# %%
+outcomes = Outcomes.of_sequences(log_prob[None], reward[None], score=token_score[None])
+lesson.code(Outcomes.total_score.fget)
+theta = one.logit().requires_grad_()
+chosen = torch.where(tokens == 1, theta[node].sigmoid(), 1 - theta[node].sigmoid())
+[direct] = torch.autograd.grad(chosen.prod(-1)[5].log(), theta)  # ∇ log of the product, for answer 101
+print("the sum of the tokens' scores is the answer's score, to 1e-12:", torch.allclose(direct, outcomes.total_score[0, 5], atol=1e-12))
+
+# %% [markdown]
+# Put (5.2) into lesson 01's $\nabla J = E[R_i\,\nabla\log\pi_\theta(o_i\mid q)]$ and you get one term for each token,
+#
+# $$\nabla J = E\Big[\sum_{t} \Psi_{i,t}\,\nabla\log\pi_\theta(o_{i,t}\mid s_{i,t})\Big], \qquad \Psi_{i,t} = R_i, \tag{5.3}$$
+#
+# and $\Psi$ is what the rest of the lesson replaces: by the rewards that are still to come, by those minus a value, by a critic's guess.
+# (5.3) with $\Psi = R_i$ is REINFORCE, the first rung.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "causality",
+    "Now pay .5 at once if the first token is `1`, and 1 at the end if the answer is `101`. REINFORCE credits all three tokens with the sum "
+    "of both. If tokens 2 and 3 are **not** credited with what the first token was paid, what happens to the mean and to the noise of ĝ?",
+    {
+        "the mean changes: reward is thrown away": "The first token keeps its pay. For the later ones it was a constant: "
+        "given the state, E[∇log π] = 0, so what is fixed before the token adds nothing on average.",
+        "the mean stays, the noise falls": "What was paid before a token is fixed when the token is chosen. It multiplies a score whose mean "
+        "is 0, so it adds nothing to the mean. Here it adds noise; that it must is not a law (below).",
+        "neither changes": "The mean does not, but a random number times a score does make noise.",
+    },
+    answer="the mean stays, the noise falls",
+)
+
+# %% [markdown]
+# ## Causality: the reward-to-go
+#
+# Take a reward $r_{i,u}$ paid **before** token $t$. Given the state $s_{i,t}$ it is a constant, and the score has mean zero (lesson 01):
+#
+# $$E\big[r_{i,u}\,\nabla\log\pi_\theta(o_{i,t}\mid s_{i,t})\big]
+# = E\Big[r_{i,u}\,\underbrace{E\big[\nabla\log\pi_\theta(o_{i,t}\mid s_{i,t})\,\big|\,s_{i,t}\big]}_{=\,0}\Big] = 0 \qquad (u < t).$$
+#
+# So drop it. What is left is the **reward-to-go**, with $\gamma = 1$ an exact replacement of $R_i$:
+#
+# $$\Psi_{i,t} = R_{i,t} = \sum_{l\ge0} \gamma^l\, r_{i,t+l}. \tag{5.4}$$
+# `eq:reward-to-go` · Sutton et al. 1999 (policy gradient theorem); Schulman et al. 2016 (GAE), §2
+
+# %%
+to_go = replace(ladder.reinforce, credit=RewardToGo())
+to_go
+
+# %%
+paid = reward.clone()
+paid[:, 0] += 0.5 * (tokens[:, 0] == 1)
+fee = reward.clone()
+fee[:, 0] -= 0.14  # for every answer
+for text, rewards in (("paid twice", paid), ("paid at the end", reward), ("a fee, then paid", fee)):
+    listed = Outcomes.of_sequences(log_prob[None], rewards[None], score=token_score[None])
+    for name, estimator in (("total return  ", ladder.reinforce), ("reward-to-go  ", to_go)):
+        seen = microscope(estimator, listed, 1)
+        print(f"{text:16s} {name} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+
+# %% [markdown]
+# All are unbiased. Paid twice, the reward-to-go is quieter. That is usual, not a law: in the last pair every answer pays a fee of .14 with its
+# first token, which serves the total return as a baseline, and the reward-to-go drops it. The middle pair agrees: **with one reward at the end, every token's reward-to-go is the
+# whole return.** That is why GRPO can give all tokens of an answer one number and lose nothing in the mean. (It gives *every* token the
+# same credit; “A Not So Gentle Introduction to PPO & GRPO” calls that an elegant solution to credit assignment, which it leaves unsolved.)
+#
+# ### Why γ = 1 within an answer
+# With $\gamma < 1$ the early tokens of an answer are told that its reward is worth less. That is a biased gradient of $J$.
+# (It is not the gradient of the discounted return either, which has a $\gamma^t$ more in front of each term: Nota & Thomas 2020, “Is the Policy Gradient a Gradient?”)
+
+# %%
+for gamma in (1.0, 0.9, 0.5):
+    seen = microscope(replace(ladder.reinforce, credit=RewardToGo(gamma)), outcomes, 1)
+    print(f"γ = {gamma:g}: bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g} × ‖∇J‖; the first of 100 tokens sees {gamma**99:.3g}")
+
+# %% [markdown]
+# ## The value of a state
+#
+# The **value** of a state is what the policy will collect from there on, on average; $Q$ is the same after a token has been chosen:
+#
+# $$V(s_t) = E\big[R_{i,t}\mid s_t\big], \qquad Q(s_t, o_t) = E\big[R_{i,t}\mid s_t, o_t\big] = r_t + \gamma V(s_{t+1}), \qquad
+# A(s_t,o_t) = Q(s_t,o_t) - V(s_t). \tag{5.5}$$
+#
+# The second form of $Q$ needs no average over the next state, since the next state is certain. The value before the first token, with only
+# the question known, is written $V(q)$. (The article “GRPO” by Juan Vera writes
+# $A(s)$ and leaves out the expectation and $\gamma$; an advantage belongs to a state *and* an action.)
+#
+# Where one answer alone is right and pays 1, and $\gamma = 1$, a value is a probability. On a wrong prefix it is 0. On a right one it is the chance to finish:
+#
+# $$V(s_t) = \prod_{u\ge t} \pi_\theta(o^*_u\mid q, o^*_{<u}), \qquad o^* \text{ the right answer}. \tag{5.6}$$
+# `eq:value-of-right-prefix` · from (5.5), $\gamma = 1$
+#
+# That holds on the language model too, where it needs one forward pass:
+
+# %%
+from tinylm.evaluate import right_to_go
+
+lesson.code(right_to_go)
+
+
+# %%
+def exact_values(rewards):
+    """Rewards [8, 3] → V of the state before each token [8, 3]: the average reward-to-go of all answers through that state."""
+    rest = rewards.flip(-1).cumsum(-1).flip(-1)
+    same = node[:, None] == node  # [8, 8, 3]: do two answers stand in the same state before token t?
+    return (same * (p[:, None] * rest)).sum(1) / (same * p[:, None]).sum(1)
+
+
+value = exact_values(reward)
+print("along 101, by listing:   ", [f"{v:.3g}" for v in value[5].tolist()])
+product = log_prob[5].flip(-1).cumsum(-1).flip(-1).exp()
+print("along 101, by (5.6):     ", [f"{v:.3g}" for v in product.tolist()])
+print("along 111, by listing:   ", [f"{v:.3g}" for v in value[7].tolist()], "  (lost with the second token)")
+
+# %% jupyter={"source_hidden": true}
+import itertools
+
+
+def test_values(attempt):
+    generator = torch.Generator().manual_seed(5)
+    for chance in (one, torch.rand(7, generator=generator, dtype=torch.float64)):
+        for pay in (right, torch.rand(8, generator=generator, dtype=torch.float64)):
+            got = attempt(chance, pay)
+            if not isinstance(got, torch.Tensor) or got.shape != (7,):
+                return f"it gives {got!r}; a tensor of 7 values is wanted, one for each state"
+            prefixes = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (1, 1)]
+            for state, prefix in enumerate(prefixes):
+                want = 0.0
+                for rest in itertools.product((0, 1), repeat=3 - len(prefix)):
+                    answer, weight = prefix + rest, 1.0
+                    for t in range(len(prefix), 3):
+                        at = prefixes.index(answer[:t])
+                        weight *= float(chance[at]) if answer[t] else 1 - float(chance[at])
+                    want += weight * float(pay[4 * answer[0] + 2 * answer[1] + answer[2]])
+                if abs(float(got[state]) - want) > 1e-9:
+                    name = "".join(map(str, prefix)) or "nothing yet"
+                    return f"with «{name}» written it gives {float(got[state]):.3g}; listing all answers gives {want:.3g}"
+    return None
+
+
+def solve_values(one, pay):
+    last = torch.stack([(1 - one[3 + n]) * pay[2 * n] + one[3 + n] * pay[2 * n + 1] for n in range(4)])
+    middle = torch.stack([(1 - one[1 + n]) * last[2 * n] + one[1 + n] * last[2 * n + 1] for n in range(2)])
+    first = (1 - one[0]) * middle[0] + one[0] * middle[1]
+    return torch.cat([first[None], middle, last])
+
+
+def greedy_values(one, pay):
+    last = torch.stack([pay[2 * n : 2 * n + 2].max() for n in range(4)])
+    middle = torch.stack([last[2 * n : 2 * n + 2].max() for n in range(2)])
+    return torch.cat([middle.max()[None], middle, last])
+
+
+def even_values(one, pay):
+    return solve_values(torch.full_like(one, 0.5), pay)
+
+
+values = lesson.exercise(
+    "values",
+    "Compute the value of all 7 states by going **backwards**: the last states first, then those before them. "
+    "States are numbered as in `node`: nothing, 0, 1, 00, 01, 10, 11.",
+    test=test_values,
+    solution=solve_values,
+    wrong=[greedy_values, even_values],
+    hints=[
+        "In the states 00, 01, 10, 11 the next token ends the answer, so V is the mean of two entries of `pay`.",
+        "The mean is the policy's: (1 − one[state]) times what follows a 0 plus one[state] times what follows a 1.",
+        "V of 10 is (1 − one[5])·pay[4] + one[5]·pay[5]; V of 1 is (1 − one[2])·V of 10 + one[2]·V of 11.",
+    ],
+)
+
+
+# %%
+def my_values(one, pay):
+    """one [7]: π(1 | state). pay [8]: the reward of each answer, 000 to 111. → V of each state, [7]."""
+    return NotImplemented
+
+
+values.check(my_values)
+
+# %% [markdown]
+# ## A value as the baseline
+#
+# Lesson 02: a baseline may depend on anything but the action. $V(s_{i,t})$ depends on what is written *before* token $t$, so it is one:
+#
+# $$E\big[V(s_{i,t})\,\nabla\log\pi_\theta(o_{i,t}\mid s_{i,t})\big] = 0, \qquad A_{i,t} = R_{i,t} - V_{i,t}. \tag{5.7}$$
+# `eq:value-baseline` · Sutton & Barto 2018, eq. 13.10; Schulman et al. 2016 (GAE), §2
+#
+# As a rung: `clip` with the stored value in the place of the batch mean, and a term that trains it (below).
+
+# %%
+ladder.ppo_value
+
+# %%
+listed = dataclasses.replace(outcomes, value=value[None])
+with_value = replace(ladder.reinforce, baseline=Value())
+for name, estimator in (("no baseline", ladder.reinforce), ("V(q), one number", replace(ladder.reinforce, baseline=Constant(float(value[0, 0])))),
+                        ("V of each state", with_value)):
+    seen = microscope(estimator, listed, 1)
+    print(f"{name:17s} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+lesson.code(Value)
+
+# %% [markdown]
+# ## One step ahead: the temporal difference
+#
+# $R_{i,t} - V_{i,t}$ waits for the end of the answer. The critic also knows something one token later: replace all that follows token $t$ by
+# the value of the next state.
+#
+# $$R^{(1)}_{i,t} = r_{i,t} + \gamma V_{i,t+1}, \qquad \delta_{i,t} = r_{i,t} + \gamma V_{i,t+1} - V_{i,t}. \tag{5.8}$$
+# `eq:one-step-td` · Sutton & Barto 2018, eqs. 6.5 and 13.12
+#
+# After the last token nothing is to come: $V = 0$ there. With the **exact** value, (5.5) says $\delta_{i,t} = A(s_t,o_t)$: no average, no noise of later
+# tokens. It says at which token an answer was lost:
+
+# %%
+def deltas(rewards, values):
+    """δ of each token, [..., T] from rewards and values [..., T], with γ = 1."""
+    return rewards + torch.nn.functional.pad(values[..., 1:], (0, 1)) - values
+
+
+for k in (5, 4, 7):
+    print("".join(map(str, tokens[k].tolist())), "δ:", [f"{d:+.2f}" for d in deltas(reward, value)[k].tolist()], f"  R − V(q): {right[k] - value[k, 0]:+.2f}")
+
+# %% [markdown]
+# The $\delta$s of an answer add up to $R_i - V(q)$: the same blame, handed out to the tokens that deserve it. In `100` the last token takes it, in
+# `111` the second one.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "constant-critic",
+    "A critic that has learned nothing says .5 in every state. With δ alone as the advantage (λ = 0), which tokens learn something?",
+    {
+        "all of them, with more noise": "δ = r + .5 − .5 = 0 wherever no reward is paid.",
+        "only the last one": "δ = 0 + .5 − .5 = 0 for every token but the last, which gets R − .5.",
+        "none": "The last token's δ is R − .5, which does tell right from wrong.",
+    },
+    answer="only the last one",
+)
+
+# %% [markdown]
+# ## Between the two: n steps, and GAE
+#
+# Take $n$ real rewards before you trust the critic:
+#
+# $$R^{(n)}_{i,t} = \sum_{l=0}^{n-1}\gamma^l r_{i,t+l} + \gamma^n V_{i,t+n}, \qquad
+# R^{(n)}_{i,t} - V_{i,t} = \sum_{l=0}^{n-1}\gamma^l\,\delta_{i,t+l}. \tag{5.9}$$
+#
+# The second form telescopes: in $\sum_l \gamma^l(r_{t+l} + \gamma V_{t+l+1} - V_{t+l})$ each $\gamma^{l+1}V_{t+l+1}$ meets its negative in the next term, and
+# $-V_t$ and $\gamma^n V_{t+n}$ remain. Once $n$ reaches the end, $R^{(n)}$ is the reward-to-go and stays so.
+#
+# Which $n$? Take all, with weights that fall by $\lambda < 1$ and sum to 1 ($\lambda = 1$ is the limit):
+#
+# $$R^\lambda_{i,t} = (1-\lambda)\sum_{n\ge1}\lambda^{n-1} R^{(n)}_{i,t}. \tag{5.10}$$
+# `eq:lambda-average` · Schulman et al. 2016 (GAE), eq. 16; Sutton & Barto 2018, eq. 12.2
+#
+# Subtract $V_{i,t}$, put in (5.9), and collect what each $\delta_{i,t+l}$ gets. It stands in all terms with $n > l$, whose weights add up to
+# $(1-\lambda)(\lambda^{l} + \lambda^{l+1} + \dots) = \lambda^l$. That is **generalised advantage estimation**:
+#
+# $$A_{i,t} = R^\lambda_{i,t} - V_{i,t} = \sum_{l\ge0}(\gamma\lambda)^l\,\delta_{i,t+l}. \tag{5.11}$$
+# `eq:gae-sum` · Schulman et al. 2016 (GAE), eq. 16
+#
+# (Vera's “GRPO” prints it without $\lambda$ and starts at $\delta_{t+1}$: a token would not be credited with its own step.)
+#
+# Code walks backwards through the answer. Split off the first term of (5.11), and in terms of returns you have
+#
+# $$R^\lambda_{i,t} = r_{i,t} + \gamma\big((1-\lambda)V_{i,t+1} + \lambda R^\lambda_{i,t+1}\big). \tag{5.12}$$
+# `eq:lambda-recursion` · Sutton & Barto 2018, exercise 12.1
+
+# %%
+from course.parts.credit import lambda_return
+
+lesson.code(lambda_return)
+
+# %% [markdown]
+# ($A^\lambda_t = \delta_t + \gamma\lambda A^\lambda_{t+1}$; add $V_t$ and write $A^\lambda_{t+1} = R^\lambda_{t+1} - V_{t+1}$ to get (5.12). The mask is for tokens that the policy did not
+# write: they take no step in time.)
+#
+# The three forms, on the answer `101` with a critic that is wrong on purpose:
+
+# %%
+guess, gae_lambda, steps = torch.tensor([0.4, 0.1, 0.9], dtype=torch.float64), 0.6, 3
+ahead = torch.cat([guess, torch.zeros(1)])
+n_step = [[float(reward[5, t : t + n].sum()) + float(ahead[min(t + n, 3)]) for n in range(1, 200)] for t in range(steps)]
+average = [(1 - gae_lambda) * sum(gae_lambda**k * each for k, each in enumerate(row)) for row in n_step]
+delta = deltas(reward[5], guess)
+summed = [float(guess[t]) + sum(gae_lambda**l * float(delta[t + l]) for l in range(steps - t)) for t in range(steps)]
+walked = lambda_return(reward[5], guess, torch.ones(3, dtype=torch.bool), 1.0, gae_lambda)
+for name, row in (("weighted average (5.10)", average), ("sum of δ (5.11)", summed), ("recursion (5.12)", walked.tolist())):
+    print(f"{name:24s}", [f"{x:.3f}" for x in row])
+
+# %% [markdown]
+# $\lambda = 0$ leaves $n = 1$ alone: TD. $\lambda = 1$ leaves the last: the reward-to-go minus the value, (5.7), often called Monte Carlo. With GAE in the place of
+# the total return, PPO stands before you (the published one also has an entropy bonus, and $\gamma = .99$ for robots):
+
+# %%
+ladder.ppo
+
+# %% jupyter={"source_hidden": true}
+def brute_gae(reward, value, gamma, lam):
+    count = len(reward)
+    ahead = [*value, 0.0]
+    found = []
+    for t in range(count):
+        left = count - t
+        returns = [sum(gamma**l * reward[t + l] for l in range(n)) + (gamma**n * ahead[t + n] if n < left else 0.0) for n in range(1, left + 1)]
+        weights = [(1 - lam) * lam ** (n - 1) for n in range(1, left)] + [lam ** (left - 1)]
+        found.append(sum(w * r for w, r in zip(weights, returns, strict=True)) - value[t])
+    return found
+
+
+def test_gae(attempt):
+    cases = [
+        ([0.0, 0.0, 1.0], [0.14, 0.28, 0.7], 1.0, 0.0),
+        ([0.0, 0.0, 1.0], [0.4, 0.1, 0.9], 1.0, 0.95),
+        ([0.5, 0.0, 1.0, 0.0], [0.2, 0.6, 0.1, 0.3], 0.9, 0.5),
+        ([1.0], [0.3], 1.0, 1.0),
+    ]
+    for pay, guess, gamma, lam in cases:
+        got = attempt(torch.tensor(pay, dtype=torch.float64), torch.tensor(guess, dtype=torch.float64), gamma, lam)
+        want = brute_gae(pay, guess, gamma, lam)
+        shown = [f"{float(x):.3g}" for x in got]
+        if len(got) != len(want) or any(abs(float(a) - b) > 1e-9 for a, b in zip(got, want, strict=True)):
+            return (
+                f"for rewards {pay}, values {guess}, γ = {gamma:g}, λ = {lam:g} it gives {', '.join(shown)}; "
+                f"the weighted average of all n-step returns is {', '.join(f'{x:.3g}' for x in want)}"
+            )
+    return None
+
+
+def solve_gae(reward, value, gamma, gae_lambda):
+    ahead = torch.cat([value[1:], torch.zeros_like(value[:1])])
+    delta = reward + gamma * ahead - value
+    advantage, carried = torch.zeros_like(value), 0.0
+    for t in range(len(reward) - 1, -1, -1):
+        carried = delta[t] + gamma * gae_lambda * carried
+        advantage[t] = carried
+    return advantage
+
+
+def shifted_gae(reward, value, gamma, gae_lambda):
+    found = solve_gae(reward, value, gamma, gae_lambda)
+    return gamma * gae_lambda * torch.cat([found[1:], torch.zeros_like(found[:1])])  # the sum begins at l = 1
+
+
+def endless_gae(reward, value, gamma, gae_lambda):
+    ahead = torch.cat([value[1:], value[-1:]])  # the last value again, behind the end
+    delta = reward + gamma * ahead - value
+    return torch.stack([sum((gamma * gae_lambda) ** l * delta[t + l] for l in range(len(delta) - t)) for t in range(len(delta))])
+
+
+gae_exercise = lesson.exercise(
+    "gae",
+    "Write GAE: rewards and values of one answer in, one advantage per token out. The answer really ended: nothing follows the last token.",
+    test=test_gae,
+    solution=solve_gae,
+    wrong=[shifted_gae, endless_gae],
+    hints=[
+        "First compute δ for all tokens at once; the value behind the last token is 0.",
+        "Then go backwards: the advantage of a token is its δ plus γλ times the advantage of the next one.",
+        "carried = delta[t] + gamma * gae_lambda * carried, for t from the last token to the first.",
+    ],
+)
+
+
+# %%
+def my_gae(reward, value, gamma, gae_lambda):
+    """reward [T], value [T] (of the state before each token), two numbers → advantage [T]."""
+    return NotImplemented
+
+
+gae_exercise.check(my_gae)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "best-lambda",
+    "Suppose the critic is **exact**. Which λ gives the least noise in ĝ, and at what price?",
+    {
+        "λ = 1, no price": "λ = 1 waits for the outcome, so it carries the chance of all later tokens.",
+        "λ = 0, no price": "With exact values δ is the advantage itself: unbiased, and free of what later tokens do.",
+        "λ = 0, at the price of bias": "The bias of TD comes from wrong values alone. Exact ones have none.",
+        "λ = .95": "That is a good habit for critics that are half right. An exact one can be trusted at once.",
+    },
+    answer="λ = 0, no price",
+)
+
+# %% [markdown]
+# ## Bias against noise, exactly
+#
+# Three critics: the exact one, one that says .5 everywhere, one that is the exact one plus an error of its own in every state. For each $\lambda$ the
+# microscope lists all answers. For the constant critic you can say beforehand what will come out: all its $\delta$s are 0 but the last, so
+# $A_{i,t} = \lambda^{|o|-t}(R_i - .5)$, and each token's share of $\nabla J$ is multiplied by $\lambda^{|o|-t}$.
+
+# %%
+errors = 0.3 * lesson.noise(dtype=torch.float64).normal(7)[node]
+critics = {"exact": value, ".5 everywhere": torch.full_like(value, 0.5), "exact + errors": value + errors}
+grid = torch.linspace(0, 1, 21).tolist()
+measured = {}
+for name, guess in critics.items():
+    seen = [microscope(replace(with_value, credit=GAE(1.0, lam)), dataclasses.replace(outcomes, value=guess[None]), 1) for lam in grid]
+    measured[name] = [(each.relative_bias, each.std / float(each.gradient.norm())) for each in seen]
+    for lam in (0.0, 0.5, 1.0):
+        bias, noise = measured[name][grid.index(lam)]
+        print(f"{name:15s} λ = {lam:<4g} bias {bias if bias > 1e-12 else 0:.3g}   noise {noise:.3g}")
+
+# %% jupyter={"source_hidden": true}
+share = torch.einsum("k,kt,ktd->td", p * right, torch.ones(8, 3, dtype=torch.float64), token_score)  # ∇J, token by token
+figure, panels = figures.new_figure(1, 2, width=8.6, height=3.4)
+for name, style in (("exact", "-"), (".5 everywhere", "--"), ("exact + errors", ":")):
+    for ax, what in zip(panels, (0, 1), strict=True):
+        figures.band(ax, grid, [row[what] for row in measured[name]], label=name, color="#661100", linestyle=style)
+want = [float(sum((1 - lam ** (2 - t)) ** 2 * share[t].square().sum() for t in range(3)).sqrt() / share.sum(0).norm()) for lam in grid]
+figures.expectation(panels[0], want[::2], grid[::2], marker="o", label="closed form")
+figures.describe(panels[0], "how far off on average", "λ", "‖E[ĝ] − ∇J‖ / ‖∇J‖")
+figures.describe(panels[1], "how noisy one answer is", "λ", "standard deviation of ĝ / ‖∇J‖")
+panels[1].set_ylim(bottom=0)
+panels[0].legend(frameon=False)
+lesson.picture(figure, "bias and noise over λ for three critics: the exact one is unbiased everywhere and quietest at λ = 0; the wrong ones are biased below 1")
+
+# %% [markdown]
+# - At $\lambda = 1$ every critic is unbiased, however wrong. (5.7) asks only that it does not look at the token.
+# - Below 1 a wrong critic is biased, an exact one is not. TD is “biased” only as far as its values are wrong.
+# - The exact critic is quietest at $\lambda = 0$. The constant one at $\lambda = 0$ trains the last token alone.
+
+# %% [markdown]
+# ## A critic has to be learned
+#
+# Nobody is given $V$. It is fitted, beside the policy, to the returns that were seen:
+#
+# $$L_V = \tfrac12\,(V_{i,t} - R_{i,t})^2. \tag{5.13}$$
+# `eq:critic-regression` · Schulman et al. 2017 (PPO), eq. 9, there without the ½
+#
+# The target $R_{i,t}$ is the rung's own return, frozen: the total return in `ppo_value`, $R^\lambda_{i,t}$ in `ppo`, where below $\lambda = 1$ the critic
+# partly learns from its own older guesses. `value_coef` times $L_V$ is subtracted from the objective, the last term of the rung above. On the tiny language model of lesson 08 (`7+8=` is a question, `15` and an
+# end token, written `⏎`, its answer) you can watch it learn, because (5.6) says what is right. First a policy that is right about half the time:
+
+# %%
+from course.learner import Learner
+from course.optim import Adam
+from tinylm import tasks
+from tinylm.model import PRESETS, Transformer
+from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+
+double = {"dtype": torch.float64}  # so that your numbers are these
+task = tasks.make(tasks.TaskSettings(digits=1))
+settings = dataclasses.replace(PRESETS["nano"], context=task.context)
+policy = Transformer(settings, **double)
+Learner(Demonstrations(policy, task, batch=128), LIKELIHOOD, Adam(1e-2), lesson.noise(use=1, **double), max_grad_norm=1.0).train(100)
+success = right_to_go(policy, task, task.train)[:, 0]  # V(q) of every training question
+print(f"{policy.size:,} weights; chance of a right answer: mean {success.mean():.3g}, from {success.min():.2g} to {success.max():.2g}")
+
+# %% [markdown]
+# The critic is a second transformer with one more output. It starts as a copy of the policy, and learns while the policy stands still. What
+# it competes with is the **mean of a group** (next lesson): $G$ answers to the same question, right with probability $p$, estimate
+# $V(q) = p$ with an error of
+#
+# $$\sqrt{E_q\big[p\,(1-p)\big]\,/\,G}. \tag{5.14}$$
+# `eq:group-mean-error` · the variance of a mean of $G$ draws of 0 or 1
+
+# %%
+from tinylm.ablations import critic as ablation
+
+
+def copy_of(model, runs=(), value=False):
+    """The same weights once more, for every run; with `value`, a value head of zeros."""
+    twin = Transformer(dataclasses.replace(model.settings, value=value or model.settings.value), runs, **double)
+    with torch.no_grad():
+        for name, weight in model.weights.items():
+            twin.weights[name].copy_(weight.expand_as(twin.weights[name]))
+    return twin
+
+
+
+# %%
+from tinylm.sampler import states
+
+critic = copy_of(policy, value=True)
+problem = LanguageModel(policy, task, prompts=32, group=4, critic=critic)
+problem.parameters = critic.parameters  # the learner moves nothing else
+monte_carlo = replace(ladder.ppo, credit=GAE(1.0, 1.0))  # λ = 1
+fit = Learner(problem, replace(monte_carlo, value_coef=1.0), Adam(1e-3), lesson.noise(use=2, **double), epochs=2, max_grad_norm=1.0)
+test = problem.sample(lesson.noise(use=3, **double))  # answers to look at, always the same
+truth = ablation.exact_values(policy, task, test.data["question"], test.data["tokens"])
+
+
+def judged(prompt, answers):
+    """The critic's value of the state before each token."""
+    return critic.values(states(critic, prompt, answers)).detach()
+
+
+path = []
+for step in range(101):
+    if step % 5 == 0:
+        now = judged(test.data["prompt"], test.data["tokens"])
+        path.append([step * 32 * 4, *(float(square.sqrt()) for square in ablation.errors(now, truth, test.mask))])
+    fit.step()
+print(f"error of V(q): {path[0][1]:.3g} → {path[-1][1]:.3g};  of later states: {path[0][2]:.3g} → {path[-1][2]:.3g}")
+
+# %% jupyter={"source_hidden": true}
+figure, [ax] = figures.new_figure(width=7.2, height=3.6)
+seen_answers, first, later = zip(*path, strict=True)
+figures.band(ax, seen_answers, first, label="critic, of the question", color="#661100", linestyle="-")
+figures.band(ax, seen_answers, later, label="critic, of later states", color="#661100", linestyle=":")
+figures.expectation(ax, float(success.std(correction=0)), label="one number for all questions")
+group_line = ax.axhline(float(ablation.group_mean_error(success, 8)), label="mean of 8 answers, (5.14)", **figures.style_of("group_mean"))
+ax.set_ylim(bottom=0)
+figures.describe(ax, "a critic while it learns", "answers seen", "RMS error against the exact value")
+ax.legend(frameon=False, loc="upper right", fontsize=10)
+lesson.picture(figure, "error of the critic's values against the exact ones while it learns, beside the error of one number for all and of a group's mean")
+
+# %%
+print(f"one number for all questions: {success.std(correction=0):.3g}")
+for group in (2, 8, 32):
+    print(f"mean of a group of {group:2d}: {ablation.group_mean_error(success, group):.3g}")
+needed = next(row[0] for row in path if row[1] < float(ablation.group_mean_error(success, 8)))
+print(f"the critic is first better than the mean of 8 after {needed:,} answers, {needed / len(task.train):.0f} for each of {len(task.train)} questions")
+
+# %% [markdown]
+# The critic had to see thousands of answers of one fixed policy to be as good, on the question, as the mean of 8 fresh ones. On later states it stays
+# worse: to know that a digit is wrong it has to do the sum. And in training the policy moves on meanwhile.
+#
+# ## Credit, token by token
+#
+# Here are answers to two questions, with the exact values, with those just learned, or with a critic that says .5. Choose $\lambda$ and look which token is
+# praised or blamed. At $\lambda = 1$ the bars are $R - V$; at $\lambda = 0$ with exact values, the wrong digit stands out alone.
+
+# %% jupyter={"source_hidden": true}
+from tinylm.tasks import CHARACTERS, END, encode
+
+
+def spelled(text):
+    """«15⏎» → tokens [3], padded."""
+    row = [END if c == "⏎" else CHARACTERS.index(c) for c in text]
+    return torch.tensor(row + [tasks.PAD] * (task.limit - len(row)))
+
+
+answers, tables = {}, {}
+for question, given in (("7+8=", ("15⏎", "14⏎", "05⏎")), ("2+3=", ("05⏎", "06⏎", "15⏎"))):
+    row = int((task.prompt == torch.tensor(encode(question))).all(-1).nonzero())
+    for text in given:
+        made = spelled(text)[None, None]
+        answers[f"{question} {text}"] = text, float((made[0, 0] == task.target[row]).all())
+        learned = judged(task.prompt[row][None], made)
+        exact = ablation.exact_values(policy, task, torch.tensor([row]), made)
+        tables[f"{question} {text}"] = {
+            "exact": exact[0, 0].detach(), "learned": learned[0, 0].detach(), ".5 everywhere": torch.full((3,), 0.5, **double)
+        }
+
+
+def draw_credit(answer, critic, lam):
+    text, pay = answers[answer]
+    guess = tables[answer][critic]
+    pays = torch.zeros(3, **double)
+    pays[-1] = pay
+    advantage = lambda_return(pays, guess, torch.ones(3, dtype=torch.bool), 1.0, lam) - guess
+    figure, (left, ax) = figures.new_figure(1, 2, width=7.6, height=2.9)
+    left.plot(range(4), [*guess.tolist(), pay], "o-", color="#661100")
+    left.set_xticks(range(4), ["before", *(f"after {c}" for c in text)])
+    left.set_ylim(-0.1, 1.1)
+    figures.describe(left, f"value on the way ({critic})", "", "V; last: the reward")
+    ax.bar(range(3), advantage.tolist(), 0.6, color=["#00875f" if a > 0 else "#b8320f" for a in advantage.tolist()])
+    ax.axhline(0, color="#777777", linewidth=0.8)
+    ax.set_xticks(range(3), [f"token {c}" for c in text])
+    ax.set_ylim(-1.1, 1.1)
+    figures.describe(ax, f"{answer}   λ = {lam:.2f}", "", "advantage")
+    return figure
+
+
+lesson.explore(
+    "credit",
+    draw_credit,
+    "which token is praised or blamed, as λ and the critic change",
+    answer=Choice(list(answers), value="7+8= 14⏎", label="answer"),
+    critic=Choice(["exact", "learned", ".5 everywhere"], label="critic"),
+    lam=Slider(0.0, 1.0, 0.05, 0.5, "λ"),
+)
+
+# %% [markdown]
+# ## Is a critic needed for one-step rewards?
+# <!-- answers: 28 -->
+#
+# “GRPO is just PPO for bandits” (Anastasios Giovanidis) says that the value function “was never necessary in the first place”. That is true of **bias**: every line below but one is
+# unbiased, with a critic or without. It is not true of **noise**, and the paper it quotes for it (Ouyang et al. 2022) trained a value function. Batches of 8 answers of the small policy, exactly:
+
+# %%
+rows = {
+    "no baseline": ladder.reinforce,
+    "mean of the other 7 (RLOO)": ladder.rloo,
+    "exact V(q), one number": replace(ladder.reinforce, baseline=Constant(float(value[0, 0]))),
+    "group mean": replace(ladder.reinforce, baseline=ladder.group_mean.baseline),
+    "exact V of each state, λ = 1": replace(with_value, credit=GAE(1.0, 1.0)),
+    "exact V of each state, λ = 0": replace(with_value, credit=GAE(1.0, 0.0)),
+}
+for name, estimator in rows.items():
+    seen = microscope(estimator, listed, 8)
+    print(f"{name:30s} bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+
+# %% [markdown]
+# (The group mean looks quieter than RLOO because it is RLOO times 7/8, shrunk: lesson 06.) The mean of the others buys next to nothing here, a *perfect* critic that is trusted at every
+# token cuts the noise to about half. A real one must be learned. The rest of the answer is its price.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "price",
+    "PPO's critic is a network of its own, as large as the policy, trained with Adam in float32 (weight, gradient, two moments: 16 bytes for each number). "
+    "How much **more** memory for weights and optimiser does it take for a policy of 7 billion weights?",
+    {
+        "one number per hidden unit, next to nothing": "That is the price of a value head on the policy's own trunk. A network of its own has a trunk of its own.",
+        "about 28 GB": "That is the weights alone, 4 bytes each. Training also holds a gradient and Adam's two moments.",
+        "about 112 GB": "7·10⁹ × 16 bytes, once more what the policy takes; a frozen copy for the KL would add its 28 GB.",
+    },
+    answer="about 112 GB",
+)
+
+# %% [markdown]
+# ## What a critic costs, measured
+#
+# The ablation `python -m tinylm critic` trains PPO and the group mean on sums of numbers with two digits from one warm start, with the same number of answers, each at its best
+# learning rate. These are the numbers that its file holds (± is half a 95 % interval over 3 seeds), and the claims that it checked:
+
+# %%
+from course.ablation import project_root
+from course.results import Result
+
+found = Result.load(project_root() / "figures" / "tinylm_critic.json")
+price = found.series["price"]
+for name in ("group", "shared", "own"):
+    ratio = price["seconds"][name] / price["seconds"]["group"]
+    print(f"{name:7s} {price['parameters'][name]:>9,} parameters   {price['bytes'][name] / 1e6:.3g} MB   a step takes {ratio:.2f} × the group mean's")
+print(f"\n{'gain in held-out accuracy':28s}" + "".join(f"λ = {lam:<14g}" for lam in found.settings["lambdas"]))
+for place in ("own", "shared"):
+    cells = [found.series[place][f"{lam:g}"] for lam in found.settings["lambdas"]]
+    print(f"critic, {place:20s}" + "".join(f"{cell['gain'][-1]:+.3f} ± {cell['gain_half'][-1]:.3f}    " for cell in cells))
+print(f"{'group mean':28s}{found.series['group']['gain'][-1]:+.3f} ± {found.series['group']['gain_half'][-1]:.3f}")
+
+# %%
+for fact in found.facts:
+    print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:.6g} ± {fact.standard_error:.1g}")
+
+# %% [markdown]
+# Parameters: a critic of its own doubles them; on a shared trunk it costs one number per hidden unit, and its error then pulls at the policy's own features. Where an interval of the
+# table holds the group mean's gain, this experiment cannot tell the two apart: it does not show that a critic is useless, only what it costs here. Its
+# wins are expected where an answer is long, where rewards come on the way, or where $G$ fresh answers to the same question cannot be had (several turns).
+
+# %% [markdown]
+# ## Break it
+#
+# Someone wrote the critic's part again, by hand. Both runs below start from the policy above, with **exact** values (so nobody has to wait for the critic), $\lambda = 1$, the same questions, the
+# same learning rate, four seeds each. One of them has a fault. Under the picture: the mean advantage that each gave to tokens of its first answers.
+
+# %% jupyter={"source_hidden": true}
+from dataclasses import dataclass
+
+
+class WithExactValues(LanguageModel):
+    """The language model whose rollouts come with exact values."""
+
+    def sample(self, noise):
+        rollout = super().sample(noise)
+        exact = ablation.exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
+        return dataclasses.replace(rollout, value=torch.where(rollout.mask, exact, 0.0), bootstrap=torch.zeros_like(exact[..., 0]))
+
+
+@dataclass(frozen=True)
+class Suspect(Value):
+    """(The fault. Do not look before you have answered.)"""
+
+    def __call__(self, returns, rollout):
+        return torch.nn.functional.pad(rollout.value[..., 1:], (0, 1))
+
+
+def curve(estimator, kind, values=None, rollouts=40):
+    """Chance of a right answer on the training questions, after every 5 rollouts: [9, 4 seeds]."""
+    model = copy_of(policy, (4,))
+    own = None if values is None else copy_of(values, (4,))
+    problem = kind(model, task, prompts=32, group=8, critic=own)
+    learner = Learner(problem, estimator, Adam(1.5e-3, betas=(0.9, 0.98)), lesson.noise(4, use=4, **double), epochs=2, max_grad_norm=1.0)
+    found = [right_to_go(model, task, task.train)[..., 0].mean(-1)]
+    for step in range(1, rollouts + 1):
+        learner.step()
+        if step % 5 == 0:
+            found.append(right_to_go(model, task, task.train)[..., 0].mean(-1))
+    return torch.stack(found)
+
+
+known = replace(monte_carlo, value_coef=0.0)  # nothing to learn for a critic that knows
+runs = {"run A": curve(known, WithExactValues), "run B": curve(replace(known, baseline=Suspect()), WithExactValues)}
+figure, [ax] = figures.new_figure(width=6.6, height=3.4)
+for (name, lines), colour in zip(runs.items(), ("#0057a3", "#c25fa0"), strict=True):
+    for seed in range(4):
+        ax.plot(range(0, 41, 5), lines[:, seed], color=colour, linewidth=0.8, alpha=0.6)
+    figures.band(ax, range(0, 41, 5), lines.mean(-1), label=name, color=colour, linestyle="-")
+ax.set_ylim(0, 0.8)
+figures.describe(ax, "two runs, one fault", "rollouts", "chance of a right answer")
+figures.label_ends(ax, [line for line in ax.get_lines() if str(line.get_label()).startswith("run")])
+lesson.picture(figure, "run A climbs steadily, run B falls and stays low")
+first = WithExactValues(policy, task, prompts=32, group=32).sample(lesson.noise(use=5, **double))
+so_far = (first.data["tokens"] == task.target[first.data["question"]].unsqueeze(-2)).long().cumprod(-1)
+before = torch.nn.functional.pad(so_far[..., :-1], (1, 0), value=1)
+for (name, lines), estimator in zip(runs.items(), (known, replace(known, baseline=Suspect())), strict=True):
+    given = estimator.freeze(first).advantage
+    good = [f"{given[..., t][so_far[..., t] == 1].mean():+.2f}" for t in range(3)]
+    print(f"{name}: {lines[0].mean():.2f} → {lines[-1].mean():.2f}   right tokens 1, 2, 3: {', '.join(good)}   the first wrong token: {given[(before == 1) & (so_far == 0)].mean():+.2f}")
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "break-it",
+    "Which fault explains run B?",
+    {
+        "the advantage has the wrong sign": "Then wrong tokens would be praised and right ones blamed. In run B wrong tokens get nothing at all.",
+        "λ = 0 in place of λ = 1": "With exact values λ = 0 is unbiased and quieter, and the first wrong token gets −V, as in run A.",
+        "the value of the state after the token is subtracted": "V(s_{t+1}) has seen the token. What the token gained or lost is in it, and is subtracted again: nothing for the wrong token, on average nothing for the right ones, but for the last.",
+        "the critic is trained too slowly": "The values here are exact at every moment; nothing is trained.",
+    },
+    answer="the value of the state after the token is subtracted",
+)
+
+# %% [markdown]
+# The reveal. The faulty part subtracts $V(s_{i,t+1})$ in place of $V(s_{i,t})$, an index shifted by one. Such a “baseline” depends on the token, so (5.7) does not hold. On
+# average $R_{i,t} - V(s_{i,t+1})$ is $r_{i,t}$ given the token, by (5.5) with $\gamma = 1$: **0** before the last token, since all that token $t$ has gained is subtracted
+# again. Only the last token, which is paid and has no value behind it, still learns. On the small policy, exactly:
+
+# %%
+@dataclass(frozen=True)
+class ValueAfter(Value):
+    """The fault: the value of the state AFTER the token (0 behind the last one)."""
+
+    def __call__(self, returns, rollout):
+        return torch.nn.functional.pad(rollout.value[..., 1:], (0, 1))
+
+
+for name, guess in critics.items():
+    for part in (Value(), ValueAfter()):
+        seen = microscope(replace(with_value, baseline=part), dataclasses.replace(outcomes, value=guess[None]), 1)
+        by_token = [float(seen.expected[a:b] @ seen.gradient[a:b] / seen.gradient[a:b].square().sum()) for a, b in ((0, 1), (1, 3), (3, 7))]
+        print(f"{name:15s} {type(part).__name__:11s} share of ∇J that arrives at tokens 1, 2, 3:", [f"{abs(x) if abs(x) < 1e-12 else x:.2f}" for x in by_token])
+
+# %% [markdown]
+# Look at the middle pair: a critic that says .5 everywhere **hides** the fault, because a constant is a baseline wherever it stands. A poor critic does nearly the same. Here is the fault once more, with
+# the critic that was learned above (and goes on learning):
+
+# %%
+for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
+    lines = curve(replace(monte_carlo, baseline=part), LanguageModel, values=critic)
+    print(f"{name:11s} {lines[0].mean():.2f} → {lines[-1].mean():.2f}   seeds from {lines[-1].min():.2f} to {lines[-1].max():.2f}")
+
+# %% [markdown]
+# With the learned critic both runs climb, with exact values one falls. So test such code with exact values, not with a learning curve.
+#
+# One thing is left. On average run B gave no token a wrong sign. Why did it fall, and not stay? Split its advantages into two halves: those before the last place, which are 0 on
+# average, and those at the last place.
+
+# %%
+@dataclass(frozen=True)
+class Half(Suspect):
+    """Run B's advantages at the last place alone (`last`) or at all the others; 0 elsewhere."""
+
+    last: bool = False
+
+    def __call__(self, returns, rollout):
+        after = super().__call__(returns, rollout)
+        return torch.where((torch.arange(after.shape[-1]) == after.shape[-1] - 1) == self.last, after, returns.unsqueeze(-1))  # R − R = 0
+
+
+for name, last in (("before the last place: 0 on average", False), ("at the last place: praise for the end token", True)):
+    lines = curve(replace(known, baseline=Half(last=last)), WithExactValues)
+    print(f"{name:44s} {lines[0].mean():.2f} → {lines[-1].mean():.2f}")
+
+# %% [markdown]
+# Either half is enough. The first is noise alone, which Adam turns into full steps: a random walk away from a trained policy. The second praises every right end token, and weights
+# that are shared by all places make the end token likelier at the others, too, where no signal pulls it back. **A mean of 0 is not a standstill.**
+#
+# ## Take away
+#
+# A critic gives every token its own credit. At $\lambda = 1$ it is one more unbiased baseline; below 1 it is believed, and its errors become bias. It has to be learned, and a network of its own doubles the parameters.
+#
+# ## Next
+#
+# Lesson 06 asks the same question, *how well does this policy do on this prompt?*, and answers it without a critic: with the other answers to the same prompt.

@@ -1,0 +1,818 @@
+# %% [markdown]
+# # 06 · The group baseline
+#
+# When you are through you can
+#
+# - write GRPO's advantage, and say exactly what its mean does (a factor) and what its std does (another objective);
+# - compute how many groups teach nothing, and what the std makes of a question that is solved 2 % of the time;
+# - build a case in which dividing by the std prefers the worse answer, and one in which $1/|o|$ makes wrong answers long;
+# - say how GRPO does against ε-greedy, UCB and Thompson sampling when everybody gets the same number of pulls.
+#
+# You need lesson 02 (baselines, leave-one-out) and lesson 04 (the clip, which this lesson keeps as it is).
+#
+# Running all cells takes {{time}}. Answer each blue question before you run the cell below it.
+
+# %%
+import math
+
+import torch
+
+import course
+from course import exact, figures, ladder
+
+lesson = course.setup("06")
+ladder.group_mean
+
+# %%
+for upper, lower in (("group_mean", "clip"), ("group_std", "group_mean"), ("length_mean", "group_std")):
+    changed = ladder.get(upper).estimator.diff(ladder.get(lower).estimator)
+    print(f"{upper:<12}", "; ".join(f"{part}: {here.short} in place of {there.short}" for part, (here, there) in changed.items()))
+
+# %% [markdown]
+# Three rungs, three replaced parts. The baseline first: in place of the batch's mean, the mean of the answers to **the same question**.
+#
+# ## A mean for every question
+#
+# Ask each question $G$ times, and judge an answer by its own group:
+#
+# $$A_{i,t}=R_i-\frac1G\sum_{j=1}^GR_j\tag{6.1}$$
+#
+# `eq:group-mean-baseline` · Shao et al. 2024 (2402.03300), §4.1.1
+#
+# Every token of the answer gets the same $A$. The group's mean estimates $V(q)$, without a critic. That matters as soon as questions differ
+# in what they pay:
+
+# %%
+from course.rollout import Rollout
+
+
+def of_rewards(rewards):
+    """One-token answers [Q, G] with these rewards, as an estimator sees them."""
+    rewards = torch.as_tensor(rewards, dtype=torch.float64).unsqueeze(-1)
+    return Rollout(rewards, torch.zeros_like(rewards), torch.ones_like(rewards, dtype=torch.bool))
+
+
+two_questions = of_rewards([[1, 0, 1, 0], [3, 2, 3, 2]])  # the second pays two points more, whatever you answer
+for name in ("clip", "group_mean"):
+    rows = ladder.get(name).estimator.freeze(two_questions).advantage[..., 0].tolist()
+    print(f"{name:<12}", "    ".join("  ".join(f"{x:+.1f}" for x in row) for row in rows))
+
+# %% [markdown]
+# With the batch's mean (`clip`) the first question's right answers are punished and the second one's wrong answers praised. The group's
+# mean compares like with like.
+#
+# ## The group contains yourself
+#
+# Your own reward is in the mean. Take it out: with $\bar R_{-i}$ the mean of the others, $\bar R=\frac1GR_i+\frac{G-1}G\bar R_{-i}$, so
+#
+# $$R_i-\bar R=\frac{G-1}G\,\big(R_i-\bar R_{-i}\big)\tag{6.2}$$
+#
+# `eq:group-mean-factor` · Kool et al. 2019
+#
+# This holds sample by sample, for any rewards. Leave-one-out is unbiased (lesson 02), so on policy $\mathbb E[\hat g]=\frac{G-1}G\nabla J$.
+# The mean including yourself is a shorter step and nothing else. <!-- answers: 21 -->
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "learning-rate",
+    "You train with the group mean, `G` = 8, plain SGD, learning rate .7. A colleague uses leave-one-out. Which learning rate gives her your run, number for number?",
+    {
+        ".7": "Her gradient is 8/7 of yours in every single step.",
+        ".6125": ".7 · 7/8: her advantages are 8/7 of yours, so her learning rate must be 7/8 of yours.",
+        ".8": "The wrong way round: her gradients are already the longer ones.",
+        "none: the two have different noise": "Sample by sample they are proportional, noise included. (6.2) is no statement about averages.",
+    },
+    answer=".6125",
+)
+
+# %%
+from bandits.exact import b3
+
+B3 = b3()
+mean_of_all, others = exact.every_group(ladder.group_mean, B3, 5), exact.every_group(ladder.rloo, B3, 5)
+print(f"groups of five on B3, order aside: {len(others.chance)}")
+print("group mean's ĝ is 4/5 of leave-one-out's in each of them:", torch.allclose(mean_of_all.gradient, 0.8 * others.gradient, atol=1e-12))
+for group in (2, 8, 64):
+    seen = exact.microscope(ladder.group_mean, B3, group, covariance=False)
+    ratio = float(seen.expected @ seen.gradient / seen.gradient.square().sum())
+    print(f"G = {group:>2}: E[ĝ] = {ratio:.4g} · ∇J,   (G − 1)/G = {exact.group_mean_factor(group):.4g}")
+
+# %% [markdown]
+# ## What a group knows: differences
+#
+# Write leave-one-out out as a double sum, $\frac1{G(G-1)}\sum_i\sum_{j\ne i}(R_i-R_j)\,s_i$, and collect the two terms of each pair:
+# $(R_i-R_j)\,s_i+(R_j-R_i)\,s_j=(R_i-R_j)(s_i-s_j)$. So
+#
+# $$\hat g_{\text{RLOO}}=\frac1{G(G-1)}\sum_{i<j}(R_i-R_j)(s_i-s_j)\tag{6.3}$$
+#
+# `eq:pairs-of-samples` · Ahmadian et al. 2024 (2402.14740) for G = 2; here for every G
+#
+# Each pair votes: towards the better answer, away from the worse, by the difference of their rewards. A pair with equal rewards does not
+# vote. And since $\sum_i(R_i-\bar R)\,\bar s=0$, it is also
+#
+# $$\hat g_{\text{RLOO}}=\frac1{G-1}\sum_i(R_i-\bar R)(s_i-\bar s)\tag{6.4}$$
+#
+# `eq:covariance-of-reward-and-score` · Kool et al. 2019
+#
+# the **sample covariance** of reward and score. With $\frac1G$ in place of $\frac1{G-1}$ it is the group mean's gradient: the self-included
+# mean is to leave-one-out what the population covariance is to the sample covariance.
+
+# %%
+from bandits.ablations import bias_variance
+
+outcome = others.outcome[:, 0]
+reward, score = B3.total_reward[0][outcome], B3.total_score[0][outcome]
+print("sum over pairs   = RLOO's ĝ:", torch.allclose(bias_variance.pair_gradient(reward, score), others.gradient, atol=1e-12))
+print("sample covariance = RLOO's ĝ:", torch.allclose(bias_variance.sample_covariance(reward, score), others.gradient, atol=1e-12))
+lesson.code(bias_variance.pair_gradient, bias_variance.sample_covariance)
+
+# %% [markdown]
+# ## Silent groups
+#
+# If all answers of a group earn the same, no pair votes, and the group is **silent**. With rewards 0 or 1 and success probability $p$ that
+# happens with probability
+#
+# $$P(\text{silent})=p^G+(1-p)^G\tag{6.5}$$
+#
+# `eq:silent-groups` · Yu et al. 2025 (DAPO, 2503.14476), §3.2
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "silent-share",
+    "A model solves a question one time in ten, and you sample groups of 8. How many of the groups teach nothing?",
+    {
+        "almost none": "All eight wrong has probability .9⁸, and that is no small number.",
+        "one in ten": "That is p. A group is silent when all of its eight answers are wrong, or all right.",
+        "43 %": ".9⁸ + .1⁸ = .43.",
+        "90 %": "That is one wrong answer. Eight of them in a row are rarer.",
+    },
+    answer="43 %",
+)
+
+# %%
+print("P(silent)      G = 2    G = 4    G = 8   G = 16   G = 64")
+for p in (0.5, 0.1, 0.02):
+    print(f"p = {p:<9g}", "   ".join(f"{float(exact.silent_probability(p, group)):>6.1%}" for group in (2, 4, 8, 16, 64)))
+print("G in the papers:", {name: ladder.PAPERS[name]["G"] for name in ("grpo", "dapo", "dr_grpo")})
+
+# %% [markdown]
+# So a small group is mostly silent on what is hard, which is what you would like to learn, and on what is easy. The article "From PPO to
+# GRPO" says 4 to 8 answers per prompt; the two larger numbers above are what DeepSeekMath and DAPO used. <!-- answers: 8 -->
+#
+# A group is silent in its **sum**. Two reward functions that both vary can cancel:
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "two-rewards",
+    "Four answers. The format reward is (1, 0, 1, 0), the correctness reward (0, 1, 0, 1). You add them. What does GRPO learn from this group?",
+    {
+        "both: format from 1 and 3, correctness from 2 and 4": "The estimator sees the sums only: (1, 1, 1, 1).",
+        "nothing": "All sums are 1, so every advantage is 0, although each of the two rewards varies. Log the share of silent groups, not only the rewards.",
+        "to be correct, because it matters more": "Nobody told it so. You would, by weighing the two differently: 2 · correct + format = (1, 2, 1, 2) is not silent.",
+    },
+    answer="nothing",
+)
+
+# %%
+form, correct = torch.tensor([[1.0, 0, 1, 0]]), torch.tensor([[0, 1.0, 0, 1]])
+for label, rewards in (("form alone     ", form), ("correct alone  ", correct), ("form + correct ", form + correct), ("form + 2·correct", form + 2 * correct)):
+    row = ladder.group_std.freeze(of_rewards(rewards)).advantage.flatten().tolist()
+    print(label, "  ".join(f"{x + 0.0:+.2f}" for x in row))
+
+# %% [markdown]
+# <!-- answers: 6 -->
+# Now two ways to get NaN. One answer per question cannot be compared with anything, and the std with the divisor $G-1$ is $0/0$. A reward
+# function that returns NaN (a parser that failed, say) spoils its whole group, and through the gradient every weight of the model. Both are
+# refused here, with a reason: <!-- answers: 7 -->
+
+# %%
+from course.errors import CourseError
+
+print("std of one reward, divisor G − 1:", float(((torch.tensor([1.0]) - 1.0) ** 2).sum() / torch.tensor(0.0)))
+print("mean of (1, NaN, 0):", float(torch.tensor([1.0, math.nan, 0.0]).mean()))
+for rewards in ([[1.0]], [[1.0, math.nan, 0.0]]):
+    try:
+        ladder.group_std.freeze(of_rewards(rewards))
+    except CourseError as refusal:
+        print("refused:", refusal)
+
+# %% [markdown]
+# A silent group has no vote on the reward, but it is not absent. It still counts in the mean over samples, so it **dilutes** the others;
+# and a KL penalty (lesson 07) does not ask for advantages, so silent groups **still feel the KL**. Two questions, the second one silent:
+# <!-- answers: 9 -->
+
+# %%
+from course.estimator import replace
+from course.parts import DropSilentGroups
+from course.rollout import Policy
+
+rewards = torch.tensor([[1.0, 0, 0, 0], [1.0, 1, 1, 1]], dtype=torch.float64).unsqueeze(-1)
+old, reference = torch.full_like(rewards, -1.0), torch.full_like(rewards, -0.5)
+one_silent = Rollout(rewards, old, torch.ones_like(rewards, dtype=torch.bool), ref_log_prob=reference)
+for label, estimator in (
+    ("length_mean", ladder.length_mean),
+    ("grpo: with k3", ladder.grpo),
+    ("length_mean, silent dropped", replace(ladder.length_mean, sample_filter=DropSilentGroups())),
+):
+    now = old.clone().requires_grad_()
+    [push] = torch.autograd.grad(estimator.objective(Policy(now), estimator.freeze(one_silent)), now)
+    rows = ["  ".join(f"{x + 0.0:+.4f}" for x in row) for row in push[..., 0].tolist()]
+    print(f"{label:<28} {rows[0]}   silent: {rows[1]}")
+
+# %% [markdown]
+# That is the derivative of the objective by each answer's $\log\pi$. Dropping the silent group doubles the other one's weight, since the
+# mean then runs over four samples, not eight.
+#
+# ## Do it: group advantages
+#
+# Mean, std (population: divide by $G$), and silence. Mind that the mean of seven float32 numbers $.7$ is not $.7$.
+
+# %% jupyter={"source_hidden": true}
+def test_advantages(attempt):
+    groups = {
+        "(1, 0, 0, 0)": ([[1.0, 0, 0, 0]], [[3**0.5, *[-(3**-0.5)] * 3]]),
+        "(1, 1, 0, 0)": ([[1.0, 1, 0, 0]], [[1.0, 1, -1, -1]]),
+        "(1, 0) and (5, 3)": ([[1.0, 0], [5, 3]], [[1.0, -1], [1, -1]]),
+        "seven times .7": ([[0.7] * 7], [[0.0] * 7]),
+    }
+    for label, (given, want) in groups.items():
+        got = torch.as_tensor(attempt(torch.tensor(given, dtype=torch.float32)), dtype=torch.float64)
+        want = torch.tensor(want, dtype=torch.float64)
+        if got.shape != want.shape:
+            return f"for {label} it gives the shape {tuple(got.shape)}; every answer has one advantage"
+        if not torch.allclose(got, want, atol=1e-4):
+            shown = [", ".join(f"{x:.3g}" for x in numbers.flatten().tolist()) for numbers in (got, want)]
+            return f"for rewards {label} it gives ({shown[0]}), exact is ({shown[1]})"
+    return None
+
+
+def solution_advantages(reward):
+    silent = reward.amax(-1, keepdim=True) == reward.amin(-1, keepdim=True)
+    centred = reward - reward.mean(-1, keepdim=True)
+    std = centred.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(silent, 0.0, centred / torch.where(silent, 1.0, std))
+
+
+advantages_exercise = lesson.exercise(
+    "group-advantages",
+    "Write GRPO's advantages, without any eps: (R − mean)/std per group, and exactly 0 for silent groups.",
+    test=test_advantages,
+    solution=solution_advantages,
+    wrong=[
+        lambda reward: (reward - reward.mean(-1, keepdim=True)) / (reward.std(-1, keepdim=True) + 1e-8),
+        lambda reward: (reward - reward.mean(-1, keepdim=True)) / (reward.std(-1, correction=0, keepdim=True) + 1e-8),
+        lambda reward: (reward - reward.mean()) / (reward.std(correction=0) + 1e-6),
+    ],
+    hints=[
+        "torch.std divides by G − 1 unless told otherwise. And 'all equal' is better asked of the rewards than of their std.",
+        "A group is silent where its largest reward is its smallest: amax == amin along the last axis.",
+        "torch.where(silent, 0, centred / torch.where(silent, 1, std)): the inner where keeps 0/0 out.",
+    ],
+)
+
+
+# %%
+def my_advantages(reward):
+    """Rewards [Q, G] → advantages [Q, G]."""
+    return NotImplemented
+
+
+advantages_exercise.check(my_advantages)
+
+# %% [markdown]
+# ## The std: what it divides
+#
+# The next rung divides by the group's standard deviation:
+
+# %%
+ladder.group_std
+
+# %% [markdown]
+# $$A_{i,t}=\frac{R_i-\operatorname{mean}_j(R_j)}{\operatorname{std}_j(R_j)}\tag{6.6}$$
+#
+# `eq:group-std-advantage` · Shao et al. 2024, §4.1.1; Giovanidis 2025
+#
+# Let rewards be 0 or 1, and $N$ of the $G$ answers right. The mean is $\frac NG$, the std $\sqrt{\frac NG(1-\frac NG)}$, so a right answer
+# gets $\sqrt{\frac{G-N}N}$, a wrong one $-\sqrt{\frac N{G-N}}$. The rarer the success, the louder it is; the loudest, one right in $G$,
+# gets $\sqrt{G-1}$.
+
+# %%
+from course.parts.scale import GroupStd, inverse_std
+
+for right in (1, 4, 7):
+    row = ladder.group_std.freeze(of_rewards([[1.0] * right + [0.0] * (8 - right)])).advantage.flatten().tolist()
+    print(f"{right} of 8 right: {row[0]:+.3f} and {row[-1]:+.3f}    formula {math.sqrt((8 - right) / right):+.3f} and {-math.sqrt(right / (8 - right)):+.3f}")
+lesson.code(inverse_std, GroupStd.__call__)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-question",
+    "Two questions, one solved half of the time, one solved one time in fifty; `G` = 64. How does the std change their weights in E[ĝ], as multiples of ∇p?",
+    {
+        "not at all, on average": "For G = 2 that is true. For larger groups it is not.",
+        "half of the time: 2, one in fifty: about 6": "The std divides by about √(p(1−p)), which is .5 for the one and .14 for the other. 1/.14 is 7; it is "
+        "less than that since 27 % of the groups of 64 are silent at p = .02.",
+        "half of the time: 2, one in fifty: 50": "1/p would be 50. The std goes with √p.",
+        "the hard question weighs less: its groups are mostly silent": "27 % of them are. What is left is amplified by more than that.",
+    },
+    answer="half of the time: 2, one in fifty: about 6",
+)
+
+# %% [markdown]
+# ## What the std optimises
+#
+# On average, over groups. Let $p$ be the question's success probability under the policy. Since
+# $\nabla p=\mathbb E[\mathbf 1_{\text{right}}\,s]$,
+#
+# $$\mathbb E[s\mid\text{right}]=\frac{\nabla p}p,\qquad\mathbb E[s\mid\text{wrong}]=-\frac{\nabla p}{1-p},$$
+#
+# the second because $\mathbb E[s]=0$. Fix $N$. Then $\hat g=\frac1G\sum A_is_i$ has, on average,
+#
+# $$\frac1G\left[N\sqrt{\tfrac{G-N}N}\,\frac{\nabla p}p+(G-N)\sqrt{\tfrac N{G-N}}\,\frac{\nabla p}{1-p}\right]
+# =\frac{\sqrt{N(G-N)}}{G}\left(\frac1p+\frac1{1-p}\right)\nabla p.$$
+#
+# The bracket is $\frac1{p(1-p)}$, silent groups give 0 by themselves, and $N$ is binomial. So
+#
+# $$\mathbb E[\hat g]=w_G(p)\,\nabla p,\qquad w_G(p)=\frac{\mathbb E\big[\sqrt{N(G-N)}\big]}{G\,p\,(1-p)},\quad N\sim\operatorname{Bin}(G,p)\tag{6.7}$$
+#
+# `eq:group-std-weight` · Davis & Recht 2025 (2510.13651) and Mroueh 2025 (2503.06639) for G = ∞; here for every G
+#
+# exactly, on policy, with eps = 0. The std does not turn one question's gradient. It **weighs questions against each other**, by their
+# difficulty. Giovanidis 2025 and the other articles divide by it without asking what it does.
+
+# %%
+from bandits.ablations import difficulty
+
+print("              p = .02    p = .1    p = .5    p = .9     (first by listing every group, then by (6.7))")
+for group in (2, 8, 64):
+    listed = [difficulty.weight(difficulty.STD, difficulty.right_or_wrong(p), group) for p in (0.02, 0.1, 0.5, 0.9)]
+    formula = exact.group_std_weight(torch.tensor([0.02, 0.1, 0.5, 0.9]), group).tolist()
+    print(f"G = {group:<9}", "   ".join(f"{x:>7.4f}" for x in listed))
+    print(" " * 13, "   ".join(f"{x:>7.4f}" for x in formula))
+lesson.code(exact.group_std_weight)
+
+# %% [markdown]
+# Three ends of this formula are worth knowing.
+#
+# - $G=2$: $N(G-N)$ is 1 with probability $2p(1-p)$, so $w_2=1$ for every $p$. With two samples the std undoes the factor $\frac12$ of the self-included mean, and nothing else.
+# - $p\to0$: only $N=1$ matters, with probability $Gp$, so $w_G\to\sqrt{G-1}$.
+# - $G\to\infty$: $N\to Gp$, so $w\to1/\sqrt{p(1-p)}$. That is the derivative of a function:
+#
+# $$\frac{1}{\sqrt{p(1-p)}}\,\nabla p=\nabla\;2\arcsin\sqrt p\tag{6.8}$$
+#
+# `eq:arcsine-objective` · Davis & Recht 2025
+#
+# So with large groups GRPO maximises $\sum_q2\arcsin\sqrt{p_q}$ and not $\sum_qp_q$.
+
+# %%
+seen = exact.microscope(difficulty.STD, B3, difficulty.MANY, covariance=False)
+want = difficulty.arcsine_gradient()  # ∇ 2·arcsin √J by automatic differentiation
+print(f"B3, G = {difficulty.MANY}: E[ĝ] and ∇ 2·arcsin √J differ by {float((seen.expected - want).norm() / want.norm()):.1g} of their length")
+
+# %% [markdown]
+# ## Explore: $w_G(p)$
+#
+# Lines are (6.7), dots are listed groups. `ddof` = 1 divides the squares by $G-1$, as TRL and verl do; eps is what is added to the std.
+
+# %% jupyter={"source_hidden": true}
+fine = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
+spots = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
+answers = {p: difficulty.right_or_wrong(p) for p in spots}
+
+
+def draw_weight(group, ddof, eps):
+    figure, [weight, quiet] = figures.new_figure(1, 2, width=9, height=3.3, width_ratios=(3, 2))
+    estimator = replace(ladder.group_mean, scale=GroupStd(ddof=ddof, eps=eps))
+    figures.band(weight, fine, exact.group_std_weight(fine, group, ddof, eps), name="group_std", label="mean and std")
+    weight.plot(spots, [difficulty.weight(estimator, answers[p], group) for p in spots], "o", color=figures.style_of("group_std")["color"])
+    figures.band(weight, fine, torch.full_like(fine, exact.group_mean_factor(group)), name="group_mean", label="mean only")
+    figures.expectation(weight, exact.group_std_weight(fine, math.inf), fine, label="G = ∞, eps = 0")
+    weight.set_ylim(0, 9)
+    figures.describe(weight, f"E[ĝ] = w · ∇p, G = {group}", "p, success probability", "w")
+    figures.label_ends(weight)
+    figures.band(quiet, fine, exact.silent_probability(fine, group), label="_", color="#666666", linestyle="-")
+    quiet.set_ylim(0, 1)
+    figures.describe(quiet, "share of silent groups", "p", "")
+    return figure
+
+
+lesson.explore(
+    "weight",
+    draw_weight,
+    "start at G = 2 and go up: the ends rise first; then raise eps until the weights are flat again",
+    group=course.lesson.Choice([2, 4, 8, 16, 32, 64], 16, "group size G"),
+    ddof=course.lesson.Choice([0, 1], 0, "ddof"),
+    eps=course.lesson.Slider(-8.0, 0.5, 0.5, -8.0, "eps added to the std", log=True),
+)
+
+# %% [markdown]
+# ## The same questions, opposite decisions
+#
+# Weights matter once questions share parameters. Here one coin decides for two questions at once, as a shared habit would: with probability
+# $x$ the policy takes style A. On the first question A is right with probability .75 and B with .5; on the second, A never and B with .22.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "opposite",
+    "All A solves (.75 + 0)/2 = 37.5 % of the questions, all B (.5 + .22)/2 = 36 %. You start at x = ½ with `G` = 8. Where do the group mean and the group std go?",
+    {
+        "both to A": "The group mean does. The std weighs the second question more, since it is solved less often, and there B is better.",
+        "both to B": "The group mean's E[ĝ] is (G−1)/G of ∇J, and J says A.",
+        "mean to A, std towards B": "Averages say A. With the weights w(p), the .22 on the hard question counts for more than the .25 on the easy one.",
+    },
+    answer="mean to A, std towards B",
+)
+
+# %%
+from bandits.environments import Bernoulli
+from bandits.exact import outcomes
+
+right = torch.tensor([[0.75, 0.5], [0.0, 0.22]], dtype=torch.float64)  # [question, style]
+
+
+def coin(x):
+    """Both questions under the coin x; its two logits belong to both, so that their scores are the same."""
+    log_prob = torch.tensor([x, 1 - x], dtype=torch.float64).log()
+    return outcomes(Bernoulli(right), log_prob.expand(2, 2), score=exact.softmax_score(log_prob).expand(2, 2, 2))
+
+
+def push(estimator, x, group=8):
+    """E[ĝ] on the logit of A."""
+    return float(exact.microscope(estimator, coin(x), group, covariance=False).expected[0])
+
+
+for x in (0.02, 0.5, 0.98):
+    print(f"x = {x}: group mean {push(ladder.group_mean, x):+.5f}   group std {push(difficulty.STD, x):+.5f}   ∇J {float(exact.gradient(coin(x))[0]):+.5f}")
+
+# %%
+for name, estimator in (("group mean", ladder.group_mean), ("group std", difficulty.STD)):
+    u = 0.0  # the log-odds of A
+    for _ in range(60):
+        u += 2 * 40.0 * push(estimator, 1 / (1 + math.exp(-u)))  # the two logits move apart
+    x = 1 / (1 + math.exp(-u))
+    solved = (right @ torch.tensor([x, 1 - x], dtype=torch.float64)).tolist()
+    print(f"{name:<10} ends at x = {x:.2f}: solves {solved[0]:.0%} and {solved[1]:.0%}, on average {sum(solved) / 2:.1%}")
+
+# %% [markdown]
+# Neither is a bug. They are two answers to "what shall be optimised"; but only one of them was written down in $J$.
+#
+# ## Do it: refill the silent groups
+#
+# DAPO throws silent groups away and samples anew until none is left. What does that make of $w_G(p)$? You may use `exact.group_std_weight`.
+
+# %% jupyter={"source_hidden": true}
+def test_refill(attempt):
+    for p, group in ((0.1, 8), (0.5, 2), (0.03, 4)):
+        every = exact.every_group(difficulty.STD, difficulty.right_or_wrong(p), group)
+        votes = (every.outcome[:, 0] != every.outcome[:, 0, :1]).any(-1)  # not all answers alike
+        mean = torch.einsum("m,md->d", every.chance[votes], every.gradient[votes]) / every.chance[votes].sum()
+        slope = exact.gradient(difficulty.right_or_wrong(p))
+        want = float(mean @ slope / slope.square().sum())
+        got = float(attempt(p, group))
+        if abs(got - want) > 1e-6 * abs(want):
+            return f"for p = {p} and G = {group} it gives {got:.4g}; the mean over all groups that are not silent is {want:.4g}"
+    return None
+
+
+def solution_refill(p, group):
+    silent = p**group + (1 - p) ** group
+    return exact.group_std_weight(p, group) / (1 - silent)
+
+
+refill = lesson.exercise(
+    "refill",
+    "Write the weight w of E[ĝ] = w·∇p when silent groups are replaced until none is left.",
+    test=test_refill,
+    solution=solution_refill,
+    wrong=[
+        lambda p, group: exact.group_std_weight(p, group),
+        lambda p, group: exact.group_std_weight(p, group) * (1 - p**group - (1 - p) ** group),
+        lambda p, group: exact.group_std_weight(p, group) / (1 - (1 - p) ** group),
+    ],
+    hints=[
+        "The average over all groups is P(silent)·0 + P(not silent)·(average over the others).",
+        "You know the left side, w_G(p). Solve for the average over the others.",
+        "Divide w_G(p) by 1 − p^G − (1−p)^G.",
+    ],
+)
+
+
+# %%
+def my_refilled_weight(p, group):
+    """Success probability p, group size G → the weight with refilling, one number."""
+    return NotImplemented
+
+
+refill.check(my_refilled_weight)
+
+# %% [markdown]
+# So refilling amplifies what is nearly always missed even more. At $p=.02$ and $G=8$:
+
+# %%
+print(f"w = {float(exact.group_std_weight(0.02, 8)):.3g}, refilled {float(solution_refill(0.02, 8)):.3g};  at p = .5: {float(exact.group_std_weight(0.5, 8)):.3g} and {float(solution_refill(0.5, 8)):.3g}")
+
+# %% [markdown]
+# ## When the std turns the gradient round
+#
+# (6.7) needs rewards with two values. With three it can fail badly. Arm A pays .5, always. Arm B pays 10 one time in ten, else 0: it is
+# worth 1, twice as much as A. The policy tosses a fair coin.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "rare-prize",
+    "Groups of 8, group mean and std. Which arm does E[ĝ] point to?",
+    {
+        "B: it is worth twice as much": "J says so, and the group mean without std follows it. With the std a win counts by how many standard deviations it is.",
+        "A": "In most groups nobody draws the 10. There A wins by .5, and the std blows .5 up to one standard deviation. When the 10 comes, the std has grown along with it.",
+        "neither: it is zero by symmetry": "There is no symmetry: A never varies, B does.",
+    },
+    answer="A",
+)
+
+# %% [markdown]
+# By hand: let $m$ of the group draw A, $n$ the prize, and the rest the blank. B's logit has score $1-b$ on a sample of B and $-b$ on one of
+# A, with $b=\frac12$ B's probability. So
+#
+# $$\mathbb E[\hat g_B]=\sum_{m,n}P(m,n)\,\frac{(1-b)\sum_{i\in B}A_i-b\sum_{i\in A}A_i}{G}\tag{6.9}$$
+#
+# `eq:push-on-the-rare-prize` · derived here
+#
+# with $P$ multinomial and $A_i$ from (6.6).
+
+# %%
+from bandits.ablations import heavy_tail
+
+prize = heavy_tail.SETTINGS
+half = heavy_tail.listed(prize)
+print("  G    mean only   mean and std   by (6.9)    (J's own slope: +0.125)")
+for group in (2, 8, 32, 43, 44, 128):
+    row = heavy_tail.push(ladder.group_mean, half, group), heavy_tail.push(heavy_tail.STD, half, group)
+    print(f"{group:>3}    {row[0]:+.4f}     {row[1]:+.4f}        {heavy_tail.push_by_counts(prize, group):+.4f}")
+
+# %% [markdown]
+# It takes 44 samples until the std lets the better arm win. The mean alone is right at every $G$. And a policy that has begun to leave B
+# needs more still:
+
+# %%
+for b in (0.5, 0.2, 0.05):
+    print(f"B has probability {b}: the first G that points to B is {heavy_tail.first_group(prize, b)}")
+lesson.code(heavy_tail.push_by_counts)
+
+# %% [markdown]
+# ## The length mean, $1/|o|$
+#
+# The third rung divides by the length of the answer. Until now, the tokens of an answer were summed:
+
+# %%
+ladder.length_mean
+
+# %% [markdown]
+# $$w_{i,t}=\frac1N\cdot\frac1{|o_i|}\tag{6.10}$$
+#
+# `eq:one-over-length` · Shao et al. 2024, eq. 3
+#
+# Giovanidis 2025 leaves it out; Vera 2025 averages twice, by $\mathbb E_t$ and by $\frac1{|o|}\sum_t$. On a bandit, $|o|=1$, nothing
+# changes. So give answers a length: right or wrong, of 2 or of 8 tokens, all four equally likely.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "length",
+    "1/|o| gives every answer, short or long, the same total weight. What happens to the share of **long** answers among the **wrong** ones as training goes on?",
+    {
+        "it stays: every answer weighs the same": "Every answer has the same total weight, so each token of a long one has less. A wrong answer's punishment is spread thin if it is long.",
+        "it falls: long and wrong is the worst": "Nothing here says that longer is worse. A long wrong answer's log-probability gets A/8 where a short one's gets A/2.",
+        "it rises": "Wrong and short is pushed down by A/2 per answer's log π, wrong and long by A/8. What is punished less, remains.",
+    },
+    answer="it rises",
+)
+
+# %% [markdown]
+# Averaged over groups, a right answer's advantage is $\frac{\mathbb E[\sqrt{N(G-N)}]}{Gp}=w_G(p)(1-p)$, a wrong one's $-w_G(p)\,p$. With
+# $1/|o|$ in front of the score of answer $a$:
+#
+# $$\mathbb E[\hat g]=w_G(p)\sum_a\pi_a\,\frac{\mathbf 1[a\text{ right}]-p}{|o_a|}\,s_a\tag{6.11}$$
+#
+# `eq:length-mean-law` · derived here; the bias: Liu et al. 2025 (Dr. GRPO, 2503.20783)
+
+# %%
+four = difficulty.four_answers(0.5, 2, 8)
+listed = exact.microscope(difficulty.LENGTH_MEAN, four, 8, covariance=False).expected
+print("listing equals (6.11) to 1e-12:", torch.allclose(listed, difficulty.length_law(four, 8), atol=1e-12))
+print("E[ĝ]:", "   ".join(f"{name} {x:+.3f}" for name, x in zip(("right 2", "right 8", "wrong 2", "wrong 8"), listed.tolist(), strict=True)))
+print(f"angle to ∇p: {difficulty.angle(difficulty.LENGTH_MEAN, four, 8):.0f} degrees; with the sum in place of the mean: {difficulty.angle(difficulty.STD, four, 8):.0f}")
+
+# %% jupyter={"source_hidden": true}
+from bandits.ablations import length_bias
+
+settings = length_bias.Settings(rungs=("group_std", "length_mean", "dr_grpo"), steps=150)
+figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
+final = {}
+for name in settings.rungs:
+    rate = settings.first_step / float(length_bias.first_push(settings, name).abs().mean())  # the same size of the first step
+    policies = length_bias.ascend(
+        ladder.get(name).estimator, length_bias.environment(settings), length_bias.UNIFORM, settings.group,
+        rate=rate, steps=settings.steps, reference=length_bias.UNIFORM,
+    ).exp()  # fmt: skip
+    read = final[name] = length_bias.read_off(policies)
+    for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
+        figures.band(ax, range(settings.steps + 1), read[which], name=name)
+for ax, title in zip(panels, ("long among right answers", "long among wrong answers"), strict=True):
+    ax.set_ylim(0, 1)
+    figures.describe(ax, title, "updates along the exact E[ĝ]", "share" if ax is panels[0] else "")
+figures.label_ends(panels[1])
+lesson.picture(figure, "Under 1/|o| right answers turn short and wrong ones long; under the sum and under a constant divisor both shares stay at one half.")
+
+# %%
+for name, read in final.items():
+    print(f"{name:<12} solved {float(read['success'][-1]):.0%}   long among right {float(read['long_right'][-1]):.2f}   long among wrong {float(read['long_wrong'][-1]):.2f}")
+lesson.code(difficulty.length_law)
+
+# %% [markdown]
+# $1/|o|$ looks as if it removed a bias towards length. It brings one: short when right, **long when wrong**. A failing model that grows
+# ever longer is what users report. Dividing by a **constant** keeps the step small without weighing lengths against each other; Dr. GRPO is
+# the `group_mean` rung with that one part replaced, so without std and without $1/|o|$. <!-- answers: 10 -->
+
+# %%
+ladder.dr_grpo
+
+# %% [markdown]
+# ## Break it
+#
+# Three programs train on eight questions with ten arms each, $G=8$, same learning rate, same random numbers. The meter shows the
+# probability of the right arm. Left, rewards are 0 and 1. Right, every other question pays two points extra, whatever you answer. One
+# program is right. One **forgot the std**. One **mixed the groups**: its rewards came out of the sampler answer by answer, and were cut
+# into rows of eight by question.
+
+# %%
+from dataclasses import dataclass
+
+from course.parts import Baseline, GroupMean, Scale
+
+
+def cut_wrongly(tensor):
+    """[..., Q, G] → the same numbers in rows of G that hold answers to different questions."""
+    return tensor.transpose(-1, -2).reshape(tensor.shape)
+
+
+def put_back(rows):
+    """Undo `cut_wrongly`: [..., Q, G]."""
+    *runs, questions, group = rows.shape
+    return rows.reshape(*runs, group, questions).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class MixedMean(Baseline):
+    """The fault: the mean of a row that is no group."""
+
+    def __call__(self, returns, rollout):
+        return put_back(GroupMean()(cut_wrongly(returns), rollout).squeeze(-1).expand(returns.shape)).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class MixedStd(Scale):
+    """The fault: the std of a row that is no group."""
+
+    def __call__(self, advantage, returns, rollout):
+        return advantage * put_back(inverse_std(cut_wrongly(returns), 0, 1e-6).expand(returns.shape)).unsqueeze(-1)
+
+
+# %% jupyter={"source_hidden": true}
+from bandits.environments import Discrete
+from bandits.policies import Softmax
+from bandits.problem import Bandit
+from course.learner import Learner
+from course.optim import SGD
+
+programs = {
+    "run A": ("std forgotten", ladder.group_mean),
+    "run B": ("right", ladder.group_std),
+    "run C": ("groups mixed", replace(ladder.clip, baseline=MixedMean(), scale=MixedStd())),
+}
+
+
+def questions(noise, extra):
+    """Eight questions: one right arm, the others pay with up to 0 … 90 % of its probability; every other one pays `extra` on top."""
+    chance = torch.linspace(0, 0.9, 8, dtype=torch.float64)[:, None] * noise.uniform(8, 10)
+    best = (noise.uniform(8, 1) * 10).long().clamp(max=9)
+    chance = chance.scatter(-1, best, 1.0)
+    level = torch.tensor([0.0, extra] * 4, dtype=torch.float64)[:, None].expand(8, 10)
+    return Discrete(torch.stack([level + 1, level], -1).expand(*chance.shape, 2), torch.stack([chance, 1 - chance], -1))
+
+
+curves = {}
+for extra in (0.0, 2.0):
+    for label, (_, estimator) in programs.items():
+        noise = lesson.noise(100, dtype=torch.float64)
+        bandit = Bandit(questions(noise, extra), Softmax.uniform(noise, 8, 10), group=8)
+        history = Learner(bandit, estimator, SGD(2.0), noise, log_every=10).train(150)
+        curves[extra, label] = history.steps, history["optimal_action"]
+
+
+def draw_programs(reveal):
+    figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
+    for ax, extra in zip(panels, (0.0, 2.0), strict=True):
+        for label, colour in zip(programs, ("#b8860b", "#000000", "#4a98e0"), strict=True):
+            steps, values = curves[extra, label]
+            text = f"{label}: {programs[label][0]}" if reveal else label
+            style = figures.DASH if label == "run C" else figures.SOLID
+            figures.band(ax, steps, values.mean(-1), 1.96 * values.std(-1) / 10, label=text, color=colour, linestyle=style)
+        title = "rewards 0 and 1" if not extra else "every other question pays 2 more"
+        ax.set_ylim(0, 1)
+        figures.describe(ax, title, "updates", "probability of the right arm" if not extra else "")
+    figures.label_ends(panels[1])
+    return figure
+
+
+lesson.picture(draw_programs(False), "Left, B and C coincide and A is slower. Right, A and B are as before, and C has fallen behind A.")
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-fault",
+    "Left, B and C are one curve, and A is slower. Right, A and B have not changed, while C has fallen behind. Who is who?",
+    {
+        "A std forgotten, C groups mixed": "Points that a whole question pays cancel in its own group, with or without std. They do not cancel in a row that holds other questions' answers.",
+        "A groups mixed, C std forgotten": "Without the std, the group's mean still takes the extra points away, so nothing may change from left to right. C changes.",
+        "A right, C groups mixed": "Then B, the fastest, would have no std. Without it a success among eight counts 7/8, and not √7.",
+    },
+    answer="A std forgotten, C groups mixed",
+)
+
+# %%
+lesson.picture(draw_programs(True), "Run A forgot the std, run B is right, run C mixed its groups.")
+level = of_rewards(torch.tensor([[0.0, 1, 0, 1], [2, 3, 2, 3]]))  # the second question pays two points more
+for label in ("run B", "run C"):
+    rows = programs[label][1].freeze(level).advantage[..., 0].mean(-1).tolist()
+    print(f"{label}, {programs[label][0]:<12}: mean advantage of the two questions {rows[0] + 0.0:+.2f} and {rows[1] + 0.0:+.2f}")
+
+# %% [markdown]
+# On the left nothing gives the fault away: eight answers to other questions are a baseline, too, and (2.1) of lesson 02 allows any. That is
+# why wrong grouping is reported as "trains, but worse". One line finds it: in a right program the advantages of every question **add up to
+# 0**. Assert that. <!-- answers: 22 -->
+#
+# ## Is GRPO a good bandit algorithm?
+#
+# Giovanidis 2025 ends with this: GRPO being a bandit algorithm, other methods might do as well or better. Let them. Ten arms pay 1 with a
+# probability drawn from $U(0,1)$. Everybody gets 1,024 pulls, and pays
+#
+# $$\text{regret}=\sum_{\text{pulls}}\big(\mu^*-\mu_a\big)\tag{6.12}$$
+#
+# `eq:regret` · Lai & Robbins 1985; Lattimore & Szepesvári 2020, §4.4
+#
+# what each pull cost against always pulling the best arm. Policy gradients update after every 16 pulls, the others after each; every
+# algorithm's setting (learning rate, ε, UCB's bonus) is chosen on 100 runs and judged on 200 others.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "who-wins",
+    "Who has the least regret after 1,024 pulls: ε-greedy, Thompson sampling, or GRPO's mean and std (`group_std`), each at its best setting?",
+    {
+        "ε-greedy": "It goes on trying random arms with probability ε for ever, and every such pull costs .41 on average.",
+        "Thompson sampling": "It knows how uncertain it is about each arm, and tries what could still be best. It has no setting, either.",
+        "group_std": "It beats ε-greedy. But in some runs it commits to a wrong arm and stays there, and those runs pay the bill.",
+    },
+    answer="Thompson sampling",
+)
+
+# %% jupyter={"source_hidden": true}
+from bandits.ablations import classical
+
+contest = classical.Settings(
+    pulls=1024, runs=200, tuning_runs=100, groups=(16,), learning_rates=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0), epsilons=(1 / 32, 1 / 16, 1 / 8),
+    bonuses=(classical.TEXTBOOK / 16, classical.TEXTBOOK / 8, classical.TEXTBOOK / 4, classical.TEXTBOOK),
+)  # fmt: skip
+judged = {name: classical.judge(contest, name, classical.classical(contest, name, lambda steps: steps)) for name in classical.LABELS}
+for name in contest.rungs:
+    judged[name] = classical.judge(contest, name, classical.gradient(contest, name, contest.group, lambda steps: steps))
+figure, [ax] = figures.new_figure(width=7.6, height=3.8)
+for name, one in judged.items():
+    figures.band(ax, one.series["pulls"], one.series["regret"], one.series["regret_half"], name=name)
+ax.set_xscale("log", base=2)
+ax.set_ylim(0, 90)
+figures.describe(ax, "Equal pulls, each at its best setting", "pulls", "regret, mean of 200 runs (95 %)")
+figures.label_ends(ax)
+lesson.picture(figure, "Thompson sampling and tuned UCB lose least; group mean and std lie between them and ε-greedy and REINFORCE.")
+
+# %%
+print("                 setting   regret        runs that still lose > .05 per pull in the second half")
+for name, one in sorted(judged.items(), key=lambda item: float(item[1].regret.mean())):
+    error = float(one.regret.std()) / len(one.regret) ** 0.5
+    committed = float((one.tail > classical.COMMITTED).double().mean())
+    print(f"{name:<15} {one.value:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}       {committed:.0%}")
+print(f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random: {classical.uniform_cost(10) * 1024:.0f}")
+
+# %% [markdown]
+# A group makes the gradient quieter. It does not explore: whether an arm has been tried enough is nowhere in the advantage. Read the last
+# column beside the first: with GRPO's KL, here to the uniform policy, fewer runs are lost than without it, and yet the regret is larger,
+# since it keeps trying all arms in every run. On a language model there are more arms than anyone could pull once, and Thompson sampling
+# has no posterior over them; what carries over is the warning, not the ranking.
+#
+# ## Take away
+#
+# The group's mean is a baseline: a factor $\frac{G-1}G$ and less noise, nothing else. The group's std is not: it changes **what is
+# optimised**, from $p$ to something near $2\arcsin\sqrt p$ for right and wrong, and with rewards of other kinds even the sign can change.
+# $1/|o|$ turns the gradient as soon as lengths differ.
+#
+# ## Next
+#
+# One part is missing to GRPO: the KL. Lesson 07 replaces `NoKL()`, and asks which of the three estimators it should be, and where to put
+# it.

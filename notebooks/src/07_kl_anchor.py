@@ -1,0 +1,900 @@
+# %% [markdown]
+# # 07 · The KL anchor
+#
+# One term of GRPO is left: −β·k₃. After this lesson you can
+#
+# * say what k₁, k₂ and k₃ estimate, how noisy each is, and where k₃ comes from;
+# * tell an estimator's *value* from the *gradient* it trains with, and name the divergence behind each of them in the loss and in the reward;
+# * predict where training stops for a given β, with and without the std;
+# * say what the anchor does not do: it is no critic.
+#
+# You need lesson 04 (π_old and ρ) and lesson 06 (the group's mean and std, $w_G(p)$). Everything happens on three arms, two arms or two tokens, so that
+# every expectation can be written out.
+#
+# Running time: {{time}}.
+
+# %%
+import torch
+
+import course
+from course import figures, ladder
+
+lesson = course.setup("07")
+ladder.grpo
+
+# %% [markdown]
+# The coloured term is the part that is new. The rung below is the same objective without it:
+
+# %%
+for name, (mine, below) in ladder.grpo.diff(ladder.length_mean).items():
+    print(f"{name}: {below.short} → {mine.short}")
+
+# %% [markdown]
+# ## The divergence
+#
+# A language model that is trained on one reward can pay for it with everything else it knew. The anchor keeps the policy near a frozen copy,
+# the **reference** $\pi_{\text{ref}}$: usually the model before this training. "Near" is measured by the Kullback–Leibler divergence, in nats:
+#
+# $$\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\sum_a \pi(a)\,\log\frac{\pi(a)}{\pi_{\text{ref}}(a)} \tag{7.1}$$
+#
+# `eq:kl-divergence` · Kullback & Leibler 1951, §2
+#
+# It is 0 where the two agree and positive elsewhere. Swap the two and you get another number. Here is the pair of distributions
+# that we use throughout: the reference likes the second arm and almost never plays the third.
+
+# %%
+from course.parts.kl import exact_kl
+
+policy = torch.tensor([0.50, 0.30, 0.20], dtype=torch.float64).log()
+reference = torch.tensor([0.25, 0.72, 0.03], dtype=torch.float64).log()
+
+print(f"KL(π‖ref) = {exact_kl(policy, reference):.3f} nats   (reverse: the average is over π)")
+print(f"KL(ref‖π) = {exact_kl(reference, policy):.3f} nats   (forward: the average is over the reference)")
+lesson.code(exact_kl)
+
+# %% [markdown]
+# Two names to remember: the **reverse** KL averages over your own samples, the **forward** KL over the reference's. The GRPO paper writes the reverse one
+# in its objective. You will see which one its gradient descends.
+#
+# ## Three ways to estimate it from one sample
+#
+# The sum in (7.1) runs over every possible answer. You have only the answers that you sampled, each with two numbers: its log-probability under π
+# and under the reference. Let (this $r$ is a ratio, no reward)
+#
+# $$r=\frac{\pi_{\text{ref}}(a)}{\pi(a)},\qquad k_1=-\log r \tag{7.2}$$
+#
+# `eq:kl-k1-estimate` · Schulman 2020, "Approximating KL divergence"
+#
+# By (7.1) the mean of $k_1$ over π is the KL: nothing else was done than to leave out the sum. But single values can be negative, although
+# the KL never is. Schulman's second proposal, $k_2=\tfrac12(\log r)^2$, is never negative and only nearly right. The third starts from a second fact
+# about $r$: its mean is known,
+#
+# $$\mathbb E_\pi[r]=\sum_a\pi(a)\,\frac{\pi_{\text{ref}}(a)}{\pi(a)}=\sum_a\pi_{\text{ref}}(a)=1 .$$
+#
+# So $r-1$ has mean 0, and any multiple of it may be added to $k_1$ without changing the mean. Something with a known mean that is added to cancel noise
+# is a **control variate**. With the multiple 1:
+#
+# $$k_3=(r-1)-\log r\;\ge\;0 \tag{7.3}$$
+#
+# `eq:kl-k3-estimate` · Schulman 2020; Shao et al. 2024, eq. 4
+#
+# It is never negative because $\log r\le r-1$: the logarithm lies below its tangent at 1.
+
+# %%
+from course.parts.kl import k1, k2, k3
+
+lesson.code(k1, k2, k3)
+
+# %%
+log_r = reference - policy
+print("arm            1       2       3     mean over π")
+for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
+    values = estimate(log_r)
+    print(f"{name}      " + "".join(f"{value:8.3f}" for value in values.tolist()) + f"{(policy.exp() * values).sum():12.3f}")
+print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
+
+# %% [markdown]
+# $k_1$ and $k_3$ hit the KL on average, $k_2$ misses it. From arm to arm all three scatter. How much?
+#
+# ## How noisy
+#
+# Take a case where all moments can be worked out: samples $x\sim\mathcal N(0,1)$ of the policy, and the reference $\mathcal N(\mu,1)$. Then
+# $\log r=\mu x-\tfrac{\mu^2}2$ is itself Gaussian, with mean $-\tfrac{\mu^2}2$ and variance $\mu^2$, and the true KL is $\tfrac{\mu^2}2$.
+#
+# * $k_1=-\log r$: standard deviation $\mu$. Divided by the KL: $2/\mu$. It grows without bound as the policies approach each other.
+# * $k_2=\tfrac12(\log r)^2$: mean $\tfrac12(\mu^2+\tfrac{\mu^4}4)$, which is too large by $\tfrac{\mu^2}4$ of the KL. A Gaussian with mean $m$ and variance $s^2$ has a square with variance
+#   $2s^4+4m^2s^2$, here $2\mu^4+\mu^6$, so the standard deviation is $\tfrac{\mu^2}2\sqrt{2+\mu^2}$.
+# * $k_3$: $\mathrm{Var}(r)=e^{\mu^2}-1$ and $\mathrm{Cov}(r,\log r)=\mu^2$ (under the weight $r$ the mean of $\log r$ rises by $\mu^2$), so
+#   $\mathrm{Var}(k_3)=\mathrm{Var}(r)-2\,\mathrm{Cov}(r,\log r)+\mathrm{Var}(\log r)=e^{\mu^2}-1-2\mu^2+\mu^2$. Over the KL:
+#
+# $$\frac{\text{std}(k_1)}{\mathrm{KL}}=\frac2\mu,\qquad \frac{\text{std}(k_2)}{\mathrm{KL}}=\sqrt{2+\mu^2},\qquad
+# \frac{\text{std}(k_3)}{\mathrm{KL}}=\frac{2\sqrt{e^{\mu^2}-1-\mu^2}}{\mu^2} \tag{7.4}$$
+#
+# `eq:kl-gaussian-moments` · Schulman 2020, whose table rounds these; closed forms derived here
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "noise-near-reference",
+    "At the start of training the policy is close to its reference: say the true KL is 0.005 nats. How large is the standard deviation of one "
+    "sample's `k1`, compared with the KL that it estimates?",
+    {
+        "about as large as the KL": "That holds for k2 and k3, roughly (1.4 times). k1 is the logarithm itself: it swings by μ = 0.1 around a mean of 0.005.",
+        "about 20 times the KL": "μ = 0.1, so the KL is μ²/2 = 0.005 and the deviation of k1 is μ = 0.1, which is 20 times as much. "
+        "Near the reference the sign of a single k1 is close to a coin flip.",
+        "it is 0: both policies agree": "Only if they agree exactly. At a KL of 0.005 they do not, and log r is ±0.1 where its mean is −0.005.",
+    },
+    answer="about 20 times the KL",
+)
+
+# %%
+from bandits.ablations import kl_estimators as measured
+
+settings = measured.Settings(runs=20, samples=2000)  # 40,000 samples for each μ
+noise_of = measured.gaussian_values(settings, lambda steps, text: steps)
+
+print("true KL      " + "".join(f"{name:>8}" for name in ("k1", "k2", "k3")) + "    std of one sample / true KL, measured")
+for place, mu in enumerate(settings.means):
+    print(f"{mu**2 / 2:8.4f}     " + "".join(f"{noise_of[name]['std'][place]:8.2f}" for name in ("k1", "k2", "k3")))
+
+# %% jupyter={"source_hidden": true}
+from course.exact import control_variate, gaussian_control_variate, gaussian_kl_moments
+
+
+def draw_noise():
+    figure, [ax] = figures.new_figure(width=7.6, height=3.9)
+    true = torch.tensor(settings.means, dtype=torch.float64) ** 2 / 2
+    closed = gaussian_kl_moments(torch.tensor(settings.means, dtype=torch.float64))
+    for name, label in (("k1", "k1, unbiased"), ("k2", "k2, biased"), ("k3", "k3, unbiased"), ("best", "k1 + λ*(r − 1)")):
+        row = noise_of[name]
+        figures.band(ax, true, row["std"], 1.96 * row["std_error"], color=measured.COLOURS[name], linestyle="-", label=label, marker="o", markersize=4)
+        figures.expectation(ax, closed[name].std, true)
+    for kl, table in measured.PUBLISHED.items():
+        figures.expectation(ax, [row[2] for row in table.values()], [kl] * len(table), marker="D")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    figures.describe(ax, "Noise of one sample: k1 drowns near the reference", "true KL (nats)", "std of one sample / true KL")
+    ax.text(0.40, 0.90, "- -  closed form (7.4)    ◇  Schulman's table", transform=ax.transAxes, color=figures.INK)
+    figures.label_ends(ax)
+    return figure
+
+
+lesson.picture(draw_noise(), "standard deviation over true KL: k1 falls from 67 at small KL as 2/μ; k2 and k3 stay near 1.4; k3 rises at large KL")
+
+# %% [markdown]
+# Measured points, closed forms and the published table agree. Two things to take from the picture: near the reference $k_3$ is far quieter than
+# $k_1$; far away it is *noisier* (the line turns up), because $r$ then has a long tail. The green line is what comes next.
+#
+# ## Why the multiple 1?
+#
+# Any λ in $-\log r+\lambda(r-1)$ is unbiased. Its variance is a parabola in λ, $\mathrm{Var}(\log r)-2\lambda\,\mathrm{Cov}(\log r,r)+\lambda^2\,\mathrm{Var}(r)$, and the bottom of the parabola is at
+#
+# $$\lambda^*=\frac{\mathrm{Cov}(\log r,\,r)}{\mathrm{Var}(r)} \tag{7.5}$$
+#
+# `eq:kl-control-variate` · the general rule: Glasserman 2003, §4.1; for two Gaussians $\lambda^*=\mu^2/(e^{\mu^2}-1)$, derived here
+#
+# So 1 is not the least noisy choice. It is chosen because with any other λ the estimate can be negative.
+
+# %%
+from bandits.environments import Deterministic
+from bandits.exact import outcomes
+
+no_reward = Deterministic(torch.zeros(1, 3, dtype=torch.float64))
+sure, even = (torch.tensor(each, dtype=torch.float64).log() for each in ((0.9, 0.05, 0.05), (0.3, 0.3, 0.4)))
+best = float(control_variate(outcomes(no_reward, sure.unsqueeze(0), reference=even.unsqueeze(0))))
+pi, log_r_even = sure.exp(), even - sure
+for scale in (best, 1.0):
+    values = k1(log_r_even) + scale * torch.expm1(log_r_even)
+    mean, least = (pi * values).sum(), measured.min_value(scale)  # least: over all r > 0
+    print(f"λ = {scale:.3f}: mean {mean:.3f}, std {(pi * (values - mean) ** 2).sum().sqrt():.3f}, least value that any r can give {least:+.3f}")
+print(f"k1 alone:  mean {(pi * k1(log_r_even)).sum():.3f}, std {(pi * (k1(log_r_even) - exact_kl(sure, even)) ** 2).sum().sqrt():.3f}")
+
+# %% [markdown]
+# All three have the KL as their mean. Here, with a policy that is nearly sure and a reference that is not, the best λ is over eleven times quieter than $k_3$, and $k_3$ is even noisier than $k_1$. The price of the best λ is the last number of its line: it can be negative.
+# (Schulman's note says so, too: he picks 1 for the sign.)
+#
+# One condition is easy to forget: the mean is taken **over samples of π itself**. From the second update of a rollout on, the samples are π_old's.
+# "GRPO is just PPO for bandits" (Giovanidis) calls $k_3$ unbiased without that condition, while its samples come from π_old.
+
+# %%
+old = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()  # sampled from here, not from π
+ratio = (policy - old).exp()
+print(f"KL(π‖ref)                 {exact_kl(policy, reference):.3f}")
+print(f"k3 on samples of π_old    {(old.exp() * k3(log_r)).sum():.3f}")
+print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}")
+
+# %% [markdown]
+# ## A value is not a gradient
+#
+# So far: which *number* comes out. Training uses something else. When a penalty stands in the loss, you differentiate **the estimate on the samples you have**, with
+# the samples held fixed. The gradient of an unbiased estimate need not be an unbiased estimate of the gradient, because the sampling depends on θ, too.
+#
+# First what the right gradients are. With the score $s(a)=\nabla\log\pi_\theta(a)$, whose mean over π is 0 (lesson 01):
+#
+# $$\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E_\pi\!\left[\log\frac{\pi}{\pi_{\text{ref}}}\;s\right],\qquad
+# \nabla\,\mathrm{KL}(\pi_{\text{ref}}\Vert\pi)=-\,\mathbb E_{\text{ref}}[s]=\mathbb E_\pi[(1-r)\,s] \tag{7.6}$$
+#
+# `eq:kl-two-gradients` · derived below
+#
+# *Reverse:* $\nabla\sum_a\pi\log\frac\pi{\pi_{\text{ref}}}=\sum_a\nabla\pi\,\log\frac\pi{\pi_{\text{ref}}}+\sum_a\pi\,\frac{\nabla\pi}{\pi}$; the last sum is $\nabla 1=0$, and $\nabla\pi=\pi s$.
+# *Forward:* only $-\sum_a\pi_{\text{ref}}\log\pi$ depends on θ, which gives $-\mathbb E_{\text{ref}}[s]=-\mathbb E_\pi[r\,s]$; add $\mathbb E_\pi[s]=0$.
+#
+# Now the three estimates. On each sample $\nabla\log r=-s$ and $\nabla r=-r\,s$, so
+#
+# $$\mathbb E_\pi[\nabla k_1]=\mathbb E_\pi[s]=0 \tag{7.7}$$
+#
+# `eq:kl-k1-in-loss` · Tang & Munos 2025 (2506.09477)
+#
+# $$\mathbb E_\pi[\nabla k_2]=\mathbb E_\pi[-\log r\;s]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}}) \tag{7.8}$$
+#
+# `eq:kl-k2-in-loss` · Tang & Munos 2025
+#
+# $$\mathbb E_\pi[\nabla k_3]=\mathbb E_\pi[(1-r)\,s]=\nabla\,\mathrm{KL}(\pi_{\text{ref}}\Vert\pi) \tag{7.9}$$
+#
+# `eq:kl-k3-in-loss` · Xu 2025, eq. 6 (with a minus and β); Tang & Munos 2025
+#
+# The unbiased $k_1$ trains nothing. The biased $k_2$ trains the divergence that everybody writes. And GRPO's $k_3$, unbiased for
+# the reverse KL, trains the **forward** one. (Xu's "From PPO to GRPO" has the reverse KL in its eq. 4 and, correctly, this gradient in its eq. 6: they are not the gradient of the same objective.)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "ratio-on-policy",
+    "On policy ρ = π/π_old = 1 for every sample. You put `ρ·k3` in the loss in place of `k3`. What happens to the expected gradient?",
+    {
+        "nothing: ρ is 1": "Its value is 1. Its derivative is not 0: ∇ρ = ρ·s. The product rule adds k3·s, and that term changes the divergence.",
+        "it becomes that of KL(π‖ref)": "∇(ρ·k3) = ρ(∇k3 + k3·s). With ρ = 1 the mean is E[(1 − r)s + (r − 1 − log r)s] = E[−log r · s], "
+        "which is the reverse KL's gradient. A factor that is 1 has changed what is descended.",
+        "it becomes 0": "That is k1 without the ratio. ρ brings the sampling's own dependence on θ back, which is what was missing there.",
+    },
+    answer="it becomes that of KL(π‖ref)",
+)
+
+# %% [markdown]
+# <!-- answers: 15 -->
+# ## In the loss, times ρ, or in the reward
+#
+# Is $k_3$ in the loss biased? Its value is not; its gradient belongs to another divergence. And a ratio in front of it is no no-op on policy, since ρ = 1 has the gradient $s$:
+#
+# $$\mathbb E_{\text{old}}[\nabla(\rho\,k)]=\mathbb E_\pi[\nabla k+k\,s]=\nabla\,\mathbb E_\pi[k]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})\quad\text{for } k=k_1,\,k_3 \tag{7.10}$$
+#
+# `eq:kl-times-ratio` · Tang & Munos 2025; "A Comedy of Estimators" 2025 (2512.21852)
+#
+# The first two steps are the derivative of a mean that is written as a sum, and hold for every $k$. The last one needs a $k$ whose mean is the KL, so ρ·k₁ and ρ·k₃ give the reverse KL's gradient and ρ·k₂
+# does not. It holds for samples of π_old, too.
+#
+# The third place is the reward: $R_i\leftarrow R_i-\beta\,k$, a constant to the gradient, that multiplies the score like any reward.
+#
+# $$\nabla J\;\text{with}\;R\leftarrow R-\beta k_1:\qquad \mathbb E_\pi[(R-\beta k_1)\,s]=\nabla\,\mathbb E_\pi[R]-\beta\,\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}}) \tag{7.11}$$
+#
+# `eq:kl-in-reward` · Ouyang et al. 2022 (InstructGPT), eq. 2
+#
+# In the reward it is the *value* that meets the score, so $k_1$, useless in the loss, is exactly right there, and $k_3$ is not. The next cell asks the estimators themselves: all groups are
+# enumerated, every reward is 0, β = 1, and what each penalty descends is compared with the true gradients.
+
+# %%
+truth = measured.divergence_gradients(policy, reference)  # differentiates the divergences themselves
+known = {
+    "nothing": torch.zeros(3, dtype=torch.float64),
+    "KL(π‖ref)": truth["KL(π‖ref)"],
+    "KL(ref‖π)": truth["KL(ref‖π)"],
+}
+
+
+def descends(penalty):
+    found = measured.penalty_gradient(penalty, policy, reference)  # −E[ĝ], through the very estimator that trains
+    return next((name for name, gradient in known.items() if torch.allclose(found, gradient, atol=1e-9)), "neither")
+
+
+for name, penalty in measured.placements().items():
+    if not name.startswith("inverted"):
+        print(f"{name:22} descends {descends(penalty)}")
+
+# %% [markdown]
+# <!-- answers: 13, 16 -->
+# **KL in the loss or in the reward?** Both are in use, and the same letter is another penalty in another place. In the reward take $k_1$; in the loss take ρ·k₁, ρ·k₃ or, on policy, $k_2$ for the reverse KL,
+# $k_3$ for the forward one. **Should RLOO use $k_3$?** RLOO keeps its KL in the reward, where $k_3$ descends neither. The course refuses that combination unless you insist:
+
+# %%
+from course.errors import Clash
+from course.parts import K1, K2, K3, InReward
+
+try:
+    K3(0.04, InReward())
+except Clash as clash:
+    print(clash)
+
+# %% [markdown]
+# In the reward the penalty also passes through everything that rewards pass through. A mean that includes the sample scales it by (G−1)/G, here ¾. The std does something
+# stranger. Here with no reward but the penalty, for two β a hundredfold apart:
+
+# %%
+from course.parts import GroupMean, GroupStd
+
+scaled = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
+for beta in (1.0, 0.01):
+    pull = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4)
+    pull_mean = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4, baseline=GroupMean())
+    pull_std = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4, **scaled)
+    print(f"β = {beta:4}: length of the pull {pull.norm():.3g} alone, {pull_mean.norm():.3g} under the group's mean, {pull_std.norm():.3g} under mean and std")
+
+# %% [markdown]
+# Under a std β cancels where all rewards of a group are alike: a silent group (lesson 06) is not silent any more, and pulls at full strength however small β is (here with eps = 0; an eps bounds it).
+# In the loss, GRPO's place, this does not happen.
+#
+# Where the two lines of (7.8) and (7.9) differ is easiest to see on two arms, where the pull on the logit of arm 1 is one number: $p(1-p)(\operatorname{logit} p-\operatorname{logit} p_{\text{ref}})$ for
+# the reverse KL and $p-p_{\text{ref}}$ for the forward one. Move both probabilities:
+
+# %% jupyter={"source_hidden": true}
+from course.lesson import Choice, Slider
+
+
+def draw_pull(p, p_ref):
+    figure, (values, pulls) = figures.new_figure(1, 2, width=9.0, height=3.5)
+    anchor = torch.tensor([p_ref, 1 - p_ref], dtype=torch.float64).log()
+    now = torch.tensor([p, 1 - p], dtype=torch.float64).log()
+    both = anchor - now
+    wide = max(2.0, 1.15 * float(both.abs().max()))
+    x = torch.linspace(-wide, wide, 121, dtype=torch.float64)
+    for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
+        figures.band(values, x, estimate(x), color=measured.COLOURS[name], linestyle="-", label=name)
+        values.plot(both, estimate(both), "o", color=measured.COLOURS[name], markersize=6, label="_")
+    values.set_ylim(-2.2, 4.2)
+    values.axhline(0, color=figures.INK, linewidth=0.8)
+    figures.describe(values, "Value (dots: the two arms)", "log r = log π_ref − log π", "estimate (nats)")
+    grid = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
+    reverse = grid * (1 - grid) * (torch.logit(grid) - torch.logit(torch.tensor(p_ref, dtype=torch.float64)))
+    for name, curve, part in (("k1", 0 * grid, K1(1.0)), ("k2", reverse, K2(1.0)), ("k3", grid - p_ref, K3(1.0))):
+        figures.band(pulls, grid, -curve, color=measured.COLOURS[name], linestyle="-", label=f"{name} in the loss")
+        pulls.plot(p, -float(measured.penalty_gradient(part, now, anchor)[0]), "o", color=measured.COLOURS[name], markersize=7, label="_")
+    figures.expectation(pulls, x=p_ref)
+    pulls.set_ylim(-1, 1)
+    figures.describe(pulls, "Pull on arm 1 (dots: enumerated)", "probability p of arm 1 (dashed: reference)", "−E[∇k] on its logit")
+    values.legend(frameon=False, loc="lower left")
+    pulls.legend(frameon=False, loc="upper right")
+    return figure
+
+
+lesson.explore(
+    "pull",
+    draw_pull,
+    "the blue pull never moves; far from the reference the red one (k3) stays strong where the yellow one (k2) fades with p(1 − p)",
+    p=Slider(0.02, 0.98, 0.02, 0.9, "p, policy"),
+    p_ref=Slider(0.02, 0.98, 0.02, 0.2, "p_ref, reference"),
+)
+
+# %% [markdown]
+# Put p at 0.98 and the reference at 0.2: $k_3$ pulls with 0.78, $k_2$ with about 0.1. A softmax that is nearly sure has hardly any gradient left for the reverse KL; the forward KL
+# still sees the reference's mass on the other arm.
+#
+# ## Your turn: k₃
+#
+# The first exercise is the line that is most often written the wrong way round.
+
+# %% jupyter={"source_hidden": true}
+PAIRS = (
+    ((0.5, 0.3, 0.2), (0.25, 0.72, 0.03)),
+    ((0.9, 0.05, 0.05), (0.3, 0.3, 0.4)),
+    ((0.4, 0.6), (0.41, 0.59)),
+)
+
+
+def test_k3(attempt):
+    for mine, theirs in PAIRS:
+        pi, ref = (torch.tensor(each, dtype=torch.float64) for each in (mine, theirs))
+        found = attempt(pi.log(), ref.log())
+        exact = sum(q * float(torch.log(torch.tensor(q / p, dtype=torch.float64))) for q, p in zip(mine, theirs, strict=True))
+        mean = float((pi * found).sum())
+        if abs(mean - exact) > 1e-9:
+            return f"for π = {mine} and π_ref = {theirs} its mean over π is {mean:.3g}; KL(π‖ref) is {exact:.3g}"
+        if float(found.min()) < -1e-12:
+            return f"for π = {mine} and π_ref = {theirs} one value is {float(found.min()):.3g}; k3 is never negative"
+    return None
+
+
+def k3_solution(log_prob, ref_log_prob):
+    log_r = ref_log_prob - log_prob
+    return torch.expm1(log_r) - log_r
+
+
+exercise_k3 = lesson.exercise(
+    "write-k3",
+    "Write k3 from the two log-probabilities of each sample.",
+    test=test_k3,
+    solution=k3_solution,
+    wrong=[
+        lambda log_prob, ref_log_prob: torch.expm1(log_prob - ref_log_prob) - (log_prob - ref_log_prob),
+        lambda log_prob, ref_log_prob: log_prob - ref_log_prob,
+        lambda log_prob, ref_log_prob: 0.5 * (ref_log_prob - log_prob) ** 2,
+    ],
+    hints=[
+        "Start with r = π_ref/π. Which of the two log-probabilities gets the minus?",
+        "log r = ref_log_prob − log_prob, and k3 = r − 1 − log r.",
+        "torch.expm1(x) is exp(x) − 1 without rounding trouble near 0: torch.expm1(log_r) − log_r.",
+    ],
+)
+
+
+# %%
+def my_k3(log_prob, ref_log_prob):
+    """log_prob, ref_log_prob [n]: log π and log π_ref of each sample, in nats → [n] its estimate of KL(π‖ref)."""
+    return NotImplemented
+
+
+exercise_k3.check(my_k3)
+
+# %% [markdown]
+# The second one is about the gradient. On policy, GRPO's objective multiplies each sample's score by one number. Which?
+
+# %% jupyter={"source_hidden": true}
+def test_coefficient(attempt):
+    for mine, theirs in PAIRS[:2]:
+        for beta in (0.0, 0.5, 2.0):
+            logits = torch.tensor(mine, dtype=torch.float64).log().requires_grad_()
+            log_prob, ref = torch.log_softmax(logits, 0), torch.tensor(theirs, dtype=torch.float64).log()
+            advantage = torch.tensor([1.0, -0.5, 0.25][: len(mine)], dtype=torch.float64)
+            pi = log_prob.exp()
+            wanted = (pi * advantage).sum() + beta * (ref.exp() * log_prob).sum()  # −KL(ref‖π), less what does not depend on π
+            exact = torch.autograd.grad(wanted, logits)[0]
+            coefficient = attempt(advantage, log_prob.detach(), ref, beta)
+            score = torch.eye(len(mine), dtype=torch.float64) - pi.detach()
+            found = (pi.detach() * coefficient) @ score
+            if not torch.allclose(found, exact, atol=1e-9):
+                return (
+                    f"for π = {mine}, π_ref = {theirs}, A = {[round(a, 2) for a in advantage.tolist()]}, β = {beta} the gradient on logit 1 is "
+                    f"{float(found[0]):.3g}; that of E[A] − β·KL(ref‖π) is {float(exact[0]):.3g}"
+                )
+    return None
+
+
+def coefficient_solution(advantage, log_prob, ref_log_prob, beta):
+    return advantage + beta * torch.expm1(ref_log_prob - log_prob)
+
+
+exercise_coefficient = lesson.exercise(
+    "grpo-coefficient",
+    "GRPO's gradient on policy is E[c·∇log π]. Return c for each sample, with k3 in the loss.",
+    test=test_coefficient,
+    solution=coefficient_solution,
+    wrong=[
+        lambda advantage, log_prob, ref_log_prob, beta: advantage - beta * k3(ref_log_prob - log_prob),
+        lambda advantage, log_prob, ref_log_prob, beta: advantage - beta * (log_prob - ref_log_prob),
+        lambda advantage, log_prob, ref_log_prob, beta: advantage + beta * torch.expm1(log_prob - ref_log_prob),
+    ],
+    hints=[
+        "Differentiate A·log π − β·k3 on one sample, with A held fixed.",
+        "∇r = −r·s and ∇log r = −s, so ∇k3 = (1 − r)·s.",
+        "c = A + β(r − 1), with r = π_ref/π = exp(ref_log_prob − log_prob).",
+    ],
+)
+
+
+# %%
+def my_coefficient(advantage, log_prob, ref_log_prob, beta):
+    """advantage, log_prob, ref_log_prob [n]; beta a number → [n] the factor c of each sample's score."""
+    return NotImplemented
+
+
+exercise_coefficient.check(my_coefficient)
+
+# %% [markdown]
+# ## A larger β, a larger KL?
+#
+# People report it, and it sounds impossible. Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "k1-in-the-loss",
+    "The only term of the loss is β·k1, and the policy starts on the reference. β goes from 0.3 to 2. Where is KL(π‖ref) after 30 rollouts with 4 updates each?",
+    {
+        "at 0 for both: k1 has no gradient on average": "On average over fresh samples, yes. But a rollout of 8 samples is not its average, and the later updates "
+        "go on along the same 8 samples.",
+        "above 0, and larger for the smaller β": "That is what an anchor would do. This term has no anchor in it: its gradient on a sample is β·s, with no trace of the reference.",
+        "above 0, and larger for the larger β": "The gradient of β·k1 on a sample is β·s: it makes whatever was sampled less likely, and never looks at the reference. "
+        "From the second update on, descending β·E_old[log π] is ascending β·KL(π_old‖π).",
+    },
+    answer="above 0, and larger for the larger β",
+)
+
+# %%
+from bandits.policies import Softmax
+from bandits.problem import Bandit
+from course.estimator import replace
+from course.learner import Learner
+from course.optim import SGD
+
+
+def distance_after(penalty, epochs, runs=200):
+    start = Softmax(policy.expand(runs, 1, 3))
+    nothing = Deterministic(torch.zeros(runs, 1, 3, dtype=torch.float64))
+    bandit = Bandit(nothing, start, group=8, reference="start")
+    estimator = replace(ladder.group_mean, kl=penalty)
+    Learner(bandit, estimator, SGD(0.3), lesson.noise(runs, dtype=torch.float64), epochs=epochs, log_every=30).train(30)
+    return float(exact_kl(start.log_probs().detach(), policy).mean())
+
+
+print("KL(π‖ref) in nats, mean of 200 runs       β = 0.3   β = 1   β = 2")
+for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
+    for epochs in (1, 4):
+        found = [distance_after(part(beta), epochs) for beta in (0.3, 1.0, 2.0)]
+        print(f"{name} in the loss, {epochs} update(s) per rollout   " + "".join(f"{each:9.3f}" for each in found))
+
+# %% [markdown]
+# <!-- answers: 14 -->
+# $k_2$ and $k_3$ stay at 0, where they start. $k_1$ in the loss walks away from the reference, farther with a larger β, and farther with several updates per rollout: β is not an anchor's strength there,
+# it is a step size of noise. The remedy is one of the other places in the table above, not a smaller β.
+#
+# ## Token by token
+#
+# A completion has many tokens, and GRPO sums a penalty **per token**. In the reward that changes nothing: $k_1$ of an answer is the sum of its tokens' $k_1$. In the loss it
+# does. Write the answer's KL as a sum: $\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E[\,\mathrm{KL}_1+\mathrm{KL}_2(\text{first token})\,]$. The second summand depends on θ twice: through
+# the second token's distribution, and through *which first token leads there*. A penalty that is differentiated token by token sees only the former:
+#
+# $$\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E\Big[\sum_t\nabla\,\mathrm{KL}_t\Big]+\mathbb E\big[\mathrm{KL}_2\;\nabla\log\pi(o_1)\big] \tag{7.12}$$
+#
+# `eq:kl-later-tokens` · derived here for two tokens; see "A Comedy of Estimators" 2025
+
+# %%
+from course.exact import kl_gradient
+
+two = measured.two_tokens()  # three words, two tokens, all 9 answers listed
+whole, dropped = kl_gradient(two), measured.later_tokens(two)
+for name, gradient in measured.sequence_gradients(two).items():
+    missed = (whole - gradient).norm() / whole.norm()
+    what = "nothing" if missed < 1e-9 else "the last term of (7.12)" if torch.allclose(whole - gradient, dropped) else "something else"
+    print(f"{name:28} misses {missed:5.1%} of the length of ∇KL: {what}")
+
+# %% [markdown]
+# On this pair of policies the dropped term is most of the gradient. That is a property of this pair, not a law: it is 0 only where the second token's KL is the same after every first one.
+# A penalty in the loss holds each *next-token distribution* near the reference's, on the prefixes that were sampled. It does not steer away from prefixes whose continuation differs.
+#
+# ## Two practical questions
+#
+# <!-- answers: 18 -->
+# **Why does $k_3$ overflow?** It holds $r=\pi_{\text{ref}}/\pi$, and nothing bounds that from above. One token that the reference finds likely and the policy has all but given up is enough:
+
+# %%
+log_r_extreme = torch.tensor([1.0, 10.0, 50.0, 100.0])  # float32, as in training
+print("log r              ", [f"{value:g}" for value in log_r_extreme.tolist()])
+print("k3                 ", [f"{value:.3g}" for value in K3(1.0).estimate(log_r_extreme).tolist()])
+print("k3, |log r| ≤ 20   ", [f"{value:.3g}" for value in K3(1.0, max_log_r=20.0).estimate(log_r_extreme).tolist()])
+print("k2                 ", [f"{value:.3g}" for value in K2(1.0).estimate(log_r_extreme).tolist()])
+
+# %% [markdown]
+# (Beyond the bound the gradient of the bounded $k_3$ is 0: it does not explode, and it does not pull back, either.)
+#
+# <!-- answers: 19 -->
+# **With β = 0, why is no KL reported?** Since nothing asks for the reference, none is kept, and its log-probabilities are not computed. It saves a copy of the weights and a forward pass; it also blinds you.
+# Give the problem a reference all the same, and the metric is there:
+
+# %%
+from bandits.environments import Bernoulli
+from course.estimator import uses_reference
+
+arms = Bernoulli(torch.tensor([[0.2, 0.5, 0.8]], dtype=torch.float64))
+print(f"grpo asks for a reference: {uses_reference(ladder.grpo)}; length_mean does: {uses_reference(ladder.length_mean)}")
+for kept in (None, "start"):
+    bandit = Bandit(arms, Softmax(policy.unsqueeze(0)), group=8, reference=kept)
+    history = Learner(bandit, ladder.length_mean, SGD(0.3), lesson.noise(dtype=torch.float64)).train(20)
+    print(f"reference {kept}: kl_ref", f"{float(history['kl_ref'][-1]):.2f} nats" if "kl_ref" in history.names else "is not logged")
+
+# %% [markdown]
+# ## Where training stops
+#
+# On one prompt with a right answer (reward 1) and a wrong one (reward 0), let $p$ be the probability of the right one. Everything we know can be written on the logit of $p$. Lesson 06: the group's mean and std give a push
+# of $p(1-p)\,w_G(p)$; the mean alone $p(1-p)\tfrac{G-1}G$. This lesson: $k_2$ pulls back with $\beta\,p(1-p)(\operatorname{logit}p-\operatorname{logit}p_{\text{ref}})$, $k_3$ with $\beta(p-p_{\text{ref}})$. Where push and pull
+# are equal, training stops (on policy, eps = 0):
+#
+# $$\begin{aligned}
+# \text{std, }k_2:&\quad \operatorname{logit}p=\operatorname{logit}p_{\text{ref}}+w_G(p)/\beta\\
+# \text{std, }k_3:&\quad p-w_G(p)\,p(1-p)/\beta=p_{\text{ref}}\\
+# \text{no std, }k_2:&\quad \operatorname{logit}p=\operatorname{logit}p_{\text{ref}}+\tfrac{G-1}{G\beta}
+# \end{aligned} \tag{7.13}$$
+#
+# `eq:kl-fixed-points` · Mroueh 2025 (2503.06639) and Vojnovic & Yun 2025 (2502.18548) at G = ∞; at finite G derived here
+#
+# The last line has a name: it is **exponential tilting**, $\pi(a)\propto\pi_{\text{ref}}(a)\,e^{R(a)/\beta}$ with β·G/(G−1) for β, the policy that maximises $\mathbb E[R]-\beta\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})$.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "one-part-another-limit",
+    "p_ref = 0.3, β = 0.5, G = 8. Three runs to the end: (1) mean and std with k2, (2) mean and std with k3, (3) mean only with k2. Which order have their final p?",
+    {
+        "all three equal: same reward, same β": "β is the same number, but it multiplies another pull (k2 or k3), and pulls against another push (with or without w_G).",
+        "(1) > (2) > (3)": "0.987, 0.854 and 0.712. The std pushes with w_G(p), between 1.8 and 2.6 here, where the mean alone pushes with 7/8; and near p = 1 the pull of k2 fades with p(1 − p) where that of k3 does not.",
+        "(3) > (1) > (2)": "Without the std the push is the weakest of all: 7/8 against w_G(p), which is between 1.8 and 2.6.",
+    },
+    answer="(1) > (2) > (3)",
+)
+
+# %%
+from bandits.ablations import kl_fixed_points as fixed
+
+paths = {kind: fixed.settle(each, 0.3, 0.3, 0.5, 8, 0.15, 100) for kind, each in fixed.estimators(0.5).items()}
+for kind, path in paths.items():
+    root = torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0], dtype=torch.float64))
+    print(f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.13): {root:.3f}")
+
+# %% jupyter={"source_hidden": true}
+def draw_limits():
+    figure, [ax] = figures.new_figure(width=7.4, height=3.6)
+    for kind, path in paths.items():
+        figures.band(ax, range(41), torch.sigmoid(path[:41]), label=fixed.NAMES[kind], **{**fixed.STYLES[kind], "linestyle": "-"})
+        figures.expectation(ax, float(torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0]))))
+    ax.set_ylim(0.2, 1.02)
+    figures.describe(ax, "One replaced part, another limit (dashed: roots of 7.13)", "updates (exact natural gradient)", "p (β = 0.5, G = 8)")
+    figures.label_ends(ax)
+    return figure
+
+
+lesson.picture(draw_limits(), "three curves from p = 0.3 that settle on 0.987, 0.854 and 0.712, each on the dashed root of its equation")
+
+# %% [markdown]
+# The runs are exact: every group of 8 is enumerated at every update. Each ends on its own equation. So β alone says little; "β = 0.04" means something only together with the estimator, its place, and whether there is a std.
+#
+# A fixed point is a place where small steps stop. Large steps can jump over it. Mroueh analyses a recursion: put the *old* p into $w_G$, solve for the new one. That is a natural-gradient step of size 1/β, and
+# it is drawn as a cobweb: up to the curve, across to the diagonal, and again. Green: the flow, small steps from the same start.
+
+# %% jupyter={"source_hidden": true}
+SIZES = {"8": 8.0, "64": 64.0, "256": 256.0, "∞": float("inf")}
+
+
+def draw_cobweb(p_ref, beta, group):
+    size, start = SIZES[group], fixed.logit(p_ref)
+    figure, [ax] = figures.new_figure(width=6.4, height=4.6)
+    low, high = min(start - 1.5, -3.0), 19.0
+    x = torch.linspace(low, high, 161, dtype=torch.float64)
+    curve = start + fixed.weight(x, size) / beta
+    ax.plot(x, curve.clamp(max=60), color=fixed.STYLES["std, k2"]["color"], linewidth=2)
+    figures.expectation(ax, x, x)
+    steps = [start]
+    for _ in range(12):
+        steps.append(min(fixed.recursion(steps[-1], p_ref, beta, size), 60.0) if steps[-1] < 60 else 60.0)
+    corners = torch.tensor(steps, dtype=torch.float64).repeat_interleave(2)
+    ax.plot(corners[:-1], torch.cat([corners[:1], corners[2:]]), color="#0057a3", linewidth=1.8)
+    flow, at = [start], torch.tensor(start, dtype=torch.float64)
+    for _ in range(60):
+        at = (at + 0.1 / beta * fixed.drift("std, k2", at, p_ref, beta, size)).clamp(max=60)
+        flow.append(float(at))
+    ax.plot(flow, flow, "o", color="#00875f", markersize=4)
+    for root, stable in fixed.roots(lambda z: fixed.drift("std, k2", z, p_ref, beta, size), points=401):
+        ax.plot(root, root, "o", color=figures.INK, markersize=9, markerfacecolor=figures.INK if stable else "white", markeredgewidth=1.5, zorder=4)
+    ax.set_xlim(low, high)
+    ax.set_ylim(low, high)
+    shown = [p for p in (0.001, 0.1, 0.9, 0.999, 1 - 1e-5, 1 - 1e-7) if low < fixed.logit(p) < high]
+    names = [f"{p:g}" if p < 0.9995 else f"1 − {1 - p:.0e}" for p in shown]
+    ax.set_xticks([fixed.logit(p) for p in shown], names)
+    ax.set_yticks([fixed.logit(p) for p in shown], names)
+    ax.text(0.98, 0.05, "blue: recursion, 12 steps\ngreen: flow, small steps\n● stable  ○ repelling", transform=ax.transAxes, ha="right", color=figures.INK)
+    figures.describe(ax, "std, k2: old p → next p", "old p (logit scale)", "next p")
+    return figure
+
+
+lesson.explore(
+    "cobweb",
+    draw_cobweb,
+    "at p_ref = 0.001, β = 0.7 the flow stops at the first fixed point and the recursion jumps to the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
+    p_ref=Choice((0.001, 0.01, 0.1, 0.3), 0.001, "p_ref"),
+    beta=Slider(-0.7, 0.7, 0.05, -0.15, "β", log=True),
+    group=Choice(tuple(SIZES), "256", "G"),
+)
+
+# %% [markdown]
+# Try p_ref = 0.3 at G = ∞: at β = 2 there are two fixed points, a stable one and a repelling one; at β = 0.5 none, and p goes to 1 although the anchor pulls all the way. At any finite G a last one is left, because
+# $w_G\le\sqrt{G-1}$.
+
+# %% jupyter={"source_hidden": true}
+def test_tilt(attempt):
+    for ref, reward, beta in (((0.7, 0.3), (0.0, 1.0), 0.5), ((0.25, 0.72, 0.03), (0.2, 0.5, 0.8), 0.1), ((0.2, 0.3, 0.5), (1.0, 0.0, 0.5), 2.0)):
+        ref_t, reward_t = torch.tensor(ref, dtype=torch.float64), torch.tensor(reward, dtype=torch.float64)
+        found = torch.as_tensor(attempt(ref_t, reward_t, beta), dtype=torch.float64)
+        if abs(float(found.sum()) - 1) > 1e-9:
+            return f"for π_ref = {ref}, rewards {reward}, β = {beta} it sums to {float(found.sum()):.3g}, not to 1"
+        logits = found.clamp(min=1e-300).log().requires_grad_()
+        log_pi = torch.log_softmax(logits, 0)
+        goal = (log_pi.exp() * (reward_t - beta * (log_pi - ref_t.log()))).sum()
+        slope = torch.autograd.grad(goal, logits)[0]
+        if float(slope.abs().max()) > 1e-8:
+            return (
+                f"for π_ref = {ref}, rewards {reward}, β = {beta} it gives {[round(v, 3) for v in found.tolist()]}, where E[R] − β·KL(π‖ref) "
+                f"still has the slope {[round(v, 3) for v in slope.tolist()]} in the logits"
+            )
+    return None
+
+
+def tilt_solution(ref, reward, beta):
+    weight = ref * torch.exp(reward / beta)
+    return weight / weight.sum()
+
+
+exercise_tilt = lesson.exercise(
+    "tilting",
+    "Return the policy that maximises E[R] − β·KL(π‖ref) over all policies.",
+    test=test_tilt,
+    solution=tilt_solution,
+    wrong=[
+        lambda ref, reward, beta: torch.softmax(reward / beta, 0),
+        lambda ref, reward, beta: torch.softmax(ref.log() + beta * reward, 0),
+        lambda ref, reward, beta: torch.softmax(ref + reward / beta, 0),
+    ],
+    hints=[
+        "At the maximum the slope is 0: R − β·log(π/π_ref) is then the same number for every arm.",
+        "So log π = log π_ref + R/β + a constant, and the constant makes the sum 1.",
+        "weight = ref * torch.exp(reward / beta); return weight / weight.sum()",
+    ],
+)
+
+
+# %%
+def my_tilt(ref, reward, beta):
+    """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K] probabilities of the best policy."""
+    return NotImplemented
+
+
+exercise_tilt.check(my_tilt)
+
+# %% [markdown]
+# ## What it does not do: it is no critic
+#
+# A critic or a baseline makes the gradient less noisy. "From PPO to GRPO" says that the KL term is there "to compensate for the increased variance" that comes with leaving out the critic. You can measure that.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "no-critic",
+    "B3 of lesson 01 (this lesson's policy; arms that pay 1 with probability .2, .5, .8), groups of 4, the policy stands on its reference (as at the start of training). The exact standard deviation of the gradient is 0.361 without a KL. What is it with GRPO's −β·k3 at β = 1?",
+    {
+        "smaller: the anchor steadies it": "On the reference r = 1 for every sample, so the added coefficient β(r − 1) is 0 for every sample. There is nothing that could steady anything.",
+        "the same, to the last digit": "The anchor adds β(r − 1) to each sample's coefficient, and r = 1. Where training starts, every sample's gradient is the one without a KL.",
+        "larger": "Further out it often is, since (r − 1) varies from sample to sample. On the reference it adds exactly 0.",
+    },
+    answer="the same, to the last digit",
+)
+
+# %%
+from bandits.exact import b3
+from course.exact import microscope
+
+print("std of the gradient on B3, G = 4      on the reference   reference elsewhere")
+for beta in (0.0, 0.04, 0.5, 1.0, 2.0):
+    rung = replace(ladder.length_mean, kl=K3(beta))
+    on, off = (microscope(rung, b3(reference=anchor.unsqueeze(0)), 4).std for anchor in (policy, reference))
+    print(f"GRPO, β = {beta:4}                       {on:14.3f} {off:18.3f}")
+none, centred = (microscope(ladder.get(name).estimator, b3(), 4).std for name in ("reinforce", "rloo"))
+print(f"what a baseline does: {none:.3f} without, {centred:.3f} with the mean of the others (RLOO), at equal E[ĝ] = ∇J")
+
+# %% [markdown]
+# On the reference the column is constant. Away from it the anchor at β = 0.04 leaves 0.359 of 0.361 for this pair, and larger β add to the noise. A baseline takes off 18 %, and leaves the mean of the gradient where it is. What replaced the critic
+# is the group, and PPO with a critic was used with a KL to a reference, too (InstructGPT).
+#
+# Nor is it PPO's own penalty. That one holds the policy near π_old, the policy that sampled *this rollout*, and averages over π_old: KL(π_old‖π) (Vera's "GRPO" writes it the other way round). The reference never enters:
+
+# %%
+ladder.ppo_kl
+
+# %% [markdown]
+# On reward alone an anchor can only cost: (7.13) has it stop before p = 1. What does it buy, then? Something that the reward does not ask for. The committed run `figures/tinylm_kl.json` trains a small transformer that can add and
+# subtract, and rewards **sums only**. The next cell reads that file.
+
+# %%
+from course.ablation import project_root
+from course.results import Result
+from tinylm.experiment import interval
+
+ran = Result.load(project_root() / "figures" / "tinylm_kl.json")
+print(f"{ran.settings['seeds']} seeds; accuracy on differences {ran.array('start', 'subtraction'):.2f} before, {ran.array('none', 'subtraction_mean'):.2f} after training without KL")
+print(f"distance from the reference without KL: {ran.array('none', 'kl_start_mean'):.2f} nats")
+for fact in ran.facts:
+    if "differences" in fact.claim or "destroys" in fact.claim:
+        print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ± {fact.standard_error:.2f}")
+
+# %% jupyter={"source_hidden": true}
+def draw_bought():
+    figure, (distance, kept) = figures.new_figure(1, 2, width=9.2, height=3.7)
+    betas = ran.settings["betas"]
+    shown = {"k1 in the loss": "#4a98e0", "k2 in the loss": measured.COLOURS["k2"], "k3 in the loss": measured.COLOURS["k3"], "k1 in the reward": "#0057a3"}
+    for name, colour in shown.items():
+        far = ran.array("penalties", name, "kl_start")
+        figures.band(distance, betas, far.mean(-1), color=colour, linestyle="-", label=name, marker="o", markersize=4)
+        gain = torch.from_numpy(ran.array("penalties", name, "subtraction") - ran.array("none", "subtraction"))
+        figures.band(kept, betas, gain.mean(-1), color=colour, linestyle="-", label=name, marker="o", markersize=4)
+        kept.errorbar(betas, *interval(gain), color=colour, linestyle="none", linewidth=1)
+    figures.expectation(distance, float(ran.array("none", "kl_start_mean")))
+    figures.expectation(kept, 0.0)
+    distance.set_yscale("log")
+    for ax in (distance, kept):
+        ax.set_xscale("log")
+        ax.set_xticks(betas, [f"{beta:g}" for beta in betas])
+        ax.set_xticks([], minor=True)
+    kept.set_ylim(-0.4, 0.2)
+    figures.describe(distance, "Distance really travelled", "β (dashed: no KL)", "KL(π‖ref) of an answer (nats)")
+    figures.describe(kept, "Differences, not rewarded", "β (dashed: no KL)", "accuracy less that without KL")
+    figures.label_ends(distance)
+    figures.label_ends(kept)
+    return figure
+
+
+lesson.picture(draw_bought(), "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for k1 in the loss; right: accuracy on the skill that is not rewarded")
+
+# %% [markdown]
+# The left panel is the larger-β-larger-KL puzzle again, on a transformer: three anchors travel less with a larger β, and $k_1$ in the loss travels farther. On the right is what an anchor buys; the bars are 95 % intervals over the seeds, and most of them reach the dashed line.
+#
+# ## Break it
+#
+# One of the commonest bugs of this term: the ratio written the other way round, log π − log π_ref where log r = log π_ref − log π is meant. Below, three runs of 60 exact updates, **no reward**, penalty only, β = 1. An anchor should lead the
+# policy home. One of the runs is right; two have the bug; they do not all use the same estimator.
+
+# %% jupyter={"source_hidden": true}
+from course.parts.kl import Reference
+
+
+class Inverted(Reference):
+    """The bug: the log-ratio with its sign flipped."""
+
+    def log_r(self, log_prob, rollout):
+        return log_prob - rollout.ref_log_prob
+
+
+from bandits.flow import ascend
+from course.estimator import Estimator
+
+RUNS = {
+    "run A": K3(1.0),
+    "run B": K1(1.0, InReward(), Inverted()),
+    "run C": K3(1.0, anchor=Inverted()),
+}
+homeward = {
+    name: exact_kl(ascend(Estimator(kl=part), no_reward, policy, 1, rate=0.2, steps=60, reference=reference), reference)
+    for name, part in RUNS.items()
+}
+
+
+def draw_broken():
+    figure, [ax] = figures.new_figure(width=7.0, height=3.5)
+    for (name, path), colour in zip(homeward.items(), ("#444444", "#b8860b", "#0f7f7f"), strict=True):
+        figures.band(ax, range(len(path)), path, color=colour, linestyle="-", label=name)
+    ax.set_yscale("log")
+    figures.describe(ax, "Penalty only, no reward", "updates (exact)", "KL(π‖ref), nats")
+    figures.label_ends(ax)
+    return figure
+
+
+lesson.picture(draw_broken(), "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3")
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-fault",
+    "Run B climbs away from the reference at every update. Which of these explains it?",
+    {
+        "k1 in the loss": "On policy and in expectation, as here, that curve would be flat: E∇k1 = 0. It would wander only with samples.",
+        "inverted ratio, k2 in the loss": "k2 is a square: (−x)² = x². The bug changes nothing there, and the curve would fall as it should.",
+        "inverted ratio, k1 in the reward": "The reward then pays +β·log(π/ref) in place of −β·log(π/ref): it rewards distance. That climbs at every update.",
+        "β too small": "Then it would fall slowly. No β ≥ 0 makes a right anchor climb.",
+    },
+    answer="inverted ratio, k1 in the reward",
+)
+
+# %%
+for name, part in RUNS.items():
+    bug = isinstance(part.anchor, Inverted)
+    print(f"{name}: {part.plain} in the {'reward' if part.in_reward else 'loss'}, ratio {'INVERTED' if bug else 'right'}: {homeward[name][0]:.3f} → {homeward[name][-1]:.3g} nats")
+
+print("\nwhat the bug makes of each:")
+half_chi = truth["½χ²(π‖ref)"]
+for name, penalty in measured.placements().items():
+    if name.startswith("inverted"):
+        found = measured.penalty_gradient(penalty, policy, reference)
+        named = {**known, "−KL(π‖ref): away from it": -known["KL(π‖ref)"], "½χ²(π‖ref)": half_chi}
+        print(f"  {name:26} descends {next(what for what, g in named.items() if torch.allclose(found, g, atol=1e-9))}")
+
+# %% [markdown]
+# <!-- answers: 17 -->
+# **Which way round?** log r = log π_ref − log π, always. And a KL curve that falls is no proof that it is the right way round: run C has the bug and comes home faster than the right one, because inverted $k_3$ descends ½χ², which
+# is an anchor, too, only of another strength. In the loss the bug hides ($k_1$: nothing either way; $k_2$: no difference; $k_3$: another anchor). In the reward, or with ρ before $k_1$, it drives the policy away. A
+# test on three arms, as in the first exercise, finds it at once: the mean over π has to be the KL.
+#
+# ## Take away
+#
+# **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss is nothing, $k_1$ in the reward is the reverse KL, $k_3$ in the loss is the forward one, and each stops at another p. It is an
+# anchor. It is no critic.
+#
+# ## Next
+#
+# That was the last part of GRPO. On the arms every expectation could be listed. Lesson 08 replaces the arms by a transformer: a prompt becomes a bandit whose arms are its completions, and you see how far that stays exact.

@@ -1,0 +1,236 @@
+"""What lessons are made of: questions, explorable figures, exercises, progress, the builder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from course import figures, setup
+from course.errors import CourseError
+from course.lesson import SYLLABUS, Choice, Slider, build, info, progress
+from course.lesson.exercise import NOT_ATTEMPTED, Exercise
+from course.lesson.explore import Explore
+from course.lesson.question import Question
+
+
+@pytest.fixture(autouse=True)
+def _own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(progress.FILE, str(tmp_path / "progress.json"))
+
+
+def half() -> Question:
+    return Question("half", "What is ½ of 4?", {"2": "4 = 2 + 2.", "1": "That is a quarter."}, "2")
+
+
+def test_every_choice_has_feedback_and_only_the_answer_is_right() -> None:
+    assert "Right." in half().feedback("2")
+    assert "4 = 2 + 2." in half().feedback("2")
+    assert "No." in half().feedback("1")
+    assert half().static.count("<details") == 2
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [({"1": "x"}, "1"), ({"1": "x", "2": "y"}, "3"), ({"1": "x", "2": " "}, "1")],
+    ids=["one choice", "no answer", "mute"],
+)
+def test_a_question_that_cannot_be_answered_is_refused(choices: dict[str, str], answer: str) -> None:
+    with pytest.raises(CourseError, match="question q"):
+        Question("q", "?", choices, answer)
+
+
+def test_a_question_is_text_and_no_markup() -> None:
+    question = Question("q", "a < b & `x < y` **bold**", {"<b>": "<i>", "c": "d"}, "c")
+    assert "a &lt; b &amp; <code>x &lt; y</code> <b>bold</b>" in question.static
+    assert "<i>" not in question.feedback("<b>")
+
+
+def test_the_live_question_commits_once_something_is_chosen() -> None:
+    done = []
+    live = half().widget(lambda: done.append(1))
+    choose, commit, said = live.children[1:]
+    assert commit.disabled
+    choose.value = "1"
+    assert not commit.disabled
+    commit.click()
+    assert "quarter" in said.value
+    assert not done
+    choose.value = "2"
+    commit.click()
+    assert "Right." in said.value
+    assert done == [1]
+
+
+# ---------------------------------------------------------------- explore
+
+
+def line(slope: float, kind: str = "a"):  # type: ignore[no-untyped-def]
+    figure, [ax] = figures.new_figure(width=3, height=2)
+    figures.band(ax, [0, 1], [0, slope], name=kind)
+    ax.set_ylim(-100, 100)
+    return figure
+
+
+def test_moving_a_slider_redraws_the_picture() -> None:
+    explore = Explore("line", line, {"slope": Slider(-2.0, 2.0, 0.5, 1.0), "kind": Choice(["a", "b"])})
+    assert len(list(explore.corners())) == 4
+    live = explore.widget()
+    slider, menu, shown = live.children
+    before = shown.value
+    slider.value = -2.0
+    assert shown.value == explore.picture(slope=-2.0) != before
+    menu.value = "b"
+    assert shown.value == explore.picture(slope=-2.0, kind="b")
+
+
+def test_a_logarithmic_slider_gives_powers_of_ten() -> None:
+    slider = Slider(-3.0, 0.0, 1.0, -2.0, log=True)
+    assert slider.start == pytest.approx(0.01)
+    assert slider.extremes == pytest.approx((0.001, 1.0))
+    assert slider.widget("x").value == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("numbers", [(1, 0, 1, 0), (0, 1, 0, 0), (0, 1, 0.1, 2)])
+def test_a_slider_that_cannot_move_is_refused(numbers: tuple[float, ...]) -> None:
+    with pytest.raises(CourseError, match="slider"):
+        Slider(*numbers)
+
+
+def test_a_slider_must_be_a_parameter_of_what_it_draws() -> None:
+    with pytest.raises(CourseError, match="explore e"):
+        setup("01").explore("e", line, "x", slop=Slider(0, 1, 1, 0))
+
+
+# ---------------------------------------------------------------- exercises
+
+
+def double() -> Exercise:
+    def test(attempt):  # type: ignore[no-untyped-def]
+        for x in (0.0, 1.0, 2.0):
+            if attempt(x) != 2 * x:
+                return f"for {x} it gives {attempt(x)}, right is {2 * x}"
+        return None
+
+    return Exercise("double", "Double it.", test, lambda x: x + x, [lambda x: x, lambda x: x * x], ["+", "x +", "x + x"])
+
+
+def test_a_checker_tells_right_wrong_untouched_and_broken_apart() -> None:
+    exercise = double()
+    assert exercise.verdict(lambda x: 2 * x) is None
+    assert exercise.verdict(lambda x: NotImplemented) == NOT_ATTEMPTED
+    assert exercise.verdict(lambda x: 0.0) == "for 1.0 it gives 0.0, right is 2.0"
+    assert exercise.verdict(lambda x: 1 / 0) == "it raised ZeroDivisionError: division by zero"
+    assert exercise.verdict(lambda x: 0.0 if x == 0 else NotImplemented) == "it returns NotImplemented for some inputs"
+
+
+def test_an_exercise_has_three_hints_and_two_wrong_answers() -> None:
+    with pytest.raises(CourseError, match="hints"):
+        Exercise("e", "t", lambda a: None, len, [len, len], ["one"])
+    with pytest.raises(CourseError, match="wrong"):
+        Exercise("e", "t", lambda a: None, len, [len], ["1", "2", "3"])
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_progress_is_kept_deleted_and_survives_a_damaged_file() -> None:
+    assert progress.read() == {}
+    progress.record("01", "questions", "a")
+    progress.record("01", "questions", "a")
+    progress.record("01", "exercises", "b")
+    assert progress.read() == {"01": {"questions": ["a"], "exercises": ["b"]}}
+    progress.path().write_text("{")
+    assert progress.read() == {}
+    progress.path().write_text('{"01": 3}')
+    assert progress.read() == {}
+    assert progress.delete()
+    assert not progress.delete()
+
+
+def test_passing_an_exercise_is_noted() -> None:
+    lesson = setup("02")
+    made = double()
+    lesson.exercise("double", made.task, test=made.test, solution=made.solution, wrong=made.wrong, hints=made.hints).check(lambda x: x)
+    assert progress.read() == {}
+    lesson.exercises["double"].check(lambda x: 2 * x)
+    assert progress.read() == {"02": {"exercises": ["double"]}}
+
+
+# ---------------------------------------------------------------- setting up and building
+
+
+def test_setup_takes_one_thread_and_gives_everybody_the_same_numbers() -> None:
+    before = torch.get_num_threads()
+    try:
+        lesson = setup("03", seed=5)
+        assert torch.get_num_threads() == 1
+        assert torch.equal(lesson.noise(2).uniform(3), setup("03", seed=5).noise(2).uniform(3))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["1", 1, "01", "01_policy_gradient"])
+def test_a_lesson_is_found_by_number_or_name(name: str) -> None:
+    assert info(name) is SYLLABUS["01"]
+
+
+def test_an_unknown_lesson_is_refused() -> None:
+    with pytest.raises(CourseError, match="lesson: got '77'"):
+        info("77")
+
+
+def test_code_shows_the_package_s_own_source(capsys: pytest.CaptureFixture[str]) -> None:
+    setup("01").code(figures.band, Slider)  # outside a notebook nothing is shown, and nothing fails
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of lessons of its own."""
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
+    return tmp_path
+
+
+TEXT = """# %% [markdown]
+# # 01 · Small
+#
+# {{time}}.
+
+# %%
+import course
+
+lesson = course.setup("01")
+print(1 + 1)
+"""
+
+
+def test_building_executes_saves_and_measures(workshop: Path) -> None:
+    (workshop / "src" / "01_policy_gradient.py").write_text(TEXT)
+    [path] = build.build(["01"], report=lambda text: None)
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[1].outputs[0].text == "2\n"
+    assert notebook.cells[0].source.endswith("about 5 seconds of computing on two CPU cores, measured.")
+    assert json.loads((workshop / "lessons.json").read_text())["01"] == {"seconds": 5, "questions": [], "exercises": [], "explores": []}
+    before = path.read_bytes()
+    build.build(["01"], report=lambda text: None)
+    assert path.read_bytes() == before
+
+
+def test_a_failing_cell_is_named_and_the_old_notebook_stays(workshop: Path) -> None:
+    (workshop / "src" / "01_policy_gradient.py").write_text(TEXT)
+    [path] = build.build(["01"], report=lambda text: None)
+    before = path.read_bytes()
+    (workshop / "src" / "01_policy_gradient.py").write_text(TEXT + "\n# %%\n1 / 0\n")
+    with pytest.raises(CourseError, match="ZeroDivisionError: division by zero"):
+        build.build(["01"], report=lambda text: None)
+    assert path.read_bytes() == before
+
+
+def test_a_lesson_without_a_source_is_refused(workshop: Path) -> None:
+    with pytest.raises(CourseError, match="02_baselines"):
+        build.build(["02"], report=lambda text: None)
