@@ -217,7 +217,7 @@ def _notebooks(chosen: Namespace) -> int:
 
     if not chosen.pages:
         build.build(chosen.lessons)
-    build.refresh_index()
+    build.refresh_index(chosen.lessons)
     for path in pages.write():
         print(path)
     return OK

@@ -102,7 +102,10 @@ class Estimator:
     # ------------------------------------------------------------------ the mathematics
 
     def freeze(self, rollout: Rollout) -> Frozen:
-        """Advantages (eq:advantage-of-parts), weights and returns of a rollout, computed once. Raises `CourseError` on a rollout it cannot use."""
+        """Advantages (eq:advantage-of-parts), weights and returns of a rollout, computed once.
+
+        Raises `CourseError` on a rollout it cannot use.
+        """
         self._check_rollout(rollout)
         mask = rollout.mask
         reward = self.kl.shape_reward(rollout)

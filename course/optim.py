@@ -53,7 +53,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of linear rise. eq:learning-rate-schedule"""
+    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of rise. eq:learning-rate-schedule"""
 
     steps: int
     warmup: int = 0

@@ -61,7 +61,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Curves:
-    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds in all, `peak` bytes a model."""
+    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds of training in all (CPU time,
+    where it is on one), `peak` bytes a model."""
 
     steps: list[int]
     values: dict[str, Tensor]
@@ -155,11 +156,12 @@ def train(
 
     rows: list[dict[str, Tensor]] = [right()]
     steps, spent = [0], 0.0
+    clock = time.perf_counter if budget.device.startswith("cuda") else time.process_time  # other programs' time does not count
     for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
         log = step % budget.log_every == 0 or step == budget.rollouts
-        began = time.perf_counter()
+        began = clock()
         learner.step(log=log)
-        spent += time.perf_counter() - began
+        spent += clock() - began
         if log:
             steps.append(step)
             rows.append(right() | {"kl_start": distance(model, anchor, start.task, judged)} | learner.history.rows[-1])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,7 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     except CellExecutionError as error:
         raise CourseError(f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}") from None
     seconds = time.perf_counter() - began
-    asked = collect(lesson) if lesson.number not in times else None
-    times[lesson.number] = _entry(seconds, times.get(lesson.number, {}), asked)
+    times[lesson.number] = {**times.get(lesson.number, {}), "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds"))}
     again = cells(lesson, times)  # the opening may have been told its time just now
     for cell, told in zip(notebook.cells, again.cells, strict=True):
         cell.source = told.source
@@ -121,15 +122,10 @@ def tidy(notebook: Any, old: Any = None) -> None:
                 output["metadata"] = {}
 
 
-def _entry(seconds: float, before: dict[str, Any], asked: Lesson | None) -> dict[str, Any]:
+def _rounded(seconds: float, known: int | None) -> int:
+    """Upwards to whole five seconds; what is written already stays while it is not far off, since machines are noisy."""
     rounded = max(5, 5 * math.ceil(seconds / 5))
-    known = before.get("seconds")
-    if known is not None and abs(known - rounded) <= max(5, 0.5 * known):
-        rounded = known  # noise of the machine
-    entry = {**before, "seconds": rounded}
-    if asked is not None:
-        entry |= counted(asked)
-    return entry
+    return known if known is not None and abs(known - rounded) <= max(5, known // 4) else rounded
 
 
 def counted(asked: Lesson) -> dict[str, Any]:
@@ -147,10 +143,10 @@ def read_index() -> dict[str, Any]:
     return dict(json.loads(index_path().read_text(encoding="utf-8"))) if index_path().is_file() else {}
 
 
-def refresh_index() -> None:
-    """Write down anew what every lesson asks; times stay."""
+def refresh_index(names: Sequence[str] = ()) -> None:
+    """Write down anew what the lessons named (default: all) ask; times stay."""
     times = read_index()
-    for lesson in written():
+    for lesson in [info(name) for name in names] or written():
         times[lesson.number] = {**times.get(lesson.number, {}), **counted(collect(lesson))}
     _write_index(times)
 
@@ -166,9 +162,11 @@ def collect(lesson: LessonInfo) -> Lesson:
     path = source(lesson)
     text = path.read_text(encoding="utf-8")
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))  # so that inspect finds its functions
-    space: dict[str, Any] = {"__name__": f"lesson_{lesson.number}", "__file__": str(path)}
-    exec(compile(text, str(path), "exec"), space)
-    found = [thing for thing in space.values() if isinstance(thing, Lesson)]
+    module = types.ModuleType(f"lesson_{lesson.number}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look their module up
+    exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+    found = [thing for thing in vars(module).values() if isinstance(thing, Lesson)]
     require(len(found) == 1, f"{path}", f"{len(found)} lessons", 'one call of course.setup("NN")')
     return found[0]
 
@@ -179,5 +177,5 @@ def prose(lesson: LessonInfo) -> Iterator[tuple[str, str]]:
     for cell in cells(lesson).cells:
         if cell.cell_type == "markdown":
             lines = [line for line in cell.source.splitlines() if line.startswith("#")]
-            heading = lines[0].lstrip("# ").strip() if lines else heading
+            heading = lines[0].partition("<!--")[0].lstrip("# ").strip() if lines else heading
             yield heading, cell.source

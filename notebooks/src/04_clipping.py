@@ -186,7 +186,7 @@ for strength in (-4.0, -1.0, 0.2, 1.0, 4.0):
     print(f"{strength:>4}   {gain:<16.3g}   {plain:<7.3g}   {low:.3g}")
 
 # %% [markdown]
-# Never above the truth; and below it as soon as any sample has passed its bound, even where the policy did improve (λ = 4). Pessimism has a price: improvement beyond the bounds is not seen.
+# Never above the truth; and below it as soon as a sample has passed the bound of its sign, even where the policy did improve (λ = 4). Pessimism has a price: improvement beyond the bounds is not seen.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(

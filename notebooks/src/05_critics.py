@@ -587,7 +587,7 @@ needed = next(row[0] for row in path if row[1] < float(ablation.group_mean_error
 print(f"the critic is first better than the mean of 8 after {needed:,} answers, {needed / len(task.train):.0f} for each of {len(task.train)} questions")
 
 # %% [markdown]
-# The critic had to see thousands of answers of one fixed policy to be as good, on the question, as the mean of 8 fresh ones. On later states it stays
+# The critic had to see 1,920 answers of one fixed policy, 21 to each question, to be as good, on the question, as the mean of 8 fresh ones. On later states it stays
 # worse: to know that a digit is wrong it has to do the sum. And in training the policy moves on meanwhile.
 #
 # ## Credit, token by token
@@ -740,17 +740,22 @@ class Suspect(Value):
         return torch.nn.functional.pad(rollout.value[..., 1:], (0, 1))
 
 
-def curve(estimator, kind, values=None, rollouts=40):
-    """Chance of a right answer on the training questions, after every 5 rollouts: [9, 4 seeds]."""
+def chance_right(model):
+    """Of each seed: the mean over the training questions, [4 seeds]."""
+    return right_to_go(model, task, task.train)[..., 0].mean(-1)
+
+
+def curve(estimator, kind, values=None, rollouts=40, look=chance_right):
+    """What `look` sees (the chance of a right answer), after every 5 rollouts: [9, …, 4 seeds]."""
     model = copy_of(policy, (4,))
     own = None if values is None else copy_of(values, (4,))
     problem = kind(model, task, prompts=32, group=8, critic=own)
     learner = Learner(problem, estimator, Adam(1.5e-3, betas=(0.9, 0.98)), lesson.noise(4, use=4, **double), epochs=2, max_grad_norm=1.0)
-    found = [right_to_go(model, task, task.train)[..., 0].mean(-1)]
+    found = [look(model)]
     for step in range(1, rollouts + 1):
         learner.step()
         if step % 5 == 0:
-            found.append(right_to_go(model, task, task.train)[..., 0].mean(-1))
+            found.append(look(model))
     return torch.stack(found)
 
 
@@ -822,20 +827,35 @@ for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
 # average, and those at the last place.
 
 # %%
-@dataclass(frozen=True)
-class Half(Suspect):
-    """Run B's advantages at the last place alone (`last`) or at all the others; 0 elsewhere."""
+from tinylm.sampler import score
 
-    last: bool = False
+
+def right_and_early(model):
+    """[2, 4 seeds]: the chance of a right answer, and of an end token in the second place, where it is never right."""
+    rows = task.train.expand(*model.runs, -1)
+    dist, _ = score(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
+    return torch.stack([chance_right(model), dist[..., 0, 1, END].detach().exp().mean(-1)])
+
+
+class Before(Suspect):
+    """Run B's advantages before the last place; 0 there."""
+
+    last = False
 
     def __call__(self, returns, rollout):
         after = super().__call__(returns, rollout)
         return torch.where((torch.arange(after.shape[-1]) == after.shape[-1] - 1) == self.last, after, returns.unsqueeze(-1))  # R − R = 0
 
 
-for name, last in (("before the last place: 0 on average", False), ("at the last place: praise for the end token", True)):
-    lines = curve(replace(known, baseline=Half(last=last)), WithExactValues)
-    print(f"{name:44s} {lines[0].mean():.2f} → {lines[-1].mean():.2f}")
+class AtLast(Before):
+    """Run B's advantages at the last place alone."""
+
+    last = True
+
+
+for name, part in (("before the last place: 0 on average", Before()), ("at the last place: praise for the end token", AtLast())):
+    (was, early), (now, early_now) = curve(replace(known, baseline=part), WithExactValues, look=right_and_early)[[0, -1]].mean(-1).tolist()
+    print(f"{name:44s} right {was:.2f} → {now:.2f}   end token in the second place {early:.3f} → {early_now:.3f}")
 
 # %% [markdown]
 # Either half is enough. The first is noise alone, which Adam turns into full steps: a random walk away from a trained policy. The second praises every right end token, and weights

@@ -113,7 +113,7 @@ def test_score_function_surrogate_has_the_gradient_a_times_score_and_none_throug
 
 @pytest.mark.parametrize("group", [1, 2, 5])
 def test_gradient_bias_of_reinforce_is_zero(group: int) -> None:
-    """eq:gradient-bias: E[ĝ] of REINFORCE, all batches listed, against finite differences of J; a mean that includes the sample has −∇J/G."""
+    """eq:gradient-bias: E[ĝ] of REINFORCE, all batches listed, against differences of J; a mean that includes the sample: −∇J/G."""
     true = derivative_of_j(PI.log(), MEAN)
     seen = microscope(ladder.reinforce, b3(), group)
     close(seen.expected, true, rtol=1e-7)
