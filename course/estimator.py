@@ -171,6 +171,7 @@ class Estimator:
             # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside for MathJax, where it takes one argument
             return rf"{{\color{{{colour}}}{{{body}}}}}" if name in changed else body
 
+        returned = "R_i" if isinstance(self.credit, TotalReturn) else "R_{i,t}"
         surrogate = show("surrogate", self.surrogate.latex)
         terms = surrogate
         if not isinstance(self.kl, NoKL):
@@ -181,11 +182,10 @@ class Estimator:
         if self.entropy_coef:
             terms += rf"+{show('entropy_coef', number(self.entropy_coef))}\,\mathcal H_{{i,t}}"
         if self.value_coef:
-            terms += rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-R_{{i,t}})^2"
+            terms += rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-{returned})^2"
         bracket = rf"\left[{terms}\right]" if terms != surrogate else surrogate
         lines = [rf"J(\theta)&={show('aggregation', self.aggregation.latex)}{bracket}"]
 
-        returned = "R_i" if isinstance(self.credit, TotalReturn) else "R_{i,t}"
         numerator = returned
         if not isinstance(self.baseline, NoBaseline) or "baseline" in changed:
             numerator += "-" + show("baseline", self.baseline.latex)

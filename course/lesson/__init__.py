@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class Lesson:
     def code(self, *things: Any) -> None:
         """Show the source of functions, classes or methods of the package, under the place where it stands."""
         for thing in things:
-            source = inspect.cleandoc("\n" + inspect.getsource(thing)) if inspect.ismethod(thing) else inspect.getsource(thing)
+            source = textwrap.dedent(inspect.getsource(thing))
             path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
             root = Path(__file__).resolve().parents[2]
             place = f"{path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name} · {thing.__qualname__}"
@@ -122,7 +123,10 @@ def _highlighted(source: str) -> str:
     from pygments.lexers import PythonLexer
 
     # colours of one style on its own light ground, so that it reads on dark pages, too
-    formatter = HtmlFormatter(noclasses=True, style="friendly", cssstyles="padding:.6em;border-radius:4px;font-size:90%;color:#222")
+    ground = "background:#f3f3f3;color:#222"
+    formatter = HtmlFormatter(
+        noclasses=True, style="friendly", cssstyles=f"{ground};padding:.6em;border-radius:4px;font-size:90%", prestyles=f"{ground};margin:0"
+    )
     return str(highlight(source, PythonLexer(), formatter))
 
 

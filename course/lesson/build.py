@@ -77,8 +77,7 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
-    times = read_index()
-    notebook = cells(lesson, times)
+    notebook = cells(lesson, read_index())
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder())}})
     began = time.perf_counter()
     try:
@@ -86,8 +85,11 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     except CellExecutionError as error:
         raise CourseError(f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}") from None
     seconds = time.perf_counter() - began
+    times = read_index()  # anew: another lesson may have been built meanwhile
+    times = read_index()  # now: another lesson may have been built meanwhile
     times[lesson.number] = {**times.get(lesson.number, {}), "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds"))}
     again = cells(lesson, times)  # the opening may have been told its time just now
+    require(len(again.cells) == len(notebook.cells), str(source(lesson)), "a change while it was built", "one that waits")
     for cell, told in zip(notebook.cells, again.cells, strict=True):
         cell.source = told.source
     old = nbformat.read(target(lesson), as_version=4) if target(lesson).is_file() else None

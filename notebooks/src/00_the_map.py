@@ -56,7 +56,9 @@ for part, (mine, theirs) in ladder.grpo.diff(ladder.reinforce).items():
 # %% [markdown]
 # ## One objective
 #
-# All of it is one formula. Sample answers; give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
+# All of it is one formula. A **policy** $\pi_\theta$ writes answers to prompts, token by token; $R_i$ is what answer $i$ earned, and its **advantage** $A_i$ says
+# how much that is above a **baseline** $b$. $\rho=\pi_\theta/\pi_{old}$ compares the policy with the one that sampled, and kl with a reference that it shall stay near.
+# Sample answers; give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
 #
 # $$J(\theta)=\sum_i\sum_tw_{i,t}\Big[\operatorname{surrogate}(\rho_{i,t},\log\pi_\theta,A_{i,t})-\beta\,\mathrm{kl}_{i,t}\Big]\tag{0.1}$$
 #
@@ -84,6 +86,7 @@ lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.object
 # %% [markdown]
 # ## The axes
 #
+# A **bandit** is the smallest problem there is: choose one of $K$ arms, be paid, done. A language model's answer is many such choices in a row.
 # Every tensor of the course ends in the same three axes, with as many as you like in front:
 #
 # | axis | meaning | on a bandit | on a language model |
@@ -120,6 +123,8 @@ for name in ("reward", "log_prob", "mask"):
 print("arms     ", rollout.data["action"][0].tolist(), "  rewards", rollout.reward[0, :, 0].tolist())
 
 # %% [markdown]
+# These three arms, **B3**, come back in most lessons: they pay 1 with probability .2, .5 and .8, and the policy starts at (.5, .3, .2).
+#
 # That object, a `Rollout`, is all that an estimator ever sees: what was sampled. Now the same object from a language model: a small transformer,
 # written in this repository, that subtracts one-digit numbers. It is warmed up on 60 batches of right answers, then asked four questions, four times each.
 
@@ -514,7 +519,7 @@ print(f"J at the end: SFT {float(imitate[-1].exp() @ mean[0]):.3f}, RL {float(re
 #
 # ## Break it
 #
-# Three programs train the rung `group_mean` on B3, groups of eight, 200 runs each. One is right. In one the **sign** of the advantage is flipped, as when a loss is maximised or an objective
+# Three programs train on B3 with the group's mean as baseline, groups of eight, 200 runs each. One is right. In one the **sign** of the advantage is flipped, as when a loss is maximised or an objective
 # minimised. In one the sign is **lost**: $|A|$ stands where $A$ should. Nothing crashes.
 
 # %%
@@ -559,7 +564,7 @@ def draw_runs(names, levels):
         figures.band(ax, steps, values.mean(-1), label=names.get(label, label), color=colour, linestyle="-")
     for level in levels:
         figures.expectation(ax, y=level)
-    figures.describe(ax, "Three programs (dashed: where theory ends)" if names else "Three programs", "updates", "J (bands: 90 % of runs)")
+    figures.describe(ax, "Three programs (dashed: their limits)" if names else "Three programs", "updates", "J (bands: 90 % of runs)")
     figures.label_ends(ax)
     return figure
 

@@ -37,14 +37,16 @@ from course.parts.surrogate import clipped_surrogate
 lesson.code(clipped_surrogate)
 
 # %% [markdown]
-# ## Two signs, two formulas <!-- answers: 5 -->
+# ## Two signs, two formulas
+#
+# <!-- answers: 5 -->
 #
 # The line has a min, a clip and an A of either sign, which is why it confuses. Take the signs apart. For $A > 0$ the smaller of two products has the smaller factor,
 # and $\min(\rho, \mathrm{clip}(\rho)) = \min(\rho, 1+\varepsilon)$. For $A < 0$ the smaller product has the **larger** factor, $\max(\rho, \mathrm{clip}(\rho)) = \max(\rho, 1-\varepsilon)$:
 #
 # $$f(\rho, A) = \begin{cases} A\,\min(\rho,\,1+\varepsilon) & A > 0\\ A\,\max(\rho,\,1-\varepsilon) & A < 0\end{cases} \tag{4.1}$$
 #
-# `eq:clipped-surrogate` · Schulman et al. 2017 (PPO, 1707.06347), eq. 7, one sign at a time. Each sign meets one bound only. (In “GRPO”, Vera, the lower bound is printed 1ε: a minus sign was lost.)
+# `eq:clipped-surrogate` · Schulman et al. 2017 (PPO, 1707.06347), eq. 7, one sign at a time. Each sign meets one bound only; where the two differ in width they are called $\varepsilon_{low}$ and $\varepsilon_{high}$. (In “GRPO”, Vera, the lower bound is printed 1ε: a minus sign was lost.)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
@@ -168,9 +170,9 @@ clipped.check(my_clip)
 # $$\rho A - f(\rho, A) = \begin{cases} A\,\max(0,\ \rho-(1+\varepsilon)) & A>0\\ |A|\,\max(0,\ (1-\varepsilon)-\rho) & A<0\end{cases}\quad\ge 0
 # \quad\Rightarrow\quad \mathbb E_{\pi_{old}}[f] \le \mathbb E_{\pi_{old}}[\rho A] = J(\pi_\theta)-J(\pi_{old}) \tag{4.3}$$
 #
-# `eq:clip-lower-bound` · Schulman et al. 2017, §3 (“a lower bound … a pessimistic bound”); the equality on the right is (3.2). “A Not So Gentle Introduction” calls the min an *upper* bound; it is this lower one.
+# `eq:clip-lower-bound` · Schulman et al. 2017, §3 (“a lower bound … a pessimistic bound”); the equality on the right is (3.2), for one choice per answer and $b = J(\pi_{old})$. “A Not So Gentle Introduction” calls the min an *upper* bound; it is this lower one.
 #
-# The cell moves B3's policy towards reward and away from it, lists every group of 4 samples, and averages the rungs' own objectives with $b = J(\pi_{old})$.
+# The cell moves B3's policy towards reward and away from it, $\pi_\theta\propto\pi_{old}\,e^{\lambda\mu}$, lists every group of 4 samples, and averages the rungs' own objectives with $b = J(\pi_{old})$.
 
 # %%
 from bandits.ablations import effective_samples as far
@@ -241,14 +243,14 @@ figure, [ax] = figures.new_figure(width=7.6, height=3.8)
 lines = []
 for name, label in (("surrogate", "ρA"), ("clip", "clip"), (clip_unbounded.UNCENTRED, "clip, no baseline")):
     style = {} if name in figures.STYLES else {"color": "#c96f00", "linestyle": figures.DASHDOT}
-    keep = (paths[name].steps <= 800) & (paths[name].good[:, here] < 4.4)
+    keep = paths[name].steps <= 800
     lines.append(figures.band(ax, paths[name].steps[keep], paths[name].good[keep, here], name=name, label=label, **style))
 for level, text in ((1.2, "1 + ε = 1.2"), (2.8, "(1 − 0.8·0.9)/0.1 = 2.8")):
     figures.expectation(ax, level)
     ax.text(790, level + 0.07, text, ha="right", fontsize=10, color=figures.INK)
 ax.set_ylim(0.9, 4.6)
 figures.describe(ax, "Clipped at 1.2, the ratio goes to 2.8", "small steps on one rollout", "ρ of the good arm")
-ax.text(330, 4.3, "ρA, no clip", ha="right", color=figures.readable(figures.style_of("surrogate")["color"]), fontsize=10)
+ax.text(315, 4.3, "ρA, no clip", ha="right", color=figures.readable(figures.style_of("surrogate")["color"]), fontsize=10)
 figures.label_ends(ax, lines[1:])
 lesson.picture(figure, "the clip's ratio passes 1.2 and stops at 2.8; without a baseline it stops at 1.2; without a clip it goes on")
 
@@ -258,7 +260,7 @@ lesson.picture(figure, "the clip's ratio passes 1.2 and stops at 2.8; without a 
 #
 # $$\rho_1 \to \frac{1-(1-\varepsilon)(1-\pi_1)}{\pi_1} \qquad\text{if that is above } 1+\varepsilon \tag{4.4}$$
 #
-# `eq:clip-limit` · after Wang et al. 2019 (1903.07940); derived. The rarer the arm, the larger. Between the two bounds, only arm 2 pushes. The expected gradient of arm 1's logit, with $A_2 = -\pi_1$, is then
+# `eq:clip-limit` · after Wang et al. 2019 (1903.07940); derived. The rarer the arm, the larger. Between the two bounds, only arm 2 pushes. The expected gradient of arm 1's logit, with $A_2 = 0 - \pi_1$ (reward less mean), is then
 #
 # $$\pi_{old}(2)\,\rho_2\,A_2\,\frac{\partial\log\pi_\theta(2)}{\partial\theta_1} = \pi_\theta(2)\,(-\pi_1)\,(-\pi_\theta(1)) = \pi_1\,\pi_\theta(1)\,\pi_\theta(2) \tag{4.5}$$
 #
@@ -386,12 +388,12 @@ for update in (1, 4, 16, 64):
 # %% jupyter={"source_hidden": true}
 figure, panels = figures.new_figure(1, 2, width=9.0, height=3.3)
 for ax, which, text, colour in zip(panels, (good, bad), ("good samples, A > 0", "bad samples, A < 0"), ("#00875f", "#b8320f")):
-    ax.hist(ratios[64][which].numpy(), bins=torch.linspace(0, 3, 61).numpy(), color=colour, alpha=0.75)
+    ax.hist(ratios[64][which].numpy(), bins=torch.linspace(0, 4.5, 91).numpy(), color=colour, alpha=0.75)
     figures.expectation(ax, x=1.2 if which is good else 0.8)
     ax.set_yticks([])
     ax.grid(False)
     figures.describe(ax, text, "ρ after 64 updates (dashed: the bound)", "samples" if which is good else "")
-lesson.picture(figure, "good samples pile up beyond 1.2, with a tail to 3; bad ones below 0.8, with some above 1")
+lesson.picture(figure, "good samples pile up beyond 1.2, with a tail to 4; bad ones below 0.8, with some above 1")
 
 # %% [markdown]
 # After four updates nine of ten good samples are switched off. Yet between the 4th and the 64th the largest ratio goes from 1.64 to 4.12: the bad samples, and those of other questions, still move the shared parameters.
@@ -399,7 +401,7 @@ lesson.picture(figure, "good samples pile up beyond 1.2, with a tail to 3; bad o
 #
 # ## What it buys
 #
-# And yet it is worth its line. Sixteen updates per rollout, 60 rollouts, 20 runs, the same bandit:
+# And yet it is worth its line. Sixteen updates per rollout, 60 rollouts, 20 runs, the same bandit, one learning rate for all:
 
 # %%
 from course.learner import Learner
@@ -424,15 +426,15 @@ for name, history in runs.items():
     report(name, history)
 
 # %% [markdown]
-# Of the three the clip keeps the policy undecided longest, moves it a tenth as far per rollout as the bare ratio, and ends highest. Not a bound, a strong brake.
+# Of the three the clip keeps the policy undecided longest, moves it a tenth as far per rollout as the bare ratio (in KL), and ends highest. Not a bound, a strong brake.
 #
 # ## One more replaced part: clip-higher
 #
-# What may a sample's probability $p$ gain before its own push ends? At most
+# What may a sample's probability $p$ gain before its own push ends? In small steps at most
 #
 # $$\pi_\theta - \pi_{old} = \varepsilon_{high}\; p, \qquad p = \pi_{old}(o) \tag{4.6}$$
 #
-# `eq:clip-higher` · Yu et al. 2025 (DAPO, 2503.14476), §3.1 and eq. 10. An answer of $p = .01$ gets .002, one of $p = .5$ gets .1. DAPO raises the upper bound alone, to 0.28, to leave rare tokens more room:
+# `eq:clip-higher` · Yu et al. 2025 (DAPO, 2503.14476), §3.1 and eq. 10. An answer of $p = .01$ gets .002, one of $p = .5$ gets .1. (One large step can overshoot.) DAPO raises the upper bound alone, to 0.28, to leave rare tokens more room:
 
 # %%
 higher = course.replace(ladder.clip, surrogate=Clip(0.2, 0.28))
@@ -471,13 +473,15 @@ report("dual clip", trained(dual))
 # %% [markdown]
 # verl clips twice by default ($c = 3$); TRL does not, and its `delta` caps ρ inside the min: here the same numbers, another formula, and another function where the cap is below $1+\varepsilon$. Above ρ = 3 the sample is flat: the clip now has gradient 0 just where a bad sample went *most* wrong. Here it hardly matters: ratios that large are rare.
 #
-# ## CISPO <!-- answers: 24 -->
+# ## CISPO
+#
+# <!-- answers: 24 -->
 #
 # The clip silences samples. CISPO clips the **weight** instead and differentiates log π, so that every sample keeps a gradient:
 #
-# $$\nabla_\theta\ \mathrm{sg}[\mathrm{clip}(\rho)]\,A\log\pi_\theta = \mathrm{clip}(\rho,\,\cdot\,,\,1+\varepsilon_{high})\;A\,\nabla_\theta\log\pi_\theta \tag{4.8}$$
+# $$\nabla_\theta\ \mathrm{sg}[\mathrm{clip}(\rho)]\,A\log\pi_\theta = \mathrm{clip}(\rho,\,0,\,1+\varepsilon_{high})\;A\,\nabla_\theta\log\pi_\theta \tag{4.8}$$
 #
-# `eq:cispo` · MiniMax 2025 (MiniMax-M1, 2506.13585), eqs. 4 and 5. sg is stop-gradient.
+# `eq:cispo` · MiniMax 2025 (MiniMax-M1, 2506.13585), eqs. 4 and 5. sg is stop-gradient; the paper leaves the lower side open, which for a ratio is 0.
 
 # %%
 cispo = course.replace(ladder.clip, surrogate=CISPO(epsilon_high=0.28))
@@ -525,21 +529,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Optimist(Clip):
-    """max in place of min."""
+class Faulty(Clip):
+    """The fault."""
 
     def __call__(self, log_ratio, log_prob, advantage):
         ratio = log_ratio.exp()
         return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
 
 
-broken = {"run A": runs["clip"], "run B": trained(course.replace(ladder.clip, surrogate=Optimist()))}
+broken = {"run A": runs["clip"], "run B": trained(course.replace(ladder.clip, surrogate=Faulty()))}
 figure, panels = figures.new_figure(1, 3, width=9.0, height=3.2)
 for label, colour in (("run A", "#332288"), ("run B", "#c96f00")):
     for ax, metric in zip(panels, ("expected_reward", "ratio_max", "ratio_min")):
         figures.band(ax, torch.arange(1, 61), broken[label][metric].mean((1, 2)), None, label=label, color=colour, linestyle="-")
 for ax, title in zip(panels, ("expected reward", "largest ρ", "smallest ρ")):
-    figures.describe(ax, title, "rollouts", "")
+    figures.describe(ax, title, "rollouts (mean of 20 runs)", "")
 panels[1].set_yscale("log")
 panels[2].set_yscale("log")
 panels[0].legend(frameon=False)
@@ -548,10 +552,10 @@ lesson.picture(figure, "run A climbs to 0.87; run B jumps at once above 0.5 and 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "break-it",
-    "Run B has the same advantages, learning rate and samples as run A. Which fault in the surrogate fits all three panels?",
+    "Run B has run A's baseline, learning rate and random numbers. Which fault in the surrogate fits all three panels?",
     {
         "The clip acts on log ρ in place of ρ": "Then bounds would be a little off, and the ratios of the order of run A's.",
-        "max in place of min": "The push goes on where a sample has gone far enough, so ratios run away upwards and downwards; it stops where a sample went wrong. Worse than no clip at all.",
+        "max in place of min": "The push goes on where a sample has gone far enough, so ratios run away upwards and downwards; it stops where a sample went wrong. No better than no clip at all.",
         "The ratio is computed against the current policy": "Then the largest and the smallest ρ would both be 1, as in lesson 03.",
         "ε is 0: everything is clipped at once": "With min, a first update at ρ = 1 still happens; then ratios would stay nearer to 1 than run A's, not further.",
     },
@@ -559,25 +563,14 @@ lesson.ask(
 )
 
 # %% [markdown]
-# The reveal, with the bare ratio beside it:
+# The reveal: run B computes `torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)`, flat where a sample went the wrong way. Beside it the bare ratio:
 
 # %%
-@dataclass(frozen=True)
-class MaxClip(Clip):
-    """(4.1) with the other choice: flat where a sample went the wrong way."""
-
-    def __call__(self, log_ratio, log_prob, advantage):
-        ratio = log_ratio.exp()
-        return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-
-
-again = trained(course.replace(ladder.clip, surrogate=MaxClip()))
-print("with this part you get run B, rollout by rollout:", bool((again["expected_reward"] == broken["run B"]["expected_reward"]).all()))
-for name, history in (("min: the clip", runs["clip"]), ("max", again), ("ρA, no clip at all", runs["surrogate"])):
+for name, history in (("min: the clip", runs["clip"]), ("max: run B", broken["run B"]), ("ρA, no clip at all", runs["surrogate"])):
     report(name, history)
 
 # %% [markdown]
-# The reward still rises and nothing crashes. That it ends low has many possible causes; the ratios name this one.
+# The reward still rises and nothing crashes. That it ends low has many possible causes. The ratios narrow it down: nothing brakes. Whether the clip is missing or the wrong way round they do not tell; the slopes at ρ = 0.5 and 1.5 above do.
 
 # %% [markdown]
 # ## Take away

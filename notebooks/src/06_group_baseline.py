@@ -100,7 +100,7 @@ for group in (2, 8, 64):
 # %% [markdown]
 # ## What a group knows: differences
 #
-# Write leave-one-out out as a double sum, $\frac1{G(G-1)}\sum_i\sum_{j\ne i}(R_i-R_j)\,s_i$, and collect the two terms of each pair:
+# With $s_i$ the score of answer $i$ (lesson 01), write leave-one-out out as a double sum, $\frac1{G(G-1)}\sum_i\sum_{j\ne i}(R_i-R_j)\,s_i$, and collect the two terms of each pair:
 # $(R_i-R_j)\,s_i+(R_j-R_i)\,s_j=(R_i-R_j)(s_i-s_j)$. So
 #
 # $$\hat g_{\text{RLOO}}=\frac1{G(G-1)}\sum_{i<j}(R_i-R_j)(s_i-s_j)\tag{6.3}$$
@@ -290,7 +290,7 @@ ladder.group_std
 # %% [markdown]
 # $$A_{i,t}=\frac{R_i-\operatorname{mean}_j(R_j)}{\operatorname{std}_j(R_j)}\tag{6.6}$$
 #
-# `eq:group-std-advantage` · Shao et al. 2024, §4.1.1; Giovanidis 2025
+# `eq:group-std-advantage` · Shao et al. 2024, §4.1.2; Giovanidis 2025
 #
 # Let rewards be 0 or 1, and $N$ of the $G$ answers right. The mean is $\frac NG$, the std $\sqrt{\frac NG(1-\frac NG)}$, so a right answer
 # gets $\sqrt{\frac{G-N}N}$, a wrong one $-\sqrt{\frac N{G-N}}$. The rarer the success, the louder it is; the loudest, one right in $G$,
@@ -570,7 +570,7 @@ ladder.length_mean
 # %% [markdown]
 # $$w_{i,t}=\frac1N\cdot\frac1{|o_i|}\tag{6.10}$$
 #
-# `eq:one-over-length` · Shao et al. 2024, eq. 3
+# `eq:one-over-length` · Shao et al. 2024, eq. 3. Here $N$ is the number of sampled answers again, as in the rung's objective.
 #
 # Giovanidis 2025 leaves it out; Vera 2025 averages twice, by $\mathbb E_t$ and by $\frac1{|o|}\sum_t$. On a bandit, $|o|=1$, nothing
 # changes. So give answers a length: right or wrong, of 2 or of 8 tokens, all four equally likely.
@@ -749,7 +749,8 @@ for label in ("run B", "run C"):
 # On the left nothing gives the fault away: eight answers to other questions are a baseline, too, and (2.1) of lesson 02 allows any. That is
 # why wrong grouping can go unnoticed. One line finds it: in a right program the advantages of every question **add up to 0**. Assert that.
 # <!-- answers: 22 -->
-#
+
+# %% [markdown]
 # ## Is GRPO a good bandit algorithm?
 #
 # Giovanidis 2025 ends with this: GRPO being a bandit algorithm, other methods might do as well or better. Let them. Ten arms pay 1 with a
@@ -794,7 +795,7 @@ figures.label_ends(ax)
 lesson.picture(figure, "Thompson sampling and tuned UCB lose least; group mean and std lie between them and ε-greedy and REINFORCE.")
 
 # %%
-print("                 setting   regret        runs that still lose > .05 per pull in the second half")
+print("                 setting   regret ± s.e. runs that still lose > .05 per pull in the second half")
 for name, one in sorted(judged.items(), key=lambda item: float(item[1].regret.mean())):
     error = float(one.regret.std()) / len(one.regret) ** 0.5
     committed = float((one.tail > classical.COMMITTED).double().mean())
@@ -809,7 +810,7 @@ print(f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0
 #
 # ## Take away
 #
-# The group's mean is a baseline: a factor $\frac{G-1}G$ and less noise, nothing else. The group's std is not: it changes **what is
+# On policy the group's mean is a baseline: a factor $\frac{G-1}G$ and other noise (less, as a rule: lesson 02), nothing else. The group's std is not: it changes **what is
 # optimised**, from $p$ to something near $2\arcsin\sqrt p$ for right and wrong, and with rewards of other kinds even the sign can change.
 # $1/|o|$ turns the gradient as soon as lengths differ.
 #

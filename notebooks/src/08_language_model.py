@@ -40,7 +40,7 @@ ladder.grpo
 #
 # ## Questions, tokens, checks
 #
-# Sums of two numbers of one digit. A token is a character; one more token, written `⏎`, ends the answer.
+# Sums of two numbers of one digit. A token is a character; one more token, number 18, written `⏎`, ends the answer. An answer has two digits, the first may be 0: `0+0=00⏎`.
 
 # %%
 from tinylm import tasks
@@ -71,7 +71,7 @@ for text, tokens in (("15⏎", [1, 5, tasks.END]), ("14⏎", [1, 4, tasks.END]),
 # %% [markdown]
 # ## A nano transformer
 #
-# One block, two heads. It maps the tokens so far to a distribution over the next one, that is all the policy is. You can read it in one sitting:
+# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting:
 
 # %%
 from tinylm.model import PRESETS, Transformer
@@ -95,7 +95,7 @@ lesson.code(Transformer.hidden, Transformer._block_end)
 # $$J_{\text{SFT}}(\theta) = \frac{1}{\sum_i|o^*_i|}\sum_i\sum_{t=1}^{|o^*_i|}\log\pi_\theta(o^*_{i,t}\mid q_i,o^*_{i,<t}). \tag{8.3}$$
 # `eq:sft-log-likelihood` · Ouyang et al. 2022 (InstructGPT), §3.5
 #
-# Its gradient is $\sum 1\cdot\nabla\log\pi$. Put it beside $E_{o\sim\pi}[R\,\nabla\log\pi]$: the same score, every reward is 1, and the answers come from the demonstrator in the place of the policy. So it
+# Up to the divisor its gradient is $\sum 1\cdot\nabla\log\pi$. Put it beside $E_{o\sim\pi}[R\,\nabla\log\pi]$: the same score, every reward is 1, and the answers come from the demonstrator in the place of the policy. So it
 # needs no code of its own. It is the estimator of lesson 01 with another aggregation:
 
 # %%
@@ -114,8 +114,8 @@ theirs = torch.nn.functional.cross_entropy(dist[batch.mask], batch.data["tokens"
 print(f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12: {abs(float(ours - theirs)) < 1e-12}; before training ln 18 = {torch.tensor(18.0).log():.3g} would be even chances")
 
 # %% [markdown]
-# The other way round, REINFORCE on rewards of 0 and 1 without a baseline is SFT on **one's own right answers**: the wrong ones have weight 0. Compare the gradients on one rollout
-# of the learner's problem. `LanguageModel` asks questions, samples $G$ answers to each, checks them, and returns a `Rollout` `[Q, G, T]` like any bandit.
+# The other way round, REINFORCE on rewards of 0 and 1 without a baseline is SFT on **one's own right answers**: the wrong ones have weight 0. To compare the gradients on one rollout
+# you need a model that is right now and then. So first SFT, 80 updates of 128 demonstrations each. `LanguageModel` then asks questions, samples $G$ answers to each, checks them, and returns a `Rollout` `[Q, G, T]` like any bandit.
 
 # %%
 from course.learner import Learner
@@ -148,7 +148,7 @@ own_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(own, model.pa
 print("REINFORCE's gradient is that of SFT on one's own right answers, to 1e-12:", torch.allclose(gradient(ladder.reinforce, rollout), own_gradient, atol=1e-12))
 
 # %% [markdown]
-# What RL adds to that are the wrong answers. With a baseline they get a negative advantage, and the policy learns from what it should not say.
+# So what a baseline adds is the wrong answers: they get a negative advantage, and the policy learns from what it should not say.
 #
 # A frozen copy of the policy as SFT left it is the **reference** $\pi_{ref}$ of lesson 07. `LanguageModel.of` makes it where an estimator asks for one:
 
@@ -245,7 +245,7 @@ print("five likeliest arms:", ", ".join(f"{decode(bridge.tokens[k].tolist())} {p
 # $$\hat g_\theta = \sum_k c_k\,\nabla_\theta\log\pi_\theta(o_k\mid q) = \sum_k c_k \sum_t\nabla_\theta\log\pi_\theta(o_{k,t}\mid q, o_{k,<t}), \tag{8.6}$$
 # `eq:pull-back` · the chain rule with (8.2)
 #
-# one backward pass. The $c_k$ know nothing of the network. So whatever you have found out about $c_k$ on bandits holds here: bias, $w_G(p)$, silent groups, fixed points. Exactly:
+# one backward pass. On policy and without $1/|o|$ the $c_k$ depend on probabilities and rewards alone, not on the network. So what you have found out about them on bandits holds here, question by question: bias, $w_G(p)$, silent groups. Exactly:
 
 # %%
 from course.exact import group_mean_factor, group_std_weight
@@ -311,7 +311,7 @@ lesson.explore(
 #
 # $$\nabla J = E_{old}\Big[\rho_i A_i\sum_t\nabla\log\pi_\theta(o_{i,t})\Big] = E_{old}\Big[\sum_t\Big(\prod_s\rho_{i,s}\Big)A_i\nabla\log\pi_\theta(o_{i,t})\Big]. \tag{8.7}$$
 #
-# That is exact, however far the policy has moved. (“GRPO is just PPO for bandits” by Giovanidis writes the ratio of whole outputs. DeepSeekMath's own objective, GRPO's, has a ratio **per token** and $1/|o_i|$.) With a ratio per token,
+# That is exact, however far the policy has moved, for $A_i=R_i-b$ with a $b$ that does not depend on answer $i$. (“GRPO is just PPO for bandits” by Giovanidis writes the ratio of whole outputs. DeepSeekMath's own objective, GRPO's, has a ratio **per token** and $1/|o_i|$.) With a ratio per token,
 #
 # $$\nabla \sum_t\rho_{i,t}A_i = \sum_t\rho_{i,t}\,A_i\,\nabla\log\pi_\theta(o_{i,t}):$$
 #
@@ -321,7 +321,7 @@ lesson.explore(
 # $$\underbrace{J(\pi_{old}) + E_{old}\Big[\sum_t(\rho_{i,t}-1)A_i\Big]}_{\text{token level}} \;\approx\; \underbrace{J(\pi_{old}) + E_{old}\big[(\rho_i-1)A_i\big]}_{=\,J(\pi_\theta)} \tag{8.8}$$
 # `eq:token-ratio-forecast` · Kakade & Langford 2002; the second is lesson 03's identity
 #
-# agree to first order. How large are the products in practice? Take one rollout, use it for 32 updates (bare ratio, no clip: worse than what anyone would do), and list all arms after each.
+# agree to first order. How large are the products in practice? Take one rollout, use it for 32 updates (bare ratio, no clip: worse than what anyone would do), and list all arms after 1, 2, 4, 8, 16 and 32 of them.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
@@ -380,13 +380,14 @@ figures.expectation(panels[1], line, line, label="forecast = J")
 for name, colour, marker in (("forecast_token", "#b8320f", "o"), ("forecast_sequence", "#00875f", "^")):
     panels[1].plot([e["J"] for row in distances for e in row], [e[name] for row in distances for e in row], linestyle="none", marker=marker, color=colour, markersize=5, fillstyle="none")
 figures.describe(panels[1], "what the surrogate forecasts", "true J after the updates", "forecast from π_old's samples")
-lesson.picture(figure, "relative error of the expected gradient over KL: a ratio per token is off by a fraction of a per cent to some per cent, the answer's ratio is exact to rounding")
+lesson.picture(figure, "relative error of the expected gradient over KL: a ratio per token is off by a fraction of a per cent for most questions and by several per cent for some, the answer's ratio is exact to rounding")
 
 # %% [markdown]
-# Each point is one question after one number of updates. On the right, the forecasts of both kinds lie on the line as far as the eye can tell. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
+# Each point is one question after one number of updates. On the right the forecasts of both kinds lie on the line, as far as the eye can tell: it takes the left panel to see the difference. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
 # product has more variance the longer the answer, which is why practice clips tokens (lesson 03), or takes a geometric mean (GSPO, lesson 06).
 #
-# The same holds for the KL. Lesson 07 showed that penalties summed token by token drop the effect of a token on later ones. Its size here, as a share of the gradient of the answers' KL:
+# The same holds for the KL. Lesson 07 showed that penalties summed token by token drop the effect of a token on later ones. Its size here, as a share of the gradient of the
+# answers' KL (KL(ref‖π) for k3, KL(π‖ref) for the others):
 
 # %%
 found = [[ablation.kl_row(Bridge(now, task, row, reference=old, reward=ExactMatch(weight=0.0))) for now in (moved[8], moved[32])] for row in asked[::3]]
@@ -454,7 +455,7 @@ ratio_exercise.check(answer_ratio)
 # $$\pi_\tau(v\mid s) = \frac{e^{z_v/\tau}}{\sum_u e^{z_u/\tau}} \propto \pi_1(v\mid s)^{1/\tau}. \tag{8.9}$$
 # `eq:sampling-temperature` · Ackley, Hinton & Sejnowski 1985
 #
-# Whoever samples from $\pi_\tau$ and then scores with $\pi_1$ has samples of *another* policy. The ratio is not 1 before the first update, $E[\nabla\log\pi]$ is not 0, a baseline is biased. The same goes for top-k, where
+# Whoever samples from $\pi_\tau$ and then scores with $\pi_1$ has samples of *another* policy. The ratio is not 1 before the first update, $E[\nabla\log\pi_1]$ over its samples is not 0, so a baseline adds bias. The same goes for top-k, where
 # excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` is that of the distribution really sampled from, and `LanguageModel` scores at the same temperature:
 
 # %%
@@ -549,7 +550,7 @@ figures.describe(panels[1], "clipped", "rollouts", "share of tokens")
 panels[1].set_ylim(-0.02, 0.4)
 for ax in panels:
     figures.label_ends(ax)
-lesson.picture(figure, "run A climbs with a clip fraction of 0; run B stalls, with about a fifth of the tokens clipped from the first update on")
+lesson.picture(figure, "run A climbs with a clip fraction of 0; run B stalls, with a sixth to a fifth of the tokens clipped from the first update on")
 for name, (path, clipped, greedy) in climbs.items():
     print(f"{name}: {path[0].mean():.2f} → {path[-1].mean():.2f}; clipped {clipped[0].mean():.2f} in the first update, {clipped[-1].mean():.2f} in the last; greedy answers {greedy.mean():.2f}")
 
@@ -589,7 +590,7 @@ lesson.ask(
     "A Bradley–Terry model says that answer a beats b with probability .7, and b beats c with .8. How often does a beat c?",
     {
         ".56, the product": "That would be so if a had to beat b and b had to beat c in the same contest.",
-        ".75, between the two": "c is weaker than b, so a beats it more often than it beats b; more often than .7 and .8 both.",
+        ".75, between the two": "c is weaker than b, so a beats c more often than it beats b: more than .7. And a is stronger than b, so it beats c more often than b does: more than .8.",
         ".90": "Odds multiply: .7/.3 · .8/.2 = 9.33, and 9.33/10.33 = .90.",
     },
     answer=".90",
@@ -672,7 +673,7 @@ preference.check(preference_loss)
 # %% [markdown]
 # ## Take away
 #
-# A prompt is a bandit whose arms are its completions. At the level of whole answers all that you know of bandits holds on a transformer, to rounding. Ratios and KLs per token are an approximation, whose size you can measure.
+# A prompt is a bandit whose arms are its completions. At the level of whole answers what you know of bandits holds on a transformer for each question, to rounding. Ratios and KLs per token are an approximation, whose size you can measure.
 #
 # ## Next
 #

@@ -137,8 +137,8 @@ lesson.ask(
     "Four updates per rollout, and the largest learning rate. Which rung loses most?",
     {
         "reinforce": "It has no baseline, so wrong answers weigh 0: it never pushes anything down, and raising right answers again is mild even when they are stale.",
-        "baseline": "Half of its advantages are negative, and log π has no floor: the score function goes on pushing wrong answers down with undiminished force, update after update, on samples of the past.",
-        "clip": "The clip switches off just those tokens that moved far. That is what it is for.",
+        "baseline": "Two answers in three are wrong and get a negative advantage, and log π has no floor: the score function goes on pushing wrong answers down with undiminished force, update after update, on samples of the past.",
+        "clip": "The clip switches off just those tokens that have moved far enough the way their advantage wants. That is what it is for.",
         "grpo": "It has the clip and an anchor, and so two reasons to stay near.",
     },
     answer="baseline",
@@ -174,6 +174,8 @@ print("best rate of each:", {name: f"{RATES[place]:g}" for name, place in best.i
 #
 # Why is REINFORCE so good here, and `baseline`, one part further, the worst of all? Rewards are 0 or 1, and without a baseline wrong answers weigh 0: REINFORCE imitates its own right answers, and that bears stale samples. `baseline` pushes wrong
 # answers down, too, and log π has no floor. The ratio makes that milder, the clip more so: read the middle column downwards.
+#
+# And the std? `group_std` divides each advantage by a std of at most ½, so on the same samples its gradient is about twice as long as `group_mean`'s, or longer. Does that act like twice the learning rate?
 
 # %%
 for name in ("group_mean", "group_std"):
@@ -189,7 +191,7 @@ for name in ("group_mean", "group_std"):
 #
 # and Adam divides by the root of the mean square,
 #
-# $$\theta\leftarrow\theta-\text{lr}\;\hat m/(\sqrt{\hat v}+\epsilon),\qquad \hat m,\hat v:\ \text{running means of } g,\;g^2 \tag{9.4}$$
+# $$\theta\leftarrow\theta-\text{lr}\;\hat m/(\sqrt{\hat v}+\epsilon),\qquad \hat m,\hat v:\ \text{bias-corrected running means of } g,\;g^2 \tag{9.4}$$
 #
 # `eq:adam-step` · Kingma & Ba 2015, algorithm 1
 #
@@ -211,7 +213,7 @@ for optimizer in (SGD, Adam):
     print(f"{optimizer.__name__:5} gradients: {walk(optimizer(0.1), 1)}   ten times the gradients: {walk(optimizer(0.1), 10)}")
 
 # %% [markdown]
-# Under Adam a constant factor is invisible. What the std does *between* questions (it weighs hard and easy ones up, lesson 06) is not constant, and stays. Under SGD the same table would look different.
+# Under Adam a constant factor is invisible (as long as ε is far below √v̂). What the std does *between* questions (it weighs hard and easy ones up, lesson 06) is not constant, and stays. Under SGD the same table would look different.
 #
 # ## Reading the curves
 #
@@ -314,6 +316,8 @@ def draw_log():
         figures.describe(ax, title, "completions", unit)
         ax.set_xticks([0, 1000, 2000])
     panels[3].set_yscale("log")
+    panels[3].set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+    panels[3].minorticks_off()
     panels[1].legend(frameon=False, fontsize=10, loc="upper right")
     return figure
 
@@ -325,13 +329,14 @@ lesson.picture(draw_log(), "entropy, KL, clip fraction, largest ratio, gradient 
 #
 # * **Clip fraction goes to 0 at the end** for everyone who has a clip. That is the learning rate (9.2) falling to 0, not convergence. For `baseline` and `surrogate` it is 0 by definition: they have no flat region.
 # * **Entropy falls for everyone.** Falling entropy with a falling J is collapse; with a rising J it is learning. The curve alone cannot tell you.
-# * **Silent groups rise** as the policy becomes sure, right or wrong. They say that the signal dries up, not that the task is solved.
-# * **The gradient norm** falls steeply and, for some, rises again, while the learning rate only falls. Silent groups are zeros in its mean. It warns of explosions; it does not measure progress.
+# * **Largest ρ** goes far above 1 + ε = 1.2 with the clip, too. The clip takes a token's slope away; it does not hold the token (lesson 04).
+# * **Silent groups rise** as the policy becomes sure, right or wrong. For a rung with the group's mean (here `grpo`) they say that the signal dries up, not that the task is solved.
+# * **The gradient norm** falls steeply and, for some, rises again, while the learning rate only falls. For `grpo` silent groups add zeros to it. It warns of explosions; it does not measure progress.
 # * **KL** is the price paid per rollout. Compare it between rungs before comparing rewards.
 
 # %%
 print("at the largest rate, end of training, mean of 6 seeds")
-print("            gain in J   entropy   silent groups   largest ρ of the training")
+print("            gain in J   entropy   silent groups   largest ρ in the log")
 for name in ("reinforce", "baseline", "surrogate", "clip", "grpo"):
     log = race[name]
     row = (gain[name][-1, 2].mean(), log["entropy"][-1, 2].mean(), log["silent_groups"][-1, 2].mean(), log["ratio_max"][:, 2].amax())
@@ -443,10 +448,10 @@ lesson.ask(
     "Twenty races with three seeds each, from the same 144 trainings. How many different rungs come out on top at least once?",
     {
         "one: the best is the best": "That would need a gap larger than the scatter. The bands of the learning curves overlap.",
-        "two or more": "With three seeds the winner is partly the draw of seeds. The next cell lists who wins how often.",
+        "two to seven": "With three seeds the winner is partly the draw of seeds. The next cell lists who wins how often.",
         "all eight": "Not quite: a rung that is clearly worse never wins. Seeds blur small gaps, not large ones.",
     },
-    answer="two or more",
+    answer="two to seven",
 )
 
 # %%
@@ -473,7 +478,7 @@ for better, worse, place in PAIRS:
     print(f"lr = {RATES[place]:<7g} {better} − {worse}: {mean:+.3f} ± {2.571 * error:.3f}   {verdict}")
 
 # %% [markdown]
-# That is what this race can carry: a few large differences at a rate that is too large for most, and nothing about the finer steps. Five intervals at 95 % also mean that one in twenty of such verdicts is wrong by luck. On another task, with longer answers or a longer training, the order may be another.
+# That is what this race can carry: differences at a rate that is too large for all eight, and nothing about the finer steps. And where two rungs do not differ, one interval in twenty says by luck that they do; among five such intervals the chance of at least one is up to one in four. On another task, with longer answers or a longer training, the order may be another.
 
 # %% jupyter={"source_hidden": true}
 def test_paired(attempt):
@@ -582,7 +587,7 @@ def draw_suspects():
 lesson.picture(draw_suspects(), "J, entropy and gradient norm of run A and run B; the bands overlap everywhere in J and entropy")
 
 # %% [markdown]
-# No curve tells them apart with any confidence. So look inside, at the advantages of one rollout: for every group that is not silent, the mean of A, and its standard deviation (population).
+# No curve tells them apart with any confidence. So look inside, at the advantages of one rollout: for every group that is not silent, the sum of A, and its standard deviation (population).
 
 # %%
 problem = LanguageModel(start, task, prompts=16, group=8)
@@ -618,7 +623,7 @@ print(f"\nfinal J, run A − run B, paired: {mean:+.3f} ± {2.571 * error:.3f}")
 #
 # ## The long runs
 #
-# What this lesson ran takes seconds. The committed figures took minutes each, on two-digit sums; their data are in JSON files, and the next cell reads them. Each file carries its claims, what was measured, and whether they hold.
+# What this lesson ran takes seconds. The committed figures took minutes each, most of them on two-digit sums; their data are in JSON files, and the next cell reads them. Each file carries its claims, what was measured, and whether they hold.
 
 # %%
 from course.ablation import project_root
@@ -642,7 +647,7 @@ for name in RUNGS:
     print(f"{name:24}{sweep}        {end:+.2f} ± {half:.2f}")
 
 # %% [markdown]
-# It makes no claim at all about who is better (0 of 0 above): read the intervals in the last column, and you see why. What the seeds do show is in the columns of the sweep, where some rungs fall to almost nothing at a rate that others bear.
+# It makes no claim at all about who is better (0 of 0 above): read the intervals in the last column, and decide what you would dare to claim. Then read each row of the sweep from left to right: how much does a rung lose where the rate does not suit it?
 #
 # **How many updates can a rollout bear?** `tinylm_staleness` takes the four lower rungs from 1 to 16 updates on each rollout, at equal samples. It is this lesson's race once more, on a larger model and a harder task.
 
@@ -664,7 +669,8 @@ zero = ran["tinylm_zero"]
 print(f"chance of a right answer by luck: {float(zero.array('chance')):.1e}; silent groups expected from it: {float(zero.array('silent_expected')):.1%}")
 for name in zero.settings["rewards"]:
     ends = zero.array("rewards", name, "trained")[-1]
-    print(f"reward {name:13} answered right at the end, seed by seed: {[round(each, 2) for each in ends.tolist()]}")
+    logged = zero.array("rewards", name, "reward_mean")[1:]
+    print(f"reward {name:13} mean reward {logged[0]:.2f} → {logged[-1]:.2f}; answered right at the end, seed by seed: {[round(each, 2) for each in ends.tolist()]}")
 
 # %% [markdown]
 # Look at `digits`: its reward climbs, and exact accuracy does not. The reward never asked the model to stop. A rising reward curve says that the *reward* rises.

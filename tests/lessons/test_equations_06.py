@@ -125,6 +125,7 @@ def test_many_samples_climb_the_arcsine() -> None:
     binomial = torch.distributions.Binomial(512, torch.tensor(j, dtype=torch.float64)).log_prob(n).exp()
     weight = float((binomial * (n * (512 - n)).sqrt()).sum()) / (512 * j * (1 - j))
     assert 0 < 1 - weight * math.sqrt(j * (1 - j)) < 1 / (4 * 512 * j * (1 - j))
+    assert float(group_std_weight(j, 512)) == pytest.approx(weight, rel=1e-9)
 
 
 @pytest.mark.parametrize("group", [2, 4])

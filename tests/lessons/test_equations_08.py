@@ -87,7 +87,7 @@ def test_objective_and_gradient_of_a_prompt() -> None:
     """eq:prompt-objective and eq:pull-back: Σ p R over all answers, differentiated through the plain model; and Σ c ∇log π for any c."""
     seen = bridge(reward=DigitCredit(weight=3.0))
     model = seen.model
-    paid = torch.arange(len(seen.tokens), dtype=DOUBLE) % 5  # rewards of one's own, so that more than one answer pays
+    paid = torch.arange(len(seen.tokens), dtype=DOUBLE) % 7  # rewards of one's own, so that more than one answer pays
     some = [0, 3, 18, 50, 200]
     coefficient = torch.zeros(1, *seen.mask.shape, dtype=DOUBLE)
     coefficient[0, some] = paid[some].unsqueeze(-1).expand(-1, LIMIT)
