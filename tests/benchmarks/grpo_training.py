@@ -27,7 +27,7 @@ from course.learner import Learner
 from course.noise import Noise
 from course.optim import Adam
 from course.parts import NoKL
-from course.results import Fact, Result, environment
+from course.results import Fact, Result, check_writable, environment
 from tinylm.model import PRESETS, Transformer, flops_per_token
 from tinylm.problem import LanguageModel
 from tinylm.tasks import CHARACTERS, DigitCredit, Task, TaskSettings, make
@@ -147,6 +147,7 @@ def measure(steps: int, compiled: bool, threads: int) -> Result:
         "trl": other,
         "ratio": statistics.median(other) / own,
         "compiled_ratio": statistics.median(other) / statistics.median(fast) if fast else float("nan"),
+        "roof": PROMPTS * GROUP * top / needed(),
         "completions_per_second": {"ours": PROMPTS * GROUP / own, "trl": PROMPTS * GROUP / statistics.median(other)},
         "peak_flops": top,
         "share_of_peak": needed() / own / top,
@@ -163,7 +164,7 @@ def measure(steps: int, compiled: bool, threads: int) -> Result:
             0.0,
             "above",
         ),
-        Fact("Times faster than TRL's GRPOTrainer, medians of one run", "this course", series["ratio"], 0.0, 8.0, 0.0, "above"),
+        Fact("Times faster than TRL's GRPOTrainer, medians of one run", "this course", series["ratio"], 0.0, 4.0, 0.0, "above"),
         Fact("Share of the matrix-multiply peak, needed arithmetic only", "this course", series["share_of_peak"], 0.0, 0.5, 0.0, "above"),
     ]
     return Result(
@@ -173,7 +174,8 @@ def measure(steps: int, compiled: bool, threads: int) -> Result:
         series=series,
         facts=facts,
         environment=environment("cpu"),
-        caption=f"Completions per second, medians of one run on {threads} threads.",
+        caption=f"Completions per second, medians of one run on {threads} threads; dashed: all needed arithmetic at the speed of the "
+        "machine's fastest matrix product, and nothing else.",
     )
 
 
@@ -186,6 +188,8 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
         rate = PROMPTS * GROUP / float(sorted(result.array(name))[len(result.array(name)) // 2])
         ax.barh(place, rate, color={"ours": "#0072b2", "compiled": "#56b4e9", "trl": "#999999"}[name])
         ax.text(rate, place, f" {rate:,.0f}", va="center")
+    figures.expectation(ax, x=float(result.array("roof")))
+    ax.text(float(result.array("roof")), -0.62, "the matrix-multiply peak ", ha="right", va="center")
     ax.set_yticks(range(len(shown)), [names[name] for name in shown])
     ax.invert_yaxis()
     ax.margins(x=0.15)
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     chosen = parser.parse_args()
+    check_writable(chosen.out)
     found = measure(chosen.steps, chosen.compile, chosen.threads)
     for name in ("completions_per_second", "ratio", "compiled_ratio", "share_of_peak", "peak_flops", "reward_std", "parameters"):
         print(name, found.series[name])

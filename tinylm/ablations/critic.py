@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 TITLE = "PPO's critic against the group mean: accuracy by λ, how good the values are, and what they cost"
 FIGURE = "tinylm_critic"
-EXPECTED_SECONDS = 180.0
+EXPECTED_SECONDS = 240.0
 PLACES = ("own", "shared")
 PER_PARAMETER = 16  # bytes in float32: the weight, its gradient, and Adam's two moments
 COLOURS = {"own": "#661100", "shared": "#c96f00"}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TITLE = "updates per rollout: who collapses on stale samples, and what the ratio, the clip and a trust region do about it"
 FIGURE = "tinylm_staleness"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 400.0
 
 
 @dataclass(frozen=True)
