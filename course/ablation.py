@@ -208,8 +208,12 @@ def _written(value: Any) -> str:
 # ---------------------------------------------------------------- running
 
 
-def run_ablation(module: ModuleType, settings: Any = None, folder: Path | str | None = None, progress: Progress = QUIET) -> Result:
+def run_ablation(
+    module: ModuleType, settings: Any = None, folder: Path | str | None = None, progress: Progress = QUIET, *, name: str | None = None
+) -> Result:
     """Run an ablation, and write NAME.png and NAME.json to `folder` (None: write nothing). `settings`: default SETTINGS.
+
+    `name`: another name for the files than the ablation's own, where something else runs it.
 
     Raises `CourseError` before the run if the folder cannot be written.
     """
@@ -226,7 +230,7 @@ def run_ablation(module: ModuleType, settings: Any = None, folder: Path | str | 
     require(isinstance(found, Result), f"{module.__name__}.run", type(found).__name__, "a course.results.Result")
     found = dataclasses.replace(
         found,
-        name=figure_name(module),
+        name=name or figure_name(module),
         title=module.TITLE,
         settings=settings,
         seconds=time.perf_counter() - start,

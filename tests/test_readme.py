@@ -63,5 +63,6 @@ def test_every_figure_has_its_numbers_and_every_ablation_its_figure() -> None:
 
     for picture in (ROOT / "figures").glob("*.png"):
         assert picture.with_suffix(".json").is_file(), picture
-    for name in ablation.names("bandits.ablations"):
-        assert (ROOT / "figures" / f"{name}.png").is_file(), name
+    for package in ("bandits.ablations", "tinylm.ablations"):
+        for module in ablation.discover(package).values():
+            assert (ROOT / "figures" / f"{ablation.figure_name(module)}.png").is_file(), module.__name__

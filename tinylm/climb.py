@@ -17,6 +17,7 @@ from tinylm.ablations import ladder as climbing
 # No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds take a few minutes.
 CLIMB = replace(climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(3e-4,), seeds=3)
 QUICK = replace(CLIMB, width=32, prompts=8, rollouts=30, seeds=2, warm_target=0.1, judged=100)
+NAME = "tinylm_climb"  # of the files: the ablation's own are left alone
 CLIMB_SECONDS, QUICK_SECONDS = 180.0, 40.0
 
 
@@ -27,7 +28,7 @@ def climb(rungs: Sequence[str] | None, seed: int, device: str | None, out: Path,
     chosen = replace(QUICK if quick else CLIMB, **settings)
     expected = QUICK_SECONDS if quick else CLIMB_SECONDS
     print(f"the ladder on a tiny language model, {chosen.digits}-digit sums, about {duration(expected)}", flush=True)
-    trained = run_ablation(climbing, chosen, out, Progress())
+    trained = run_ablation(climbing, chosen, out, Progress(), name=NAME)
     names = chosen.rungs
     columns = {
         "seconds": {name: f"{float(trained.array('rungs', name, 'seconds')) * chosen.seeds:.1f}" for name in names},

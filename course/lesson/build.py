@@ -6,6 +6,8 @@ measured running time goes into notebooks/lessons.json, from where the lesson's 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import sys
@@ -167,7 +169,8 @@ def collect(lesson: LessonInfo) -> Lesson:
     module = types.ModuleType(f"lesson_{lesson.number}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look their module up
-    exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
+    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is for the notebook
+        exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
     found = [thing for thing in vars(module).values() if isinstance(thing, Lesson)]
     require(len(found) == 1, f"{path}", f"{len(found)} lessons", 'one call of course.setup("NN")')
     return found[0]
