@@ -58,10 +58,10 @@ class TrainSettings:
     warm_lr: float = 3e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step
     warm_limit: int = 3000  # steps after which the warm start gives up
-    rollouts: int = 400  # of reinforcement learning; 0: warm start only
+    rollouts: int = 650  # of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout
     group: int = 8  # completions per question
-    epochs: int = 2  # updates per rollout (times minibatches)
+    epochs: int = 1  # updates per rollout (times minibatches); at equal time fresh samples taught more than a second update
     minibatches: int = 1  # along the questions
     lr: float = 1e-3  # Adam's learning rate, falling to 0 in a line
     lr_warmup: int = 20  # updates in which it rises to that first: Adam's first steps are as long as its surest
