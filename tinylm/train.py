@@ -58,7 +58,7 @@ class TrainSettings:
     warm_lr: float = 3e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step
     warm_limit: int = 3000  # steps after which the warm start gives up
-    rollouts: int = 650  # of reinforcement learning; 0: warm start only
+    rollouts: int = 800  # of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout
     group: int = 8  # completions per question
     epochs: int = 1  # updates per rollout (times minibatches); at equal time fresh samples taught more than a second update
