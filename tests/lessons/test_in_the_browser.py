@@ -29,13 +29,16 @@ SECONDS = 1000  # milliseconds, for the browser's time limits
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab on a copy of the lessons, so that running them leaves the committed ones alone."""
     pytest.importorskip("jupyterlab")
+    root = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
     for number in LESSONS:
-        shutil.copy(build.target(info(number)), folder)
+        shutil.copy(build.target(info(number)), folder / "notebooks")
+    shutil.copy(root / "pyproject.toml", folder)  # lessons look for the course they stand in, and for its figures
+    (folder / "figures").symlink_to(root / "figures")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    root = Path(__file__).resolve().parents[2]
     environment = os.environ | {
         progress.FILE: str(folder / "progress.json"),
         "PYTHONPATH": str(root),
@@ -45,7 +48,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     os.environ[progress.FILE] = environment[progress.FILE]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder}"]
+    command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
     server = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -107,20 +110,27 @@ def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) 
     assert sum(text.startswith("Right.") for text in answers) == 1
     _until(lambda: len(progress.read().get(number, {}).get("questions", [])) == 1, "a right answer was not noted")
 
-    cell = page.locator(".jp-CodeCell:has-text('return NotImplemented'):has-text('Not attempted yet')").first
+    place, name = _first_stub(number)
+    cell = page.locator(".jp-Notebook .jp-Cell").nth(place)
     cell.scroll_into_view_if_needed()
-    found = re.search(r"(\w+)\.check\(", cell.locator(".cm-content").inner_text())
-    assert found is not None
-    place = cell.evaluate("e => [...e.parentNode.children].indexOf(e)")
-    cell = page.locator(".jp-Notebook .jp-Cell").nth(place)  # its text is about to change
+    _until(lambda: "Not attempted yet." in cell.locator(".jp-OutputArea").first.inner_text(), "the untouched stub has no verdict")
     for attempt, verdict in (("wrong[0]", "Not yet."), ("solution", "Passed.")):
-        cell.locator(".cm-content").click()
+        cell.locator(".jp-InputArea-editor").click()
         page.keyboard.press("Control+a")
-        page.keyboard.insert_text(f"{found[1]}.check({found[1]}.{attempt})")
+        page.keyboard.insert_text(f"{name}.check({name}.{attempt})")
         page.keyboard.press("Control+Enter")
         _until(lambda: verdict in cell.locator(".jp-OutputArea").first.inner_text(), f"no «{verdict}»")  # noqa: B023
     assert progress.read()[number]["exercises"]
     page.close()
+
+
+def _first_stub(number: str) -> tuple[int, str]:
+    """The place of the first cell with an untouched stub among the lesson's cells, and the name of its exercise."""
+    for place, cell in enumerate(build.cells(info(number)).cells):
+        found = re.search(r"^(\w+)\.check\(", cell.source, re.MULTILINE)
+        if cell.cell_type == "code" and found and "return NotImplemented" in cell.source:
+            return place, found[1]
+    raise AssertionError(f"lesson {number} has no stub")
 
 
 def _finished(page: Any) -> None:
