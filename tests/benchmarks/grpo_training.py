@@ -189,7 +189,7 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
         ax.barh(place, rate, color={"ours": "#0072b2", "compiled": "#56b4e9", "trl": "#999999"}[name])
         ax.text(rate, place, f" {rate:,.0f}", va="center")
     figures.expectation(ax, x=float(result.array("roof")))
-    ax.text(float(result.array("roof")), -0.62, "the matrix-multiply peak ", ha="right", va="center")
+    ax.text(float(result.array("roof")), 1, "the matrix-multiply peak ", ha="right", va="center")
     ax.set_yticks(range(len(shown)), [names[name] for name in shown])
     ax.invert_yaxis()
     ax.margins(x=0.15)
