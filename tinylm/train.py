@@ -61,7 +61,7 @@ class TrainSettings:
     rollouts: int = 800  # of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout
     group: int = 8  # completions per question
-    epochs: int = 1  # updates per rollout (times minibatches); at equal time fresh samples taught more than a second update
+    epochs: int = 1  # updates per rollout (times minibatches)
     minibatches: int = 1  # along the questions
     lr: float = 1e-3  # Adam's learning rate, falling to 0 in a line
     lr_warmup: int = 20  # updates in which it rises to that first: Adam's first steps are as long as its surest
