@@ -21,7 +21,7 @@ from course.lesson.exercise import Attempt, Exercise
 from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
-from course.lesson.view import image, show
+from course.lesson.view import image, in_notebook, show
 from course.noise import Noise
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Lesson:
         """A question to be answered before the reveal: choice → feedback."""
         self._new(name, self.questions)
         question = self.questions[name] = Question(name, text, dict(choices), answer)
-        live = question.widget(lambda: progress.record(self.about.number, "questions", name)) if _live() else None
+        live = question.widget(lambda: progress.record(self.about.number, "questions", name)) if in_notebook() else None
         show(text=f"question: {text}", markup=question.static, widget=live)
 
     def explore(self, name: str, draw: Callable[..., Figure], text: str, **controls: Control) -> None:
@@ -67,7 +67,7 @@ class Lesson:
         unknown = set(controls) - set(inspect.signature(draw).parameters)
         require(not unknown, f"explore {name}", sorted(unknown), "parameters of its draw function")
         each = self.explores[name] = Explore(name, draw, controls)
-        if _live():
+        if in_notebook():
             show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
 
     def exercise(
@@ -101,7 +101,7 @@ class Lesson:
         show(text=text, markup=markup)
 
     def _new(self, name: str, among: Mapping[str, object]) -> None:
-        if not _live():  # in a notebook a cell may be run again
+        if not in_notebook():  # in a notebook a cell may be run again
             require(name not in among, f"lesson {self.about.number}", name, "a name that is not used twice")
 
 
@@ -109,12 +109,6 @@ def setup(number: str, seed: int = 0) -> Lesson:
     """Begin a lesson: one CPU thread, so that your numbers are the saved ones; returns what the lesson is told with."""
     torch.set_num_threads(1)
     return Lesson(info(number), seed)
-
-
-def _live() -> bool:
-    from course.lesson.view import in_notebook
-
-    return in_notebook()
 
 
 def _highlighted(source: str) -> str:

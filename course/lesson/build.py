@@ -88,7 +88,6 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
         raise CourseError(f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}") from None
     seconds = time.perf_counter() - began
     times = read_index()  # anew: another lesson may have been built meanwhile
-    times = read_index()  # now: another lesson may have been built meanwhile
     times[lesson.number] = {**times.get(lesson.number, {}), "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds"))}
     again = cells(lesson, times)  # the opening may have been told its time just now
     require(len(again.cells) == len(notebook.cells), str(source(lesson)), "a change while it was built", "one that waits")
@@ -98,9 +97,7 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     tidy(notebook, old)
     text = nbformat.writes(notebook, version=4) + "\n"
     require(len(text) < LIMIT, f"{lesson.file}.ipynb", f"{len(text)} bytes", f"less than {LIMIT}")
-    replace_files(
-        {target(lesson): text.encode("utf-8"), index_path(): (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8")}
-    )
+    replace_files({target(lesson): text.encode("utf-8"), **_index_file(times)})
     return seconds, target(lesson)
 
 
@@ -152,11 +149,11 @@ def refresh_index(names: Sequence[str] = ()) -> None:
     times = read_index()
     for lesson in [info(name) for name in names] or written():
         times[lesson.number] = {**times.get(lesson.number, {}), **counted(collect(lesson))}
-    _write_index(times)
+    replace_files(_index_file(times))
 
 
-def _write_index(times: dict[str, Any]) -> None:
-    replace_files({index_path(): (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8")})
+def _index_file(times: dict[str, Any]) -> dict[Path, bytes]:
+    return {index_path(): (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8")}
 
 
 def collect(lesson: LessonInfo) -> Lesson:

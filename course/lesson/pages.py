@@ -169,7 +169,7 @@ def cheat_sheet() -> str:
             f"`{rung.replaced}`" if rung.on else "—",
             f"`{estimator.text()}`",
             ", ".join(needs) or "samples",
-            f"{abs(bias):.2f}",
+            f"{bias:.2f}",
             f"{spread:.2f}",
         )
         lines.append("| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |")
@@ -182,7 +182,7 @@ def on_b3() -> dict[str, tuple[float, float]]:
     found = {}
     for name, rung in ladder.RUNGS.items():
         seen = microscope(rung.estimator, cases["on policy"], 4)
-        found[name] = float(seen.bias.norm() / seen.gradient.norm()), float(seen.std / seen.gradient.norm())
+        found[name] = seen.relative_bias, float(seen.std / seen.gradient.norm())
     return found
 
 
