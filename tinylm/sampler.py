@@ -10,7 +10,8 @@ from torch import Tensor
 
 from course.errors import require
 from course.noise import Noise
-from tinylm.model import Transformer, tree
+from tinylm.model import Transformer
+from tinylm.packing import Nodes, look_up, pack, twins
 from tinylm.tasks import CHARACTERS, END, PAD
 
 
@@ -76,21 +77,30 @@ def sample(
     for extreme in (int(prompt.min()), int(prompt.max())):
         require(0 <= extreme < len(CHARACTERS), "prompt", extreme, f"tokens from 0 to {len(CHARACTERS) - 1}")
     state, cache = model.prefill(prompt)
-    state = state.unsqueeze(-2)  # the group's first token comes from one state
-    shape = (*prompt.shape[:-1], group)
+    prompts, shape = prompt.shape[-2], (*prompt.shape[:-1], group)
     uniform = None if noise is None else noise.uniform(limit, *shape[-2:])
     alive = torch.ones(shape, dtype=torch.bool, device=prompt.device)
-    own, columns = None, []
+    row = torch.arange(prompts, device=prompt.device).unsqueeze(-1).expand(shape)  # the state that each completion has come to
+    twin = place = torch.zeros_like(row)
+    member = torch.arange(group, device=prompt.device)
+    path = torch.zeros(*prompt.shape[:-1], 1, 0, dtype=torch.long, device=prompt.device)  # the rows behind each last token
+    own: list[Tensor] = []
+    columns = []
     for step in range(limit):
-        dist = log_probs(model.logits(state), temperature, top_k)
-        dist = dist.expand(*shape, dist.shape[-1])
+        dist = look_up(log_probs(model.logits(state), temperature, top_k), row)
         token = dist.argmax(-1) if uniform is None else _draw(dist, uniform.select(len(model.runs), step))
         chosen = dist.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        token = torch.where(alive, token, PAD)  # also as the next input, as the scorer sees it
+        token = torch.where(alive, token, PAD)
         columns.append((token, torch.where(alive, chosen, 0.0), alive, dist if keep_dist else None))
         alive = alive & (token != END)
         if step + 1 < limit:
-            state, own = model.extend(token, width + step, cache, own)
+            twin = twins(twin, token)  # completions that are alike up to here go on from one state
+            nodes = Nodes.of(alive & (twin == member))
+            way = path.gather(-2, place.gather(-1, nodes.where).unsqueeze(-1).expand(*nodes.where.shape, step))
+            path = torch.cat([way, nodes.number.unsqueeze(-1) + (own[0].shape[-2] if own else 0)], -1)
+            place, row = nodes.places(twin), nodes.rows(twin)
+            new = token.gather(-1, nodes.where).flatten(-2).gather(-1, nodes.first)
+            state, own = model.extend(new, path, nodes.first, cache, own)
     tokens, chosen_log_prob, mask, dists = zip(*columns, strict=True)
     full = torch.stack([d for d in dists if d is not None], -2) if keep_dist else None
     return Completions(torch.stack(tokens, -1), torch.stack(chosen_log_prob, -1), torch.stack(mask, -1), alive, full)
@@ -106,8 +116,12 @@ def _draw(dist: Tensor, uniform: Tensor) -> Tensor:
 
 
 def states(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] → [*runs, Q, G, T, d]."""
-    return _unpack(_packed(model, prompt, tokens), prompt, tokens)
+    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] → [*runs, Q, G, T, d].
+
+    Before padding it is any state: nothing was drawn there.
+    """
+    packed, before = pack(prompt, tokens, merge=not model.compiled)
+    return look_up(model.hidden(packed), before)
 
 
 def score(
@@ -115,26 +129,13 @@ def score(
 ) -> tuple[Tensor, Tensor | None]:
     """What the model says of completions now: dist [*runs, Q, G, T, V], and the critic's values [*runs, Q, G, T] if asked for.
 
-    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. A value is that of the state before each token.
+    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. A value is that of the state before each token. Behind the end of a completion,
+    where its tokens are PAD, both mean nothing.
     """
-    hidden = _packed(model, prompt, tokens)
-    dist = log_probs(_unpack(model.logits(hidden), prompt, tokens), temperature)  # V numbers per token are moved, not d
-    return dist, _unpack(model.values(hidden).unsqueeze(-1), prompt, tokens).squeeze(-1) if values else None
-
-
-def _packed(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The prompt and its G completions as ONE sequence under a tree mask, so that the prompt is computed once: [*runs, Q, L, d]."""
-    packed = torch.cat([prompt, tokens[..., :-1].flatten(-2)], -1)
-    positions, mask = tree(prompt.shape[-1], tokens.shape[-2], tokens.shape[-1] - 1, prompt.device)
-    return model.hidden(packed, positions, mask)
-
-
-def _unpack(packed: Tensor, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """What stands before each token: packed [*runs, Q, L, n] → [*runs, Q, G, T, n]; all first tokens follow the prompt's last."""
-    width, (group, limit) = prompt.shape[-1], tokens.shape[-2:]
-    first = packed[..., width - 1 : width, :].unsqueeze(-3)  # [*runs, Q, 1, 1, n]
-    later = packed[..., width:, :].unflatten(-2, (group, limit - 1))
-    return torch.cat([first.expand(*later.shape[:-2], 1, -1), later], -2)
+    packed, before = pack(prompt, tokens, merge=not model.compiled)
+    hidden = model.hidden(packed)
+    dist = look_up(log_probs(model.logits(hidden), temperature), before)
+    return dist, look_up(model.values(hidden).unsqueeze(-1), before).squeeze(-1) if values else None
 
 
 __all__ = ["Completions", "check_sampling", "log_probs", "sample", "score", "states"]

@@ -15,6 +15,7 @@ from tests.tinylm.conftest import schooled, sums, tokens_of
 from tinylm.ablations.bridge import ratio_row
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import Transformer
+from tinylm.packing import sequences
 from tinylm.problem import LIKELIHOOD, Demonstrations
 from tinylm.sampler import log_probs, score
 from tinylm.tasks import CHARACTERS, END, PAD, DigitCredit, ExactMatch
@@ -35,8 +36,7 @@ def probability(model: Transformer, answer: list[int]) -> torch.Tensor:
         if token == PAD:
             break
         whole = torch.cat([prompt, torch.tensor(answer[:t], dtype=torch.long)])[None]
-        length = whole.shape[-1]
-        state = model.hidden(whole, torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril())[0, -1]
+        state = model.hidden(sequences(whole, 1))[0]
         logits = model.logits(state)
         logits = torch.cat([logits[:PAD], logits[PAD + 1 :]])  # the padding is never produced
         total = total * torch.softmax(logits, -1)[token if token < PAD else token - 1]

@@ -14,6 +14,7 @@ from course.optim import Adam
 from tests.conftest import stream
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
+from tinylm.packing import sequences
 from tinylm.problem import LIKELIHOOD, Demonstrations
 from tinylm.tasks import CHARACTERS, END, PAD, Task, TaskSettings
 
@@ -120,10 +121,8 @@ def separate(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
     group, limit = tokens.shape[-2:]
     repeated = prompt.unsqueeze(-2).expand(*tokens.shape[:-1], prompt.shape[-1])
     whole = torch.cat([repeated, tokens[..., :-1]], -1).flatten(-3, -2)  # [*runs, Q·G, P + T − 1]
-    length = whole.shape[-1]
-    mask = torch.ones(length, length, dtype=torch.bool).tril()
-    hidden = model.hidden(whole, torch.arange(length), mask)
-    return hidden[..., -limit:, :].unflatten(-3, (-1, group))
+    hidden = model.hidden(sequences(whole, limit)).unflatten(-2, (limit, -1)).transpose(-2, -3)
+    return hidden.unflatten(-3, (-1, group))
 
 
 def chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The transformer against itself in plain loops, with a cache, as a packed tree, and with several models in one program."""
+"""The transformer against itself in plain loops, with a cache, and with several models in one program. Trees: `test_packing.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from course.errors import CourseError
 from course.optim import per_run_dot
 from tests.conftest import close, few_ulp
 from tests.tinylm.conftest import WIDTH, reference_states, rows_of, separate, tiny
-from tinylm.model import PRESETS, ModelSettings, Transformer, flops_per_token, tree
+from tinylm.model import PRESETS, ModelSettings, Transformer, flops_per_token
+from tinylm.packing import Packed, sequences
 from tinylm.sampler import score, states
 from tinylm.tasks import CHARACTERS, VOCABULARY
 
@@ -25,8 +26,8 @@ def draw(*shape: int, below: int = len(CHARACTERS), seed: int = 0) -> torch.Tens
 
 def whole(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     """States of whole sequences [*runs, B, L], each token seeing those before it."""
-    length = tokens.shape[-1]
-    return model.hidden(tokens, torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril())
+    rows, length = tokens.shape[-2:]
+    return model.hidden(sequences(tokens, length)).unflatten(-2, (length, rows)).transpose(-2, -3)
 
 
 # ---------------------------------------------------------------- what it computes
@@ -61,7 +62,8 @@ def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
     model, length = tiny(layers=1), 5
     mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
     tokens = torch.arange(length).unsqueeze(0)  # all different, so that rows of the embedding are places
-    got = model.hidden(tokens, torch.arange(length), mask)
+    places = torch.arange(length)
+    got = model.hidden(Packed(tokens.flatten(), places, 0, places, mask)).unsqueeze(0)
     for place in range(length):
         (slope,) = torch.autograd.grad(got[0, place, 0], model.weights["embedding"], retain_graph=True)
         assert torch.equal(slope[:length].abs().sum(-1) > 0, mask[place])
@@ -75,52 +77,12 @@ def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) ->
     want = separate(model, prompt, tokens)
     state, cache = model.prefill(prompt)
     close(state.unsqueeze(-2).expand_as(want[..., 0, :]), want[..., 0, :], atol=1e-12)
-    own = None
+    each = torch.arange(prompts * group).unflatten(0, (prompts, group)).expand(*runs, -1, -1)  # every completion a row of its own
+    path, own = each[..., None][..., :0], []
     for step in range(limit - 1):
-        state, own = model.extend(tokens[..., step], width + step, cache, own)
-        close(state, want[..., step + 1, :], atol=1e-12)
-    close(model.logits(state), model.logits(want[..., -1, :]), atol=1e-12)
-
-
-# ---------------------------------------------------------------- one prompt for a group
-
-
-def test_the_tree_by_hand() -> None:
-    """A prompt of two tokens p q, and two completions a b and c d: p q a b c d."""
-    positions, mask = tree(2, 2, 2)
-    assert positions.tolist() == [0, 1, 2, 3, 2, 3]
-    want = ["p     ", "pq    ", "pqa   ", "pqab  ", "pq  c ", "pq  cd"]
-    assert ["".join("pqabcd"[j] if seen else " " for j, seen in enumerate(row)) for row in mask.tolist()] == want
-
-
-def test_a_tree_without_branches_is_a_sequence() -> None:
-    positions, mask = tree(3, 1, 4)
-    assert torch.equal(positions, torch.arange(7))
-    assert torch.equal(mask, torch.ones(7, 7, dtype=torch.bool).tril())
-    positions, mask = tree(3, 5, 0)
-    assert torch.equal(positions, torch.arange(3))
-    assert torch.equal(mask, torch.ones(3, 3, dtype=torch.bool).tril())
-
-
-@POSITIONS
-@RUNS
-@pytest.mark.parametrize("limit", [1, 4])
-def test_the_packed_tree_has_the_values_and_gradients_of_repeated_prompts(runs: tuple[int, ...], rotary: bool, limit: int) -> None:
-    model = tiny(runs, rotary=rotary, value=True)
-    prompt, tokens = draw(*runs, 3, 4), draw(*runs, 3, 5, limit, below=VOCABULARY, seed=1)
-    packed, apart = states(model, prompt, tokens), separate(model, prompt, tokens)
-    close(packed, apart, rtol=1e-12, atol=1e-12)
-    weigh = torch.randn(*runs, 3, 5, limit, VOCABULARY + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-    def gradients(of: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        both = torch.cat([torch.log_softmax(model.logits(of), -1), model.values(of).unsqueeze(-1)], -1)
-        return torch.autograd.grad((weigh * both).sum(), model.parameters)
-
-    mine, theirs = gradients(packed), gradients(apart)
-    assert all(bool((gradient != 0).any()) for gradient in theirs)  # every weight takes part
-    scale = max(float(gradient.abs().max()) for gradient in theirs)
-    for got, want in zip(mine, theirs, strict=True):
-        close(got / scale, want / scale, rtol=0, atol=1e-12)
+        path = torch.cat([path, (step * prompts * group + each).unsqueeze(-1)], -1)
+        state, own = model.extend(tokens[..., step].flatten(-2), path, each.flatten(-2), cache, own)
+        close(state.unflatten(-2, (prompts, group)), want[..., step + 1, :], atol=1e-12)
 
 
 # ---------------------------------------------------------------- several models in one program
@@ -181,13 +143,11 @@ def test_presets_are_as_large_as_they_say() -> None:
 
 
 def test_arithmetic_is_counted_as_torch_counts_it() -> None:
-    """Less the products with one-hot rows, which stand for look-ups."""
     settings, length = ModelSettings(16, 2, 4, 40, context=12), 9
     model = Transformer(settings)
     with FlopCounterMode(display=False) as counter:
         model.logits(whole(model, draw(1, length)))
-    looked_up = 2 * length * settings.width * (settings.vocabulary + settings.context)
-    assert counter.get_total_flops() - looked_up == length * flops_per_token(settings, length)
+    assert counter.get_total_flops() == length * flops_per_token(settings, length)
 
 
 @POSITIONS

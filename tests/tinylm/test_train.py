@@ -543,9 +543,10 @@ def test_grpo_on_six_questions_answers_all_six() -> None:
     before = torch.stack([chance(model, task, row) for row in task.train.tolist()]).detach()
     assert float(before.min()) > 0.05
     assert float(before.mean()) < 0.4
-    rollouts = 80
+    rollouts = 120
     problem = LanguageModel(model, task, prompts=12, group=8, reference=model.copy())
-    Learner(problem, ladder.grpo, Adam(1e-2, LinearDecay(2 * rollouts)), Noise((2,)), epochs=2, max_grad_norm=1.0).train(rollouts)
+    adam = Adam(1e-2, LinearDecay(2 * rollouts, warmup=10), betas=(0.9, 0.98))
+    Learner(problem, ladder.grpo, adam, Noise((2,)), epochs=2, max_grad_norm=1.0).train(rollouts)
     assert accuracy(model, task, questions=task.train).tolist() == [[1.0] * 6] * 2
     for row in task.train.tolist():
         assert float(chance(model, task, row).detach().min()) > 0.9  # and it is sure of them
