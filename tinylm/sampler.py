@@ -1,4 +1,4 @@
-"""Sampling: the prompt is computed once per group, the group is decoded side by side, and what is reported is the
+"""Sampling: a group is decoded side by side, what its completions share is computed once, and what is reported is the
 log-probability under the distribution really sampled from."""
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def sample(
 ) -> Completions:
     """Complete every prompt [*runs, Q, P] `group` times, at most `limit` tokens each. `noise` None: greedy.
 
-    The keys and values of a prompt are computed once and shared by its group. Raises `CourseError` for tokens outside the
-    vocabulary, or a sequence longer than the model's context.
+    The keys and values of a prompt are computed once and shared by its group, and so is every beginning that completions have in
+    common. Raises `CourseError` for tokens outside the vocabulary, or a sequence longer than the model's context.
     """
     check_sampling(temperature, top_k)
     require(group > 0, "group", group, "a whole number > 0")

@@ -10,7 +10,7 @@ from course.errors import CourseError
 from course.optim import per_run_dot
 from tests.conftest import close, few_ulp
 from tests.tinylm.conftest import WIDTH, reference_states, rows_of, separate, tiny
-from tinylm.model import PRESETS, ModelSettings, Transformer, flops_per_token
+from tinylm.model import PRESETS, ModelSettings, Transformer, _norm, flops_per_token
 from tinylm.packing import Packed, sequences
 from tinylm.sampler import score, states
 from tinylm.tasks import CHARACTERS, VOCABULARY
@@ -55,6 +55,20 @@ def test_states_of_several_models_are_those_of_each_in_plain_loops(rotary: bool)
         for row in range(2):
             want = reference_states(rows_of(model, run), model.settings, tokens[run, row].tolist())
             close(got[run, row], want, rtol=1e-11, atol=1e-12)
+
+
+def test_the_norm_and_its_first_two_derivatives_are_torchs() -> None:
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    weigh = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
+    found = []
+    for norm in (_norm, lambda x: torch.nn.functional.rms_norm(x, (6,), eps=1e-6)):
+        y = norm(x)
+        (first,) = torch.autograd.grad((y.sin() * weigh).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first.square() * weigh).sum(), x, create_graph=True)
+        (third,) = torch.autograd.grad((second * weigh).sum(), x)
+        found.append((y, first, second, third))
+    for mine, torchs in zip(*found, strict=True):
+        close(mine.detach(), torchs.detach(), rtol=1e-11, atol=1e-12)
 
 
 def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:

@@ -58,6 +58,7 @@ class Settings(Budget):
     prompts: int = 16  # questions per rollout
     rollouts: int = 60  # of reinforcement learning
     epochs: int = 2  # updates per rollout
+    seeds: int = 5  # models
     log_every: int = 6  # rollouts
     samples: int = 64  # of each held-out question, which check the exact values
     timed: int = 4  # rounds of timing
