@@ -1,8 +1,9 @@
 """A decoder-only transformer, written to be read in one sitting. Its weights can carry run axes: several models in one program.
 
 Pre-norm, RMSNorm, rotary or learned positions, softmax attention written out, a ReLU network, no dropout, no biases.
-Hidden states are [*runs, N, d], one row for every distinct token (see `packing.py`), so that a linear layer is one (batched)
-product; attention lays them out as [*runs, B, H, L, d/H], B sequences of L places.
+Hidden states are [*runs, N, d], one row for every token that differs from the others or stands behind other ones (see
+`packing.py`), so that a linear layer is one (batched) product; attention lays them out as [*runs, B, H, L, d/H], B sequences
+of L places.
 Deviations from the usual: attention is explicit, since the fused kernel is slower at this size and has no second
 derivative on the CPU, which TRPO needs; the output layer is not tied to the embedding; norms have no gain; ReLU in place of
 GELU, which at this size costs a tenth of the time, and learns as well here.
@@ -33,12 +34,11 @@ class ModelSettings:
     heads: int = 4  # of attention
     hidden: int = 384  # inside the feed-forward network
     context: int = 32  # longest sequence, in tokens
-    vocabulary: int = VOCABULARY  # tokens
     rotary: bool = False  # rotary positions; False: learned ones
     value: bool = False  # a value head
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "hidden", "context", "vocabulary"):
+        for name in ("width", "layers", "heads", "hidden", "context"):
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a whole number > 0")
         require(self.width % (2 * self.heads) == 0, "model.width", self.width, f"a multiple of 2·heads = {2 * self.heads}")
 
@@ -72,7 +72,7 @@ class Transformer:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.settings, self.runs = settings, torch.Size(runs)
-        d, h, v = settings.width, settings.hidden, settings.vocabulary
+        d, h, v = settings.width, settings.hidden, VOCABULARY
         noise = Noise(runs, seed, numbers=numbers, dtype=dtype, device=device)
 
         def normal(*shape: int, std: float) -> Tensor:
@@ -96,6 +96,7 @@ class Transformer:
         """Compile the pass over packed sequences, which training spends its time in (needs a C compiler; slow at first).
 
         For a GPU: shapes must not change then, so beginnings that completions share are no longer merged, and on a CPU that is slower.
+        What is compiled has no second derivative, which TRPO needs.
         """
         self.compiled = True
         self.hidden = torch.compile(self.hidden, dynamic=False)  # type: ignore[method-assign]
@@ -230,21 +231,16 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(1e-6).rsqrt_().unsqueeze(-1)
+        scale = (x * x).sum(-1, keepdim=True).div_(x.shape[-1]).add_(1e-6).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale)
-        ctx.set_materialize_grads(False)
         return y, scale
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, g_scale: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, g: Tensor, g_scale: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
-        along = None if g is None else torch.linalg.vecdot(g, y).unsqueeze(-1)
-        if g_scale is not None:  # only where a gradient is differentiated: ds/dx = −s²·y/d
-            along = g_scale * scale if along is None else along + g_scale * scale
-        if along is None:
-            return None
-        return torch.addcmul(torch.zeros_like(y) if g is None else g, y, along, value=-1 / y.shape[-1]).mul_(scale)
+        along = (g * y).sum(-1, keepdim=True) + g_scale * scale  # g_scale is 0 but where a gradient is differentiated: ds/dx = −s²·y/d
+        return torch.addcmul(g, y, along, value=-1 / y.shape[-1]).mul_(scale)
 
 
 def _angles(settings: ModelSettings, device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -258,7 +254,7 @@ def _angles(settings: ModelSettings, device: torch.device | str, dtype: torch.dt
 def flops_per_token(settings: ModelSettings, length: int) -> float:
     """Multiply-adds × 2 of one token's forward pass in a sequence of `length`: matrices, and attention to what it sees."""
     d, h = settings.width, settings.hidden
-    matrices = settings.layers * (4 * d * d + 2 * d * h) + d * settings.vocabulary
+    matrices = settings.layers * (4 * d * d + 2 * d * h) + d * VOCABULARY
     return 2.0 * (matrices + settings.layers * 2 * d * length)
 
 

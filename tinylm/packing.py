@@ -1,7 +1,8 @@
-"""Which tokens one pass computes: what completions share, their prompt and every common beginning, is computed once.
+"""Which tokens one pass computes: what completions of a prompt share, the prompt and every common beginning, is computed once.
 
 G completions of a prompt are a tree. Its trunk is the prompt, and two completions part where their tokens first differ. Packed
-as one sequence under a mask, every token of the tree stands there once and sees those on its way from the root.
+as one sequence under a mask, every token of the tree stands there once and sees those on its way from the root. (Two prompts
+are two trees, also where they are equal.)
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def pack(prompt: Tensor, tokens: Tensor, *, merge: bool = True) -> tuple[Packed,
     """Prompts [*runs, Q, P] and their completions [*runs, Q, G, T] → what to compute, and `before` [*runs, Q, G, T].
 
     `before` is the row, counted from the first one that is read, whose state stands before each token: what the token is drawn
-    from. Nothing is computed for padding, nor for the last token of a completion, behind which nothing is drawn. `merge` False
-    computes every token of every completion, so that shapes do not depend on what was sampled (for compiled programs).
+    from; before padding it means nothing. Nothing is computed for the last of the T tokens, behind which nothing is drawn, and
+    where beginnings are merged, nothing for padding. `merge` False gives every completion a branch of its own, padding
+    included, so that shapes do not depend on what was sampled (for compiled programs); so does G = 1.
     """
     return _merged(prompt, tokens) if merge and min(tokens.shape[-2:]) > 1 else _unmerged(prompt, tokens)
 
@@ -104,12 +106,14 @@ def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
         twin = twins(twin, inputs[..., step])
         alike.append(twin)
     same = torch.stack(alike, -1)  # [*runs, Q, G, T − 1]
-    lead = asked & (same == torch.arange(group, device=device).unsqueeze(-1))
+    goes_on = torch.zeros_like(same).scatter_reduce(-2, same, asked.long(), "amax") > 0  # some member that is alike up to here does
+    lead = goes_on & (same == torch.arange(group, device=device).unsqueeze(-1))
+    same = same * steps + torch.arange(steps, device=device)  # from here on as a node's number, g·(T − 1) + t
     nodes = Nodes.of(lead.flatten(-2))
     member, step_of = nodes.where // steps, nodes.where % steps  # [*runs, Q, M]
     # a node sees those that stand for its member at their own step, if that is not later
     stands = same.flatten(-2).gather(-1, (member.unsqueeze(-1) * steps + step_of.unsqueeze(-2)).flatten(-2))
-    seen = stands.unflatten(-1, (step_of.shape[-1], -1)) == member.unsqueeze(-2)
+    seen = stands.unflatten(-1, (step_of.shape[-1], -1)) == nodes.where.unsqueeze(-2)
     seen &= (step_of.unsqueeze(-2) <= step_of.unsqueeze(-1)) & nodes.used.unsqueeze(-2)
     length = width + step_of.shape[-1]
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(*runs, prompts, -1, -1).clone()
@@ -160,16 +164,16 @@ class Nodes:
         number, first = _numbered(used.flatten(-2))
         return cls(place, where, used, number.unflatten(-1, used.shape[-2:]), first)
 
-    def places(self, twin: Tensor) -> Tensor:
-        """The place of what stands for each member: `twin` [*runs, Q, G] or, with S = G·(T − 1), [*runs, Q, G, T − 1] → the same shape."""
-        if twin.dim() == self.place.dim():
-            return self.place.gather(-1, twin)
-        return self.place.unflatten(-1, twin.shape[-2:]).gather(-2, twin)
+    def places(self, stands: Tensor) -> Tensor:
+        """The places of what was marked, by where it stands: `stands` [*runs, Q, ...] from 0 to S − 1 → the same shape."""
+        return self._read(self.place, stands)
 
-    def rows(self, twin: Tensor) -> Tensor:
-        """The row of what stands for each member, as `places`."""
-        places = self.places(twin)
-        return self.number.gather(-1, places.flatten(self.number.dim() - 1)).reshape(places.shape)
+    def rows(self, stands: Tensor) -> Tensor:
+        """Their rows, as `places`."""
+        return self._read(self.number, self.places(stands))
+
+    def _read(self, table: Tensor, index: Tensor) -> Tensor:
+        return table.gather(-1, index.flatten(table.dim() - 1)).view_as(index)
 
 
 def twins(twin: Tensor, token: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tinylm.tasks import CHARACTERS, END, PAD
 class Completions:
     """G completions of each prompt: `tokens` [*runs, Q, G, T], PAD behind the end; `log_prob` [*runs, Q, G, T] in nats, 0 where
     the mask is False; `mask` True for chosen tokens, the end token included; `truncated` [*runs, Q, G] no end within T;
-    `dist` [*runs, Q, G, T, V] log-probabilities of every token, where asked for.
+    `dist` [*runs, Q, G, T, V] log-probabilities of every token, where asked for; behind the end it means nothing.
     """
 
     tokens: Tensor
@@ -69,7 +69,8 @@ def sample(
     common. Raises `CourseError` for tokens outside the vocabulary, or a sequence longer than the model's context.
     """
     check_sampling(temperature, top_k)
-    require(group > 0, "group", group, "a whole number > 0")
+    for name, count in (("group", group), ("limit", limit)):
+        require(count > 0, name, count, "a whole number > 0")
     width = prompt.shape[-1]
     require(
         width + limit <= model.settings.context, "limit", limit, f"at most {model.settings.context - width}: the context less the prompt"
@@ -93,7 +94,7 @@ def sample(
         token = torch.where(alive, token, PAD)
         columns.append((token, torch.where(alive, chosen, 0.0), alive, dist if keep_dist else None))
         alive = alive & (token != END)
-        if step + 1 < limit:
+        if step + 1 < limit and bool(alive.any()):
             twin = twins(twin, token)  # completions that are alike up to here go on from one state
             nodes = Nodes.of(alive & (twin == member))
             way = path.gather(-2, place.gather(-1, nodes.where).unsqueeze(-1).expand(*nodes.where.shape, step))

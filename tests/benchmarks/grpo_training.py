@@ -35,7 +35,7 @@ from course.rollout import Rollout
 from tinylm.model import PRESETS, Transformer, flops_per_token
 from tinylm.packing import pack
 from tinylm.problem import LanguageModel
-from tinylm.tasks import CHARACTERS, END, DigitCredit, Task, TaskSettings, make
+from tinylm.tasks import CHARACTERS, END, VOCABULARY, DigitCredit, Task, TaskSettings, make
 from tinylm.train import Training, TrainSettings
 
 PROMPTS, GROUP, UPDATES = 64, 8, 2
@@ -98,7 +98,7 @@ def arithmetic(rollout: Rollout, merge: bool) -> float:
     shape = PRESETS["small"]
     packed, _ = pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)
     d, h = shape.width, shape.hidden
-    unread = packed.unread * 2.0 * (d * d + 2 * d * h + d * shape.vocabulary)
+    unread = packed.unread * 2.0 * (d * d + 2 * d * h + d * VOCABULARY)
     return (sum(flops_per_token(shape, position + 1) for position in packed.positions.tolist()) - unread) * (1 + 3 * UPDATES)
 
 

@@ -30,7 +30,7 @@ from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.sampler import sample, score
-from tinylm.tasks import CHARACTERS, END, PAD, REWARDS, DigitCredit, ExactMatch, Task, TaskSettings, make
+from tinylm.tasks import CHARACTERS, END, PAD, REWARDS, VOCABULARY, DigitCredit, ExactMatch, Task, TaskSettings, make
 
 TASK = make(TaskSettings(name="modular", digits=1, modulus=7))
 SHAPE = ModelSettings(width=8, layers=1, heads=1, hidden=8, context=8)
@@ -304,7 +304,7 @@ def test_token_penalties_share_one_expected_gradient_that_drops_the_later_tokens
     """Σ_k p_k Σ_t KL(π(·|prefix)‖ref(·|prefix)) with p held fixed, by autograd; the exact KL goes through `dist`."""
     net, rows = ON.model, len(ON.tokens)
     prompt, tokens = ON.prompt.expand(rows, -1), ON.tokens.unsqueeze(1)
-    real = [token for token in range(SHAPE.vocabulary) if token != PAD]
+    real = [token for token in range(VOCABULARY) if token != PAD]
     dist, ref = (score(each, prompt, tokens)[0][:, 0, :, real] for each in (net, REF.copy()))
     by_token = (dist.exp() * (dist - ref)).sum(-1) * ON.mask
     wanted = derivative((ON.log_prob.exp() * by_token.sum(-1)).sum(), net.parameters)

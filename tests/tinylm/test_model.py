@@ -71,6 +71,17 @@ def test_the_norm_and_its_first_two_derivatives_are_torchs() -> None:
         close(mine.detach(), torchs.detach(), rtol=1e-11, atol=1e-12)
 
 
+def test_the_norm_is_computed_in_float32_where_products_are_not() -> None:
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weigh = torch.linspace(-1, 1, x.numel()).view_as(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, torchs = _norm(x), torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
+        slopes = [torch.autograd.grad((y * weigh).sum(), x)[0] for y in (mine, torchs)]
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, torchs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
+
+
 def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
     """By derivatives: a state depends on exactly those embeddings that it may see."""
     model, length = tiny(layers=1), 5
@@ -137,7 +148,7 @@ def test_a_model_alone_scores_and_learns_as_among_others(rotary: bool) -> None:
 
 
 def parameters_by_hand(settings: ModelSettings) -> int:
-    d, h, v = settings.width, settings.hidden, settings.vocabulary
+    d, h, v = settings.width, settings.hidden, VOCABULARY
     block = 3 * d * d + d * d + 2 * d * h
     return v * d + (0 if settings.rotary else settings.context * d) + settings.layers * block + d * v + (d if settings.value else 0)
 

@@ -75,6 +75,16 @@ def test_the_merged_tree_by_hand() -> None:
     assert [row[:n] for row, n in zip(last, (3, 4, 2, 3), strict=True)] == [[9, 1, 2], [9, 1, 2, 3], [9, 1], [9, 4, 5]]
 
 
+def test_a_completion_that_was_cut_hides_no_twin_that_goes_on() -> None:
+    """Padding without an end before it, in the first of two that begin alike."""
+    model, prompt = tiny(), questions(1, 4)
+    tokens = torch.tensor([[[1, PAD, PAD], [1, 2, 3]]])
+    want = separate(model, prompt, tokens)[tokens != PAD]
+    for order in ([0, 1], [1, 0]):
+        packed, before = pack(prompt, tokens[:, order])
+        close(look_up(model.hidden(packed), before)[:, order][tokens != PAD], want, rtol=1e-12, atol=1e-12)
+
+
 def test_twins_are_the_first_that_began_alike() -> None:
     tokens = torch.tensor([[[1, 1], [2, 1], [1, 2], [2, 1], [1, 1]]])
     first = twins(torch.zeros(1, 5, dtype=torch.long), tokens[..., 0])

@@ -248,9 +248,11 @@ def test_a_sequence_longer_than_the_context_is_refused() -> None:
         sample(model, PROMPT, 1, 4, stream())
 
 
-def test_an_empty_group_is_refused() -> None:
+def test_an_empty_group_and_empty_completions_are_refused() -> None:
     with pytest.raises(CourseError, match="group: got 0"):
         sample(tiny(), PROMPT, 0, 2, stream())
+    with pytest.raises(CourseError, match="limit: got 0"):
+        sample(tiny(), PROMPT, 2, 0, stream())
 
 
 @pytest.mark.parametrize(
