@@ -71,7 +71,8 @@ for text, tokens in (("15⏎", [1, 5, tasks.END]), ("14⏎", [1, 4, tasks.END]),
 # %% [markdown]
 # ## A nano transformer
 #
-# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting:
+# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting. `packed` holds the tokens to compute, and which of them each may see: those
+# before it. What several answers to a question have in common, the question and their first tokens, stands in it once ([`packing.py`](../tinylm/packing.py)).
 
 # %%
 from tinylm.model import PRESETS, Transformer
@@ -80,7 +81,7 @@ double = {"dtype": torch.float64}  # so that your numbers are these
 settings = dataclasses.replace(PRESETS["nano"], context=task.context)
 model = Transformer(settings, **double)
 print(settings, f"\n{model.size:,} weights")
-lesson.code(Transformer.hidden, Transformer._block_end)
+lesson.code(Transformer._blocks, Transformer._block_end)
 
 # %% [markdown]
 # The probability of an answer is the product over its tokens,
@@ -132,8 +133,12 @@ for name, each in (("untrained", before), ("after SFT", model)):
     print(f"{name}: {sampled.score.mean():.1%} of the samples right, {shaped:.1%} well-formed; greedy {greedy:.1%}")
 
 # %%
+from tinylm.packing import pack
+
 rollout = LanguageModel(model, task, prompts=64, group=8).sample(lesson.noise(use=3, **double))
 print("reward, mask, tokens:", tuple(rollout.reward.shape), tuple(rollout.mask.shape), tuple(rollout.data["tokens"].shape))
+apart, shared = (pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)[0].tokens.numel() for merge in (False, True))
+print(f"to compute for one update: {apart:,} tokens with each question once, {shared:,} with each common beginning once")
 
 
 def gradient(estimator, rollout):

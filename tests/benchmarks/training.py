@@ -24,7 +24,7 @@ from tinylm.evaluate import accuracy
 from tinylm.train import Training, TrainSettings
 
 GOAL = 0.95  # greedy exact match on held-out questions
-LOOK = 50  # rollouts between evaluations
+LOOK = 50  # steps (of the warm start, or rollouts) between evaluations
 
 
 def train(seed: int) -> dict[str, Any]:
@@ -40,8 +40,9 @@ def train(seed: int) -> dict[str, Any]:
         begins = warm and training.phase != "warm"
         if begins:
             found["warm_seconds"] = spent
+            found["begins"] = len(seconds)  # the point of the curve at which reinforcement learning does
             found["start"] = float(accuracy(training.model, training.task, Noise((), seed), samples=8).mean())
-        if begins or training.done or (not warm and training.learner.steps % LOOK == 0):
+        if begins or training.done or training.learner.steps % LOOK == 0:
             seconds.append(spent)
             curve.append(greedy(training))
     return found | {"seconds": seconds, "accuracy": curve}
@@ -89,7 +90,7 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
     lines = []
     for run, colour in zip(runs, figures.shades(len(runs)), strict=True):
         [line] = ax.plot(run["seconds"], run["accuracy"], color=colour)
-        ax.plot(run["seconds"][1], run["accuracy"][1], "o", color=colour)
+        ax.plot(run["seconds"][run["begins"]], run["accuracy"][run["begins"]], "o", color=colour)
         lines.append(line)
     figures.expectation(ax, GOAL)
     ax.text(0, GOAL, f" goal, {100 * GOAL:.0f} %", va="bottom")
