@@ -251,10 +251,15 @@ def _angles(settings: ModelSettings, device: torch.device | str, dtype: torch.dt
     return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
-def flops_per_token(settings: ModelSettings, length: int) -> float:
-    """Multiply-adds × 2 of one token's forward pass in a sequence of `length`: matrices, and attention to what it sees."""
+def flops_per_token(settings: ModelSettings, length: int, *, read: bool = True) -> float:
+    """Multiply-adds × 2 of one token's forward pass in a sequence of `length`: matrices, and attention to what it sees.
+
+    `read` False: of one whose final state nobody reads, which ends at the last block's keys and values.
+    """
     d, h = settings.width, settings.hidden
     matrices = settings.layers * (4 * d * d + 2 * d * h) + d * VOCABULARY
+    if not read:
+        matrices -= d * d + 2 * d * h + d * VOCABULARY
     return 2.0 * (matrices + settings.layers * 2 * d * length)
 
 

@@ -35,12 +35,10 @@ from course.rollout import Rollout
 from tinylm.model import PRESETS, Transformer, flops_per_token
 from tinylm.packing import pack
 from tinylm.problem import LanguageModel
-from tinylm.tasks import CHARACTERS, END, VOCABULARY, DigitCredit, Task, TaskSettings, make
+from tinylm.tasks import CHARACTERS, END, DigitCredit, Task, TaskSettings, make
 from tinylm.train import Training, TrainSettings
 
 PROMPTS, GROUP, UPDATES = 64, 8, 2
-
-
 STARTS = ("warm", "random")  # a warm start to TARGET, or random weights
 TARGET = 0.3  # sampled accuracy
 GOAL = 8.0  # times as fast as TRL
@@ -96,11 +94,10 @@ def arithmetic(rollout: Rollout, merge: bool) -> float:
     With `merge` distinct tokens count; without it every token of every completion but the last, with the prompt once for its group.
     In the last block only tokens whose state is read count. Attention counts what a token sees.
     """
-    shape = PRESETS["small"]
     packed, _ = pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)
-    d, h = shape.width, shape.hidden
-    unread = packed.unread * 2.0 * (d * d + 2 * d * h + d * VOCABULARY)
-    return (sum(flops_per_token(shape, position + 1) for position in packed.positions.tolist()) - unread) * (1 + 3 * UPDATES)
+    rows = enumerate(packed.positions.tolist())
+    forwards = sum(flops_per_token(PRESETS["small"], position + 1, read=row >= packed.unread) for row, position in rows)
+    return forwards * (1 + 3 * UPDATES)
 
 
 def theirs(steps: int, start: str) -> Measured:
