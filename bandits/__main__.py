@@ -2,7 +2,7 @@
 
 import sys
 
-from course.ablation import main
+from course.lab.ablation import main
 
 if __name__ == "__main__":
     sys.exit(main("bandits.ablations", "python -m bandits"))

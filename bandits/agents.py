@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bandits.environments import Environment, arms_first, pick
 from course.errors import require
-from course.noise import Noise
-from course.optim import over_runs
+from course.train.noise import Noise
+from course.train.optim import over_runs
 
 Setting = float | Tensor
 CANDIDATES = 4  # proposals per gamma number: all are rejected with a chance of at most (1 − 0.9517)^4 < 6e-6

@@ -9,10 +9,10 @@ from typing import Any
 
 from bandits.ablations import ladder as climbing
 from bandits.ablations import microscope
-from course.ablation import run_ablation
-from course.climb import Climbed
-from course.results import Result
-from course.terminal import Progress, duration
+from course.lab.ablation import run_ablation
+from course.lab.climb import Climbed
+from course.lab.result import Result
+from course.lab.terminal import Progress, duration
 
 
 def climb(rungs: Sequence[str] | None, runs: int | None, seed: int, device: str | None, out: Path) -> tuple[Climbed, Result]:

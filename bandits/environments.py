@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from course.errors import CourseError, require
-from course.noise import Noise
+from course.train.noise import Noise
 
 
 def arms_first(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bandits.environments import Discrete, contextual
 from bandits.policies import LinearSoftmax
 from bandits.problem import Bandit
-from course.noise import Noise
+from course.train.noise import Noise
 
 
 def linear_bandit(

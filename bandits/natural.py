@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bandits.policies import log_softmax
 from course.errors import require
-from course.optim import Closures, _FirstOrder, over_runs
+from course.train.optim import Closures, _FirstOrder, over_runs
 
 
 def natural_direction(gradient: Tensor, log_prob: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def natural_direction(gradient: Tensor, log_prob: Tensor) -> Tensor:
 
 
 class SoftmaxNaturalGradient(_FirstOrder):
-    """θ ← θ + lr·F⁺g for the logits [..., Q, K] of `Softmax`: what `course.trust_region.NaturalGradient` approximates.
+    """θ ← θ + lr·F⁺g for the logits [..., Q, K] of `Softmax`: what `course.train.trust_region.NaturalGradient` approximates.
 
     F is the Fisher matrix of the mean over prompts, so a prompt's own direction is multiplied by Q, as it is there.
     """

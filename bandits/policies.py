@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bandits.environments import arms_first, pick
 from course.errors import require
-from course.noise import Noise
+from course.train.noise import Noise
 
 
 def log_softmax(logits: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from bandits.environments import Environment, pick
 from bandits.policies import LinearSoftmax, Softmax
 from bandits.problem import Bandit
 from course.errors import require
-from course.exact import members
-from course.noise import Noise
+from course.exact.counting import members
 from course.rollout import Rollout
+from course.train.noise import Noise
 
 
 class Population(Bandit):

@@ -10,8 +10,8 @@ from torch import Tensor
 from bandits.environments import Continuous, Environment, pick
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
 from course.errors import require
-from course.noise import Noise
 from course.rollout import Policy, Rollout
+from course.train.noise import Noise
 
 
 class Bandit:

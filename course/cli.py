@@ -10,11 +10,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from course import ablation, climb, ladder, results
-from course.device import pick_device
+from course import ladder
 from course.errors import CourseError, require, unknown
-from course.metrics import GLOSSARY
-from course.terminal import FACT_FAILED, OK, Parser, guarded, text_table
+from course.lab import ablation, climb, ledger
+from course.lab.terminal import FACT_FAILED, OK, Parser, guarded, text_table
+from course.train import files
+from course.train.device import pick_device
+from course.train.metrics import GLOSSARY
 
 QUICK_RUNS = 40
 KINDS = {"rung": "the ladder, bottom to top", "descendant": "descendants", "branch": "branches", "own": "your own"}
@@ -106,7 +108,7 @@ def _ladder(chosen: Namespace) -> int:
     require(not (chosen.quick and chosen.runs), "--quick", f"--runs {chosen.runs} as well", "one of the two")
     device = None if chosen.device is None else str(pick_device(chosen.device))
     rungs = None if chosen.rungs is None else list(ablation.resolve_rungs(chosen.rungs))
-    out = results.check_writable(Path(chosen.out) if chosen.out else ablation.default_folder())
+    out = files.check_writable(Path(chosen.out) if chosen.out else ablation.default_folder())
     # by name: the core knows nothing of bandits or transformers
     runs = QUICK_RUNS if chosen.quick else chosen.runs
     bandit, exact = importlib.import_module("bandits.climb").climb(rungs, runs, chosen.seed, device, out)
@@ -126,13 +128,13 @@ def _ladder(chosen: Namespace) -> int:
 
 def _facts(chosen: Namespace) -> int:
     """Print the ledger: every claim that a result in the folder measured. The exit status is 1 if one does not hold."""
-    facts = results.ledger(Path(chosen.folder) if chosen.folder else ablation.default_folder())
+    facts = ledger.ledger(Path(chosen.folder) if chosen.folder else ablation.default_folder())
     print(facts.table())
     print(facts.summary)
     if chosen.readme is not None:
         path = Path(chosen.readme) if chosen.readme else (ablation.project_root() or Path()) / "README.md"
         pieces = {"facts": facts.summary, "ladder": f"\n{ladder_table()}\n", "lessons": f"\n{lessons_table()}\n"}
-        print(f"{path}: {'updated' if results.update_readme(path, pieces) else 'up to date'}")
+        print(f"{path}: {'updated' if ledger.update_readme(path, pieces) else 'up to date'}")
     return OK if facts.held == len(facts.entries) else FACT_FAILED
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course import checkpoint, metrics
-from course.critic import RunningMean
 from course.errors import CourseError, Diverged, require
 from course.estimator import Estimator, Frozen, uses_critic
-from course.noise import Noise
-from course.optim import Closures, Optimizer, clip_gradients, over_runs, per_run_dot
 from course.parts import AdaptiveBeta
 from course.rollout import Policy, Rollout
+from course.train import checkpoint, metrics
+from course.train.critic import RunningMean
+from course.train.noise import Noise
+from course.train.optim import Closures, Optimizer, clip_gradients, over_runs, per_run_dot
 
 
 class Problem(Protocol):

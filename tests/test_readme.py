@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from course import cli, ladder, results
+from course import cli, ladder
 from course.estimator import Estimator
-from tests.conftest import make_rollout
+from course.lab import ledger
+from tests.helpers import make_rollout
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,7 +23,7 @@ def between(name: str) -> str:
 
 
 def test_the_count_of_claims_is_that_of_the_results_and_all_hold() -> None:
-    facts = results.ledger(ROOT / "figures")
+    facts = ledger.ledger(ROOT / "figures")
     assert between("facts") == facts.summary
     assert [f"{name}: {fact.claim}" for name, fact in facts.entries if not fact.holds] == []
 
@@ -36,7 +37,7 @@ def test_the_list_of_lessons_is_the_syllabus() -> None:
 
 
 def test_every_numbered_claim_on_bandits_was_measured() -> None:
-    measured = {fact.number for _, fact in results.ledger(ROOT / "figures").entries}
+    measured = {fact.number for _, fact in ledger.ledger(ROOT / "figures").entries}
     assert set(range(1, 24)) <= measured
 
 
@@ -59,7 +60,7 @@ def test_the_estimator_of_ones_own_takes_ten_lines_and_works(tmp_path: Path) -> 
 
 
 def test_every_figure_has_its_numbers_and_every_ablation_its_figure() -> None:
-    from course import ablation
+    from course.lab import ablation
 
     for picture in (ROOT / "figures").glob("*.png"):
         assert picture.with_suffix(".json").is_file(), picture

@@ -2,8 +2,8 @@
 
 import sys
 
-from course.ablation import main
-from course.device import keep_memory
+from course.lab.ablation import main
+from course.train.device import keep_memory
 from tinylm import commands
 
 if __name__ == "__main__":

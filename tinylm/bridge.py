@@ -30,8 +30,9 @@ from course.exact import Microscope, Outcomes
 from course.parts.kl import ExactKL
 from course.rollout import Policy, Rollout
 from tinylm.model import Transformer
-from tinylm.sampler import check_sampling, sample, score
-from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, ExactMatch, Reward, Task
+from tinylm.rewards import ExactMatch, Reward
+from tinylm.sampling import check_sampling, sample, score
+from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task
 
 LARGEST = 100_000  # completions that are listed
 ROW = 17  # completions that share one packed sequence when they are scored

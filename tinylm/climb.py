@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from course import ladder
-from course.ablation import run_ablation
-from course.climb import Climbed
-from course.device import keep_memory
-from course.terminal import Progress, duration
+from course.lab.ablation import run_ablation
+from course.lab.climb import Climbed
+from course.lab.terminal import Progress, duration
+from course.train.device import keep_memory
 from tinylm.ablations import ladder as climbing
 
 # No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds take a few minutes.

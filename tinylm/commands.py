@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from course.ablation import resolve_rungs, with_settings
-from course.device import pick_device
 from course.errors import CourseError, require
-from course.noise import Noise
-from course.results import check_writable
-from course.terminal import OK, Parser, Progress, duration, guarded, text_table
+from course.lab.ablation import resolve_rungs, with_settings
+from course.lab.terminal import OK, Parser, Progress, duration, guarded, text_table
+from course.train.device import pick_device
+from course.train.files import check_writable
+from course.train.noise import Noise
 from tinylm.evaluate import accuracy, interval, pass_at_k, wilson
-from tinylm.sampler import check_sampling, sample
-from tinylm.tasks import REWARDS, decode, encode
-from tinylm.train import CHECKPOINT, METRICS, Training, TrainSettings, run
+from tinylm.rewards import REWARDS
+from tinylm.sampling import check_sampling, sample
+from tinylm.tasks import decode, encode
+from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings, run
 
 COMMANDS = ("train", "eval", "sample")
 OVERVIEW = """python -m tinylm train   train a model: warm start, then reinforcement learning (--help shows every setting)

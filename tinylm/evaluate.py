@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from course.errors import require
-from course.noise import Noise
+from course.train.noise import Noise
 from tinylm.model import Transformer
-from tinylm.sampler import sample, score
-from tinylm.tasks import PAD, ExactMatch, Task
+from tinylm.rewards import ExactMatch
+from tinylm.sampling import sample, score
+from tinylm.tasks import PAD, Task
 
 
 @torch.no_grad()

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator, uses_critic
+from course.lab.terminal import QUIET, Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import Adam, LinearDecay, Optimizer
 from course.parts import AdaptiveBeta
-from course.terminal import QUIET, Progress
+from course.train.noise import Noise
+from course.train.optim import Adam, LinearDecay, Optimizer
 from tinylm import tasks
 from tinylm.evaluate import accuracy
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
-from tinylm.tasks import Reward, Task, TaskSettings
+from tinylm.rewards import Reward
+from tinylm.tasks import Task, TaskSettings
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def train(
 ) -> Curves:
     """Reinforcement learning from the warm start, for all learning rates and seeds at once: run axes (L, S).
 
-    Adam, as in `tinylm.train`, with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates
+    Adam, as in `tinylm.training`, with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates
     [L, S]. A seed draws the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one; it
     starts from the weights of the warm start, with a value head of zeros. `reward` None: exact match. `also`: more questions of
     the task, name → rows, on which the greedy accuracy is measured, too, under that name. `asks`: the problem's class, one that
@@ -202,7 +203,7 @@ def peak_bytes(estimator: Estimator, problem: LanguageModel, noise: Noise) -> fl
 def distance(model: Transformer, reference: Transformer, task: Task, questions: Tensor) -> Tensor:
     """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the policy's own greedy answers."""
     from course.parts.kl import exact_kl
-    from tinylm.sampler import sample, score
+    from tinylm.sampling import sample, score
 
     prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
     made = sample(model, prompt, 1, task.limit, None)

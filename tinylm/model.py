@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from course.errors import require
-from course.noise import Noise
-from tinylm.packing import Packed, look_up, sequences
+from course.train.noise import Noise
+from tinylm.fast.packing import Packed, look_up, sequences
 from tinylm.tasks import VOCABULARY
 
 

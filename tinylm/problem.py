@@ -12,13 +12,14 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator, uses_reference
-from course.metrics import chosen_mean
-from course.noise import Noise
 from course.parts import ExactKL, Greedy, TokenMean
 from course.rollout import Policy, Rollout
+from course.train.metrics import chosen_mean
+from course.train.noise import Noise
 from tinylm.model import Transformer
-from tinylm.sampler import check_sampling, sample, score, states
-from tinylm.tasks import PAD, ExactMatch, Reward, Task
+from tinylm.rewards import ExactMatch, Reward
+from tinylm.sampling import check_sampling, sample, score, states
+from tinylm.tasks import PAD, Task
 
 
 def _fits(model: Transformer, task: Task) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bandits.exact import b3
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import replace
 from course.exact import (
@@ -36,9 +36,11 @@ from course.exact import (
     rloo_crossover,
     variance_at_baseline,
 )
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.parts import Constant
-from course.results import Fact, Result
-from course.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,14 +28,17 @@ from bandits.agents import UCB, Agent, BetaThompson, EpsilonGreedy, Metered, pla
 from bandits.environments import Bernoulli
 from bandits.policies import Softmax
 from bandits.problem import Bandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import uses_critic
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error, share_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
-from course.results import Fact, Result, mean_error, share_error
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

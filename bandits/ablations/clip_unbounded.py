@@ -23,16 +23,18 @@ from bandits.environments import Deterministic
 from bandits.exact import outcomes
 from bandits.policies import Softmax
 from bandits.population import Population
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
 from course.exact import microscope
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import Clip, Constant, NoBaseline
-from course.results import Fact, Result
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

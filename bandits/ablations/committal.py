@@ -32,18 +32,21 @@ from bandits.exact import outcomes
 from bandits.natural import SoftmaxNaturalGradient, natural_direction
 from bandits.policies import Softmax, log_softmax
 from bandits.problem import Bandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import replace
 from course.exact import microscope
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import share_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import Optimizer
 from course.parts import Constant, Value
-from course.results import Fact, Result, share_error
 from course.rollout import Rollout
-from course.terminal import Progress
-from course.trust_region import NaturalGradient
+from course.train.noise import Noise
+from course.train.optim import Optimizer
+from course.train.trust_region import NaturalGradient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

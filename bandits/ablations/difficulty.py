@@ -20,14 +20,16 @@ from torch import Tensor
 
 from bandits.environments import Environment
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
 from course.exact import Outcomes, every_group, group_mean_factor, group_std_weight, microscope, objective, silent_probability
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.parts import DropSilentGroups, GroupStd, SequenceMean
 from course.parts.baseline import silent
-from course.results import Fact, Result
-from course.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

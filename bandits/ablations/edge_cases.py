@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course import figures, ladder
+from course import ladder
 from course.errors import CourseError, require
 from course.estimator import Estimator, replace
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.parts import K3, Baseline, GroupStd, NoScale, Scale
-from course.results import Fact, Result
 from course.rollout import Policy, Rollout
-from course.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,17 +28,19 @@ from bandits.environments import Deterministic
 from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.policies import Softmax
 from bandits.population import every_arm
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import Outcomes, every_group, microscope, sampling_probability
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
 from course.parts import Constant, LeaveOneOut, NoKL, NoScale, SequenceMean, SequenceRatio
-from course.results import Fact, Result
 from course.rollout import Policy, Rollout
-from course.terminal import Progress
-from course.trust_region import NaturalGradient
+from course.train.noise import Noise
+from course.train.trust_region import NaturalGradient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,16 +31,18 @@ from bandits.exact import outcomes
 from bandits.natural import natural_direction
 from bandits.policies import Softmax, log_softmax
 from bandits.population import Population, every_arm
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import group_std_weight, microscope
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import Constant, GroupStd, NoBaseline, NoScale
-from course.results import Fact, Result
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

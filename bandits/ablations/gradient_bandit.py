@@ -23,16 +23,19 @@ from torch import Tensor
 from bandits.environments import Deterministic, testbed
 from bandits.policies import Softmax
 from bandits.problem import Bandit
-from course import figures, ladder
-from course.critic import RunningMean
+from course import ladder
 from course.errors import require
 from course.estimator import replace
+from course.lab import figures
+from course.lab.facts import ERRORS, Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import QUIET, Progress
 from course.learner import History, Learner
-from course.noise import Noise
-from course.optim import SGD, Schedule
 from course.parts import Value
-from course.results import ERRORS, Fact, Result, mean_error
-from course.terminal import QUIET, Progress
+from course.train.critic import RunningMean
+from course.train.noise import Noise
+from course.train.optim import SGD, Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,6 @@ from torch import Tensor
 from bandits.environments import Deterministic
 from bandits.exact import B3_POLICY
 from bandits.flow import ascend, expected_gradient
-from course import figures
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import (
@@ -36,7 +35,11 @@ from course.exact import (
     kl_gradient,
     microscope,
 )
-from course.noise import Noise
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.parts import (
     K1,
     K2,
@@ -48,9 +51,8 @@ from course.parts import (
     InReward,
 )
 from course.parts.kl import KL, Reference, exact_kl, k1, k2, k3
-from course.results import Fact, Result, mean_error
 from course.rollout import Rollout
-from course.terminal import Progress
+from course.train.noise import Noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

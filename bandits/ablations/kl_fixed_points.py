@@ -25,13 +25,15 @@ from torch import Tensor
 
 from bandits.environments import Deterministic
 from bandits.flow import ascend, expected_gradient
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
 from course.exact import group_mean_factor, group_std_weight
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.parts import K2, K3, ExactKL, GroupStd, Ratio
-from course.results import Fact, Result
-from course.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,14 +20,16 @@ from torch import Tensor
 from bandits.environments import contextual
 from bandits.policies import Softmax
 from bandits.problem import Bandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, uses_critic
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
-from course.results import Fact, Result
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     import numpy as np

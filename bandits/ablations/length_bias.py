@@ -21,12 +21,14 @@ from torch import Tensor
 
 from bandits.environments import Environment
 from bandits.flow import ascend, expected_gradient
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.exact import group_mean_factor, group_std_weight
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.parts import ConstantLength, GroupStd, SequenceMean, TokenMean
-from course.results import Fact, Result
-from course.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

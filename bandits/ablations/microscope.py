@@ -18,11 +18,13 @@ import torch
 
 from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.exact import Outcomes, group_mean_factor, microscope
-from course.results import Fact, Result
-from course.terminal import Progress
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

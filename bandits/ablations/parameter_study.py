@@ -26,14 +26,16 @@ from bandits.agents import UCB, EpsilonGreedy, Metered, play
 from bandits.environments import testbed
 from bandits.policies import Softmax
 from bandits.problem import Bandit
-from course import figures
-from course.critic import RunningMean
 from course.errors import require
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
-from course.results import Fact, Result, mean_error
-from course.terminal import Progress
+from course.train.critic import RunningMean
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

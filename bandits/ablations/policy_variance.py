@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from bandits.gaussian import group_gradients
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
-from course.noise import Noise
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.parts import Value
-from course.results import Fact, Result, mean_error
-from course.terminal import Progress
+from course.train.noise import Noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

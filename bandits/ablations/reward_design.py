@@ -26,15 +26,18 @@ from bandits.environments import Continuous
 from bandits.gaussian import group_gradients
 from bandits.policies import GaussianPolicy
 from bandits.problem import GaussianBandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error, share_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import GroupStd
-from course.results import Fact, Result, mean_error, share_error
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

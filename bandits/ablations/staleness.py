@@ -27,16 +27,19 @@ from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
 from bandits.flow import ascend, expected_gradient
 from bandits.linear import linear_bandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace, uses_critic
 from course.exact import Outcomes, group_mean_factor, kl_gradient, microscope
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.optim import SGD
 from course.parts import K3, ExactKL, NoKL, ScoreFunction
 from course.parts.kl import exact_kl
-from course.results import Fact, Result, mean_error
-from course.terminal import Progress
+from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

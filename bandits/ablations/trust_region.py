@@ -19,17 +19,20 @@ from torch import Tensor
 
 from bandits.linear import linear_bandit
 from bandits.problem import Bandit
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, uses_critic
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD, Optimizer
 from course.parts.kl import exact_kl
-from course.results import Fact, Result, mean_error
 from course.rollout import Rollout
-from course.terminal import Progress
-from course.trust_region import TRPO
+from course.train.noise import Noise
+from course.train.optim import SGD, Optimizer
+from course.train.trust_region import TRPO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
 from course.lesson.view import image, in_notebook, show
-from course.noise import Noise
+from course.train.noise import Noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ from course.errors import CourseError, require
 from course.lesson import Lesson
 from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, info
 from course.lesson.view import WIDGET
-from course.results import replace_files
+from course.train.files import replace_files
 
 LIMIT = 500_000  # bytes of a saved notebook
 TIME = "{{time}}"  # in a lesson's opening
@@ -115,12 +115,25 @@ def tidy(notebook: Any, old: Any = None) -> None:
             continue
         number += 1
         cell.execution_count = number
+        cell.outputs = _whole_streams(cell.outputs)
         for output in cell.outputs:
             if "execution_count" in output:
                 output["execution_count"] = number
             if "data" in output:
                 output["data"].pop(WIDGET, None)
                 output["metadata"] = {}
+
+
+def _whole_streams(outputs: list[Any]) -> list[Any]:
+    """What was printed in a row as one output, however many pieces it arrived in."""
+    whole: list[Any] = []
+    for output in outputs:
+        before = whole[-1] if whole else None
+        if before is not None and "stream" == output.output_type == before.output_type and output.name == before.name:
+            before.text += output.text
+        else:
+            whole.append(output)
+    return whole
 
 
 def _rounded(seconds: float, known: int | None) -> int:

@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 from course import ladder
-from course.figures import style_of
+from course.lab.figures import style_of
 from course.lesson import progress
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index
 from course.registry import Rung

@@ -16,7 +16,7 @@ from course.exact import microscope
 from course.lesson import build
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.syllabus import folder
-from course.results import replace_files
+from course.train.files import replace_files
 
 EQUATION = re.compile(r"\beq:([a-z0-9]+(?:-[a-z0-9]+)*)")
 ANSWERS = re.compile(r"<!--\s*answers:\s*([\d,\s]+)-->")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from course.lesson.syllabus import folder
-from course.results import replace_files
+from course.train.files import replace_files
 
 Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and "exercises" → names
 FILE = "PG_LADDER_PROGRESS"  # an environment variable that puts the file somewhere else

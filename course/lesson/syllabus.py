@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course.ablation import project_root
 from course.errors import require
+from course.lab.ablation import project_root
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@
 import torch
 
 import course
-from course import exact, figures, ladder
+from course import exact, ladder
+from course.lab import figures
 
 lesson = course.setup("00")
 lesson.map()
@@ -130,7 +131,7 @@ print("arms     ", rollout.data["action"][0].tolist(), "  rewards", rollout.rewa
 
 # %%
 from course.learner import Learner
-from course.optim import Adam
+from course.train.optim import Adam
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
@@ -218,8 +219,8 @@ print("mean over the batch:      ", f"{float(R.mean()):.3g}")
 # others:
 
 # %%
-from course.noise import Noise
-from course.optim import SGD
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 
 def third_run(numbers):

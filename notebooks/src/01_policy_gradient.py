@@ -16,7 +16,8 @@
 import torch
 
 import course
-from course import exact, figures, ladder
+from course import exact, ladder
+from course.lab import figures
 
 lesson = course.setup("01")
 ladder.reinforce
@@ -576,7 +577,7 @@ for rate, place in ((0.1, 0), (0.4, 1)):
 # %% jupyter={"source_hidden": true}
 from bandits.environments import Discrete
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 
 exponents = torch.arange(-2.0, 0.51, 0.25, dtype=torch.float64)  # of the learning rate
 offsets = torch.arange(-4.0, 4.1, 1.0, dtype=torch.float64)

@@ -17,7 +17,8 @@
 import torch
 
 import course
-from course import exact, figures, ladder
+from course import exact, ladder
+from course.lab import figures
 
 lesson = course.setup("02")
 ladder.baseline
@@ -562,7 +563,7 @@ from bandits.environments import Bernoulli
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 from course.parts import Value
 
 

@@ -17,7 +17,8 @@ import torch
 
 import course
 from bandits.exact import B3_MEANS, B3_POLICY
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 
 lesson = course.setup("03")
 print("replaced in this lesson:", ", ".join(ladder.surrogate.diff(ladder.baseline)))
@@ -203,7 +204,7 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 # %%
 from bandits.linear import linear_bandit
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 from course.parts.kl import k3
 
 SIZES = (16, 10, 48)  # questions, answers of each, parameters that all share
@@ -565,12 +566,12 @@ lesson.explore(
 # $G_{\text{eff}} \approx G/(1 + 2\,\mathrm{KL})$, so a bound on this KL is a bound on the samples that are lost.
 
 # %%
-from course.trust_region import TRPO, conjugate_gradient, fisher_product
+from course.train.trust_region import TRPO, conjugate_gradient, fisher_product
 
 lesson.code(fisher_product)
 
 # %%
-from course.optim import Closures
+from course.train.optim import Closures
 from course.parts.kl import exact_kl
 
 theta = old.log().clone().requires_grad_()
@@ -741,7 +742,7 @@ natural.check(my_trust_region_step)
 
 # %%
 from bandits.ablations import trust_region
-from course.terminal import QUIET
+from course.lab.terminal import QUIET
 
 short = change(trust_region.SETTINGS, runs=10, rollouts=40)
 runs = {"trpo": trust_region.train(ladder.surrogate, (0.1,), True, short, QUIET, "TRPO")}

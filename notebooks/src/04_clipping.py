@@ -16,7 +16,8 @@
 import torch
 
 import course
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 from course.parts import CISPO, Clip, Constant, Ratio
 
 lesson = course.setup("04")
@@ -405,7 +406,7 @@ lesson.picture(figure, "good samples pile up beyond 1.2, with a tail to 4; bad o
 
 # %%
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 
 
 def trained(estimator, rate=64.0, epochs=16):

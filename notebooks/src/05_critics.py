@@ -19,7 +19,8 @@ import dataclasses
 import torch
 
 import course
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 from course.estimator import Estimator, replace
 from course.exact import Outcomes, microscope
 from course.lesson import Choice, Slider
@@ -507,7 +508,7 @@ lesson.picture(figure, "bias and noise over λ for three critics: the exact one 
 
 # %%
 from course.learner import Learner
-from course.optim import Adam
+from course.train.optim import Adam
 from tinylm import tasks
 from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
@@ -543,7 +544,7 @@ def copy_of(model, runs=(), value=False):
 
 
 # %%
-from tinylm.sampler import states
+from tinylm.sampling import states
 
 critic = copy_of(policy, value=True)
 problem = LanguageModel(policy, task, prompts=32, group=4, critic=critic)
@@ -690,8 +691,8 @@ lesson.ask(
 # learning rate. These are the numbers that its file holds (± is half a 95 % interval over its seeds), and the claims that it checked:
 
 # %%
-from course.ablation import project_root
-from course.results import Result
+from course.lab.ablation import project_root
+from course.lab.result import Result
 
 found = Result.load(project_root() / "figures" / "tinylm_critic.json")
 price = found.series["price"]
@@ -827,7 +828,7 @@ for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
 # average, and those at the last place.
 
 # %%
-from tinylm.sampler import score
+from tinylm.sampling import score
 
 
 def right_and_early(model):

@@ -18,7 +18,8 @@ import math
 import torch
 
 import course
-from course import exact, figures, ladder
+from course import exact, ladder
+from course.lab import figures
 
 lesson = course.setup("06")
 ladder.group_mean
@@ -682,7 +683,7 @@ from bandits.environments import Discrete
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 
 programs = {
     "run A": ("std forgotten", ladder.group_mean),

@@ -17,7 +17,8 @@
 import torch
 
 import course
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 
 lesson = course.setup("07")
 ladder.grpo
@@ -499,7 +500,7 @@ from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.estimator import replace
 from course.learner import Learner
-from course.optim import SGD
+from course.train.optim import SGD
 
 
 def distance_after(penalty, epochs, runs=200):
@@ -774,8 +775,8 @@ ladder.ppo_kl
 # subtract, and rewards **sums only**. The next cell reads that file.
 
 # %%
-from course.ablation import project_root
-from course.results import Result
+from course.lab.ablation import project_root
+from course.lab.result import Result
 from tinylm.experiment import interval
 
 ran = Result.load(project_root() / "figures" / "tinylm_kl.json")

@@ -19,7 +19,8 @@ import dataclasses
 import torch
 
 import course
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 from course.estimator import replace
 from course.lesson import Choice, Slider
 
@@ -60,7 +61,7 @@ print(f"{len(task.train)} questions to train on, {len(task.held_out)} held out, 
 # Softer checks exist: the share of right digits, or the format alone.
 
 # %%
-from tinylm.tasks import DigitCredit, ExactMatch, Format
+from tinylm.rewards import DigitCredit, ExactMatch, Format
 
 lesson.code(ExactMatch)
 question = 78  # 7+8=
@@ -72,7 +73,7 @@ for text, tokens in (("15⏎", [1, 5, tasks.END]), ("14⏎", [1, 4, tasks.END]),
 # ## A nano transformer
 #
 # One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting. `packed` holds the tokens to compute, and which of them each may see: those
-# before it. What several answers to a question have in common, the question and their first tokens, stands in it once ([`packing.py`](../tinylm/packing.py)).
+# before it. What several answers to a question have in common, the question and their first tokens, stands in it once ([`packing.py`](../tinylm/fast/packing.py)).
 
 # %%
 from tinylm.model import PRESETS, Transformer
@@ -107,7 +108,7 @@ LIKELIHOOD
 # %%
 demonstrations = Demonstrations(model, task, batch=128)
 batch = demonstrations.sample(lesson.noise(use=9, **double))
-from tinylm.sampler import score
+from tinylm.sampling import score
 
 dist, _ = score(model, batch.data["prompt"], batch.data["tokens"])
 ours = LIKELIHOOD.loss(demonstrations.policy(batch), batch).detach()
@@ -120,7 +121,7 @@ print(f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12: {abs(
 
 # %%
 from course.learner import Learner
-from course.optim import Adam
+from course.train.optim import Adam
 from tinylm.evaluate import accuracy, right_to_go
 from tinylm.problem import LanguageModel
 
@@ -133,7 +134,7 @@ for name, each in (("untrained", before), ("after SFT", model)):
     print(f"{name}: {sampled.score.mean():.1%} of the samples right, {shaped:.1%} well-formed; greedy {greedy:.1%}")
 
 # %%
-from tinylm.packing import pack
+from tinylm.fast.packing import pack
 
 rollout = LanguageModel(model, task, prompts=64, group=8).sample(lesson.noise(use=3, **double))
 print("reward, mask, tokens:", tuple(rollout.reward.shape), tuple(rollout.mask.shape), tuple(rollout.data["tokens"].shape))
@@ -237,7 +238,7 @@ bridge = Bridge(model, task, question)
 text = decode(task.prompt[question].tolist())
 print(f"{text} has {len(bridge.tokens):,} completions ({count(3):,} by (8.4)); their probabilities sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}")
 print(f"J = {bridge.objective:.3g}; the share of right ones among 4,000 samples: ", end="")
-from tinylm.sampler import sample
+from tinylm.sampling import sample
 
 drawn = sample(model, task.prompt[question][None], 4000, 3, lesson.noise(use=4, **double)).tokens
 print(f"{float(ExactMatch()(drawn, torch.full(drawn.shape[:-1], question), task).mean()):.2f}")
@@ -464,7 +465,7 @@ ratio_exercise.check(answer_ratio)
 # excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` is that of the distribution really sampled from, and `LanguageModel` scores at the same temperature:
 
 # %%
-from tinylm.sampler import log_probs
+from tinylm.sampling import log_probs
 
 lesson.code(log_probs)
 for temperature, scored in ((1.0, None), (1.5, None), (1.5, 1.0), (0.7, 1.0)):

@@ -16,7 +16,8 @@
 import torch
 
 import course
-from course import figures, ladder
+from course.lab import figures
+from course import ladder
 
 lesson = course.setup("09")
 ladder.grpo
@@ -29,7 +30,7 @@ ladder.grpo
 
 # %%
 from course.learner import Learner
-from course.optim import Adam, LinearDecay
+from course.train.optim import Adam, LinearDecay
 from tinylm import tasks
 from tinylm.evaluate import accuracy, right_to_go
 from tinylm.model import ModelSettings, Transformer
@@ -198,7 +199,7 @@ for name in ("group_mean", "group_std"):
 # Multiply every $g$ by 10, and $\hat m$ and $\sqrt{\hat v}$ both grow by 10. Below, five steps of Adam on two parameters, with gradients and with ten times the gradients:
 
 # %%
-from course.optim import SGD, Closures
+from course.train.optim import SGD, Closures
 
 
 def walk(optimizer, factor):
@@ -468,7 +469,7 @@ print("wins in 20 races of three seeds:", dict(wins.most_common()))
 # What can be said, then? Compare two rungs **seed by seed**: same start, same questions. The difference of each seed has a mean and a standard error of its own, and what both have in common cancels.
 
 # %%
-from course.results import mean_error
+from course.lab.statistics import mean_error
 
 PAIRS = (("clip", "baseline", 2), ("reinforce", "baseline", 2), ("grpo", "length_mean", 2), ("group_std", "group_mean", 1), ("length_mean", "group_std", 1))
 print("difference of the final J, six seeds, paired; t = 2.57")
@@ -626,8 +627,8 @@ print(f"\nfinal J, run A − run B, paired: {mean:+.3f} ± {2.571 * error:.3f}")
 # What this lesson ran takes seconds. The committed figures took minutes each, most of them on two-digit sums; their data are in JSON files, and the next cell reads them. Each file carries its claims, what was measured, and whether they hold.
 
 # %%
-from course.ablation import project_root
-from course.results import Result
+from course.lab.ablation import project_root
+from course.lab.result import Result
 
 FILES = ("tinylm_ladder", "tinylm_staleness", "tinylm_zero", "tinylm_group_size")
 ran = {name: Result.load(project_root() / "figures" / f"{name}.json") for name in FILES}

@@ -24,14 +24,16 @@ import torch
 from bandits.environments import testbed
 from bandits.policies import Softmax
 from bandits.problem import Bandit
-from course import figures, ladder, replace
-from course.critic import RunningMean
+from course import ladder, replace
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result, environment
+from course.lab.terminal import text_table
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import Value
-from course.results import Fact, Result, environment
-from course.terminal import text_table
+from course.train.critic import RunningMean
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 RATES, SHARES = (0.1, 0.1, 0.4, 0.4), (1.0, 0.0, 1.0, 0.0)  # learning rate, and how much of the running mean is subtracted
 MEAN, EVERY = 4.0, 10

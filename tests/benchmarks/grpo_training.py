@@ -24,19 +24,23 @@ from typing import Any
 
 import torch
 
-from course import figures, ladder, replace
-from course.device import keep_memory
+from course import ladder, replace
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result, environment
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import Adam
 from course.parts import NoKL
-from course.results import Fact, Result, check_writable, environment
 from course.rollout import Rollout
+from course.train.device import keep_memory
+from course.train.files import check_writable
+from course.train.noise import Noise
+from course.train.optim import Adam
+from tinylm.fast.packing import pack
 from tinylm.model import PRESETS, Transformer, flops_per_token
-from tinylm.packing import pack
 from tinylm.problem import LanguageModel
-from tinylm.tasks import CHARACTERS, END, DigitCredit, Task, TaskSettings, make
-from tinylm.train import Training, TrainSettings
+from tinylm.rewards import DigitCredit
+from tinylm.tasks import CHARACTERS, END, Task, TaskSettings, make
+from tinylm.training import Training, TrainSettings
 
 PROMPTS, GROUP, UPDATES = 64, 8, 2
 STARTS = ("warm", "random")  # a warm start to TARGET, or random weights

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from course import figures
-from course.device import keep_memory
-from course.noise import Noise
-from course.results import Fact, Result, check_writable, environment
-from course.terminal import text_table
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result, environment
+from course.lab.terminal import text_table
+from course.train.device import keep_memory
+from course.train.files import check_writable
+from course.train.noise import Noise
 from tinylm.evaluate import accuracy
-from tinylm.train import Training, TrainSettings
+from tinylm.training import Training, TrainSettings
 
 GOAL = 0.95  # greedy exact match on held-out questions
 LOOK = 50  # steps (of the warm start, or rollouts) between evaluations

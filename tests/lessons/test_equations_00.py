@@ -14,10 +14,10 @@ from course import ladder
 from course.learner import Learner
 from course.lesson.map import ladder_map, lesson_of, progress_table
 from course.lesson.syllabus import SYLLABUS
-from course.noise import Noise
-from course.optim import SGD
 from course.rollout import Policy, Rollout
-from tests.conftest import close, f64
+from course.train.noise import Noise
+from course.train.optim import SGD
+from tests.helpers import close, f64
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LIKELIHOOD, Demonstrations

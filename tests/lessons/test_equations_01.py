@@ -16,12 +16,12 @@ from bandits.problem import Bandit
 from course import ladder
 from course.exact import Outcomes, gradient, microscope, objective, softmax_score
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import ScoreFunction, SequenceSum
 from course.parts.credit import total_return
 from course.rollout import Policy, Rollout
-from tests.conftest import close, f64
+from course.train.noise import Noise
+from course.train.optim import SGD
+from tests.helpers import close, f64
 
 PI, MEAN = f64(B3_POLICY), f64(B3_MEANS)
 

@@ -22,9 +22,9 @@ from course.exact import (
     rloo_crossover,
     variance_at_baseline,
 )
-from course.noise import Noise
 from course.parts import BatchMean, Constant, LeaveOneOut
 from course.rollout import Rollout
+from course.train.noise import Noise
 
 PI, MU = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
 SCORE = torch.eye(3, dtype=torch.float64) - PI

@@ -15,11 +15,11 @@ from bandits.natural import natural_direction
 from course import ladder
 from course.estimator import replace
 from course.exact import microscope
-from course.optim import Closures
 from course.parts import LeaveOneOut, SequenceRatio
 from course.parts.kl import exact_kl
 from course.rollout import Policy, Rollout
-from course.trust_region import TRPO, conjugate_gradient, fisher_product
+from course.train.optim import Closures
+from course.train.trust_region import TRPO, conjugate_gradient, fisher_product
 
 OLD = torch.tensor(B3_POLICY, dtype=torch.float64)
 MEAN = torch.tensor(B3_MEANS, dtype=torch.float64)

@@ -11,15 +11,15 @@ import torch
 from course import ladder
 from course.estimator import replace
 from course.exact import Outcomes, microscope
-from course.noise import Noise
 from course.parts import GAE, TD, RewardToGo, Value
 from course.parts.credit import lambda_return, total_return
 from course.rollout import Policy, Rollout
-from tests.tinylm.conftest import schooled, sums
+from course.train.noise import Noise
+from tests.tinylm.helpers import schooled, sums
 from tinylm.ablations.critic import group_mean_error
 from tinylm.evaluate import right_to_go
-from tinylm.sampler import sample
-from tinylm.tasks import ExactMatch
+from tinylm.rewards import ExactMatch
+from tinylm.sampling import sample
 
 DOUBLE = torch.float64
 REWARD, VALUE = [0.5, 0.0, -0.25, 1.0], [0.3, 0.7, -0.2, 0.6]

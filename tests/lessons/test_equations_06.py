@@ -15,9 +15,9 @@ from bandits.environments import Deterministic
 from bandits.exact import B3_MEANS, B3_POLICY
 from course import ladder
 from course.exact import group_mean_factor, group_std_weight, microscope, silent_probability
-from course.noise import Noise
 from course.parts import GroupMean, GroupStd, SequenceMean
 from course.rollout import Rollout
+from course.train.noise import Noise
 
 PI, MU = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
 SCORE = torch.eye(3, dtype=torch.float64) - PI

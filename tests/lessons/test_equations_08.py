@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from course import ladder
-from course.noise import Noise
 from course.parts import TokenMean
-from tests.tinylm.conftest import schooled, sums, tokens_of
+from course.train.noise import Noise
+from tests.tinylm.helpers import schooled, sums, tokens_of
 from tinylm.ablations.bridge import ratio_row
 from tinylm.bridge import Bridge, completions, count
+from tinylm.fast.packing import sequences
 from tinylm.model import Transformer
-from tinylm.packing import sequences
 from tinylm.problem import LIKELIHOOD, Demonstrations
-from tinylm.sampler import log_probs, score
-from tinylm.tasks import CHARACTERS, END, PAD, DigitCredit, ExactMatch
+from tinylm.rewards import DigitCredit, ExactMatch
+from tinylm.sampling import log_probs, score
+from tinylm.tasks import CHARACTERS, END, PAD
 
 DOUBLE = torch.float64
 QUESTION, LIMIT = 12, 2  # 1+2=, and completions of at most two tokens: 1 + 17 + 289

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from course.estimator import Estimator, Frozen
-from course.metrics import mean_kl, of_update
-from course.optim import Adam, Closures, LinearDecay, clip_gradients
+from course.lab.statistics import mean_error
 from course.parts import Clip
-from course.results import mean_error
 from course.rollout import Policy, Rollout
+from course.train.metrics import mean_kl, of_update
+from course.train.optim import Adam, Closures, LinearDecay, clip_gradients
 from tinylm import tasks
 from tinylm.evaluate import right_to_go
 from tinylm.model import ModelSettings, Transformer
-from tinylm.sampler import score
+from tinylm.sampling import score
 
 MASK = torch.tensor([[[True, True], [True, False]]])  # [Q = 1, G = 2, T = 2]
 

@@ -9,8 +9,9 @@ import nbformat
 import pytest
 import torch
 
-from course import figures, setup
+from course import setup
 from course.errors import CourseError
+from course.lab import figures
 from course.lesson import SYLLABUS, Choice, Slider, build, info, progress
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore

@@ -53,7 +53,7 @@ from course.parts import (
 from course.registry import get
 from course.rollout import Policy
 from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours, table
-from tinylm.sampler import log_probs
+from tinylm.sampling import log_probs
 from tinylm.tasks import PAD
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")

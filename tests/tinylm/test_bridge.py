@@ -19,18 +19,19 @@ from course.errors import CourseError
 from course.estimator import Estimator
 from course.estimator import replace as swap
 from course.exact import among_others, kl, microscope, probability, softmax_score, total_variance
-from course.noise import Noise
+from course.lab.result import Result
+from course.lab.terminal import QUIET
 from course.parts import K1, K2, K3, Clip, DropTruncated, ExactKL, InReward, SequenceMean, SequenceRatio
-from course.results import Result
-from course.terminal import QUIET
-from tests.conftest import close
+from course.train.noise import Noise
+from tests.helpers import close
 from tinylm.ablations import bridge as ablation
 from tinylm.ablations.bridge import AT_SEQUENCE_LEVEL, RATIO, SEQUENCE_RATIO, TOKEN_KL, Settings, from_arms
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
-from tinylm.sampler import sample, score
-from tinylm.tasks import CHARACTERS, END, PAD, REWARDS, VOCABULARY, DigitCredit, ExactMatch, Task, TaskSettings, make
+from tinylm.rewards import REWARDS, DigitCredit, ExactMatch
+from tinylm.sampling import sample, score
+from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task, TaskSettings, make
 
 TASK = make(TaskSettings(name="modular", digits=1, modulus=7))
 SHAPE = ModelSettings(width=8, layers=1, heads=1, hidden=8, context=8)

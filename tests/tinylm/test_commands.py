@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from course import checkpoint, device
 from course.ladder import RUNGS
+from course.train import checkpoint, device
 from tinylm import commands
 from tinylm.evaluate import accuracy
-from tinylm.sampler import score
+from tinylm.sampling import score
 from tinylm.tasks import decode, encode
-from tinylm.train import CHECKPOINT, METRICS, Training, TrainSettings
+from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings
 
 NANO = ("--preset", "nano", "--digits", "1", "--warm-lr", "0.01", "--prompts", "8", "--group", "4", "--device", "cpu")
 SHORT = (*NANO, "--warm-target", "0.2", "--rollouts", "20")

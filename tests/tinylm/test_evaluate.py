@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 
 from course.errors import CourseError
-from tests.conftest import close, stream
-from tests.tinylm.conftest import schooled, sums
+from tests.helpers import close, stream
+from tests.tinylm.helpers import schooled, sums
 from tinylm.evaluate import accuracy, interval, pass_at_k, wilson
-from tinylm.sampler import sample, score
+from tinylm.sampling import sample, score
 
 
 @pytest.mark.parametrize("samples", [1, 3, 6])

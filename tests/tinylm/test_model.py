@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from course.errors import CourseError
-from course.optim import per_run_dot
-from tests.conftest import close, few_ulp
-from tests.tinylm.conftest import WIDTH, reference_states, rows_of, separate, tiny
+from course.train.optim import per_run_dot
+from tests.helpers import close, few_ulp
+from tests.tinylm.helpers import WIDTH, reference_states, rows_of, separate, tiny
+from tinylm.fast.packing import Packed, sequences
 from tinylm.model import PRESETS, ModelSettings, Transformer, _norm, flops_per_token
-from tinylm.packing import Packed, sequences
-from tinylm.sampler import score, states
+from tinylm.sampling import score, states
 from tinylm.tasks import CHARACTERS, VOCABULARY
 
 POSITIONS = pytest.mark.parametrize("rotary", [False, True], ids=["learned", "rotary"])

@@ -10,15 +10,16 @@ from course import ladder
 from course.errors import CourseError
 from course.estimator import Estimator, replace
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import SGD
 from course.parts import GAE, Clip, GroupMean, Ratio, Value
-from course.trust_region import TRPO
-from tests.conftest import close, few_ulp, stream
-from tests.tinylm.conftest import chosen, schooled, separate, sums, tiny
+from course.train.noise import Noise
+from course.train.optim import SGD
+from course.train.trust_region import TRPO
+from tests.helpers import close, few_ulp, stream
+from tests.tinylm.helpers import chosen, schooled, separate, sums, tiny
 from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel, ask
-from tinylm.sampler import log_probs, sample
-from tinylm.tasks import END, PAD, DigitCredit, Sum, TaskSettings, decode, make
+from tinylm.rewards import DigitCredit, Sum
+from tinylm.sampling import log_probs, sample
+from tinylm.tasks import END, PAD, TaskSettings, decode, make
 
 RUNS = pytest.mark.parametrize("runs", [(), (2,)], ids=["alone", "two"])
 

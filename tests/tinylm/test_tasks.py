@@ -10,26 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course.errors import CourseError
-from tests.tinylm.conftest import tokens_of
+from tests.tinylm.helpers import tokens_of
 from tinylm import tasks
-from tinylm.tasks import (
-    CHARACTERS,
-    END,
-    PAD,
-    REWARDS,
-    VOCABULARY,
-    DigitCredit,
-    ExactMatch,
-    Format,
-    Question,
-    Reward,
-    Sum,
-    Task,
-    TaskSettings,
-    decode,
-    encode,
-    make,
-)
+from tinylm.rewards import REWARDS, DigitCredit, ExactMatch, Format, Reward, Sum
+from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Question, Task, TaskSettings, decode, encode, make
 
 
 def written(task: Task, row: int) -> tuple[str, str, str]:

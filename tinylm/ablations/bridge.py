@@ -22,22 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course import exact, figures, ladder
+from course import exact, ladder
 from course.errors import require
 from course.estimator import Estimator, replace
 from course.exact import Microscope, group_mean_factor, group_std_weight, microscope
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.learner import Learner
-from course.noise import Noise
-from course.optim import Adam
 from course.parts import K1, K2, K3, Clip, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward, Ratio, SequenceRatio
-from course.results import Fact, Result
 from course.rollout import Policy, Rollout
-from course.terminal import Progress
+from course.train.noise import Noise
+from course.train.optim import Adam
 from tinylm.bridge import Bridge
 from tinylm.model import Transformer
 from tinylm.problem import LanguageModel
-from tinylm.tasks import ExactMatch, Task, decode
-from tinylm.train import Training, TrainSettings
+from tinylm.rewards import ExactMatch
+from tinylm.tasks import Task, decode
+from tinylm.training import Training, TrainSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

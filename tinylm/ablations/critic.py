@@ -20,19 +20,21 @@ import torch
 from torch import Tensor
 
 from course import estimator as parts_of
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator, uses_critic
-from course.noise import Noise
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import QUIET, Progress
 from course.parts import GAE
-from course.results import Fact, Result
 from course.rollout import Rollout
-from course.terminal import QUIET, Progress
+from course.train.noise import Noise
 from tinylm.evaluate import accuracy, right_to_go
 from tinylm.experiment import Budget, Curves, Start, interval, train, warm_start
 from tinylm.model import Transformer
 from tinylm.problem import LanguageModel
-from tinylm.sampler import sample, states
+from tinylm.sampling import sample, states
 from tinylm.tasks import PAD, Task
 
 if TYPE_CHECKING:

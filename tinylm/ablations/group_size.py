@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course import figures, ladder
+from course import ladder
 from course.errors import require
 from course.exact import silent_probability
-from course.metrics import of_rollout
-from course.noise import Noise
-from course.results import Fact, Result
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from course.rollout import Rollout
-from course.terminal import Progress
+from course.train.metrics import of_rollout
+from course.train.noise import Noise
 from tinylm.evaluate import right_to_go
 from tinylm.experiment import Budget, Curves, Start, interval, train, warm_start
 from tinylm.problem import LanguageModel

@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course import figures, ladder
+from course import ladder
 from course.errors import require, unknown
 from course.estimator import Estimator
 from course.estimator import replace as swap
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
 from course.parts import K1, K2, K3, KL, ExactKL, InLossTimesRatio, InReward
-from course.results import Fact, Result, mean_error
-from course.terminal import Progress
 from tinylm import tasks
 from tinylm.experiment import Budget, Curves, interval, train, warm_start
 from tinylm.tasks import Task, TaskSettings

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from course import figures, ladder
+from course import ladder
 from course.errors import require
-from course.results import Result
-from course.terminal import Progress
+from course.lab import figures
+from course.lab.result import Result
+from course.lab.terminal import Progress
 from tinylm.experiment import Budget, Curves, interval, train, warm_start
 
 if TYPE_CHECKING:

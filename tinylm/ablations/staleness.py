@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from course import figures, ladder
+from course import ladder
 from course.errors import require
-from course.results import Fact, Result
-from course.terminal import Progress
-from course.trust_region import TRPO
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.terminal import Progress
+from course.train.trust_region import TRPO
 from tinylm.experiment import Budget, Curves, interval, train, warm_start
 
 if TYPE_CHECKING:

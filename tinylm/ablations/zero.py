@@ -20,18 +20,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from course import figures, ladder, metrics
+from course import ladder
 from course.errors import require, unknown
 from course.estimator import replace
-from course.noise import Noise
-from course.results import Fact, Result, mean_error, share_error
-from course.terminal import Progress
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import mean_error, share_error
+from course.lab.terminal import Progress
+from course.train import metrics
+from course.train.noise import Noise
 from tinylm import tasks
 from tinylm.experiment import Budget, Curves, Start, interval, train
 from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
-from tinylm.sampler import score
-from tinylm.tasks import PAD, REWARDS, TaskSettings
+from tinylm.rewards import REWARDS
+from tinylm.sampling import score
+from tinylm.tasks import PAD, TaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

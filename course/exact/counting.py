@@ -1,0 +1,52 @@
+"""Counting what can happen: compositions, multisets and their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK = 200_000  # cells per pass: the pass stays in the cache
+
+
+def compositions(total: int, kinds: int, device: torch.device | None = None) -> Tensor:
+    """Every way to have `total` things of `kinds` kinds: counts [M, kinds], M = C(total + kinds − 1, total)."""
+    if total == 0:
+        return torch.zeros((1, kinds), dtype=torch.long, device=device)
+    counts = torch.full((1, 1), total, device=device)  # the last column holds what is left to hand out
+    for _ in range(kinds - 1):
+        ways = counts[:, -1] + 1
+        parent = torch.arange(len(ways), device=device).repeat_interleave(ways)
+        taken = torch.arange(len(parent), device=device) - (ways.cumsum(0) - ways)[parent]
+        counts = torch.cat([counts[parent, :-1], taken.unsqueeze(-1), (counts[parent, -1] - taken).unsqueeze(-1)], 1)
+    return counts
+
+
+def members(counts: Tensor, total: int) -> Tensor:
+    """Counts [M, kinds], each summing to `total` → the members themselves, [M, total] numbers of kinds in order."""
+    kinds = torch.arange(counts.shape[1], device=counts.device).repeat(len(counts))
+    return kinds.repeat_interleave(counts.flatten()).view(len(counts), total)
+
+
+def log_multinomial(counts: Tensor, log_p: Tensor) -> Tensor:
+    """log of N!/Π n_k! · Π p_k^{n_k}: counts [M, kinds] and log p [kinds] → [M]."""
+    counts = counts.double()  # whole numbers would go through lgamma in float32
+    log_ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
+    return log_ways + (counts * log_p).sum(-1)
+
+
+def chunks(total: int, cells_each: int, device: torch.device) -> Iterator[Tensor]:
+    """The numbers 0 … total − 1 in pieces of about `CHUNK` cells."""
+    step = max(1, CHUNK // cells_each)
+    for start in range(0, total, step):
+        yield torch.arange(start, min(start + step, total), device=device)
+
+
+def mixed_digits(number: Tensor, sizes: list[int]) -> list[Tensor]:
+    """A number below Π sizes → its digits in that mixed base, first digit slowest."""
+    digits = []
+    for size in reversed(sizes):
+        digits.append(number % size)
+        number = number // size
+    return digits[::-1]

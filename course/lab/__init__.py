@@ -1,0 +1,1 @@
+"""What experiments are made of: ablations, facts, results, figures, and the terminal."""

@@ -1,0 +1,85 @@
+"""What a climb of the ladder found, put side by side: one table and one figure for any number of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from course import ladder
+from course.lab import figures
+from course.lab.result import Result
+from course.lab.terminal import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """One problem's climb: its result with `series["rungs"][name]`, and how to read it.
+
+    `curve` names the series over `samples` that is drawn (with `curve`_half), `unit` says what it is; `columns` adds
+    columns to the table, heading → rung's name → text.
+    """
+
+    problem: str
+    result: Result
+    curve: str
+    unit: str
+    columns: Mapping[str, Mapping[str, str]]
+
+
+def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
+    """One row for each rung: what it replaces, then for each problem how it ended ± half its 95 % interval, and its columns."""
+    header, columns = ["rung", "replaced part"], [list(rungs), [ladder.get(name).replaced for name in rungs]]
+    for one in climbed:
+        header += [f"{one.problem}: {one.unit}", *one.columns]
+        columns.append([_end(one, name) for name in rungs])
+        columns += [[column[name] for name in rungs] for column in one.columns.values()]
+    return text_table(header, list(zip(*columns, strict=True)))
+
+
+def _end(one: Climbed, name: str) -> str:
+    mean, half = (one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half"))
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def together(rungs: Sequence[str], climbed: Sequence[Climbed]) -> Result:
+    """The curves of all problems in one result, named `climb`."""
+    series: dict[str, Any] = {}
+    for one in climbed:
+        keys = ("samples", one.curve, f"{one.curve}_half")
+        curves = {name: {key: one.result.array("rungs", name, key) for key in keys} for name in rungs}
+        series[one.problem] = {"curve": one.curve, "unit": one.unit, "rungs": curves}
+    return Result(
+        name="climb",
+        title="the ladder, " + " and ".join(one.problem for one in climbed),
+        settings={"rungs": list(rungs), **{one.problem: dict(one.result.settings) for one in climbed}},
+        series=series,
+        environment=climbed[0].result.environment,
+        seconds=sum(one.result.seconds for one in climbed),
+        caption="Mean of the runs and its 95 % interval; every rung gets the same samples.",
+    )
+
+
+def plot(result: Result) -> Figure:
+    """A panel for each problem, the same colour and line for a rung in all of them."""
+    problems = list(result.series)
+    figure, panels = figures.new_figure(1, len(problems), width=6.2 * len(problems), height=4.6)
+    for ax, problem in zip(panels, problems, strict=True):
+        about = result.series[problem]
+        for name in result.settings["rungs"]:
+            x, y, half = (result.array(problem, "rungs", name, key) for key in ("samples", about["curve"], f"{about['curve']}_half"))
+            figures.band(ax, x, y, half, name)
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        figures.describe(ax, problem[0].upper() + problem[1:], "samples", about["unit"])
+    for ax in panels:
+        figures.label_ends(ax)
+    return figure
+
+
+def write(result: Result, out: Path) -> Path:
+    """Save the result and its figure to a folder; returns the picture's path."""
+    return result.save(out, plot(result))[0]

@@ -1,0 +1,1 @@
+"""What the loop trains with: optimisers, a critic, streams of noise, metrics, saved state."""

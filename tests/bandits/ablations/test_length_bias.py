@@ -1,0 +1,64 @@
+"""The length toy: groups of two written out, both directions of the flow, and refusals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from bandits.ablations import length_bias as ablation
+from bandits.ablations.length_bias import Settings, first_push, mean_inverse_tokens
+from course.errors import CourseError
+from course.lab.terminal import QUIET
+
+SMALL = Settings(group=3, steps=3)
+REWARD, LENGTH = (1, 1, 0, 0), (2, 8, 2, 8)
+
+
+def by_hand(weigh: Callable[[int, int], float]) -> list[float]:
+    """E[ĝ] of pairs at the uniform policy: the right one of a mixed pair gets +1, the wrong one −1; `weigh` own and other length."""
+    total = [0.0] * 4
+    for i, j in itertools.product(range(4), repeat=2):
+        if REWARD[i] != REWARD[j]:
+            for own, other in ((i, j), (j, i)):
+                advantage = 2 * REWARD[own] - 1
+                for d in range(4):
+                    total[d] += advantage * weigh(LENGTH[own], LENGTH[other]) * ((own == d) - 0.25) / 16
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "weigh"),
+    [
+        ("group_std", lambda own, other: 1 / 2),
+        ("length_mean", lambda own, other: 1 / (2 * own)),
+        ("grpo", lambda own, other: 1 / (2 * own)),
+        ("token_mean", lambda own, other: 1 / (own + other)),
+        ("dr_grpo", lambda own, other: 0.5 / (2 * 8)),  # no std: the advantages of a mixed pair are ±½
+    ],
+)
+def test_the_first_push_is_the_sum_over_pairs(name: str, weigh: Callable[[int, int], float]) -> None:
+    found = first_push(Settings(group=2), name)
+    assert found.tolist() == pytest.approx(by_hand(weigh), rel=3e-6, abs=1e-12)  # the rungs' eps of 1e-6 beside a std of ½
+
+
+def test_mean_inverse_tokens_of_a_pair() -> None:
+    assert mean_inverse_tokens(Settings(group=2), 2) == pytest.approx((1 / 4 + 1 / 10) / 2)
+    assert mean_inverse_tokens(Settings(group=2), 8) == pytest.approx((1 / 10 + 1 / 16) / 2)
+
+
+def test_facts_hold_on_a_short_flow() -> None:
+    result = ablation.run(SMALL, QUIET)
+    assert [fact.claim for fact in result.facts if not fact.holds] == []
+    assert {fact.number for fact in result.facts} == {18}
+    wrong, right = (result.array("flow", "grpo", key) for key in ("long_wrong", "long_right"))
+    assert (wrong[1:] > wrong[:-1]).all()
+    assert (right[1:] < right[:-1]).all()
+    assert (result.array("flow", "dr_grpo", "success")[1:] > 0.5).all()
+
+
+@pytest.mark.parametrize("change", [{"long": 2}, {"group": 1}, {"steps": 1}, {"first_step": 0.0}])
+def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
+    with pytest.raises(CourseError, match=next(iter(change))):
+        Settings(**change)  # type: ignore[arg-type]

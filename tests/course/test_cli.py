@@ -1,0 +1,512 @@
+"""The commands: settings from text, exit statuses, whole files or none, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from course import cli, ladder
+from course.errors import CourseError
+from course.lab import ablation
+from course.lab.climb import Climbed
+from course.lab.facts import Fact
+from course.lab.result import SCHEMA, Result
+from course.lab.terminal import QUIET, Parser, Progress, duration, guarded, text_table
+from course.train import device
+
+COIN = '''"""A coin of one's own: thrown, counted, compared."""
+import time
+from dataclasses import dataclass
+import numpy as np
+from course.lab import figures
+from course.ladder import select
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import share_error
+
+TITLE = "How often a coin shows heads"
+EXPECTED_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    throws: int = 1_000  # independent throws
+    chance: float = 0.5  # of heads
+    expected: float = 0.5
+    wait: float = 0.0  # seconds to sleep, in all
+    rungs: tuple[str, ...] = ("clip", "grpo")
+    device: str = "cpu"
+    seed: int = 0
+
+
+SETTINGS = Settings()
+
+
+def run(settings, progress):
+    heads = np.random.default_rng(settings.seed).random(settings.throws) < settings.chance
+    for _ in progress(range(100), "throws"):
+        time.sleep(settings.wait / 100)
+    share, error = share_error(int(heads.sum()), settings.throws)
+    names = [rung.name for rung in select(settings.rungs)]
+    facts = [Fact.simulated("a coin is fair", "Bernoulli 1713", share, error, settings.expected, number=1)]
+    counts = np.cumsum(heads) / np.arange(1, settings.throws + 1)
+    return Result(series={"share": counts, "rungs": names}, facts=facts, caption="The share of heads.")
+
+
+def plot(result):
+    figure, [ax] = figures.new_figure()
+    share = result.array("share")
+    figures.band(ax, range(len(share)), share, 0.1, "grpo")
+    figures.expectation(ax, y=0.5, label="fair")
+    figures.label_ends(ax)
+    return figure
+'''
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of one ablation, `coin`, in a current folder of its own, and its dotted name."""
+    package = f"lab_{tmp_path.name}".replace("-", "_")
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "coin.py").write_text(COIN)
+    (folder / "_helper.py").write_text("raise RuntimeError('never imported by a listing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return package
+
+
+def run(package: str, *argv: str) -> int:
+    return ablation.main(package, "python -m lab", list(argv))
+
+
+def in_process(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+# ---------------------------------------------------------------- settings from text
+
+
+@dataclass(frozen=True)
+class Everything:
+    runs: int = 10  # independent runs
+    rate: float = 0.1
+    deep: bool = False
+    word: str = "a=b"
+    rates: tuple[float, ...] = (0.1, 0.4)
+    pair: tuple[int, str] = (1, "a")
+    limit: int | None = None
+    rule: Literal["mean", "none"] = "mean"
+    table: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise CourseError(f"runs: got {self.runs}; allowed is a number ≥ 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("runs=2_000", "runs", 2000),
+        ("runs=1e3", "runs", 1000),
+        ("rate=1e-3", "rate", 0.001),
+        ("rate=inf", "rate", float("inf")),
+        ("deep=true", "deep", True),
+        ("deep=no", "deep", False),
+        ("word=x=y", "word", "x=y"),
+        ("rates=1,2.5", "rates", (1.0, 2.5)),
+        ("rates=(1,)", "rates", (1.0,)),
+        ("pair=3,b", "pair", (3, "b")),
+        ("limit=7", "limit", 7),
+        ("limit=none", "limit", None),
+        ("rule=none", "rule", "none"),
+    ],
+)
+def test_settings_are_read_by_the_type_of_their_field(text: str, field: str, value: object) -> None:
+    read = getattr(ablation.with_settings(Everything(), [text]), field)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("run=3", "unknown setting 'run': did you mean 'runs'"),
+        ("runs", "field=value"),
+        ("runs=many", "a whole number"),
+        ("runs=1.5", "a whole number"),
+        ("runs=inf", "a whole number"),
+        ("runs=0", "number ≥ 1"),
+        ("rate=nan", "a number"),
+        ("deep=maybe", "true or false"),
+        ("rates=1,x", "each a number"),
+        ("pair=1", "a list of a whole number, text"),
+        ("limit=few", "a whole number or none"),
+        ("rule=median", "one of mean, none"),
+        ("table=1", "in the code"),
+    ],
+)
+def test_bad_settings_are_refused_with_what_is_allowed(text: str, says: str) -> None:
+    with pytest.raises(CourseError, match=says):
+        ablation.with_settings(Everything(), [text])
+
+
+# ---------------------------------------------------------------- running an ablation
+
+
+def test_a_run_writes_both_files_and_reports_its_facts(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lab, "coin", "--seed", "3", "--set", "throws=500") == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 claims reproduced" in out
+    assert f"wrote {Path('figures/coin.png')} and {Path('figures/coin.json')}" in out
+    found = Result.load(tmp_path / "figures" / "coin.json")
+    assert found.settings["throws"] == 500
+    assert found.settings["seed"] == 3
+    assert found.title == "How often a coin shows heads"
+    assert len(found.array("share")) == 500
+    assert found.environment["device"] == "cpu"
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"coin.png", "coin.json"}
+
+
+def test_a_fact_that_fails_is_status_1_and_still_on_file(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lab, "coin", "--set", "expected=0.9", "--out", "elsewhere") == 1
+    assert "0 of 1 claims reproduced" in capsys.readouterr().out
+    assert Result.load(tmp_path / "elsewhere" / "coin.json").held == 0
+
+
+def test_a_figure_drawn_again_from_its_json_is_the_same_to_the_byte(
+    lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(lab, "coin") == 0
+    picture, data = (tmp_path / "figures" / "coin.png").read_bytes(), (tmp_path / "figures" / "coin.json").read_bytes()
+    (tmp_path / "figures" / "coin.png").unlink()
+    module = ablation.load(lab, "coin")
+    monkeypatch.setattr(module, "run", lambda settings, progress: pytest.fail("it ran"))
+    assert run(lab, "coin", "--redraw") == 0
+    assert (tmp_path / "figures" / "coin.png").read_bytes() == picture
+    assert (tmp_path / "figures" / "coin.json").read_bytes() == data
+    assert run(lab, "coin", "--redraw", "--seed", "1") == 2
+    (tmp_path / "figures" / "coin.json").write_text("{")
+    assert run(lab, "coin", "--redraw") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_plot_that_fails_leaves_no_file(lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ablation.load(lab, "coin")
+    monkeypatch.setattr(module, "plot", lambda result: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ablation.run_ablation(module, folder=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_unwritable_folder_is_refused_before_the_run(
+    lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(ablation.load(lab, "coin"), "run", lambda settings, progress: pytest.fail("it ran"))
+    assert run(lab, "coin", "--out", "file/figures") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: out: got 'file/figures'")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["con"], "unknown ablation 'con': did you mean 'coin'?"),
+        (["coin", "--set", "throw=3"], "unknown setting 'throw': did you mean 'throws'?"),
+        (["coin", "--set", "throws=x"], "--set throws: got 'x'; allowed is a whole number"),
+        (["coin", "--seed", "x"], "--set seed: got 'x'; allowed is a whole number"),
+        (["coin", "--rungs", "clip,grop"], "unknown rung 'grop': did you mean 'grpo'?"),
+        (["coin", "--rungs", ","], "at least one name"),
+        (["coin", "--rungs", "none.py:mine"], "'none.py', which is no file"),
+        (["coin", "--device", "cuda:99"], "allowed is what this machine has: cpu"),
+        (["coin", "--set", "device=warp"], "allowed is what this machine has: cpu"),
+        (["coin", "--redraw"], "no such file"),
+        (["coin", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["coin", "more"], "unrecognized arguments: more"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(lab: str, argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lab, *argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+
+
+def test_shorthands_need_a_setting_of_that_name(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = COIN.replace("    seed: int = 0\n", "").replace("settings.seed", "0")
+    (tmp_path / lab / "fixed.py").write_text(source)
+    assert run(lab, "fixed", "--seed", "1") == 2
+    assert "fixed has no setting 'seed'" in capsys.readouterr().err
+
+
+def test_an_estimator_of_ones_own_is_compared_by_file_and_name(lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("from course import ladder, replace\nhalf = replace(ladder.rloo, entropy_coef=0.123)\n")
+    assert run(lab, "coin", "--rungs", "reinforce,mine.py:half") == 0
+    found = Result.load(tmp_path / "figures" / "coin.json")
+    assert found.series["rungs"] == ["reinforce", "half"]
+    assert found.settings["rungs"] == ["reinforce", "half"]
+
+
+def test_the_listing_names_every_ablation_with_its_time(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablation.names(lab) == ["coin"]
+    assert list(ablation.discover(lab)) == ["coin"]
+    assert run(lab) == 0
+    out = capsys.readouterr().out
+    assert "coin  0.1 s  How often a coin shows heads" in out
+    assert run("no_such_package.ablations") == 0
+    assert "no ablations here yet" in capsys.readouterr().out
+    assert run("no_such_package.ablations", "coin") == 2
+
+
+def test_help_shows_the_settings_with_their_comments(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lab, "coin", "--help") == 0
+    out = capsys.readouterr().out
+    assert "A coin of one's own" in out
+    row = next(line for line in out.splitlines() if line.strip().startswith("throws"))
+    assert row.split() == ["throws", "1000", "a", "whole", "number", "independent", "throws"]
+    assert run(lab, "--help") == 0
+    assert "--redraw" in capsys.readouterr().out
+
+
+def test_an_incomplete_ablation_says_what_is_missing(lab: str, tmp_path: Path) -> None:
+    (tmp_path / lab / "half.py").write_text("TITLE = 'half'\nSETTINGS = None\n")
+    with pytest.raises(CourseError, match="half: got a module without EXPECTED_SECONDS, run, plot"):
+        ablation.load(lab, "half")
+    (tmp_path / lab / "loose.py").write_text(COIN.replace("@dataclass(frozen=True)", "@dataclass"))
+    with pytest.raises(CourseError, match="frozen dataclass"):
+        ablation.load(lab, "loose")
+
+
+def test_ctrl_c_leaves_no_file_and_status_130(lab: str, tmp_path: Path) -> None:
+    code = f"import sys; from course.lab.ablation import main; sys.exit(main({lab!r}, 'lab', ['coin', '--set', 'wait=60', '--out', 'out']))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # it says what it does before it starts
+    process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_figures_go_to_the_course_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ablation.default_folder() == Path("figures")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    (tmp_path / "course" / "deep").mkdir(parents=True)
+    (tmp_path / "course" / "pyproject.toml").write_text('[project]\nname = "pg-ladder"\n')
+    assert ablation.project_root() is None
+    monkeypatch.chdir(tmp_path / "course" / "deep")
+    assert ablation.default_folder() == tmp_path / "course" / "figures"
+    monkeypatch.chdir(tmp_path / "course")
+    assert ablation.default_folder() == Path("figures")
+
+
+# ---------------------------------------------------------------- `course`
+
+
+def stub_result(rungs: list[str] | None) -> Result:
+    names = [rung.name for rung in ladder.select(rungs)]
+    curve = {"samples": [0, 64], "y": [0.1, 0.5], "y_half": [0.0, 0.25]}
+    return Result(name="stub", series={"rungs": dict.fromkeys(names, curve)}, facts=[Fact.exact("one is one", "arithmetic", 1.0, 1.0)])
+
+
+@pytest.fixture
+def climbed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Stand-ins for the two climbs that write down how they were called."""
+    calls: list[tuple[object, ...]] = []
+
+    def bandit(rungs: list[str] | None, *rest: object) -> tuple[Climbed, Result]:
+        calls.append((rungs, *rest))
+        found = stub_result(rungs)
+        return Climbed("bandit", found, "y", "reward", {"note": dict.fromkeys(found.series["rungs"], "n/a")}), found
+
+    def model(rungs: list[str] | None, *rest: object) -> Climbed:
+        calls.append((rungs, *rest))
+        return Climbed("model", stub_result(rungs), "y", "accuracy", {})
+
+    for name, body in (("bandits.climb", bandit), ("tinylm.climb", model)):
+        module = types.ModuleType(name)
+        module.climb = body
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_ladder_hands_its_options_to_both_climbs_and_puts_them_side_by_side(
+    climbed: list[tuple[object, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["ladder"]) == 0
+    assert len(Result.load(tmp_path / "figures" / "climb.json").series["model"]["rungs"]) == 8
+    capsys.readouterr()
+    assert cli.main(["ladder", "--rungs", "clip, grpo", "--runs", "7", "--seed", "5", "--device", "cpu", "--out", "x"]) == 0
+    assert (tmp_path / "x" / "climb.png").stat().st_size > 10_000
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("clip", "grpo"))]
+    assert rows == [
+        ["clip", "surrogate:", "Clip()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
+        ["grpo", "kl:", "K3()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
+    ]
+    assert cli.main(["ladder", "--quick"]) == 0
+    assert climbed == [
+        (None, None, 0, None, Path("figures")),
+        (None, 0, None, Path("figures"), False),
+        (["clip", "grpo"], 7, 5, "cpu", Path("x")),
+        (["clip", "grpo"], 5, "cpu", Path("x"), False),
+        (None, cli.QUICK_RUNS, 0, None, Path("figures")),
+        (None, 0, None, Path("figures"), True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["laddr"], "unknown command 'laddr': did you mean 'ladder'?"),
+        (["ladder", "--rungs", "grop"], "did you mean 'grpo'?"),
+        (["ladder", "--runs", "0"], "--runs: got 0; allowed is a whole number ≥ 1"),
+        (["ladder", "--runs", "many"], "invalid int value: 'many'"),
+        (["ladder", "--seed", "-1"], "--seed: got -1"),
+        (["ladder", "--quick", "--runs", "5"], "one of the two"),
+        (["ladder", "--device", "abacus"], "what this machine has: cpu"),
+        (["ladder", "--out", "file/figures"], "out: got 'file/figures'"),
+        (["ladder", "--run-all"], "unrecognized arguments: --run-all"),
+        (["facts", "--folder", "nowhere"], "folder: got 'nowhere'"),
+        (["lab"], "no lessons"),
+    ],
+)
+def test_bad_arguments_of_course_are_one_line_and_status_2(
+    climbed: list[tuple[object, ...]],
+    argv: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert says in captured.err
+    assert climbed == []
+
+
+def test_facts_prints_the_ledger_and_writes_the_count(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lab, "coin") == 0
+    (tmp_path / "README.md").write_text("<!-- facts --><!-- /facts --><!-- ladder --><!-- /ladder --><!-- lessons --><!-- /lessons -->")
+    assert cli.main(["facts", "--readme"]) == 0
+    assert "a coin is fair  [coin]" in capsys.readouterr().out
+    written = (tmp_path / "README.md").read_text()
+    tables = {"ladder": cli.ladder_table(), "lessons": cli.lessons_table()}
+    generated = "".join(f"<!-- {name} -->\n{table}\n<!-- /{name} -->" for name, table in tables.items())
+    assert written == f"<!-- facts -->1 of 1 claims reproduced<!-- /facts -->{generated}"
+    assert run(lab, "coin", "--set", "expected=0.9") == 1
+    assert cli.main(["facts"]) == 1
+
+
+def test_rungs_shows_each_with_its_equation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rungs"]) == 0
+    out = capsys.readouterr().out
+    for rung in ladder.RUNGS.values():
+        assert rung.estimator.text() in out
+        assert rung.source in out
+    assert "length_mean with kl: K3()" in out
+
+
+def test_lab_starts_jupyter_on_the_lessons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_map.ipynb").write_text("{}")
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: calls.append(command) or 0)
+    assert cli.main(["lab", "--no-browser"]) == 0
+    assert calls == [[sys.executable, "-m", "jupyterlab", str(Path("notebooks/00_map.ipynb")), "--no-browser"]]
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 2
+    assert "pip install jupyterlab" in capsys.readouterr().err
+
+
+def test_commands_as_a_user_types_them(tmp_path: Path) -> None:
+    shown = in_process("course", "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for word in ("ladder", "facts", "rungs", "lab", "python -m bandits", "python -m tinylm", "--set"):
+        assert word in shown.stdout
+    wrong = in_process("bandits", "gradient_bandti", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: unknown ablation 'gradient_bandti'")
+    assert wrong.stderr.count("\n") == 1
+    listed = in_process("tinylm", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- devices and the terminal
+
+
+def test_devices_are_picked_from_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.pick_device("cpu").type == "cpu"
+    monkeypatch.setattr(device, "available", lambda: ["cpu", "cuda", "cuda:0"])
+    assert device.pick_device().type == "cuda"
+    assert device.pick_device("cuda:0").index == 0
+    monkeypatch.setattr(device, "available", lambda: ["cpu"])
+    assert device.pick_device("auto").type == "cpu"
+    with pytest.raises(CourseError, match=r"device: got 'cuda'; allowed is what this machine has: cpu"):
+        device.pick_device("cuda")
+
+
+def test_progress_passes_items_through_and_closes_its_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(QUIET(range(3), "three")) == [0, 1, 2]
+    with QUIET.bar(3) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
+    loud = Progress()
+    items = loud(range(3), "loud")
+    assert next(iter(items)) == 0
+    loud.close()
+    assert "loud" in capsys.readouterr().err
+
+
+def test_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    def raises(error: BaseException) -> int:
+        raise error
+
+    assert guarded(lambda: 1) == 1
+    assert guarded(lambda: raises(CourseError("two\n  lines"))) == 2
+    assert capsys.readouterr().err == "error: two lines\n"
+    assert guarded(lambda: raises(KeyboardInterrupt())) == 130
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        guarded(lambda: int(1 / 0))
+    with pytest.raises(CourseError, match="--help"):
+        Parser(prog="x").parse_args(["--no"])
+
+
+def test_tables_and_times_for_people() -> None:
+    assert text_table(("a", "bb"), [(1, "x"), (22, "")], right=[0]).splitlines() == [" a  bb", "──  ──", " 1  x", "22"]
+    assert [duration(seconds) for seconds in (0.42, 9.96, 40, 170)] == ["0.4 s", "10 s", "40 s", "3 min"]
+
+
+def test_results_of_an_ablation_are_valid_json(lab: str, tmp_path: Path) -> None:
+    assert run(lab, "coin") == 0
+    body = json.loads((tmp_path / "figures" / "coin.json").read_text())
+    assert body["schema"] == SCHEMA
+    assert set(body["facts"][0]) == {
+        "number", "claim", "source", "measured", "standard_error", "expected", "tolerance", "relation", "holds",
+    }  # fmt: skip

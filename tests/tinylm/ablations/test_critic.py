@@ -1,0 +1,117 @@
+"""The critic's ablation: exact values against enumeration and the Bellman equation, errors by hand, the price, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from course import ladder
+from course.errors import CourseError
+from course.lab.terminal import QUIET
+from course.train.noise import Noise
+from tests.tinylm.helpers import sums, tiny
+from tinylm.ablations import critic as ablation
+from tinylm.ablations.critic import Settings, errors, exact_values
+from tinylm.bridge import Bridge
+from tinylm.experiment import train, warm_start
+from tinylm.sampling import sample, score
+
+SMALL = Settings(
+    digits=1,
+    width=16,
+    layers=1,
+    prompts=4,
+    group=4,
+    rollouts=4,
+    epochs=1,
+    log_every=2,
+    judged=5,
+    warm_target=0.05,
+    lambdas=(0.0, 1.0),
+    rates=(1e-3,),
+    samples=8,
+    timed=1,
+)
+
+
+def test_a_prompts_value_is_what_listing_every_completion_gives() -> None:
+    task = sums()
+    model = tiny(context=task.context)
+    rows = task.held_out[:3]
+    tokens = task.target[rows].unsqueeze(-2)
+    values = exact_values(model, task, rows, tokens)
+    for i, row in enumerate(rows.tolist()):
+        assert float(values[i, 0, 0]) == pytest.approx(Bridge(model, task, row).objective, rel=1e-9)
+
+
+def test_a_value_is_the_probability_of_the_right_token_times_the_next_value_and_0_behind_a_wrong_one() -> None:
+    task = sums()
+    model = tiny((2,), context=task.context)
+    rows = task.held_out[:4]
+    prompt = task.prompt[rows].expand(2, 4, -1)
+    tokens = task.target[rows].unsqueeze(-2).expand(2, 4, 2, -1).clone()
+    tokens[:, :, 1, 1] = (tokens[:, :, 1, 1] + 1) % 10  # the second answer errs in its second token
+    values = exact_values(model, task, rows, tokens)
+    dist, _ = score(model, prompt, tokens)
+    chosen = dist[:, :, 0].gather(-1, tokens[:, :, 0].unsqueeze(-1)).squeeze(-1).exp()
+    torch.testing.assert_close(values[:, :, 0, :-1], chosen[..., :-1] * values[:, :, 0, 1:])
+    torch.testing.assert_close(values[:, :, 0, -1], chosen[..., -1])
+    torch.testing.assert_close(values[:, :, 1, :2], values[:, :, 0, :2])
+    assert (values[:, :, 1, 2:] == 0).all()
+    assert (values[:, :, 0] > 0).all()
+
+
+def test_sampled_answers_are_right_as_often_as_their_value_says() -> None:
+    task = sums()
+    model = tiny(context=task.context)
+    with torch.no_grad():
+        model.weights["head"] *= 0.2
+    rows = task.held_out[:4]
+    made = sample(model, task.prompt[rows], 4000, task.limit, Noise((), 4, dtype=torch.float64))
+    values = exact_values(model, task, rows, made.tokens)
+    right = (made.tokens == task.target[rows].unsqueeze(-2)).all(-1).double()
+    p = values[..., 0]
+    assert (abs(right.mean(-1) - p[:, 0]) < 4.5 * (p[:, 0] * (1 - p[:, 0]) / 4000).sqrt()).all()
+    assert (right[values[..., -1] == 0] == 0).all()
+
+
+def test_errors_by_hand() -> None:
+    value = torch.tensor([[[1.0, 0.5, 9.0], [1.0, 0.0, 2.0]]])
+    exact = torch.zeros(1, 2, 3)
+    mask = torch.tensor([[[True, True, False], [True, True, True]]])
+    first, later = errors(value, exact, mask)
+    assert float(first) == 1.0
+    assert float(later) == pytest.approx((0.25 + 0 + 4) / 3)
+
+
+def test_a_small_run_counts_parameters_and_its_facts_hold() -> None:
+    result = ablation.run(SMALL, QUIET)
+    assert [fact.claim for fact in result.facts if not fact.holds] == []
+    sizes = result.series["price"]["parameters"]
+    assert sizes["own"] == 2 * sizes["group"] + SMALL.width
+    assert sizes["shared"] == sizes["group"] + SMALL.width
+    assert result.series["price"]["bytes"]["own"] == 16 * sizes["own"]
+    assert result.array("own", "1", "prompt_error").shape == (2,)
+    ablation.plot(dataclasses.replace(result, settings=SMALL))
+
+
+@pytest.mark.parametrize("place", ablation.PLACES)
+def test_a_critic_starts_from_the_warm_start_with_a_head_of_zeros(place: str) -> None:
+    start = warm_start(dataclasses.replace(SMALL, warm_target=0.0))
+    curves = train(ladder.ppo, dataclasses.replace(SMALL, rollouts=1), start, (1e-9, 1e-9), critic=place)
+    assert curves.critic is not None
+    assert (curves.critic is curves.model) == (place == "shared")
+    for name, weight in start.weights.items():
+        torch.testing.assert_close(curves.critic.weights[name], weight.expand(2, *weight.shape), rtol=0, atol=1e-7)
+    assert float(curves.critic.weights["value"].detach().abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lambdas", (0.5, 1.5)), ("lambdas", ()), ("rung", "ppo"), ("rates", ()), ("group", 1), ("samples", 1), ("timed", 0)],
+)
+def test_refused_settings(field: str, value: object) -> None:
+    with pytest.raises(CourseError, match=field):
+        Settings(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""Verifiable rewards: what a completion is worth, by comparing it with the answer expected of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
+
+
+def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
+    """[..., T] → [..., A]: the first A tokens, or where answers are marked those behind the last marker; PAD where none is."""
+    if not marked:
+        return torch.nn.functional.pad(completion, (0, max(0, width - completion.shape[-1])), value=PAD)[..., :width]
+    limit = completion.shape[-1]
+    place = torch.arange(limit, device=completion.device)
+    last = torch.where(completion == MARKER, place, -1).amax(-1, keepdim=True)
+    index = last + 1 + torch.arange(width, device=completion.device)
+    found = completion.gather(-1, index.clamp(max=limit - 1))
+    return torch.where((last >= 0) & (index < limit), found, PAD)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A verifiable reward: completions [..., T] (padded behind the end) and their rows in the task [...] → [...]."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(abs(self.weight) < float("inf"), "reward.weight", self.weight, "a finite number")
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ExactMatch(Reward):
+    """`weight` if the final answer is right to the last digit and ends there. eq:verifiable-reward"""
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        answer = final_answer(completion, task.answer.shape[-1], task.marked)
+        return self.weight * (answer == task.answer[question]).all(-1).float()  # the end is part of the answer: nothing follows
+
+
+@dataclass(frozen=True)
+class DigitCredit(Reward):
+    """`weight` times the share of the answer's characters that stand at the right place; what follows them is not looked at."""
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        expected = task.answer[question]
+        answer = final_answer(completion, expected.shape[-1], task.marked)
+        counts = expected < PAD
+        return self.weight * ((answer == expected) & counts).sum(-1) / counts.sum(-1)
+
+
+@dataclass(frozen=True)
+class Format(Reward):
+    """`weight` if the completion ends by itself and its final answer (behind a marker where one is due) is digits, a minus may lead."""
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        width = completion.shape[-1]
+        answer = final_answer(completion, width, task.marked)
+        digit = answer < 10
+        minus = torch.zeros_like(digit)
+        minus[..., 0] = answer[..., 0] == CHARACTERS.index("-")
+        wellformed = (digit | minus | (answer == PAD) | (answer == END)).all(-1)
+        return self.weight * (wellformed & digit.any(-1) & (answer == END).any(-1)).float()
+
+
+@dataclass(frozen=True)
+class Sum(Reward):
+    """`weight` times the sum of several rewards, each with a weight of its own."""
+
+    parts: tuple[Reward, ...] = (ExactMatch(), Format(0.1))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.parts) > 0, "reward.parts", self.parts, "at least one reward")
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        total = torch.zeros(question.shape, device=completion.device)
+        for part in self.parts:
+            total = total + part(completion, question, task)
+        return self.weight * total
+
+
+REWARDS: dict[str, Reward] = {
+    "exact": ExactMatch(),
+    "digits": DigitCredit(),
+    "exact+format": Sum(),
+    "exact+digits": Sum(parts=(ExactMatch(), DigitCredit(0.5))),
+}
