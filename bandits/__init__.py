@@ -1,1 +1,3 @@
-"""Bandits: environments, policies, exact answers and ablations, run through the shared core of `course`."""
+"""Bandits: environments, policies, exact answers and ablations, run through the shared core of
+`course`.
+"""

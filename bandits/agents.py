@@ -1,8 +1,8 @@
 """Classical bandit algorithms, for comparison at equal pulls: ε-greedy, UCB and Thompson sampling.
 
-They keep an estimate per arm where a policy gradient keeps logits. Batched like everything else over runs and prompts
-[..., Q], every run with random numbers of its own; settings may be tensors [...], one number per run. A new one is a
-class with `act` and `learn`.
+They keep an estimate per arm where a policy gradient keeps logits. Batched like everything else
+over runs and prompts [..., Q], every run with random numbers of its own; settings may be tensors
+[...], one number per run. A new one is a class with `act` and `learn`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from course.train.noise import Noise
 from course.train.optim import over_runs
 
 Setting = float | Tensor
-CANDIDATES = 4  # proposals per gamma number: all are rejected with a chance of at most (1 − 0.9517)^4 < 6e-6
+CANDIDATES = (
+    4  # proposals per gamma number: all are rejected with a chance of at most (1 − 0.9517)^4 < 6e-6
+)
 
 
 class Agent(Protocol):
@@ -36,14 +38,21 @@ class Agent(Protocol):
 
 
 class Metered(Environment):
-    """An environment with a meter, so that every algorithm's bill is written by one hand, whatever it does with its pulls.
+    """An environment with a meter, so that every algorithm's bill is written by one hand, whatever
+    it does with its pulls.
 
-    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment, averaged over prompts (eq:regret).
-    Every `every` pulls they are noted down: `marks`, and `regrets` [marks, ...].
+    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment,
+    averaged over prompts (eq:regret). Every `every` pulls they are noted down: `marks`, and
+    `regrets` [marks, ...].
     """
 
     def __init__(self, inner: Environment, every: int = 1) -> None:
-        require(isinstance(every, int) and every > 0, "Metered.every", every, "a whole number of pulls > 0")
+        require(
+            isinstance(every, int) and every > 0,
+            "Metered.every",
+            every,
+            "a whole number of pulls > 0",
+        )
         super().__init__(inner.mean, lengths=inner.lengths)
         self.inner, self.every, self.pulls = inner, every, 0
         self.regret = torch.zeros_like(self.mean[..., 0].mean(-1))
@@ -51,7 +60,9 @@ class Metered(Environment):
         self._rows: list[Tensor] = []
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
-        self.regret = self.regret + (pick(self.mean, self.best) - pick(self.mean, action)).sum(-1).mean(-1)
+        self.regret = self.regret + (pick(self.mean, self.best) - pick(self.mean, action)).sum(
+            -1
+        ).mean(-1)
         before, self.pulls = self.pulls, self.pulls + action.shape[-1]
         if self.pulls // self.every > before // self.every:
             self.marks.append(self.pulls)
@@ -85,7 +96,10 @@ def play(
     noise: Noise,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> None:
-    """The loop of all of them: act, be paid, learn, `pulls` times. `progress` wraps the range of pulls (a bar, say)."""
+    """The loop of all of them: act, be paid, learn, `pulls` times.
+
+    `progress` wraps the range of pulls (a bar, say).
+    """
     require(isinstance(pulls, int) and pulls > 0, "pulls", pulls, "a whole number > 0")
     for _ in progress(range(pulls)):
         action = agent.act(noise)
@@ -96,15 +110,36 @@ def play(
 class ActionValues:
     """What ε-greedy and UCB share: pulls `count` and estimates `value` of every arm, [..., Q, K].
 
-    `step_size` None gives the sample average, n-th reward weighted 1/n (Sutton & Barto 2018, eq. 2.3); a number in (0, 1]
-    an average that forgets (eq. 2.5). Ties go by an order of the arms that each run draws for itself at the start.
+    `step_size` None gives the sample average, n-th reward weighted 1/n (Sutton & Barto 2018, eq.
+    2.3); a number in (0, 1] an average that forgets (eq. 2.5). Ties go by an order of the arms that
+    each run draws for itself at the start.
     """
 
-    def __init__(self, noise: Noise, prompts: int, arms: int, *, initial: Setting = 0.0, step_size: float | None = None) -> None:
-        require(prompts > 0 and arms > 1, "(prompts, arms)", (prompts, arms), "at least 1 prompt and 2 arms")
-        require(step_size is None or 0 < step_size <= 1, "step_size", step_size, "None for the sample average, or a number in (0, 1]")
+    def __init__(
+        self,
+        noise: Noise,
+        prompts: int,
+        arms: int,
+        *,
+        initial: Setting = 0.0,
+        step_size: float | None = None,
+    ) -> None:
+        require(
+            prompts > 0 and arms > 1,
+            "(prompts, arms)",
+            (prompts, arms),
+            "at least 1 prompt and 2 arms",
+        )
+        require(
+            step_size is None or 0 < step_size <= 1,
+            "step_size",
+            step_size,
+            "None for the sample average, or a number in (0, 1]",
+        )
         self.step_size = step_size
-        self.count = arms_first(torch.zeros(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device))
+        self.count = arms_first(
+            torch.zeros(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device)
+        )
         self.value = torch.zeros_like(self.count) + _per_arm(initial)
         self._order = arms_first(noise.uniform(prompts, arms))
 
@@ -112,7 +147,11 @@ class ActionValues:
         count = pick(self.count, action) + 1
         value = pick(self.value, action)
         _put(self.count, action, count)
-        _put(self.value, action, value + (reward - value) * (1 / count if self.step_size is None else self.step_size))
+        _put(
+            self.value,
+            action,
+            value + (reward - value) * (1 / count if self.step_size is None else self.step_size),
+        )
 
     def best(self, score: Tensor) -> Tensor:
         """The arm [..., Q, 1] with the highest score [..., Q, K]."""
@@ -121,17 +160,31 @@ class ActionValues:
 
 
 class EpsilonGreedy(ActionValues):
-    """With probability ε any arm, else the best so far. ε = 0 with a high `initial` value explores by disappointment.
+    """With probability ε any arm, else the best so far.
+
+    ε = 0 with a high `initial` value explores by disappointment.
 
     Sutton & Barto 2018, §2.2 and §2.6. `epsilon` and `initial` may be tensors [...].
     """
 
     def __init__(
-        self, noise: Noise, prompts: int, arms: int, epsilon: Setting, *, initial: Setting = 0.0, step_size: float | None = None
+        self,
+        noise: Noise,
+        prompts: int,
+        arms: int,
+        epsilon: Setting,
+        *,
+        initial: Setting = 0.0,
+        step_size: float | None = None,
     ) -> None:
         super().__init__(noise, prompts, arms, initial=initial, step_size=step_size)
         low, high = torch.as_tensor(epsilon).aminmax()
-        require(bool(0 <= low <= high <= 1), "EpsilonGreedy.epsilon", epsilon, "a probability (or a tensor of them, one per run)")
+        require(
+            bool(0 <= low <= high <= 1),
+            "EpsilonGreedy.epsilon",
+            epsilon,
+            "a probability (or a tensor of them, one per run)",
+        )
         self.epsilon = epsilon
 
     def act(self, noise: Noise) -> Tensor:
@@ -142,15 +195,21 @@ class EpsilonGreedy(ActionValues):
 
 
 class UCB(ActionValues):
-    """The arm with the highest value + c·√(ln t / n), t the pull's number; every arm once first (Sutton & Barto 2018, eq. 2.10).
+    """The arm with the highest value + c·√(ln t / n), t the pull's number; every arm once first
+    (Sutton & Barto 2018, eq. 2.10).
 
-    c = √2 is UCB1 for rewards in [0, 1] (Auer et al. 2002, theorem 1; there t counts the pulls before, so this starts one
-    ahead). `c` may be a tensor [...].
+    c = √2 is UCB1 for rewards in [0, 1] (Auer et al. 2002, theorem 1; there t counts the pulls
+    before, so this starts one ahead). `c` may be a tensor [...].
     """
 
     def __init__(self, noise: Noise, prompts: int, arms: int, c: Setting = math.sqrt(2)) -> None:
         super().__init__(noise, prompts, arms)
-        require(bool((torch.as_tensor(c) >= 0).all()), "UCB.c", c, "a number ≥ 0 (or a tensor of them, one per run)")
+        require(
+            bool((torch.as_tensor(c) >= 0).all()),
+            "UCB.c",
+            c,
+            "a number ≥ 0 (or a tensor of them, one per run)",
+        )
         self.c, self.pulls = c, 0
 
     def act(self, noise: Noise) -> Tensor:
@@ -160,15 +219,23 @@ class UCB(ActionValues):
 
 
 class BetaThompson:
-    """Thompson sampling for rewards 0 and 1: a draw from every arm's posterior, and the arm whose draw is the highest.
+    """Thompson sampling for rewards 0 and 1: a draw from every arm's posterior, and the arm whose
+    draw is the highest.
 
-    From the uniform prior the posterior is Beta(1 + successes, 1 + failures); `wins` and `losses` are those two
-    parameters, [..., Q, K]. Thompson 1933; Chapelle & Li 2011, algorithm 2.
+    From the uniform prior the posterior is Beta(1 + successes, 1 + failures); `wins` and `losses`
+    are those two parameters, [..., Q, K]. Thompson 1933; Chapelle & Li 2011, algorithm 2.
     """
 
     def __init__(self, noise: Noise, prompts: int, arms: int) -> None:
-        require(prompts > 0 and arms > 1, "(prompts, arms)", (prompts, arms), "at least 1 prompt and 2 arms")
-        self.wins = arms_first(torch.ones(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device))
+        require(
+            prompts > 0 and arms > 1,
+            "(prompts, arms)",
+            (prompts, arms),
+            "at least 1 prompt and 2 arms",
+        )
+        self.wins = arms_first(
+            torch.ones(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device)
+        )
         self.losses = self.wins.clone(memory_format=torch.preserve_format)
 
     def act(self, noise: Noise) -> Tensor:
@@ -180,16 +247,39 @@ class BetaThompson:
 
 
 class GaussianThompson:
-    """Thompson sampling for rewards N(μ_a, `std`²) from the prior μ_a ~ N(`prior_mean`, `prior_std`²).
+    """Thompson sampling for rewards N(μ_a, `std`²) from the prior μ_a ~ N(`prior_mean`,
+    `prior_std`²).
 
-    The posterior is N(`mean`, 1/`precision`), both [..., Q, K]: precisions add up, means are weighted by them.
+    The posterior is N(`mean`, 1/`precision`), both [..., Q, K]: precisions add up, means are
+    weighted by them.
     """
 
-    def __init__(self, noise: Noise, prompts: int, arms: int, *, prior_mean: float = 0.0, prior_std: float = 1.0, std: float = 1.0) -> None:
-        require(prompts > 0 and arms > 1, "(prompts, arms)", (prompts, arms), "at least 1 prompt and 2 arms")
-        require(prior_std > 0 and std > 0, "(prior_std, std)", (prior_std, std), "standard deviations > 0")
+    def __init__(
+        self,
+        noise: Noise,
+        prompts: int,
+        arms: int,
+        *,
+        prior_mean: float = 0.0,
+        prior_std: float = 1.0,
+        std: float = 1.0,
+    ) -> None:
+        require(
+            prompts > 0 and arms > 1,
+            "(prompts, arms)",
+            (prompts, arms),
+            "at least 1 prompt and 2 arms",
+        )
+        require(
+            prior_std > 0 and std > 0,
+            "(prior_std, std)",
+            (prior_std, std),
+            "standard deviations > 0",
+        )
         shape = (*noise.runs, prompts, arms)
-        self.mean = arms_first(torch.full(shape, prior_mean, dtype=noise.dtype, device=noise.device))
+        self.mean = arms_first(
+            torch.full(shape, prior_mean, dtype=noise.dtype, device=noise.device)
+        )
         self.precision = torch.full_like(self.mean, prior_std**-2)
         self.reward_precision = std**-2
 
@@ -204,7 +294,7 @@ class GaussianThompson:
         _put(self.mean, action, mean + (reward - mean) * self.reward_precision / precision)
 
 
-# ---------------------------------------------------------------- numbers from the runs' own streams
+# ------------------------------------------------------------- numbers from the runs' own streams
 
 
 def beta(a: Tensor, b: Tensor, noise: Noise) -> Tensor:
@@ -216,12 +306,17 @@ def beta(a: Tensor, b: Tensor, noise: Noise) -> Tensor:
 def gamma(shape: Tensor, noise: Noise) -> Tensor:
     """Gamma(shape, 1) numbers for shapes ≥ 1, [2, K, ..., Q]: rejection by Marsaglia & Tsang 2000.
 
-    So that each run's stream moves by the same amount whatever happens in others, every number gets `CANDIDATES`
-    proposals and takes the first that is accepted; where none is (a chance below 6e-6) it is the middle one, shape − ⅓.
+    So that each run's stream moves by the same amount whatever happens in others, every number gets
+    `CANDIDATES` proposals and takes the first that is accepted; where none is (a chance below 6e-6)
+    it is the middle one, shape − ⅓.
     """
     kinds, arms, prompts = shape.shape[0], shape.shape[1], shape.shape[-1]
     runs = shape.dim() - 3
-    to_front = (*range(runs, runs + 3), *range(runs), runs + 3)  # [..., C, kinds, K, Q] → [C, kinds, K, ..., Q]
+    to_front = (
+        *range(runs, runs + 3),
+        *range(runs),
+        runs + 3,
+    )  # [..., C, kinds, K, Q] → [C, kinds, K, ..., Q]
     normal = noise.normal(CANDIDATES, kinds, arms, prompts).permute(to_front)
     uniform = noise.uniform(CANDIDATES, kinds, arms, prompts).permute(to_front)
     d = shape - 1 / 3
@@ -245,10 +340,15 @@ def _per_arm(setting: Setting) -> Setting:
 
 
 def highest(score: Tensor) -> Tensor:
-    """The arm [..., Q, 1] with the highest score [..., Q, K]. (max is several times faster than argmax along a first axis.)"""
+    """The arm [..., Q, 1] with the highest score [..., Q, K].
+
+    (max is several times faster than argmax along a first axis.)
+    """
     return score.movedim(-1, 0).max(0).indices.unsqueeze(-1)
 
 
 def _put(per_arm: Tensor, action: Tensor, value: Tensor) -> None:
-    """Write `value` [..., Q, 1] at the arms `action` [..., Q, 1] of per_arm [..., Q, K], in place."""
+    """Write `value` [..., Q, 1] at the arms `action` [..., Q, 1] of per_arm [..., Q,
+    K], in place.
+    """
     per_arm.movedim(-1, 0).scatter_(0, action.movedim(-1, 0), value.movedim(-1, 0))

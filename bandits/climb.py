@@ -15,11 +15,14 @@ from course.lab.result import Result
 from course.lab.terminal import Progress, duration
 
 
-def climb(rungs: Sequence[str] | None, runs: int | None, seed: int, device: str | None, out: Path) -> tuple[Climbed, Result]:
-    """Run the microscope on B3 and the ladder on the contextual bandit; write their figures to `out`.
+def climb(
+    rungs: Sequence[str] | None, runs: int | None, seed: int, device: str | None, out: Path
+) -> tuple[Climbed, Result]:
+    """Run the microscope on B3 and the ladder on the contextual bandit; write their figures to
+    `out`.
 
-    None takes the default: the eight rungs, the ablation's own number of runs, the CPU. Returns the climb, with the
-    gradient's bias and spread as columns, and the microscope's result.
+    None takes the default: the eight rungs, the ablation's own number of runs, the CPU. Returns the
+    climb, with the gradient's bias and spread as columns, and the microscope's result.
     """
     names = tuple(rungs) if rungs else microscope.SETTINGS.rungs
     progress = Progress()
@@ -28,12 +31,23 @@ def climb(rungs: Sequence[str] | None, runs: int | None, seed: int, device: str 
     settings |= {"device": device} if device else {}
 
     exact = run_ablation(microscope, replace(microscope.SETTINGS, rungs=names), out, progress)
-    print(f"first figure, every gradient against the true one: {out / 'microscope.png'} (after {duration(exact.seconds)})", flush=True)
-    print(f"the ladder on a contextual bandit, about {duration(climbing.EXPECTED_SECONDS)} with the default settings", flush=True)
+    print(
+        f"first figure, every gradient against the true one: {out / 'microscope.png'} (after"
+        f" {duration(exact.seconds)})",
+        flush=True,
+    )
+    print(
+        f"the ladder on a contextual bandit, about {duration(climbing.EXPECTED_SECONDS)} with the"
+        " default settings",
+        flush=True,
+    )
     trained = run_ablation(climbing, replace(climbing.SETTINGS, **settings), out, progress)
 
     def both(what: str) -> dict[str, str]:
-        cases = {name: [exact.series[name][case][what] for case in ("on policy", "off policy")] for name in names}
+        cases = {
+            name: [exact.series[name][case][what] for case in ("on policy", "off policy")]
+            for name in names
+        }
         return {name: f"{abs(on):.2f} / {abs(off):.2f}" for name, (on, off) in cases.items()}
 
     columns = {

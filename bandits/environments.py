@@ -1,7 +1,9 @@
-"""Environments: who pays what. Batched over runs and prompts [..., Q], every run with random numbers of its own.
+"""Environments: who pays what.
 
-A new environment is a class with `mean` [..., Q, K], the exact expected rewards, and `reward`. Keep tensors arms first
-in memory (`arms_first`): reductions over a short last axis are slow.
+Batched over runs and prompts [..., Q], every run with random numbers of its own.
+
+A new environment is a class with `mean` [..., Q, K], the exact expected rewards, and `reward`. Keep
+tensors arms first in memory (`arms_first`): reductions over a short last axis are slow.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ def arms_first(tensor: Tensor) -> Tensor:
 
 
 def pick(per_arm: Tensor, action: Tensor) -> Tensor:
-    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G]; run axes that `per_arm` lacks are shared."""
+    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G]; run axes that `per_arm` lacks
+    are shared.
+    """
     if per_arm.dim() < action.dim():
         per_arm = per_arm.expand(*action.shape[:-1], per_arm.shape[-1])
-    if action.shape[-1] == 1:  # gather along the outermost axis: much the faster for arms-first tensors
+    if (
+        action.shape[-1] == 1
+    ):  # gather along the outermost axis: much the faster for arms-first tensors
         return per_arm.movedim(-1, 0).gather(0, action.movedim(-1, 0)).movedim(0, -1)
     return per_arm.gather(-1, action)
 
@@ -34,7 +40,8 @@ def pick(per_arm: Tensor, action: Tensor) -> Tensor:
 class Environment:
     """Arms with expected rewards `mean` [..., Q, K]. Deterministic: subclasses add the noise.
 
-    `lengths` [K] (tokens) makes arms answers of different length: T is the longest, the reward sits on the last token.
+    `lengths` [K] (tokens) makes arms answers of different length: T is the longest, the reward sits
+    on the last token.
     """
 
     mean: Tensor
@@ -43,13 +50,31 @@ class Environment:
 
     def __post_init__(self) -> None:
         shape = tuple(self.mean.shape)
-        require(self.mean.dim() >= 2 and min(shape[-2:]) > 0, "environment.mean", shape, "a shape [..., Q, K]")
-        require(bool(torch.isfinite(self.mean).all()), "environment.mean", "a number that is not finite", "finite numbers")
+        require(
+            self.mean.dim() >= 2 and min(shape[-2:]) > 0,
+            "environment.mean",
+            shape,
+            "a shape [..., Q, K]",
+        )
+        require(
+            bool(torch.isfinite(self.mean).all()),
+            "environment.mean",
+            "a number that is not finite",
+            "finite numbers",
+        )
         if self.lengths is not None:
             require(
-                self.lengths.shape == self.mean.shape[-1:], "environment.lengths", tuple(self.lengths.shape), f"one per arm, {shape[-1:]}"
+                self.lengths.shape == self.mean.shape[-1:],
+                "environment.lengths",
+                tuple(self.lengths.shape),
+                f"one per arm, {shape[-1:]}",
             )
-            require(bool((self.lengths > 0).all()), "environment.lengths", self.lengths.tolist(), "positive numbers of tokens")
+            require(
+                bool((self.lengths > 0).all()),
+                "environment.lengths",
+                self.lengths.tolist(),
+                "positive numbers of tokens",
+            )
         self.mean = arms_first(self.mean)
 
     @property
@@ -84,7 +109,9 @@ class Environment:
         """Go on from a saved `state`."""
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        """All rewards an arm can pay and their probabilities, both [..., Q, K, S]; raises where they cannot be listed."""
+        """All rewards an arm can pay and their probabilities, both [..., Q, K, S]; raises where
+        they cannot be listed.
+        """
         return self.mean.unsqueeze(-1), torch.ones_like(self.mean).unsqueeze(-1)
 
 
@@ -96,7 +123,12 @@ class Bernoulli(Environment):
     """Arms pay 1 with probability `mean`, else 0."""
 
     def __post_init__(self) -> None:
-        require(bool(((self.mean >= 0) & (self.mean <= 1)).all()), "Bernoulli.mean", "a number outside", "probabilities from 0 to 1")
+        require(
+            bool(((self.mean >= 0) & (self.mean <= 1)).all()),
+            "Bernoulli.mean",
+            "a number outside",
+            "probabilities from 0 to 1",
+        )
         super().__post_init__()
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
@@ -117,7 +149,12 @@ class Gaussian(Environment):
         return torch.add(pick(self.mean, action), noise.normal(*action.shape[-2:]), alpha=self.std)
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        require(self.std == 0, "Gaussian.std", self.std, "0 where outcomes are to be listed (there are infinitely many)")
+        require(
+            self.std == 0,
+            "Gaussian.std",
+            self.std,
+            "0 where outcomes are to be listed (there are infinitely many)",
+        )
         return super().outcomes()
 
 
@@ -128,7 +165,12 @@ class HeavyTailed(Environment):
     freedom: int = 2
 
     def __post_init__(self) -> None:
-        require(self.freedom >= 2, "HeavyTailed.freedom", self.freedom, "a whole number ≥ 2, below which the mean does not exist")
+        require(
+            self.freedom >= 2,
+            "HeavyTailed.freedom",
+            self.freedom,
+            "a whole number ≥ 2, below which the mean does not exist",
+        )
         super().__post_init__()
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
@@ -137,14 +179,22 @@ class HeavyTailed(Environment):
         return pick(self.mean, action) + t
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        raise CourseError("HeavyTailed.outcomes: got a continuous reward; allowed is one whose values can be listed")
+        raise CourseError(
+            "HeavyTailed.outcomes: got a continuous reward; allowed is one whose values can be"
+            " listed"
+        )
 
 
 class Discrete(Environment):
     """Arms pay one of S values each: `values` and `chances` [..., Q, K, S]."""
 
     def __init__(self, values: Tensor, chances: Tensor, lengths: Tensor | None = None) -> None:
-        require(values.shape == chances.shape, "Discrete.chances", tuple(chances.shape), f"the shape of values, {tuple(values.shape)}")
+        require(
+            values.shape == chances.shape,
+            "Discrete.chances",
+            tuple(chances.shape),
+            f"the shape of values, {tuple(values.shape)}",
+        )
         total = chances.sum(-1)
         require(
             bool(((chances >= 0).all(-1) & ((total - 1).abs() < 1e-6)).all()),
@@ -158,8 +208,14 @@ class Discrete(Environment):
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
         index = action.unsqueeze(-1).expand(*action.shape, self.values.shape[-1])
         values = self.values.expand(*action.shape[:-1], *self.values.shape[-2:]).gather(-2, index)
-        cumulative = self.chances.cumsum(-1).expand(*action.shape[:-1], *self.chances.shape[-2:]).gather(-2, index)
-        which = (cumulative[..., :-1] <= noise.uniform(*action.shape[-2:]).unsqueeze(-1)).sum(-1, keepdim=True)
+        cumulative = (
+            self.chances.cumsum(-1)
+            .expand(*action.shape[:-1], *self.chances.shape[-2:])
+            .gather(-2, index)
+        )
+        which = (cumulative[..., :-1] <= noise.uniform(*action.shape[-2:]).unsqueeze(-1)).sum(
+            -1, keepdim=True
+        )
         return values.gather(-1, which).squeeze(-1)
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
@@ -168,7 +224,9 @@ class Discrete(Environment):
 
 @dataclass
 class RandomWalk(Gaussian):
-    """Non-stationary: after every pull each arm's mean takes a step of `drift`·N(0, 1) (Sutton & Barto 2018, exercise 2.5)."""
+    """Non-stationary: after every pull each arm's mean takes a step of `drift`·N(0, 1) (Sutton &
+    Barto 2018, exercise 2.5).
+    """
 
     drift: float = 0.01
 
@@ -184,7 +242,8 @@ class RandomWalk(Gaussian):
 
 
 class SharedForecast(Environment):
-    """Arms are forecasts q of one outcome y ~ Bernoulli(p), shared by the whole group; reward 1 − (q − y)², the Brier score.
+    """Arms are forecasts q of one outcome y ~ Bernoulli(p), shared by the whole group; reward 1 −
+    (q − y)², the Brier score.
 
     `grid` [K] are the forecasts. Bereket & Leskovec 2025 (2508.11800).
     """
@@ -192,7 +251,9 @@ class SharedForecast(Environment):
     def __init__(self, grid: Tensor, p: float, prompts: int = 1) -> None:
         require(0 <= p <= 1, "SharedForecast.p", p, "a probability")
         self.grid, self.p = grid, p
-        self.given = torch.stack([1 - grid**2, 1 - (grid - 1) ** 2])  # [2, K] rewards where y = 0 and where y = 1
+        self.given = torch.stack(
+            [1 - grid**2, 1 - (grid - 1) ** 2]
+        )  # [2, K] rewards where y = 0 and where y = 1
         super().__init__(((1 - p) * self.given[0] + p * self.given[1]).expand(prompts, -1))
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
@@ -200,12 +261,18 @@ class SharedForecast(Environment):
         return torch.where(happened, self.given[1][action], self.given[0][action])
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        raise CourseError("SharedForecast.outcomes: got a y that the group shares; allowed is listing for a given y, then the mean over y")
+        raise CourseError(
+            "SharedForecast.outcomes: got a y that the group shares; allowed is listing for a given"
+            " y, then the mean over y"
+        )
 
 
 @dataclass
 class Continuous:
-    """A continuous action a: `score(a)` maps actions [..., Q, G] to rewards. For a Gaussian policy."""
+    """A continuous action a: `score(a)` maps actions [..., Q, G] to rewards.
+
+    For a Gaussian policy.
+    """
 
     score: Callable[[Tensor], Tensor]
     prompts: int = 1
@@ -219,16 +286,33 @@ class Continuous:
         """It stands still."""
 
 
-def testbed(noise: Noise, arms: int = 10, *, mean: float = 0.0, spread: float = 1.0, std: float = 1.0) -> Gaussian:
-    """The testbed: each run has arms with means from N(`mean`, `spread`²), paying ± `std` (Sutton & Barto 2018, §2.3)."""
+def testbed(
+    noise: Noise, arms: int = 10, *, mean: float = 0.0, spread: float = 1.0, std: float = 1.0
+) -> Gaussian:
+    """The testbed: each run has arms with means from N(`mean`, `spread`²), paying ± `std` (Sutton &
+    Barto 2018, §2.3).
+    """
     return Gaussian(mean + spread * noise.normal(1, arms), std=std)
 
 
-def contextual(noise: Noise, difficulty: Sequence[float], arms: int = 10, *, offset: float = 0.0, scale: float = 1.0) -> Discrete:
-    """Prompts of different difficulty: prompt q has one right arm, which pays `scale` with probability 1 and the others
-    with probability `difficulty[q]`·U(0, 1), all plus `offset`. Each run draws its own arms.
+def contextual(
+    noise: Noise,
+    difficulty: Sequence[float],
+    arms: int = 10,
+    *,
+    offset: float = 0.0,
+    scale: float = 1.0,
+) -> Discrete:
+    """Prompts of different difficulty: prompt q has one right arm, which pays `scale` with
+    probability 1 and the others with probability `difficulty[q]`·U(0, 1), all plus `offset`. Each
+    run draws its own arms.
     """
-    require(len(difficulty) > 0 and all(0 <= d <= 1 for d in difficulty), "difficulty", difficulty, "numbers from 0 to 1, one per prompt")
+    require(
+        len(difficulty) > 0 and all(0 <= d <= 1 for d in difficulty),
+        "difficulty",
+        difficulty,
+        "numbers from 0 to 1, one per prompt",
+    )
     require(arms > 1, "arms", arms, "at least 2")
     require(scale > 0, "scale", scale, "a number > 0")
     prompts = len(difficulty)
@@ -236,5 +320,7 @@ def contextual(noise: Noise, difficulty: Sequence[float], arms: int = 10, *, off
     chance = level * noise.uniform(prompts, arms)
     right = (noise.uniform(prompts, 1) * arms).long().clamp(max=arms - 1)
     chance = chance.scatter(-1, right, 1.0)
-    values = torch.tensor([offset + scale, offset], dtype=noise.dtype, device=noise.device).expand(*chance.shape, 2)
+    values = torch.tensor([offset + scale, offset], dtype=noise.dtype, device=noise.device).expand(
+        *chance.shape, 2
+    )
     return Discrete(values, torch.stack([chance, 1 - chance], -1))

@@ -24,30 +24,47 @@ def outcomes(
     value: Tensor | None = None,
     score: Tensor | None = None,
 ) -> Outcomes:
-    """Every arm with every reward it can pay, under a policy's log-probabilities [Q, K] of the current moment.
+    """Every arm with every reward it can pay, under a policy's log-probabilities [Q, K] of the
+    current moment.
 
-    `old` [Q, K] samples (None: on policy), `reference` [Q, K] anchors, `value` [Q] is a critic's. `score` [Q, K, D] is
-    ∇ log π (default: each prompt has logits of its own, D = Q·K). Arms of different length become ragged sequences whose
-    first token is the choice. `dist` comes along, for exact KL and entropy. One run; raises where rewards are continuous.
+    `old` [Q, K] samples (None: on policy), `reference` [Q, K] anchors, `value` [Q] is a critic's.
+    `score` [Q, K, D] is ∇ log π (default: each prompt has logits of its own, D = Q·K). Arms of
+    different length become ragged sequences whose first token is the choice. `log_dist` comes
+    along, for exact KL and entropy. One run; raises where rewards are continuous.
     """
     require(log_prob.dim() == 2, "log_prob", tuple(log_prob.shape), "a shape [Q, K]: one run")
     values, chances = environment.outcomes()
-    require(values.dim() == 3, "environment.mean", tuple(environment.mean.shape), "a shape [Q, K]: one run")
+    require(
+        values.dim() == 3,
+        "environment.mean",
+        tuple(environment.mean.shape),
+        "a shape [Q, K]: one run",
+    )
     prompts, arms, rewards = values.shape
     score = tabular_score(log_prob) if score is None else score
     best = log_prob.argmax(-1, keepdim=True)
-    lengths = torch.ones(arms, dtype=torch.long) if environment.lengths is None else environment.lengths
+    lengths = (
+        torch.ones(arms, dtype=torch.long) if environment.lengths is None else environment.lengths
+    )
     tokens = int(lengths.max())
-    mask = (torch.arange(tokens) < lengths.unsqueeze(-1)).repeat_interleave(rewards, 0).expand(prompts, -1, -1)
+    mask = (
+        (torch.arange(tokens) < lengths.unsqueeze(-1))
+        .repeat_interleave(rewards, 0)
+        .expand(prompts, -1, -1)
+    )
 
-    def first(per_arm: Tensor | None) -> Tensor | None:  # [Q, A, *rest] → [Q, K, T, *rest], on the first token
+    def first(
+        per_arm: Tensor | None,
+    ) -> Tensor | None:  # [Q, A, *rest] → [Q, K, T, *rest], on the first token
         if per_arm is None:
             return None
         spread = per_arm.repeat_interleave(rewards, 1).unsqueeze(2)
         zeros = torch.zeros_like(spread).expand(-1, -1, tokens - 1, *(-1,) * (spread.dim() - 3))
         return torch.cat([spread, zeros], 2)
 
-    def distribution(per_arm: Tensor | None) -> Tensor | None:  # [Q, A] → [Q, 1, T, A]; after the choice all is forced
+    def distribution(
+        per_arm: Tensor | None,
+    ) -> Tensor | None:  # [Q, A] → [Q, 1, T, A]; after the choice all is forced
         if per_arm is None:
             return None
         forced = torch.full_like(per_arm, -torch.inf)
@@ -59,8 +76,8 @@ def outcomes(
     first_log_prob, first_score = first(log_prob), first(score)
     assert first_log_prob is not None
     assert first_score is not None
-    dist_score = torch.zeros(prompts, 1, tokens, arms, score.shape[-1], dtype=score.dtype)
-    dist_score[:, 0, 0] = score
+    log_dist_score = torch.zeros(prompts, 1, tokens, arms, score.shape[-1], dtype=score.dtype)
+    log_dist_score[:, 0, 0] = score
     return Outcomes(
         log_prob=first_log_prob,
         score=first_score,
@@ -71,17 +88,31 @@ def outcomes(
         ref_log_prob=first(reference),
         value=None if value is None else value[:, None, None].expand(mask.shape),
         greedy_reward=environment.mean.gather(-1, best).squeeze(-1),
-        dist=distribution(log_prob),
-        old_dist=distribution(log_prob if old is None else old),
-        ref_dist=distribution(reference),
-        dist_score=dist_score,
+        log_dist=distribution(log_prob),
+        old_log_dist=distribution(log_prob if old is None else old),
+        ref_log_dist=distribution(reference),
+        log_dist_score=log_dist_score,
     )
 
 
-def b3(*, old: Tensor | None = None, reference: Tensor | None = None, value: Tensor | None = None, offset: float = 0.0) -> Outcomes:
-    """The small canonical bandit: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64; `offset` is added to every reward."""
+def b3(
+    *,
+    old: Tensor | None = None,
+    reference: Tensor | None = None,
+    value: Tensor | None = None,
+    offset: float = 0.0,
+) -> Outcomes:
+    """The small canonical bandit: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64; `offset`
+    is added to every reward.
+    """
     environment = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
-    listed = outcomes(environment, torch.tensor([B3_POLICY], dtype=torch.float64).log(), old=old, reference=reference, value=value)
+    listed = outcomes(
+        environment,
+        torch.tensor([B3_POLICY], dtype=torch.float64).log(),
+        old=old,
+        reference=reference,
+        value=value,
+    )
     if not offset:
         return listed
     last = listed.mask & (listed.mask.cumsum(-1) == listed.mask.sum(-1, keepdim=True))

@@ -1,4 +1,6 @@
-"""The gradient of one group of a Gaussian policy's samples, group by group: for quadrature and for sampling alike."""
+"""The gradient of one group of a Gaussian policy's samples, group by group: for quadrature and for
+sampling alike.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,17 @@ from course.rollout import Policy, Rollout
 
 
 def group_gradients(
-    estimator: Estimator, mean: Tensor, std: Tensor | float, action: Tensor, score: Callable[[Tensor], Tensor], value: Tensor | None = None
+    estimator: Estimator,
+    mean: Tensor,
+    std: Tensor | float,
+    action: Tensor,
+    score: Callable[[Tensor], Tensor],
+    value: Tensor | None = None,
 ) -> Tensor:
     """∂ objective / ∂ μ for the policy N(μ, σ²), each group on its own: actions [..., G] → [...].
 
-    `mean`, `std` and the critic's `value` broadcast to [...]; `score` maps actions to rewards elementwise. Every group is
-    a run with one prompt, so nothing is compared across groups.
+    `mean`, `std` and the critic's `value` broadcast to [...]; `score` maps actions to rewards
+    elementwise. Every group is a run with one prompt, so nothing is compared across groups.
     """
     runs = action.shape[:-1]
     std = std.expand(runs).unsqueeze(-1) if isinstance(std, Tensor) else std
@@ -29,7 +36,11 @@ def group_gradients(
         reward=score(action).unsqueeze(-1),
         log_prob=log_prob.detach(),
         mask=torch.ones_like(log_prob, dtype=torch.bool),
-        value=None if value is None else value.expand(runs)[..., None, None, None].expand(log_prob.shape),
+        value=(
+            None
+            if value is None
+            else value.expand(runs)[..., None, None, None].expand(log_prob.shape)
+        ),
     )
     objective = estimator.objective(Policy(log_prob), estimator.freeze(rollout))
     [gradient] = torch.autograd.grad(objective.sum(), [policy.mean])

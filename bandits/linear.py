@@ -1,4 +1,6 @@
-"""A contextual bandit whose prompts share their parameters: what is learned, or broken, on one is felt on the others."""
+"""A contextual bandit whose prompts share their parameters: what is learned, or broken, on one is
+felt on the others.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,24 @@ def linear_bandit(
     kind: type[Bandit] = Bandit,
     **options: Any,
 ) -> tuple[Bandit, Noise]:
-    """A bandit in run axes (S, R) with its noise, float64: S settings beside each other, R runs with the `numbers` given.
+    """A bandit in run axes (S, R) with its noise, float64: S settings beside each other, R runs
+    with the `numbers` given.
 
-    `sizes` are (prompts, arms, features). Each prompt has one right arm that pays 1, the others pay 0, all plus
-    `offset` [S]; the policy is a linear softmax over random features of variance 1/features, the same in every run. A
-    run's number stands for the same right arms and the same random numbers at every setting. `options` go to the bandit.
+    `sizes` are (prompts, arms, features). Each prompt has one right arm that pays 1, the others pay
+    0, all plus `offset` [S]; the policy is a linear softmax over random features of variance
+    1/features, the same in every run. A run's number stands for the same right arms and the same
+    random numbers at every setting. `options` go to the bandit.
     """
     prompts, arms, features = sizes
     shape = (len(offset), len(numbers))
-    answers = contextual(Noise(shape[1:], seed, numbers=numbers, dtype=torch.float64), (0.0,) * prompts, arms)
+    answers = contextual(
+        Noise(shape[1:], seed, numbers=numbers, dtype=torch.float64), (0.0,) * prompts, arms
+    )
     values = answers.values + offset.double()[:, None, None, None, None]
     environment = Discrete(values, answers.chances.expand(values.shape))
-    noise = Noise(shape, seed + 1, numbers=[number for _ in offset for number in numbers], dtype=torch.float64)
+    noise = Noise(
+        shape, seed + 1, numbers=[number for _ in offset for number in numbers], dtype=torch.float64
+    )
     draw = Noise((), seed + 2, dtype=torch.float64).normal(prompts, arms, features) / features**0.5
     policy = LinearSoftmax(draw, torch.zeros(*shape, features, dtype=torch.float64))
     return kind(environment, policy, group, **options), noise

@@ -1,4 +1,6 @@
-"""A rollout that is the whole population: every arm in exact proportion, so that a mean over samples is an expectation."""
+"""A rollout that is the whole population: every arm in exact proportion, so that a mean over
+samples is an expectation.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,45 @@ from course.train.noise import Noise
 
 
 class Population(Bandit):
-    """A bandit on which nothing is random: every rollout holds arm a `counts[a]` times, and each pays its mean.
+    """A bandit on which nothing is random: every rollout holds arm a `counts[a]` times, and each
+    pays its mean.
 
-    `counts` [..., Q, K] (int64, all with the same sum G) stand for the sampling policy π_old = counts/G, which stays what
-    it is while the policy moves: these are the samples of one rollout, in exact proportion, that a learner takes as many
-    small steps on as it likes. Two uses:
+    `counts` [..., Q, K] (int64, all with the same sum G) stand for the sampling policy π_old =
+    counts/G, which stays what it is while the policy moves: these are the samples of one rollout,
+    in exact proportion, that a learner takes as many small steps on as it likes. Two uses:
 
-    - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were infinite;
-    - counts = 1 for each arm: with a `Ratio` surrogate the objective is Σ π A, so its gradient is the exact ∇J.
+    - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were
+      infinite;
+    - counts = 1 for each arm: with an `ImportanceSampling` surrogate the objective is Σ π A, so its
+      gradient is
+      the exact ∇J.
 
     `reference` is `Bandit`'s: log-probabilities [..., Q, K], or "start".
     """
 
     def __init__(
-        self, environment: Environment, policy: Softmax | LinearSoftmax, counts: Tensor, *, reference: Tensor | str | None = None
+        self,
+        environment: Environment,
+        policy: Softmax | LinearSoftmax,
+        counts: Tensor,
+        *,
+        reference: Tensor | str | None = None,
     ) -> None:
-        require(environment.lengths is None, "environment.lengths", environment.lengths, "None: one token")
+        require(
+            environment.lengths is None,
+            "environment.lengths",
+            environment.lengths,
+            "None: one token",
+        )
         require(bool((counts >= 0).all()), "counts", counts.tolist(), "whole numbers ≥ 0")
         total = counts.sum(-1)
         group = int(total.flatten()[0])
-        require(bool((total == group).all()) and group > 0, "counts", total.tolist(), "the same sum G > 0 for every run and prompt")
+        require(
+            bool((total == group).all()) and group > 0,
+            "counts",
+            total.tolist(),
+            "the same sum G > 0 for every run and prompt",
+        )
         super().__init__(environment, policy, group, reference=reference)
         shape = (*self.runs, *environment.mean.shape[-2:])
         counts = counts.expand(shape)
@@ -47,8 +68,8 @@ class Population(Bandit):
             log_prob=pick(old, action).unsqueeze(-1),
             mask=self._mask(action),
             ref_log_prob=None if ref is None else pick(ref, action).unsqueeze(-1),
-            old_dist=self._dist(old),
-            ref_dist=None if ref is None else self._dist(ref),
+            old_log_dist=self._dist(old),
+            ref_log_dist=None if ref is None else self._dist(ref),
             data={"action": action, "prompt": self._prompts},
         )
 
@@ -58,5 +79,9 @@ class Population(Bandit):
 
 
 def every_arm(environment: Environment, policy: Softmax | LinearSoftmax) -> Population:
-    """The population in which each arm stands once: `Ratio` surrogates then have the exact gradient of J."""
-    return Population(environment, policy, torch.ones(environment.mean.shape[-2:], dtype=torch.long))
+    """The population in which each arm stands once: `ImportanceSampling` surrogates then have the
+    exact gradient of J.
+    """
+    return Population(
+        environment, policy, torch.ones(environment.mean.shape[-2:], dtype=torch.long)
+    )

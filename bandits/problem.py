@@ -1,4 +1,6 @@
-"""A bandit as a problem for the learner: an environment, a policy, and how many samples a prompt gets. T = 1 is the point."""
+"""A bandit as a problem for the learner: an environment, a policy, and how many samples a prompt
+gets. T = 1 is the point.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from course.train.noise import Noise
 class Bandit:
     """Pulls arms: every rollout asks every prompt `group` times.
 
-    `reference` log-probabilities [..., Q, K] (or "start": the policy as it is now) fill the rollout's reference;
-    `critic` adds a learned value per prompt [..., Q]; `greedy` also asks the most probable arm (ReMax).
+    `reference` log-probabilities [..., Q, K] (or "start": the policy as it is now) fill the
+    rollout's reference; `critic` adds a learned value per prompt [..., Q]; `greedy` also asks the
+    most probable arm (ReMax).
     """
 
     def __init__(
@@ -41,23 +44,50 @@ class Bandit:
             f"[..., Q, K] with (Q, K) = {tuple(environment.mean.shape[-2:])} of the environment",
         )
         if isinstance(reference, str):
-            require(reference == "start", "reference", reference, "'start', log-probabilities or None")
+            require(
+                reference == "start", "reference", reference, "'start', log-probabilities or None"
+            )
         elif reference is not None:
-            require(reference.shape == start.shape, "reference", tuple(reference.shape), f"the policy's own shape {tuple(start.shape)}")
-        self.environment, self.arm_policy, self.group, self.greedy = environment, policy, group, greedy
+            require(
+                reference.shape == start.shape,
+                "reference",
+                tuple(reference.shape),
+                f"the policy's own shape {tuple(start.shape)}",
+            )
+        self.environment, self.arm_policy, self.group, self.greedy = (
+            environment,
+            policy,
+            group,
+            greedy,
+        )
         self.runs = start.shape[:-2]
         self.reference = start if isinstance(reference, str) else reference
-        self.value = torch.zeros(start.shape[:-1], dtype=start.dtype, device=start.device, requires_grad=True) if critic else None
-        self.parameters: Sequence[Tensor] = [*policy.parameters, *([] if self.value is None else [self.value])]
+        self.value = (
+            torch.zeros(
+                start.shape[:-1], dtype=start.dtype, device=start.device, requires_grad=True
+            )
+            if critic
+            else None
+        )
+        self.parameters: Sequence[Tensor] = [
+            *policy.parameters,
+            *([] if self.value is None else [self.value]),
+        ]
         lengths = environment.lengths
         self.tokens = 1 if lengths is None else int(lengths.max())
-        self._live: tuple[list[int], Tensor, Policy] | None = None  # sampling's forward pass serves the first update too
+        self._live: tuple[list[int], Tensor, Policy] | None = (
+            None  # sampling's forward pass serves the first update too
+        )
         self._prompts = torch.arange(start.shape[-2], device=start.device).expand(start.shape[:-1])
-        self._all_chosen = torch.ones(*start.shape[:-1], group, 1, dtype=torch.bool, device=start.device)
+        self._all_chosen = torch.ones(
+            *start.shape[:-1], group, 1, dtype=torch.bool, device=start.device
+        )
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
-        """Every prompt asked `group` times: a rollout with T = 1, or the longest answer's length."""
+        """Every prompt asked `group` times: a rollout with T = 1, or the longest
+        answer's length.
+        """
         with torch.enable_grad():
             live = self.arm_policy.log_probs()
         log_probs = live.detach()
@@ -69,7 +99,9 @@ class Bandit:
         mask = self._mask(action)
         greedy_reward = None
         if self.greedy:
-            greedy_reward = self.environment.reward(log_probs.argmax(-1, keepdim=True), noise).squeeze(-1)
+            greedy_reward = self.environment.reward(
+                log_probs.argmax(-1, keepdim=True), noise
+            ).squeeze(-1)
         self.environment.advance(noise)
         ref = self.reference
         return Rollout(
@@ -77,10 +109,14 @@ class Bandit:
             log_prob=policy.log_prob.detach(),
             mask=mask,
             ref_log_prob=None if ref is None else self._on_first_token(pick(ref, action)),
-            value=None if self.value is None else self.value.clone()[..., None, None].expand(mask.shape),
+            value=(
+                None
+                if self.value is None
+                else self.value.clone()[..., None, None].expand(mask.shape)
+            ),
             greedy_reward=greedy_reward,
-            old_dist=self._dist(log_probs),
-            ref_dist=None if ref is None else self._dist(ref),
+            old_log_dist=self._dist(log_probs),
+            ref_log_dist=None if ref is None else self._dist(ref),
             data={"action": action, "prompt": self._prompts},
         )
 
@@ -88,7 +124,12 @@ class Bandit:
         """What the policy says now of the rollout's arms: all prompts, or a minibatch of them."""
         live, self._live = self._live, None
         action = rollout.data["action"]
-        if live is not None and live[0] == self._versions() and live[1] is action and torch.is_grad_enabled():
+        if (
+            live is not None
+            and live[0] == self._versions()
+            and live[1] is action
+            and torch.is_grad_enabled()
+        ):
             return live[2]
         log_probs, value = self.arm_policy.log_probs(), self.value
         if action.shape[-2] != log_probs.shape[-2]:
@@ -98,7 +139,9 @@ class Bandit:
         return self._policy(log_probs, value, action)
 
     def _policy(self, log_probs: Tensor, value: Tensor | None, action: Tensor) -> Policy:
-        values = None if value is None else value[..., None, None].expand(*action.shape, self.tokens)
+        values = (
+            None if value is None else value[..., None, None].expand(*action.shape, self.tokens)
+        )
         return Policy(self._on_first_token(pick(log_probs, action)), self._dist(log_probs), values)
 
     def _versions(self) -> list[int]:
@@ -109,7 +152,10 @@ class Bandit:
         """Exact expected reward and probability of the best arm, [...], by enumeration."""
         probs = self.arm_policy.log_probs().exp()
         best = pick(probs, self.environment.best.expand(*probs.shape[:-1], 1)).squeeze(-1)
-        return {"expected_reward": (probs * self.environment.mean).sum(-1).mean(-1), "optimal_action": best.mean(-1)}
+        return {
+            "expected_reward": (probs * self.environment.mean).sum(-1).mean(-1),
+            "optimal_action": best.mean(-1),
+        }
 
     def state(self) -> dict[str, Tensor]:
         """The environment's: it may move."""
@@ -119,12 +165,14 @@ class Bandit:
         """Go on from a saved `state`."""
         self.environment.load(state)
 
-    # ------------------------------------------------------------------ tokens: the first one is the choice, the rest are forced
+    # ----------------------------------- tokens: the first one is the choice, the rest are forced
 
     def _mask(self, action: Tensor) -> Tensor:
         if self.environment.lengths is None:
             return self._all_chosen
-        return torch.arange(self.tokens, device=action.device) < self.environment.lengths[action].unsqueeze(-1)
+        return torch.arange(self.tokens, device=action.device) < self.environment.lengths[
+            action
+        ].unsqueeze(-1)
 
     def _on_first_token(self, log_prob: Tensor) -> Tensor:
         if self.tokens == 1:
@@ -135,7 +183,9 @@ class Bandit:
         if self.tokens == 1:
             return score.unsqueeze(-1)
         last = mask.sum(-1, keepdim=True) - 1
-        return torch.zeros(mask.shape, dtype=score.dtype, device=score.device).scatter(-1, last, score.unsqueeze(-1))
+        return torch.zeros(mask.shape, dtype=score.dtype, device=score.device).scatter(
+            -1, last, score.unsqueeze(-1)
+        )
 
     def _dist(self, log_probs: Tensor) -> Tensor:
         full = log_probs[..., None, None, :]  # [..., Q, 1, 1, K]
@@ -147,15 +197,21 @@ class Bandit:
 
 
 class GaussianBandit:
-    """A continuous action per prompt and a Gaussian policy: every rollout draws `group` actions for each of the Q prompts."""
+    """A continuous action per prompt and a Gaussian policy: every rollout draws `group` actions for
+    each of the Q prompts.
+    """
 
     def __init__(self, environment: Continuous, policy: GaussianPolicy, group: int) -> None:
         require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")
         self.environment, self.action_policy, self.group = environment, policy, group
         self.runs = policy.mean.shape[:-1]
         self.parameters: Sequence[Tensor] = policy.parameters
-        self._mask = torch.ones(*policy.mean.shape, group, 1, dtype=torch.bool, device=policy.mean.device)
-        self._prompts = torch.arange(policy.mean.shape[-1], device=policy.mean.device).expand(policy.mean.shape)
+        self._mask = torch.ones(
+            *policy.mean.shape, group, 1, dtype=torch.bool, device=policy.mean.device
+        )
+        self._prompts = torch.arange(policy.mean.shape[-1], device=policy.mean.device).expand(
+            policy.mean.shape
+        )
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -176,7 +232,10 @@ class GaussianBandit:
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """The policy's mean and standard deviation, averaged over prompts."""
-        return {"action_mean": self.action_policy.mean.mean(-1), "action_std": self.action_policy.log_std.exp().mean(-1)}
+        return {
+            "action_mean": self.action_policy.mean.mean(-1),
+            "action_std": self.action_policy.log_std.exp().mean(-1),
+        }
 
 
 def _first_run(prompts: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The shared policy-gradient core: every algorithm from REINFORCE to GRPO is one objective with one part swapped."""
+"""The shared policy-gradient core: every algorithm from REINFORCE to GRPO is one objective with one
+part swapped.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,19 @@ if TYPE_CHECKING:
     from course.lesson import Lesson
 
 __version__ = "0.1.0"
-__all__ = ["RUNGS", "Clash", "CourseError", "Diverged", "Estimator", "Frozen", "Policy", "Rollout", "register", "replace", "setup"]
+__all__ = [
+    "RUNGS",
+    "Clash",
+    "CourseError",
+    "Diverged",
+    "Estimator",
+    "Frozen",
+    "Policy",
+    "Rollout",
+    "register",
+    "replace",
+    "setup",
+]
 
 
 def setup(number: str, seed: int = 0) -> "Lesson":

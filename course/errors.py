@@ -1,4 +1,6 @@
-"""The errors the course raises: one line each, saying which field, which value, and what is allowed."""
+"""The errors the course raises: one line each, saying which field, which value, and what is
+allowed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from collections.abc import Iterable
 
 
 class CourseError(ValueError):
-    """Bad input, refused at the door. The command line prints its one line and exits with status 2."""
+    """Bad input, refused at the door.
+
+    The command line prints its one line and exits with status 2.
+    """
 
 
 class Clash(CourseError):
@@ -15,7 +20,9 @@ class Clash(CourseError):
 
 
 class Diverged(CourseError):
-    """Training met a NaN or an infinity; the message holds the step, the metric and the file with the last good state."""
+    """Training met a NaN or an infinity; the message holds the step, the metric and the file with
+    the last good state.
+    """
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:

@@ -1,6 +1,9 @@
-"""The estimator: eight parts that together are one objective. Every algorithm of the course is one of these, with a part swapped.
+"""The estimator: eight parts that together are one objective.
 
-objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w · ½(V − R)²
+Every algorithm of the course is one of these, with a part swapped.
+
+objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w ·
+½(V − R)²
 """
 
 from __future__ import annotations
@@ -53,9 +56,9 @@ CHANGED = "#d55e00"  # the colour of what differs from the rung below
 class Frozen:
     """What an estimator computes once per rollout: constants for every update that follows.
 
-    `advantage` A and `weight` w are [..., Q, G, T], 0 where the mask is False; `target` [..., Q, G, T] is the return that
-    a critic regresses on. Slices along Q (`prompts`) keep the full batch's weights, so minibatches add up to the batch,
-    eq:minibatches-add.
+    `advantage` A and `weight` w are [..., Q, G, T], 0 where the mask is False; `target` [..., Q, G,
+    T] is the return that a critic regresses on. Slices along Q (`prompts`) keep the full batch's
+    weights, so minibatches add up to the batch, eq:minibatches-add.
     """
 
     rollout: Rollout
@@ -66,7 +69,10 @@ class Frozen:
     def prompts(self, index: Tensor) -> Frozen:
         """The frozen batch of the prompts `index` [n] alone."""
         axis = len(self.rollout.runs)
-        take = [tensor.index_select(axis, index) for tensor in (self.advantage, self.weight, self.target)]
+        take = [
+            tensor.index_select(axis, index)
+            for tensor in (self.advantage, self.weight, self.target)
+        ]
         return Frozen(self.rollout.prompts(index), *take)
 
 
@@ -74,8 +80,9 @@ class Frozen:
 class Estimator:
     """A policy-gradient objective, made of eight swappable parts. The defaults are REINFORCE.
 
-    `entropy_coef` adds an entropy bonus (needs `policy.dist`), `value_coef` the critic's squared error (needs
-    `policy.value`). `below` is what `replace` made it from; it takes no part in comparisons.
+    `entropy_coef` adds an entropy bonus (needs `policy.log_dist`), `value_coef` the critic's
+    squared error (needs `policy.value`). `below` is what `replace` made it from; it takes no part
+    in comparisons.
     """
 
     credit: Credit = TotalReturn()
@@ -93,9 +100,19 @@ class Estimator:
     def __post_init__(self) -> None:
         for name, kind in PART_KINDS.items():
             part = getattr(self, name)
-            require(isinstance(part, kind), f"estimator.{name}", part, f"a {kind.__name__} of course.parts, or your own subclass of it")
+            require(
+                isinstance(part, kind),
+                f"estimator.{name}",
+                part,
+                f"a {kind.__name__} of course.parts, or your own subclass of it",
+            )
         for name in ("entropy_coef", "value_coef"):
-            require(0 <= getattr(self, name) < float("inf"), f"estimator.{name}", getattr(self, name), "a number ≥ 0")
+            require(
+                0 <= getattr(self, name) < float("inf"),
+                f"estimator.{name}",
+                getattr(self, name),
+                "a number ≥ 0",
+            )
         for part in self.parts.values():
             part.check(self)
 
@@ -111,14 +128,23 @@ class Estimator:
         reward = self.kl.shape_reward(rollout)
         credit = self.credit(reward, rollout)
         returns = first_chosen(credit, mask)
-        advantage = self.scale(credit - self.baseline(returns, rollout), returns, rollout)  # eq:advantage-of-a-sample
+        advantage = self.scale(
+            credit - self.baseline(returns, rollout), returns, rollout
+        )  # eq:advantage-of-a-sample
         keep = self.sample_filter(rollout)
         counted = mask if keep is None else mask & keep.unsqueeze(-1)
         weight = self.aggregation(counted, rollout.limit or mask.shape[-1], reward.dtype)
-        return Frozen(rollout, torch.where(mask, advantage, torch.zeros_like(reward)).detach(), weight, credit.detach())
+        return Frozen(
+            rollout,
+            torch.where(mask, advantage, torch.zeros_like(reward)).detach(),
+            weight,
+            credit.detach(),
+        )
 
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
-        """[...] per run: what gradient ascent maximises, eq:one-objective, differentiable in the policy. Minibatches' objectives add up."""
+        """[...] per run: what gradient ascent maximises, eq:one-objective, differentiable in the
+        policy. Minibatches' objectives add up.
+        """
         rollout, weight = frozen.rollout, frozen.weight
         policy.check(rollout)
         log_prob = torch.where(rollout.mask, policy.log_prob, torch.zeros_like(policy.log_prob))
@@ -131,9 +157,14 @@ class Estimator:
             gain = gain + self.entropy_coef * policy.entropy  # eq:entropy-bonus
         if self.value_coef:
             if policy.value is None:
-                raise CourseError("policy.value: got None; allowed is the critic's values, which value_coef > 0 needs")
+                raise CourseError(
+                    "policy.value: got None; allowed is the critic's values, which value_coef > 0"
+                    " needs"
+                )
             # eq:critic-regression
-            error = torch.where(rollout.mask, policy.value - frozen.target, torch.zeros_like(frozen.target))
+            error = torch.where(
+                rollout.mask, policy.value - frozen.target, torch.zeros_like(frozen.target)
+            )
             gain = gain - self.value_coef * 0.5 * error**2
         return (weight * gain).sum((-3, -2, -1))
 
@@ -142,9 +173,13 @@ class Estimator:
         return -self.objective(policy, self.freeze(rollout))
 
     def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False (`eq:importance-ratio`)."""
+        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False
+        (`eq:importance-ratio`).
+        """
         difference = policy.log_prob - rollout.log_prob
-        return self.ratio(torch.where(rollout.mask, difference, torch.zeros_like(difference)), rollout.mask)
+        return self.ratio(
+            torch.where(rollout.mask, difference, torch.zeros_like(difference)), rollout.mask
+        )
 
     # ------------------------------------------------------------------ comparing and showing
 
@@ -156,7 +191,11 @@ class Estimator:
     def diff(self, other: Estimator) -> dict[str, tuple[Any, Any]]:
         """The fields in which two estimators differ: name → (mine, theirs)."""
         names = [f.name for f in fields(self) if f.compare]
-        return {name: (getattr(self, name), getattr(other, name)) for name in names if getattr(self, name) != getattr(other, name)}
+        return {
+            name: (getattr(self, name), getattr(other, name))
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        }
 
     @property
     def changed(self) -> set[str]:
@@ -164,11 +203,14 @@ class Estimator:
         return set() if self.below is None else set(self.diff(self.below))
 
     def latex(self, colour: str | None = CHANGED) -> str:
-        """The objective in LaTeX, put together from the parts; what differs from the rung below in `colour` (None: plain)."""
+        """The objective in LaTeX, put together from the parts; what differs from the rung below in
+        `colour` (None: plain).
+        """
         changed = self.changed if colour else set()
 
         def show(name: str, body: str) -> str:
-            # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside for MathJax, where it takes one argument
+            # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside
+            # for MathJax, where it takes one argument
             return rf"{{\color{{{colour}}}{{{body}}}}}" if name in changed else body
 
         returned = "R_i" if isinstance(self.credit, TotalReturn) else "R_{i,t}"
@@ -182,7 +224,9 @@ class Estimator:
         if self.entropy_coef:
             terms += rf"+{show('entropy_coef', number(self.entropy_coef))}\,\mathcal H_{{i,t}}"
         if self.value_coef:
-            terms += rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-{returned})^2"
+            terms += (
+                rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-{returned})^2"
+            )
         bracket = rf"\left[{terms}\right]" if terms != surrogate else surrogate
         lines = [rf"J(\theta)&={show('aggregation', self.aggregation.latex)}{bracket}"]
 
@@ -190,7 +234,10 @@ class Estimator:
         if not isinstance(self.baseline, NoBaseline) or "baseline" in changed:
             numerator += "-" + show("baseline", self.baseline.latex)
         scaled = self.scale.wrap(numerator)
-        lines.append(rf"A_{{i,t}}&={show('scale', scaled) if 'scale' in changed else scaled},\qquad {show('credit', self.credit.latex)}")
+        lines.append(
+            rf"A_{{i,t}}&={show('scale', scaled) if 'scale' in changed else scaled},\qquad"
+            rf" {show('credit', self.credit.latex)}"
+        )
         if "rho" in terms:
             lines.append(rf"&{show('ratio', self.ratio.latex)}")
         if self.kl.in_reward:
@@ -234,11 +281,16 @@ class Estimator:
             needs = part.missing(rollout) if isinstance(part, KL) else part.needs
             for name in needs:
                 if getattr(rollout, name) is None:
-                    raise CourseError(f"rollout.{name}: got None; allowed is a tensor, since {part.short} needs it")
+                    raise CourseError(
+                        f"rollout.{name}: got None; allowed is a tensor, since {part.short}"
+                        " needs it"
+                    )
 
 
 def replace(estimator: Estimator, **parts: Any) -> Estimator:
-    """A copy with some parts swapped, which remembers the rung it was made from (`below`): how the ladder is climbed."""
+    """A copy with some parts swapped, which remembers the rung it was made from (`below`): how the
+    ladder is climbed.
+    """
     known = [f.name for f in fields(Estimator)]
     for name in parts:
         require(name in known, "replace", name, f"one of {', '.join(known[:-1])}")
@@ -254,7 +306,9 @@ def first_chosen(credit: Tensor, mask: Tensor) -> Tensor:
 
 
 def uses_reference(estimator: Estimator) -> bool:
-    """Whether this estimator holds the policy near a reference, which a problem then has to keep."""
+    """Whether this estimator holds the policy near a reference, which a problem then
+    has to keep.
+    """
     return not isinstance(estimator.kl, NoKL) and not isinstance(estimator.kl.anchor, OldPolicy)
 
 

@@ -1,55 +1,73 @@
-"""The ladder: each rung is the rung below with ONE part replaced. Read top to bottom it is the derivation of GRPO."""
+"""The ladder: each rung is the rung below with ONE part replaced.
+
+Read top to bottom it is the derivation of GRPO.
+"""
 
 # fmt: off
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd,
-    InReward, LeaveOneOut, LengthWeighted, OldPolicy, Ratio, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum, SoftGate,
-    TokenMean, TokenWhitening, Value,
+    CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups,
+    ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward, LeaveOneOut,
+    LengthWeighted, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum,
+    SoftGate, TokenMean, TokenWhitening, Value,
 )
 from course.registry import RUNGS, Paper, Rung, get, name_of, register, select
 # isort: on
 
 # ---------------------------------------------------------------- the eight rungs
 
-reinforce = Estimator()                                               # Σ_t R log π_t             policy gradient
+# Σ_t R log π_t             policy gradient
+reinforce = Estimator()
 baseline = replace(reinforce, baseline=BatchMean())                   # A = R − mean(batch)
-surrogate = replace(baseline, surrogate=Ratio())                      # ρ A                       TRPO's surrogate
-clip = replace(surrogate, surrogate=Clip(0.2))                        # min(ρA, clip(ρ)A)         PPO, without critic
+# ρ A                       TRPO's surrogate
+surrogate = replace(baseline, surrogate=ImportanceSampling())
+# min(ρA, clip(ρ)A)         PPO, without critic
+clip = replace(surrogate, surrogate=Clip(0.2))
 group_mean = replace(clip, baseline=GroupMean())                      # A = R − mean(group)
 group_std = replace(group_mean, scale=GroupStd())                     # A = (R − mean) / std
-length_mean = replace(group_std, aggregation=SequenceMean())          # 1/|o|; nothing changes at T = 1
+# 1/|o|; nothing changes at T = 1
+length_mean = replace(group_std, aggregation=SequenceMean())
 grpo = replace(length_mean, kl=K3(beta=0.04))                         # − β k3
 
-# ---------------------------------------------------------------- the descendants: one more replaced part each
+# --------------------------------------------------- the descendants: one more replaced part each
 
-rloo = replace(baseline, baseline=LeaveOneOut())                      # A = R − mean(others): unbiased
+# A = R − mean(others): unbiased
+rloo = replace(baseline, baseline=LeaveOneOut())
 remax = replace(baseline, baseline=Greedy())                          # A = R − R(greedy answer)
 opo = replace(baseline, baseline=LengthWeighted())                    # A = R − Σ|o|R / Σ|o|
-whitened = replace(clip, scale=TokenWhitening())                      # A centred and scaled over all tokens
+# A centred and scaled over all tokens
+whitened = replace(clip, scale=TokenWhitening())
 whitened_length = replace(whitened, aggregation=SequenceMean())       # 1/|o|
-whitened_to_go = replace(whitened_length, credit=RewardToGo())        # a token answers for what follows it
-reinforce_pp = replace(whitened_to_go, kl=K1(beta=0.01, place=InReward()))  # r ← r − β k1       REINFORCE++
+# a token answers for what follows it
+whitened_to_go = replace(whitened_length, credit=RewardToGo())
+# r ← r − β k1       REINFORCE++
+reinforce_pp = replace(whitened_to_go, kl=K1(beta=0.01, place=InReward()))
 dr_grpo = replace(group_mean, aggregation=ConstantLength())           # no std, a constant divisor
-token_mean = replace(group_std, aggregation=TokenMean())              # every token of the batch weighs the same
+# every token of the batch weighs the same
+token_mean = replace(group_std, aggregation=TokenMean())
 clip_higher = replace(token_mean, surrogate=Clip(0.2, 0.28))          # more room upwards
-dapo = replace(clip_higher, sample_filter=DropSilentGroups())         # silent groups do not dilute the mean
+# silent groups do not dilute the mean
+dapo = replace(clip_higher, sample_filter=DropSilentGroups())
 sequence_ratio = replace(length_mean, ratio=SequenceMeanRatio())      # one ρ per answer
 gspo = replace(sequence_ratio, surrogate=Clip(3e-4, 4e-4))            # with bounds that fit it
-luspo = replace(gspo, aggregation=SequenceSum())                      # without 1/|o| (the paper also widens the clip)
-cispo = replace(token_mean, surrogate=CISPO(epsilon_high=0.28))       # the weight is clipped, not the gradient
+# without 1/|o| (the paper also widens the clip)
+luspo = replace(gspo, aggregation=SequenceSum())
+# the weight is clipped, not the gradient
+cispo = replace(token_mean, surrogate=CISPO(epsilon_high=0.28))
 sapo = replace(length_mean, surrogate=SoftGate(1.0, 1.05))            # a soft gate for the clip
 
-# ---------------------------------------------------------------- the branches: PPO as it was published
+# ---------------------------------------------------------- the branches: PPO as it was published
 
-ppo_value = replace(clip, baseline=Value(), value_coef=0.5)           # A = R − V: a critic in the batch's place
+# A = R − V: a critic in the batch's place
+ppo_value = replace(clip, baseline=Value(), value_coef=0.5)
 ppo = replace(ppo_value, credit=GAE(gamma=1.0, gae_lambda=0.95))      # the critic for every token
 ppo_kl = replace(surrogate, kl=ExactKL(beta=1.0, anchor=OldPolicy()))  # a penalty for the clip
 ppo_kl_adaptive = replace(ppo_kl, kl=ExactKL(beta=AdaptiveBeta(1.0, 0.01), anchor=OldPolicy()))
 group_whitened = replace(group_mean, scale=TokenWhitening())
 group_whitened_length = replace(group_whitened, aggregation=SequenceMean())
-reinforce_pp_baseline = replace(group_whitened_length, kl=K2(beta=0.01))  # REINFORCE++ with a group baseline
+# REINFORCE++ with a group baseline
+reinforce_pp_baseline = replace(group_whitened_length, kl=K2(beta=0.01))
 # fmt: on
 
 __all__ = ["RUNGS", "Rung", "get", "name_of", "register", "select"]
@@ -66,7 +84,12 @@ SOURCES = {  # kind → (name, estimator, title, source)
     "rung": (
         ("reinforce", reinforce, "REINFORCE", "Williams 1992, theorem 1"),
         ("baseline", baseline, "Baseline", "Williams 1992; Greensmith et al. 2004"),
-        ("surrogate", surrogate, "Importance ratio", "Kakade & Langford 2002; Schulman et al. 2015 (TRPO, 1502.05477), eq. 14"),
+        (
+            "surrogate",
+            surrogate,
+            "Importance ratio",
+            "Kakade & Langford 2002; Schulman et al. 2015 (TRPO, 1502.05477), eq. 14",
+        ),
         ("clip", clip, "PPO clip", f"{_PPO}, eq. 7"),
         ("group_mean", group_mean, "Group mean", f"{_GRPO}, §4.1"),
         ("group_std", group_std, "Group std", f"{_GRPO}, §4.1.2"),
@@ -93,19 +116,56 @@ SOURCES = {  # kind → (name, estimator, title, source)
     ),
     "branch": (
         ("ppo_value", ppo_value, "PPO, value baseline", f"{_PPO}, eq. 9"),
-        ("ppo", ppo, "PPO with critic and GAE", f"Schulman et al. 2016 (GAE, 1506.02438), eq. 16; {_PPO}, eq. 9"),
+        (
+            "ppo",
+            ppo,
+            "PPO with critic and GAE",
+            f"Schulman et al. 2016 (GAE, 1506.02438), eq. 16; {_PPO}, eq. 9",
+        ),
         ("ppo_kl", ppo_kl, "PPO, KL penalty", f"{_PPO}, eq. 8"),
         ("ppo_kl_adaptive", ppo_kl_adaptive, "PPO, adaptive KL", f"{_PPO}, eq. 8 and §4"),
         ("group_whitened", group_whitened, "Group mean, whitened", f"{_RPP}, eqs. 6 and 7"),
-        ("group_whitened_length", group_whitened_length, "Group mean, whitened, 1/|o|", f"{_RPP}, eqs. 1, 6 and 7"),
-        ("reinforce_pp_baseline", reinforce_pp_baseline, "REINFORCE++-baseline", f"{_RPP}, eqs. 6 to 8"),
+        (
+            "group_whitened_length",
+            group_whitened_length,
+            "Group mean, whitened, 1/|o|",
+            f"{_RPP}, eqs. 1, 6 and 7",
+        ),
+        (
+            "reinforce_pp_baseline",
+            reinforce_pp_baseline,
+            "REINFORCE++-baseline",
+            f"{_RPP}, eqs. 6 to 8",
+        ),
     ),
 }
 
 # What the papers used. Several rungs may share one paper's row.
-_GRPO_USED: Paper = {"G": 64, "beta": 0.04, "lr": 1e-6, "batch": 1024, "max_tokens": 1024, "updates_per_rollout": 1}
-_DAPO_USED: Paper = {"G": 16, "prompts": 512, "lr": 1e-6, "epsilon_low": 0.2, "epsilon_high": 0.28, "beta": 0.0, "updates_per_rollout": 16}
-_PPO_USED: Paper = {"epsilon": 0.2, "gamma": 0.99, "gae_lambda": 0.95, "lr": 3e-4, "epochs": 10, "minibatch": 64}
+_GRPO_USED: Paper = {
+    "G": 64,
+    "beta": 0.04,
+    "lr": 1e-6,
+    "batch": 1024,
+    "max_tokens": 1024,
+    "updates_per_rollout": 1,
+}
+_DAPO_USED: Paper = {
+    "G": 16,
+    "prompts": 512,
+    "lr": 1e-6,
+    "epsilon_low": 0.2,
+    "epsilon_high": 0.28,
+    "beta": 0.0,
+    "updates_per_rollout": 16,
+}
+_PPO_USED: Paper = {
+    "epsilon": 0.2,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "lr": 3e-4,
+    "epochs": 10,
+    "minibatch": 64,
+}
 _RPP_USED: Paper = {"batch": 1024}
 _GSPO_USED: Paper = {"epsilon_low": 3e-4, "epsilon_high": 4e-4, "updates_per_rollout": 4}
 

@@ -1,4 +1,6 @@
-"""The registry behind the ladder: estimators by name, with where they come from and the settings their papers use."""
+"""The registry behind the ladder: estimators by name, with where they come from and the settings
+their papers use.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Paper = Mapping[str, str | float]
 
 @dataclass(frozen=True)
 class Rung:
-    """An estimator with its name, where it comes from, the rung it stands on, and the settings its paper uses."""
+    """An estimator with its name, where it comes from, the rung it stands on, and the settings its
+    paper uses.
+    """
 
     name: str
     estimator: Estimator
@@ -27,7 +31,12 @@ class Rung:
     paper: Paper = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.kind in ("rung", "descendant", "branch", "own"), "rung.kind", self.kind, "rung, descendant, branch or own")
+        require(
+            self.kind in ("rung", "descendant", "branch", "own"),
+            "rung.kind",
+            self.kind,
+            "rung, descendant, branch or own",
+        )
         object.__setattr__(self, "paper", MappingProxyType(dict(self.paper)))
 
     @property
@@ -39,7 +48,9 @@ class Rung:
     @property
     def replaced(self) -> str:
         """What was replaced, for a table: «baseline: GroupMean()»."""
-        changed = sorted(self.estimator.changed, key=list(self.estimator.__dataclass_fields__).index)
+        changed = sorted(
+            self.estimator.changed, key=list(self.estimator.__dataclass_fields__).index
+        )
         parts = [name for name in changed if name in PART_KINDS]
         return ", ".join(f"{name}: {getattr(self.estimator, name).short}" for name in parts) or "—"
 
@@ -47,13 +58,28 @@ class Rung:
 RUNGS: dict[str, Rung] = {}
 
 
-def register(name: str, estimator: Estimator, title: str = "", source: str = "", kind: str = "own", paper: Paper | None = None) -> Rung:
-    """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it. Raises if the name is taken."""
+def register(
+    name: str,
+    estimator: Estimator,
+    title: str = "",
+    source: str = "",
+    kind: str = "own",
+    paper: Paper | None = None,
+) -> Rung:
+    """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it.
+
+    Raises if the name is taken.
+    """
     require(name.isidentifier(), "rung name", name, "a Python identifier")
     known = RUNGS.get(name)
     if known is not None and known.estimator != estimator:
-        raise CourseError(f"rung name: got {name!r}, which stands for another estimator already; allowed is a new name")
-    if known is not None and known.kind != "own":  # the course's own rungs keep their kind, title and source
+        raise CourseError(
+            f"rung name: got {name!r}, which stands for another estimator already; allowed is a new"
+            " name"
+        )
+    if (
+        known is not None and known.kind != "own"
+    ):  # the course's own rungs keep their kind, title and source
         return known
     RUNGS[name] = Rung(name, estimator, title or name, source or "your own", kind, paper or {})
     return RUNGS[name]
@@ -84,13 +110,17 @@ def name_of(estimator: Estimator) -> str | None:
 
 def _load(path: str, attribute: str) -> Rung:
     if not Path(path).is_file():
-        raise CourseError(f"rungs: got {path!r}, which is no file; allowed is a registered name or FILE.py:NAME")
+        raise CourseError(
+            f"rungs: got {path!r}, which is no file; allowed is a registered name or FILE.py:NAME"
+        )
     name = f"course_own_{Path(path).resolve()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: dataclasses look their module up
+        sys.modules[name] = importlib.util.module_from_spec(
+            spec
+        )  # before it runs: dataclasses look their module up
         try:
             spec.loader.exec_module(sys.modules[name])
         except BaseException as error:
@@ -98,7 +128,8 @@ def _load(path: str, attribute: str) -> Rung:
             if isinstance(error, CourseError) or not isinstance(error, Exception):
                 raise
             raise CourseError(
-                f"{path}: got a file that does not run ({type(error).__name__}: {error}); allowed is one that does"
+                f"{path}: got a file that does not run ({type(error).__name__}: {error}); allowed"
+                " is one that does"
             ) from error
     estimator = getattr(sys.modules[name], attribute, None)
     if not isinstance(estimator, Estimator):

@@ -1,4 +1,6 @@
-"""What the tests of the core share: tiny rollouts, the derivative of an objective by each log-probability, small bandits."""
+"""What the tests of the core share: tiny rollouts, the derivative of an objective by each
+log-probability, small bandits.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,25 @@ def few_ulp(got: Tensor, want: Tensor, count: int = 16) -> None:
 
 
 def make_rollout(reward: Any, log_prob: Any = None, mask: Any = None, **optional: Any) -> Rollout:
-    """A rollout from nested lists [..., Q, G, T]; by default every token was chosen, each with probability ½."""
+    """A rollout from nested lists [..., Q, G, T]; by default every token was chosen, each with
+    probability ½.
+    """
     reward = f64(reward)
     log_prob = torch.full_like(reward, math.log(0.5)) if log_prob is None else f64(log_prob)
-    mask = torch.ones(reward.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-    floats = ("ref_log_prob", "value", "bootstrap", "greedy_reward", "old_dist", "ref_dist", "kl_coef")
+    mask = (
+        torch.ones(reward.shape, dtype=torch.bool)
+        if mask is None
+        else torch.as_tensor(mask, dtype=torch.bool)
+    )
+    floats = (
+        "ref_log_prob",
+        "value",
+        "bootstrap",
+        "greedy_reward",
+        "old_log_dist",
+        "ref_log_dist",
+        "kl_coef",
+    )
     optional = {name: f64(value) if name in floats else value for name, value in optional.items()}
     if "truncated" in optional:
         optional["truncated"] = torch.as_tensor(optional["truncated"], dtype=torch.bool)
@@ -45,7 +61,9 @@ def make_rollout(reward: Any, log_prob: Any = None, mask: Any = None, **optional
 
 
 def slopes(estimator: Estimator, rollout: Rollout, log_prob: Tensor, **policy: Tensor) -> Tensor:
-    """∂ objective / ∂ log π of every token [..., Q, G, T], at the policy's log-probabilities `log_prob`."""
+    """∂ objective / ∂ log π of every token [..., Q, G, T], at the policy's log-probabilities
+    `log_prob`.
+    """
     leaf = log_prob.detach().clone().requires_grad_()
     objective = estimator.objective(Policy(leaf, **policy), estimator.freeze(rollout))
     return torch.autograd.grad(objective.sum(), leaf)[0]
@@ -60,9 +78,15 @@ def bernoulli_bandit(
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> Bandit:
-    """Two prompts with three arms that pay 1 or 0; all runs start at the same logits (default: uniform)."""
+    """Two prompts with three arms that pay 1 or 0; all runs start at the same logits (default:
+    uniform).
+    """
     mean = torch.tensor(means, dtype=dtype)
-    start = torch.zeros(mean.shape, dtype=dtype) if logits is None else torch.as_tensor(logits, dtype=dtype)
+    start = (
+        torch.zeros(mean.shape, dtype=dtype)
+        if logits is None
+        else torch.as_tensor(logits, dtype=dtype)
+    )
     return Bandit(Bernoulli(mean), Softmax(start.expand(*runs, *start.shape)), group, **options)
 
 

@@ -1,4 +1,6 @@
-"""The README says what is true: its generated parts are up to date, its commands are one line, its example runs."""
+"""The README says what is true: its generated parts are up to date, its commands are one line, its
+example runs.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_both_set_up_commands_are_one_line_that_makes_its_own_environment() -> N
         block = re.search(f"<!-- {name} -->\n```bash\n(.*?)```", README, re.DOTALL)
         assert block is not None
         [line] = block[1].splitlines()
-        assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
+        assert line.startswith(
+            "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt "
+        )
 
 
 def test_the_estimator_of_ones_own_takes_ten_lines_and_works(tmp_path: Path) -> None:
@@ -66,4 +70,6 @@ def test_every_figure_has_its_numbers_and_every_ablation_its_figure() -> None:
         assert picture.with_suffix(".json").is_file(), picture
     for package in ("bandits.ablations", "tinylm.ablations"):
         for module in ablation.discover(package).values():
-            assert (ROOT / "figures" / f"{ablation.figure_name(module)}.png").is_file(), module.__name__
+            assert (ROOT / "figures" / f"{ablation.figure_name(module)}.png").is_file(), (
+                module.__name__
+            )

@@ -1,1 +1,3 @@
-"""The tiny language model: a from-scratch transformer on arithmetic, trained by the same estimators as the bandits."""
+"""The tiny language model: a from-scratch transformer on arithmetic, trained by the same estimators
+as the bandits.
+"""

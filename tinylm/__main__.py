@@ -1,4 +1,6 @@
-"""`python -m tinylm train | eval | sample` works on a model; `python -m tinylm NAME` runs one ablation; no name lists them."""
+"""`python -m tinylm train | eval | sample` works on a model; `python -m tinylm NAME` runs one
+ablation; no name lists them.
+"""
 
 import sys
 

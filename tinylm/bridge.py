@@ -1,13 +1,16 @@
 """The bridge: a prompt of the language model IS a bandit whose arms are all its completions.
 
-Every completion up to the generation limit is listed and scored in float64, so J, ∇J, and the mean and the spread of any
-estimator's gradient are exact on a real transformer: nothing is sampled. This is the one place where `tinylm` knows `bandits`.
+Every completion up to the generation limit is listed and scored in float64, so J, ∇J, and the mean
+and the spread of any estimator's gradient are exact on a real transformer: nothing is sampled. This
+is the one place where `tinylm` knows `bandits`.
 
-What can be listed. Completions: with 17 characters and the end there are 5,220 of at most 3 tokens and 88,741 of at most 4;
-`LARGEST` refuses more. Groups: those whose members matter to each other only through reward and length, since the others of a
-group are then a few classes: with C classes and K completions K · C(C + G − 2, G − 1) groups are computed, and `course.exact`
-refuses above 40 million cells. For rewards of 0 or 1 that is G ≤ 10 at 3 tokens and G ≤ 3 at 4. A KL in the reward makes every
-completion a class of its own: then G = 1. So does a part of your own, which may read anything. A critic's values are not listed.
+What can be listed. Completions: with 17 characters and the end there are 5,220 of at most 3 tokens
+and 88,741 of at most 4; `LARGEST` refuses more. Groups: those whose members matter to each other
+only through reward and length, since the others of a group are then a few classes: with C classes
+and K completions K · C(C + G − 2, G − 1) groups are computed, and `course.exact` refuses above 40
+million cells. For rewards of 0 or 1 that is G ≤ 10 at 3 tokens and G ≤ 3 at 4. A KL in the reward
+makes every completion a class of its own: then G = 1. So does a part of your own, which may read
+anything. A critic's values are not listed.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ CONTINUE = len(CHARACTERS)  # tokens after which a completion goes on
 
 
 def count(limit: int) -> int:
-    """How many completions of at most `limit` tokens there are: Σ_{t<limit} 17^t that end there, and 17^limit truncated ones.
+    """How many completions of at most `limit` tokens there are: Σ_{t<limit} 17^t that end there,
+    and 17^limit truncated ones.
 
     eq:number-of-completions
     """
@@ -49,9 +53,16 @@ def count(limit: int) -> int:
 
 
 def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
-    """Every completion of at most `limit` tokens, [K, limit], PAD behind the end; short ones first, truncated ones last."""
+    """Every completion of at most `limit` tokens, [K, limit], PAD behind the end; short ones first,
+    truncated ones last.
+    """
     require(limit >= 1, "limit", limit, "a whole number of tokens ≥ 1")
-    require(count(limit) <= LARGEST, "limit", f"{limit} tokens, {count(limit):,} completions", f"at most {LARGEST:,} completions")
+    require(
+        count(limit) <= LARGEST,
+        "limit",
+        f"{limit} tokens, {count(limit):,} completions",
+        f"at most {LARGEST:,} completions",
+    )
     tables = []
     for length in range(limit + 1):
         table = torch.full((CONTINUE**length, limit), PAD)
@@ -63,19 +74,23 @@ def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def _digits(length: int) -> Tensor:
-    """The prefixes of that many tokens, [17^length, length]: prefix number n is n written in base 17."""
+    """The prefixes of that many tokens, [17^length, length]: prefix number n is n written in base
+    17.
+    """
     number = torch.arange(CONTINUE**length).unsqueeze(-1)
     return number // CONTINUE ** torch.arange(length - 1, -1, -1) % CONTINUE
 
 
 class Bridge:
-    """One prompt of a model as a bandit: its K completions, their probabilities, rewards and scores.
+    """One prompt of a model as a bandit: its K completions, their probabilities, rewards and
+    scores.
 
-    `question` is the prompt's row in `task`. `model` is the policy of this moment; `old` the one that samples (None: the model
-    itself), `reference` the one that anchors a KL. All are copied in float64, as they are now. `tokens` [K, T], `mask` [K, T],
-    `truncated` [K], `reward` [K]. D is the number of the model's weights; a gradient is one vector [D], in the order of
-    `model.parameters`. `limit` is T (default: the task's). Raises `CourseError` for several runs, or more completions than can
-    be listed.
+    `question` is the prompt's row in `task`. `model` is the policy of this moment; `old` the one
+    that samples (None: the model itself), `reference` the one that anchors a KL. All are copied in
+    float64, as they are now. `tokens` [K, T], `mask` [K, T], `truncated` [K], `reward` [K]. D is
+    the number of the model's weights; a gradient is one vector [D], in the order of
+    `model.parameters`. `limit` is T (default: the task's). Raises `CourseError` for several runs,
+    or more completions than can be listed.
     """
 
     def __init__(
@@ -91,14 +106,26 @@ class Bridge:
         limit: int | None = None,
     ) -> None:
         for name, each in (("model", model), ("old", old), ("reference", reference)):
-            require(each is None or not each.runs, f"{name}.runs", None if each is None else tuple(each.runs), "(): one model")
-        require(0 <= question < len(task.prompt), "question", question, f"a row of the task, 0 to {len(task.prompt) - 1}")
+            require(
+                each is None or not each.runs,
+                f"{name}.runs",
+                None if each is None else tuple(each.runs),
+                "(): one model",
+            )
+        require(
+            0 <= question < len(task.prompt),
+            "question",
+            question,
+            f"a row of the task, 0 to {len(task.prompt) - 1}",
+        )
         check_sampling(temperature)
         device = task.prompt.device
         self.limit = task.limit if limit is None else limit
         self.tokens = completions(self.limit, device)
         room = model.settings.context - task.prompt.shape[-1]
-        require(self.limit <= room, "limit", self.limit, f"at most {room}: the context less the prompt")
+        require(
+            self.limit <= room, "limit", self.limit, f"at most {room}: the context less the prompt"
+        )
         self.model = _double(model, True)
         self.old = None if old is None else _double(old)
         self.reference = None if reference is None else _double(reference)
@@ -108,7 +135,8 @@ class Bridge:
         self.truncated = (self.tokens[:, -1] != PAD) & (self.tokens[:, -1] != END)
         self._task, self._reward = task, ExactMatch() if reward is None else reward
         self.reward = self._rewards(self.tokens)
-        # a completion walks through the tree of prefixes: at step t it stands at prefix number `node` of its depth
+        # a completion walks through the tree of prefixes: at step t it stands at prefix number
+        # `node` of its depth
         place = [torch.zeros(len(self.tokens), dtype=torch.long, device=device)]
         for t in range(self.limit - 1):
             place.append(place[-1] * CONTINUE + self.tokens[:, t].clamp(max=CONTINUE - 1))
@@ -119,14 +147,18 @@ class Bridge:
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        """Every completion as an outcome, Q = 1, with its tokens' log-probabilities (D = 0: gradients by `pull_back`)."""
+        """Every completion as an outcome, Q = 1, with its tokens' log-probabilities (D = 0:
+        gradients by `pull_back`).
+        """
         return self._outcomes(False)
 
     @cached_property
     def arms(self) -> Outcomes:
-        """The same completions as the arms of a bandit: the first token is the choice, with the whole answer's log-probability.
+        """The same completions as the arms of a bandit: the first token is the choice, with the
+        whole answer's log-probability.
 
-        The tokens behind it are forced, so that answers keep their lengths. What a bandit says of the LM is exact on these.
+        The tokens behind it are forced, so that answers keep their lengths. What a bandit says of
+        the LM is exact on these.
         """
         first = torch.zeros_like(self.mask)
         first[:, 0] = True
@@ -135,18 +167,28 @@ class Bridge:
             return torch.where(first, log_prob.sum(-1, keepdim=True), 0.0)
 
         listed = self.outcomes
-        optional = {name: tensor for name in ("old_log_prob", "ref_log_prob") if (tensor := getattr(listed, name)) is not None}
+        optional = {
+            name: tensor
+            for name in ("old_log_prob", "ref_log_prob")
+            if (tensor := getattr(listed, name)) is not None
+        }
         changes: dict[str, Any] = {name: whole(tensor) for name, tensor in optional.items()}
         return replace(listed, log_prob=whole(listed.log_prob), **changes)
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """[K] log-probability of each whole completion under the current policy, in nats. eq:answer-log-prob"""
+        """[K] log-probability of each whole completion under the current policy, in nats.
+
+        eq:answer-log-prob
+        """
         return self.outcomes.log_prob[0].sum(-1)
 
     @property
     def objective(self) -> float:
-        """J = Σ_k p_k R_k: for a reward of 0 or 1, the success probability on this prompt. eq:prompt-objective"""
+        """J = Σ_k p_k R_k: for a reward of 0 or 1, the success probability on this prompt.
+
+        eq:prompt-objective
+        """
         return exact.objective(self.outcomes)
 
     @cached_property
@@ -154,15 +196,23 @@ class Bridge:
         """[D] ∇J, by one backward pass."""
         return self.pull_back(exact.gradient_coefficient(self.outcomes))
 
-    def _outcomes(self, dist: bool) -> Outcomes:
+    def _outcomes(self, log_dist: bool) -> Outcomes:
         now, old, ref = self._current, self._frozen(self.old), self._frozen(self.reference)
         last = self.mask & (self.mask.cumsum(-1) == self.mask.sum(-1, keepdim=True))
         best = sample(self.old or self.model, self.prompt[None], 1, self.limit, None).tokens[0]
         named = {"old": old, "ref": ref}
-        optional = {f"{name}_log_prob": self._chosen(tables) for name, tables in named.items() if tables is not None}
-        if dist:
-            named = {"dist": now, "old_dist": old or now, "ref_dist": ref}
-            optional |= {name: self._spread_out(tables) for name, tables in named.items() if tables is not None}
+        optional = {
+            f"{name}_log_prob": self._chosen(tables)
+            for name, tables in named.items()
+            if tables is not None
+        }
+        if log_dist:
+            named = {"log_dist": now, "old_log_dist": old or now, "ref_log_dist": ref}
+            optional |= {
+                name: self._spread_out(tables)
+                for name, tables in named.items()
+                if tables is not None
+            }
         return Outcomes.of_sequences(
             self._chosen(now),
             (self.reward.unsqueeze(-1) * last)[None],
@@ -174,7 +224,9 @@ class Bridge:
         )
 
     def rollout(self, choice: Tensor) -> Rollout:
-        """The completions with numbers `choice` [G] as one group, as if they had been sampled (Q = 1)."""
+        """The completions with numbers `choice` [G] as one group, as if they had been sampled (Q =
+        1).
+        """
         listed = self.outcomes
         ref, cut = listed.ref_log_prob, listed.truncated
         return Rollout(
@@ -189,18 +241,26 @@ class Bridge:
         )
 
     def policy(self, rollout: Rollout) -> Policy:
-        """What the model says of a group that `rollout` made, with gradients in `model.parameters`."""
+        """What the model says of a group that `rollout` made, with gradients in
+        `model.parameters`.
+        """
         return Policy(self._chosen(self._tables(self.model))[:, rollout.data["choice"][0]])
 
     # ------------------------------------------------------------------ the microscope
 
     def pull_back(self, coefficient: Tensor, dist_coefficient: Tensor | None = None) -> Tensor:
-        """[D] Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇dist), for [1, K, T] (and [1, K, T, V]): one backward pass. eq:pull-back"""
+        """[D] Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇log_dist), for [1, K, T] (and [1, K,
+        T, V]): one backward pass. eq:pull-back
+        """
         tables = self._current
         weights = []
         for t, table in enumerate(tables):
             flat = torch.zeros(table.numel(), dtype=torch.float64, device=table.device)
-            flat.index_add_(0, self.node[:, t] * VOCABULARY + self._choice[:, t], torch.where(self.mask[:, t], coefficient[0, :, t], 0.0))
+            flat.index_add_(
+                0,
+                self.node[:, t] * VOCABULARY + self._choice[:, t],
+                torch.where(self.mask[:, t], coefficient[0, :, t], 0.0),
+            )
             weight = flat.view_as(table)
             if dist_coefficient is not None:
                 own = torch.where(self.mask[:, t, None], dist_coefficient[0, :, t], 0.0)
@@ -209,22 +269,28 @@ class Bridge:
         return _flat(torch.autograd.grad(tables, self.model.parameters, weights, retain_graph=True))
 
     def microscope(self, estimator: Estimator, group: int, *, spread: bool = True) -> Microscope:
-        """Exact E[ĝ], bias, cosine and, with `spread`, the standard deviation of the gradient of one group of completions.
+        """Exact E[ĝ], bias, cosine and, with `spread`, the standard deviation of the gradient of
+        one group of completions.
 
-        The spread is NaN where the estimator uses the full distribution of every token (`ExactKL`, an entropy bonus).
+        The spread is NaN where the estimator uses the full distribution of every token (`ExactKL`,
+        an entropy bonus).
         """
-        dist = isinstance(estimator.kl, ExactKL) or estimator.entropy_coef > 0
-        outcomes = self._outcomes(True) if dist else self.outcomes
+        log_dist = isinstance(estimator.kl, ExactKL) or estimator.entropy_coef > 0
+        outcomes = self._outcomes(True) if log_dist else self.outcomes
         seen = exact.microscope(estimator, outcomes, group, covariance=False)
         expected = self.pull_back(seen.coefficient, seen.dist_coefficient)
         seen = replace(seen, gradient=self.gradient, expected=expected)
-        if dist or not spread:
+        if log_dist or not spread:
             return seen
         among = exact.among_others(estimator, outcomes, group)
         return replace(seen, trace=exact.total_variance(among, self._inner, self.token_products))
 
-    def bandit_microscope(self, estimator: Estimator, group: int, *, spread: bool = True) -> Microscope:
-        """The same for the bandit: K arms with a logit each (D = K) and the LM's probabilities, rewards and lengths."""
+    def bandit_microscope(
+        self, estimator: Estimator, group: int, *, spread: bool = True
+    ) -> Microscope:
+        """The same for the bandit: K arms with a logit each (D = K) and the LM's probabilities,
+        rewards and lengths.
+        """
         p = self.log_prob.exp()
 
         def scores(rows: Tensor) -> Tensor:  # Σ_k row_k (e_k − p)
@@ -238,33 +304,59 @@ class Bridge:
         if not spread:
             return seen
         among = exact.among_others(estimator, self.arms, group)
-        return replace(seen, trace=exact.total_variance(among, lambda rows: scores(rows) @ scores(rows).T, own))
+        return replace(
+            seen, trace=exact.total_variance(among, lambda rows: scores(rows) @ scores(rows).T, own)
+        )
 
     def bandit(self, group: int) -> Bandit:
-        """The prompt as a bandit to sample from and to train: a softmax over K logits that start as the LM's log-probabilities."""
+        """The prompt as a bandit to sample from and to train: a softmax over K logits that start as
+        the LM's log-probabilities.
+        """
         environment = Deterministic(self.reward[None], lengths=self.mask.sum(-1))
         sampling = self.outcomes.old[0].sum(-1)
         reference = self.outcomes.ref_log_prob
-        return Bandit(environment, Softmax(sampling[None]), group, reference=None if reference is None else reference.sum(-1))
+        return Bandit(
+            environment,
+            Softmax(sampling[None]),
+            group,
+            reference=None if reference is None else reference.sum(-1),
+        )
 
     @cached_property
     def token_products(self) -> Tensor:
-        """[K, T, T] inner products of the scores of a completion's own tokens, 0 where there is no token.
+        """[K, T, T] inner products of the scores of a completion's own tokens, 0 where there is no
+        token.
 
-        Every token of the tree of prefixes gets a gradient of its own: the model is copied along its run axis, one copy per
-        prefix. All but the last token's are kept, (1 + 17 + … + 17^(T−2))·17·D numbers.
+        Every token of the tree of prefixes gets a gradient of its own: the model is copied along
+        its run axis, one copy per prefix. All but the last token's are kept, (1 + 17 + … +
+        17^(T−2))·17·D numbers.
         """
-        found = torch.zeros(len(self.tokens), self.limit, self.limit, dtype=torch.float64, device=self.tokens.device)
+        found = torch.zeros(
+            len(self.tokens), self.limit, self.limit, dtype=torch.float64, device=self.tokens.device
+        )
         kept: list[Tensor] = []  # per depth: [17^t, 17, D]
         for t in range(self.limit):
             nodes, inner = CONTINUE**t, t < self.limit - 1
-            kept.append(torch.empty(nodes, CONTINUE, self.model.size, dtype=torch.float64, device=found.device) if inner else found[:0])
+            kept.append(
+                torch.empty(
+                    nodes, CONTINUE, self.model.size, dtype=torch.float64, device=found.device
+                )
+                if inner
+                else found[:0]
+            )
             step = max(1, CHUNK // self.model.size)
             for some in torch.arange(nodes, device=found.device).split(step):
-                before = [kept[a][some // CONTINUE ** (t - a), some // CONTINUE ** (t - a - 1) % CONTINUE] for a in range(t)]
+                before = [
+                    kept[a][some // CONTINUE ** (t - a), some // CONTINUE ** (t - a - 1) % CONTINUE]
+                    for a in range(t)
+                ]
                 for token, each in self._token_scores(t, some):
                     here = self.mask[:, t] & (self.tokens[:, t] == token)
-                    rows = (here & (self.node[:, t] >= some[0]) & (self.node[:, t] <= some[-1])).nonzero().squeeze(-1)
+                    rows = (
+                        (here & (self.node[:, t] >= some[0]) & (self.node[:, t] <= some[-1]))
+                        .nonzero()
+                        .squeeze(-1)
+                    )
                     for a, other in enumerate([*before, each]):
                         product = (other * each).sum(-1)[self.node[rows, t] - some[0]]
                         found[rows, a, t] = product
@@ -274,14 +366,24 @@ class Bridge:
         return found
 
     def _token_scores(self, depth: int, nodes: Tensor) -> list[tuple[int, Tensor]]:
-        """(token, ∇log π(token | prefix) [n, D]) for every token that can follow the prefixes `nodes` [n] of that depth."""
+        """(token, ∇log π(token | prefix) [n, D]) for every token that can follow the prefixes
+        `nodes` [n] of that depth.
+        """
         copies = self.model.copy()
         copies.runs = torch.Size((len(nodes),))
-        weights = {name: weight.expand(len(nodes), *weight.shape).clone() for name, weight in copies.weights.items()}
+        weights = {
+            name: weight.expand(len(nodes), *weight.shape).clone()
+            for name, weight in copies.weights.items()
+        }
         copies.weights = {name: weight.requires_grad_() for name, weight in weights.items()}
         prefix = torch.nn.functional.pad(_digits(depth).to(nodes.device)[nodes], (0, 1), value=END)
-        dist, _ = score(copies, self.prompt.expand(len(nodes), 1, -1), prefix[:, None, None], temperature=self.temperature)
-        last = dist[:, 0, 0, depth].unbind(-1)
+        log_dist, _ = score(
+            copies,
+            self.prompt.expand(len(nodes), 1, -1),
+            prefix[:, None, None],
+            temperature=self.temperature,
+        )
+        last = log_dist[:, 0, 0, depth].unbind(-1)
         found = []
         for token in (*range(CONTINUE), END):
             gradients = torch.autograd.grad(last[token].sum(), copies.parameters, retain_graph=True)
@@ -300,16 +402,23 @@ class Bridge:
         return self._tables(self.model)
 
     def _tables(self, model: Transformer) -> list[Tensor]:
-        """Next-token log-probabilities behind every prefix: for each depth t < T, [17^t, V]. Completions share their prefixes."""
-        prefixes = torch.nn.functional.pad(_digits(self.limit - 1), (0, 1), value=END).to(self.prompt.device)
+        """Next-token log-probabilities behind every prefix: for each depth t < T, [17^t, V].
+
+        Completions share their prefixes.
+        """
+        prefixes = torch.nn.functional.pad(_digits(self.limit - 1), (0, 1), value=END).to(
+            self.prompt.device
+        )
         packs = prefixes.split(ROW * max(1, 65536 // (ROW * self.limit)))
         whole = []
         for pack in packs:
             rows = pack.unflatten(0, (-1, min(ROW, len(pack))))
-            dist, _ = score(model, self.prompt.expand(len(rows), -1), rows, temperature=self.temperature)
-            whole.append(dist.flatten(0, 1))
-        dist = torch.cat(whole)  # [17^(T−1), T, V]
-        return [dist[:: CONTINUE ** (self.limit - 1 - t), t] for t in range(self.limit)]
+            log_dist, _ = score(
+                model, self.prompt.expand(len(rows), -1), rows, temperature=self.temperature
+            )
+            whole.append(log_dist.flatten(0, 1))
+        log_dist = torch.cat(whole)  # [17^(T−1), T, V]
+        return [log_dist[:: CONTINUE ** (self.limit - 1 - t), t] for t in range(self.limit)]
 
     @torch.no_grad()
     def _frozen(self, model: Transformer | None) -> list[Tensor] | None:
@@ -332,7 +441,9 @@ class Bridge:
 def _double(model: Transformer, gradients: bool = False) -> Transformer:
     """A snapshot in float64."""
     twin = model.copy()
-    twin.weights = {name: weight.double().requires_grad_(gradients) for name, weight in twin.weights.items()}
+    twin.weights = {
+        name: weight.double().requires_grad_(gradients) for name, weight in twin.weights.items()
+    }
     return twin
 
 

@@ -14,24 +14,42 @@ from course.lab.terminal import Progress, duration
 from course.train.device import keep_memory
 from tinylm.ablations import ladder as climbing
 
-# No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds take a few minutes.
-CLIMB = replace(climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(3e-4,), seeds=3)
+# No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds
+# take a few minutes.
+CLIMB = replace(
+    climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(3e-4,), seeds=3
+)
 QUICK = replace(CLIMB, width=32, prompts=8, rollouts=30, seeds=2, warm_target=0.1, judged=100)
 NAME = "tinylm_climb"  # of the files: the ablation's own are left alone
 CLIMB_SECONDS, QUICK_SECONDS = 180.0, 40.0
 
 
-def climb(rungs: Sequence[str] | None, seed: int, device: str | None, out: Path, quick: bool = False) -> Climbed:
-    """Run the ladder on the tiny language model and write its figure to `out`; `quick` takes a smaller model and less of all."""
+def climb(
+    rungs: Sequence[str] | None, seed: int, device: str | None, out: Path, quick: bool = False
+) -> Climbed:
+    """Run the ladder on the tiny language model and write its figure to `out`; `quick` takes a
+    smaller model and less of all.
+    """
     keep_memory()
-    settings: dict[str, Any] = {"seed": seed, "device": device or "cpu"} | ({"rungs": tuple(rungs)} if rungs else {})
+    settings: dict[str, Any] = {"seed": seed, "device": device or "cpu"} | (
+        {"rungs": tuple(rungs)} if rungs else {}
+    )
     chosen = replace(QUICK if quick else CLIMB, **settings)
     expected = QUICK_SECONDS if quick else CLIMB_SECONDS
-    print(f"the ladder on a tiny language model, {chosen.digits}-digit sums, about {duration(expected)}", flush=True)
+    print(
+        f"the ladder on a tiny language model, {chosen.digits}-digit sums, about"
+        f" {duration(expected)}",
+        flush=True,
+    )
     trained = run_ablation(climbing, chosen, out, Progress(), name=NAME)
     names = chosen.rungs
     columns = {
-        "seconds": {name: f"{float(trained.array('rungs', name, 'seconds')) * chosen.seeds:.1f}" for name in names},
-        "MB a model": {name: f"{float(trained.array('rungs', name, 'megabytes')):.1f}" for name in names},
+        "seconds": {
+            name: f"{float(trained.array('rungs', name, 'seconds')) * chosen.seeds:.1f}"
+            for name in names
+        },
+        "MB a model": {
+            name: f"{float(trained.array('rungs', name, 'megabytes')):.1f}" for name in names
+        },
     }
     return Climbed("tiny language model", trained, "gain", "held-out accuracy gained", columns)

@@ -1,5 +1,6 @@
-"""What the ablations on the tiny language model share: one warm start for all, and a training whose learning rates and seeds
-are run axes of one program, judged on held-out questions."""
+"""What the ablations on the tiny language model share: one warm start for all, and a training whose
+learning rates and seeds are run axes of one program, judged on held-out questions.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +46,30 @@ class Budget:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group", "rollouts", "epochs", "judged", "log_every", "seeds", "width", "layers", "digits"):
+        for name in (
+            "prompts",
+            "group",
+            "rollouts",
+            "epochs",
+            "judged",
+            "log_every",
+            "seeds",
+            "width",
+            "layers",
+            "digits",
+        ):
             require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
-        require(0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1")
+        require(
+            0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1"
+        )
 
 
 @dataclass(frozen=True)
 class Start:
-    """The task, and the weights that everything starts from: each [seeds, ...]. `accuracy` [seeds] sampled, before training."""
+    """The task, and the weights that everything starts from: each [seeds, ...].
+
+    `accuracy` [seeds] sampled, before training.
+    """
 
     task: Task
     settings: ModelSettings
@@ -62,8 +79,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Curves:
-    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S], seconds of training in all (CPU time,
-    where it is on one), `peak` bytes a model."""
+    """A training of L learning rates × S seeds: `steps` (rollouts), `values[name]` [logs, L, S],
+    seconds of training in all (CPU time, where it is on one), `peak` bytes a model.
+    """
 
     steps: list[int]
     values: dict[str, Tensor]
@@ -75,31 +93,56 @@ class Curves:
     critic: Transformer | None = field(default=None, repr=False)
 
 
-def warm_start(budget: Budget, progress: Progress = QUIET, *, value: bool = False, task: Task | None = None) -> Start:
-    """Supervised training of `seeds` models until each answers a share `warm_target` of training questions (0: untrained).
+def warm_start(
+    budget: Budget, progress: Progress = QUIET, *, value: bool = False, task: Task | None = None
+) -> Start:
+    """Supervised training of `seeds` models until each answers a share `warm_target` of training
+    questions (0: untrained).
 
     `task` None: sums of `digits` digits.
     """
-    task = (tasks.make(TaskSettings(digits=budget.digits)) if task is None else task).to(budget.device)
-    settings = ModelSettings(width=budget.width, layers=budget.layers, hidden=3 * budget.width, context=task.context, value=value)
+    task = (tasks.make(TaskSettings(digits=budget.digits)) if task is None else task).to(
+        budget.device
+    )
+    settings = ModelSettings(
+        width=budget.width,
+        layers=budget.layers,
+        hidden=3 * budget.width,
+        context=task.context,
+        value=value,
+    )
     runs = (budget.seeds,)
     model = Transformer(settings, runs, 7_000 + budget.seed, device=budget.device)
     noise = Noise(runs, 8_000 + budget.seed, device=budget.device)
-    learner = Learner(Demonstrations(model, task, batch=256), LIKELIHOOD, Adam(3e-3), noise, max_grad_norm=1.0)
+    learner = Learner(
+        Demonstrations(model, task, batch=256), LIKELIHOOD, Adam(3e-3), noise, max_grad_norm=1.0
+    )
     questions = task.train[:: max(1, len(task.train) // 400)]
     with progress.bar(100, "warm start, % of the target") as bar:
         while True:
             check = Noise(runs, 9_000 + budget.seed, device=budget.device)
             right = accuracy(model, task, check, questions=questions).mean(-1)
             reached = right >= budget.warm_target
-            bar.update(min(100, int(100 * float(right.min()) / max(budget.warm_target, 1e-9))) - bar.n)
+            bar.update(
+                min(100, int(100 * float(right.min()) / max(budget.warm_target, 1e-9))) - bar.n
+            )
             if bool(reached.all()):
                 break
             learner.halted = reached if bool(reached.any()) else None
-            require(learner.steps < 5_000, "warm_target", budget.warm_target, f"what 5,000 steps reach ({float(right.min()):.2f})")
+            require(
+                learner.steps < 5_000,
+                "warm_target",
+                budget.warm_target,
+                f"what 5,000 steps reach ({float(right.min()):.2f})",
+            )
             for _ in range(20):
                 learner.step()
-    return Start(task, settings, {name: weight.detach().clone() for name, weight in model.weights.items()}, right)
+    return Start(
+        task,
+        settings,
+        {name: weight.detach().clone() for name, weight in model.weights.items()},
+        right,
+    )
 
 
 def train(
@@ -116,13 +159,15 @@ def train(
     asks: type[LanguageModel] = LanguageModel,
     text: str = "rollouts",
 ) -> Curves:
-    """Reinforcement learning from the warm start, for all learning rates and seeds at once: run axes (L, S).
+    """Reinforcement learning from the warm start, for all learning rates and seeds at once: run
+    axes (L, S).
 
-    Adam, as in `tinylm.training`, with the learning rate falling to 0 in a line, unless `optimizer` makes another from the rates
-    [L, S]. A seed draws the same questions at every learning rate. `critic` "own" or "shared", where the estimator needs one; it
-    starts from the weights of the warm start, with a value head of zeros. `reward` None: exact match. `also`: more questions of
-    the task, name → rows, on which the greedy accuracy is measured, too, under that name. `asks`: the problem's class, one that
-    measures more than its base class, say.
+    Adam, as in `tinylm.training`, with the learning rate falling to 0 in a line, unless `optimizer`
+    makes another from the rates [L, S]. A seed draws the same questions at every learning rate.
+    `critic` "own" or "shared", where the estimator needs one; it starts from the weights of the
+    warm start, with a value head of zeros. `reward` None: exact match. `also`: more questions of
+    the task, name → rows, on which the greedy accuracy is measured, too, under that name. `asks`:
+    the problem's class, one that measures more than its base class, say.
     """
     runs, device = (len(rates), budget.seeds), budget.device
     shared = uses_critic(estimator) and critic == "shared"
@@ -141,23 +186,39 @@ def train(
         distributions=optimizer is not None,
     )
     anchor = model.copy() if problem.reference is None else problem.reference
-    peak = peak_bytes(estimator, problem, Noise(runs, 20_000 + budget.seed, device=device)) / (runs[0] * runs[1])
-    noise = Noise(runs, 10_000 + budget.seed, numbers=[seed for _ in rates for seed in range(budget.seeds)], device=device)
+    peak = peak_bytes(estimator, problem, Noise(runs, 20_000 + budget.seed, device=device)) / (
+        runs[0] * runs[1]
+    )
+    noise = Noise(
+        runs,
+        10_000 + budget.seed,
+        numbers=[seed for _ in rates for seed in range(budget.seeds)],
+        device=device,
+    )
     lr = torch.tensor(rates, device=device).unsqueeze(-1).expand(runs)
     updates = budget.rollouts * budget.epochs
     schedule = LinearDecay(updates, warmup=min(budget.lr_warmup, updates - 1))
     adam = Adam(lr, schedule, betas=(0.9, 0.98)) if optimizer is None else optimizer(lr)
     epochs = budget.epochs if optimizer is None else 1
-    learner = Learner(problem, estimator, adam, noise, epochs=epochs, max_grad_norm=1.0, halt_diverged=True)
-    judged = start.task.held_out[:: max(1, len(start.task.held_out) // budget.judged)][: budget.judged]
+    learner = Learner(
+        problem, estimator, adam, noise, epochs=epochs, max_grad_norm=1.0, halt_diverged=True
+    )
+    judged = start.task.held_out[:: max(1, len(start.task.held_out) // budget.judged)][
+        : budget.judged
+    ]
     sets = {"accuracy": judged, **(also or {})}
 
     def right() -> dict[str, Tensor]:
-        return {name: accuracy(model, start.task, questions=questions).mean(-1) for name, questions in sets.items()}
+        return {
+            name: accuracy(model, start.task, questions=questions).mean(-1)
+            for name, questions in sets.items()
+        }
 
     rows: list[dict[str, Tensor]] = [right()]
     steps, spent = [0], 0.0
-    clock = time.perf_counter if budget.device.startswith("cuda") else time.process_time  # other programs' time does not count
+    clock = (
+        time.perf_counter if budget.device.startswith("cuda") else time.process_time
+    )  # other programs' time does not count
     for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
         log = step % budget.log_every == 0 or step == budget.rollouts
         began = clock()
@@ -165,17 +226,25 @@ def train(
         spent += clock() - began
         if log:
             steps.append(step)
-            rows.append(right() | {"kl_start": distance(model, anchor, start.task, judged)} | learner.history.rows[-1])
+            rows.append(
+                right()
+                | {"kl_start": distance(model, anchor, start.task, judged)}
+                | learner.history.rows[-1]
+            )
     names = [name for name in rows[-1] if all(name in row for row in rows[1:])]
-    values = {name: torch.stack([row.get(name, torch.zeros(runs)) for row in rows]).float().cpu() for name in names}
+    values = {
+        name: torch.stack([row.get(name, torch.zeros(runs)) for row in rows]).float().cpu()
+        for name in names
+    }
     halted = torch.zeros(runs, dtype=torch.bool) if learner.halted is None else learner.halted.cpu()
     size = sum(parameter.numel() for parameter in problem.parameters) // (runs[0] * runs[1])
     return Curves(steps, values, spent, halted, size, peak, model, value)
 
 
 def peak_bytes(estimator: Estimator, problem: LanguageModel, noise: Noise) -> float:
-    """Bytes held at the height of an update, of all runs: weights, gradients and Adam's two moments, the reference's weights, the
-    rollout, and what the pass forwards keeps for the one backwards. The parameters stay as they are.
+    """Bytes held at the height of an update, of all runs: weights, gradients and Adam's two
+    moments, the reference's weights, the rollout, and what the pass forwards keeps for the one
+    backwards. The parameters stay as they are.
     """
     kept: dict[int, int] = {}
 
@@ -189,19 +258,38 @@ def peak_bytes(estimator: Estimator, problem: LanguageModel, noise: Noise) -> fl
     frozen = estimator.freeze(rollout)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _ = estimator.objective(problem.policy(frozen.rollout), frozen)
-    for tensor in (getattr(rollout, name) for name in ("reward", "log_prob", "mask", "ref_log_prob", "value", "old_dist", "ref_dist")):
+    for tensor in (
+        getattr(rollout, name)
+        for name in (
+            "reward",
+            "log_prob",
+            "mask",
+            "ref_log_prob",
+            "value",
+            "old_log_dist",
+            "ref_log_dist",
+        )
+    ):
         if tensor is not None:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     reference = [] if problem.reference is None else problem.reference.parameters
-    own = [parameter for parameter in problem.parameters for _ in ("gradient", "first moment", "second moment")]
+    own = [
+        parameter
+        for parameter in problem.parameters
+        for _ in ("gradient", "first moment", "second moment")
+    ]
     for parameter in problem.parameters:
         kept[parameter.untyped_storage().data_ptr()] = parameter.untyped_storage().nbytes()
-    return float(sum(kept.values()) + sum(each.numel() * each.element_size() for each in [*own, *reference]))
+    return float(
+        sum(kept.values()) + sum(each.numel() * each.element_size() for each in [*own, *reference])
+    )
 
 
 @torch.no_grad()
 def distance(model: Transformer, reference: Transformer, task: Task, questions: Tensor) -> Tensor:
-    """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the policy's own greedy answers."""
+    """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the
+    policy's own greedy answers.
+    """
     from course.parts.kl import exact_kl
     from tinylm.sampling import sample, score
 
@@ -213,8 +301,15 @@ def distance(model: Transformer, reference: Transformer, task: Task, questions: 
 
 
 def _spread(start: Start, runs: tuple[int, int], value: bool = False) -> Transformer:
-    """A model with run axes (L, S) whose every learning rate starts from the same S weights; `value`: with a value head of zeros."""
-    model = Transformer(replace(start.settings, value=value or start.settings.value), runs, 0, device=start.task.prompt.device)
+    """A model with run axes (L, S) whose every learning rate starts from the same S weights;
+    `value`: with a value head of zeros.
+    """
+    model = Transformer(
+        replace(start.settings, value=value or start.settings.value),
+        runs,
+        0,
+        device=start.task.prompt.device,
+    )
     with torch.no_grad():
         for name, weight in start.weights.items():
             model.weights[name].copy_(weight.expand_as(model.weights[name]))
@@ -224,6 +319,17 @@ def _spread(start: Start, runs: tuple[int, int], value: bool = False) -> Transfo
 def interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the last axis (seeds) and half its 95 % interval by Student's t (few seeds)."""
     count = values.shape[-1]
-    t = {1: float("nan"), 2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}.get(count, 1.96)
+    t = {
+        1: float("nan"),
+        2: 12.71,
+        3: 4.303,
+        4: 3.182,
+        5: 2.776,
+        6: 2.571,
+        7: 2.447,
+        8: 2.365,
+        9: 2.306,
+        10: 2.262,
+    }.get(count, 1.96)
     spread = values.std(-1) if count > 1 else torch.full(values.shape[:-1], float("nan"))
     return values.mean(-1), t * spread / count**0.5

@@ -1,5 +1,6 @@
-"""The language model as a problem for the learner: questions in, completions and verifiable rewards out. And its warm start,
-which is the same objective: maximum likelihood is a policy gradient on demonstrations, each worth 1.
+"""The language model as a problem for the learner: questions in, completions and verifiable rewards
+out. And its warm start, which is the same objective: maximum likelihood is a policy gradient on
+demonstrations, each worth 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from tinylm.tasks import PAD, Task
 
 def _fits(model: Transformer, task: Task) -> None:
     room = model.settings.context
-    require(task.context <= room, "model.context", room, f"at least {task.context}: prompt and answer, in tokens")
+    require(
+        task.context <= room,
+        "model.context",
+        room,
+        f"at least {task.context}: prompt and answer, in tokens",
+    )
 
 
 def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
@@ -34,13 +40,15 @@ def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
 
 
 class LanguageModel:
-    """Samples completions of `prompts` training questions, `group` each; the reward sits on the last token.
+    """Samples completions of `prompts` training questions, `group` each; the reward sits on the
+    last token.
 
-    `reference` fills the rollout's reference log-probabilities (None: no reference); `critic` is a transformer with a value
-    head of its own, or the policy itself where its settings have one (shared trunk). `distributions` keeps the full
-    distributions in the rollout, for exact KL. `greedy` adds the greedy answer's reward (ReMax). `scored_temperature` is a
-    sabotage setting: the temperature of log π where it is not the one of sampling, so that ratios are not 1 even before
-    the first update.
+    `reference` fills the rollout's reference log-probabilities (None: no reference); `critic` is a
+    transformer with a value head of its own, or the policy itself where its settings have one
+    (shared trunk). `distributions` keeps the full distributions in the rollout, for exact KL.
+    `greedy` adds the greedy answer's reward (ReMax). `scored_temperature` is a sabotage setting:
+    the temperature of log π where it is not the one of sampling, so that ratios are not 1 even
+    before the first update.
     """
 
     def __init__(
@@ -63,26 +71,48 @@ class LanguageModel:
         check_sampling(temperature)
         _fits(model, task)
         if critic is not None:
-            require(critic.settings.value, "critic.settings.value", False, "a model with a value head")
+            require(
+                critic.settings.value, "critic.settings.value", False, "a model with a value head"
+            )
         self.model, self.task, self.prompts, self.group = model, task, prompts, group
         self.reward = ExactMatch() if reward is None else reward
         if scored_temperature is not None:
             check_sampling(scored_temperature)
         self.temperature, self.reference, self.critic = temperature, reference, critic
-        self.distributions, self.greedy, self.scored_temperature = distributions, greedy, scored_temperature
+        self.distributions, self.greedy, self.scored_temperature = (
+            distributions,
+            greedy,
+            scored_temperature,
+        )
         self.runs = model.runs
         own = [] if critic is None or critic is model else critic.parameters
         self.parameters: Sequence[Tensor] = [*model.parameters, *own]
 
     @classmethod
-    def of(cls, estimator: Estimator, model: Transformer, task: Task, *, distributions: bool = False, **settings: Any) -> Self:
-        """A problem whose rollouts hold what this estimator asks for: a frozen copy as reference, distributions, greedy answers.
+    def of(
+        cls,
+        estimator: Estimator,
+        model: Transformer,
+        task: Task,
+        *,
+        distributions: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """A problem whose rollouts hold what this estimator asks for: a frozen copy as reference,
+        distributions, greedy answers.
 
         `settings` are those of the class but these; a critic is among them.
         """
         reference = model.copy() if uses_reference(estimator) else None
         full = distributions or isinstance(estimator.kl, ExactKL)
-        return cls(model, task, reference=reference, distributions=full, greedy=isinstance(estimator.baseline, Greedy), **settings)
+        return cls(
+            model,
+            task,
+            reference=reference,
+            distributions=full,
+            greedy=isinstance(estimator.baseline, Greedy),
+            **settings,
+        )
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -91,12 +121,23 @@ class LanguageModel:
         prompt = self.task.prompt[question]
         limit = self.task.limit
         keep = self.distributions
-        made = sample(self.model, prompt, self.group, limit, noise, temperature=self.temperature, keep_dist=keep)
+        made = sample(
+            self.model,
+            prompt,
+            self.group,
+            limit,
+            noise,
+            temperature=self.temperature,
+            keep_log_dist=keep,
+        )
         reward = self._on_last_token(self._reward(made.tokens, question), made.mask)
-        ref_log_prob = ref_dist = value = greedy_reward = None
+        ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
             full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
-            ref_log_prob, ref_dist = _chosen(full, made.tokens, made.mask), full if keep else None
+            ref_log_prob, ref_log_dist = (
+                _chosen(full, made.tokens, made.mask),
+                full if keep else None,
+            )
         if self.critic is not None:
             value = torch.where(made.mask, self._values(prompt, made.tokens), 0.0)
         if self.greedy:
@@ -111,8 +152,8 @@ class LanguageModel:
             bootstrap=None if value is None else torch.zeros_like(value[..., 0]),
             greedy_reward=greedy_reward,
             truncated=made.truncated,
-            old_dist=made.dist,
-            ref_dist=ref_dist,
+            old_log_dist=made.log_dist,
+            ref_log_dist=ref_log_dist,
             limit=limit,
             data={"prompt": prompt, "tokens": made.tokens, "question": question},
         )
@@ -120,12 +161,14 @@ class LanguageModel:
     def policy(self, rollout: Rollout) -> Policy:
         """log π of the rollout's tokens under the current weights, with gradients."""
         prompt, tokens = rollout.data["prompt"], rollout.data["tokens"]
-        temperature = self.temperature if self.scored_temperature is None else self.scored_temperature
+        temperature = (
+            self.temperature if self.scored_temperature is None else self.scored_temperature
+        )
         shared = self.critic is self.model
-        dist, value = score(self.model, prompt, tokens, temperature=temperature, values=shared)
+        log_dist, value = score(self.model, prompt, tokens, temperature=temperature, values=shared)
         if self.critic is not None and not shared:
             value = self._values(prompt, tokens)
-        return Policy(_chosen(dist, tokens, rollout.mask), dist, value)
+        return Policy(_chosen(log_dist, tokens, rollout.mask), log_dist, value)
 
     def metrics(self) -> dict[str, Tensor]:
         """None of its own: accuracy is measured on held-out questions, by `evaluate`."""
@@ -137,24 +180,32 @@ class LanguageModel:
     def _on_last_token(self, reward: Tensor, mask: Tensor) -> Tensor:
         last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
         dtype = self.model.parameters[0].dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=reward.device).scatter(-1, last, reward.to(dtype).unsqueeze(-1))
+        return torch.zeros(mask.shape, dtype=dtype, device=reward.device).scatter(
+            -1, last, reward.to(dtype).unsqueeze(-1)
+        )
 
     def _values(self, prompt: Tensor, tokens: Tensor) -> Tensor:
         assert self.critic is not None
         return self.critic.values(states(self.critic, prompt, tokens))
 
 
-def _chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """log-probabilities of the tokens, 0 where the mask is False: [..., T, V], [..., T] → [..., T]."""
+def _chosen(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """log-probabilities of the tokens, 0 where the mask is False: [..., T, V], [..., T]
+    → [..., T].
+    """
     safe = torch.where(mask, tokens, 0)
-    return torch.where(mask, dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
+    return torch.where(mask, log_dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
 
 
-LIKELIHOOD = Estimator(aggregation=TokenMean())  # eq:likelihood-is-reward-one: the mean log-likelihood per token
+LIKELIHOOD = Estimator(
+    aggregation=TokenMean()
+)  # eq:likelihood-is-reward-one: the mean log-likelihood per token
 
 
 class Demonstrations:
-    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample. Train it with `LIKELIHOOD`.
+    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample.
+
+    Train it with `LIKELIHOOD`.
 
     eq:sft-log-likelihood
     """
@@ -179,10 +230,10 @@ class Demonstrations:
 
     def policy(self, rollout: Rollout) -> Policy:
         """log π of the demonstrations."""
-        dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
-        log_prob = _chosen(dist, rollout.data["tokens"], rollout.mask)
+        log_dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
+        log_prob = _chosen(log_dist, rollout.data["tokens"], rollout.mask)
         self.cross_entropy = -chosen_mean(log_prob.detach(), rollout.mask)
-        return Policy(log_prob, dist)
+        return Policy(log_prob, log_dist)
 
     def metrics(self) -> dict[str, Tensor]:
         """The cross-entropy of the last demonstrations, in nats per token, before the update."""

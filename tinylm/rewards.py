@@ -1,4 +1,6 @@
-"""Verifiable rewards: what a completion is worth, by comparing it with the answer expected of it."""
+"""Verifiable rewards: what a completion is worth, by comparing it with the answer
+expected of it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,13 @@ from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
 
 def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
-    """[..., T] → [..., A]: the first A tokens, or where answers are marked those behind the last marker; PAD where none is."""
+    """[..., T] → [..., A]: the first A tokens, or where answers are marked those behind the last
+    marker; PAD where none is.
+    """
     if not marked:
-        return torch.nn.functional.pad(completion, (0, max(0, width - completion.shape[-1])), value=PAD)[..., :width]
+        return torch.nn.functional.pad(
+            completion, (0, max(0, width - completion.shape[-1])), value=PAD
+        )[..., :width]
     limit = completion.shape[-1]
     place = torch.arange(limit, device=completion.device)
     last = torch.where(completion == MARKER, place, -1).amax(-1, keepdim=True)
@@ -25,7 +31,9 @@ def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Reward:
-    """A verifiable reward: completions [..., T] (padded behind the end) and their rows in the task [...] → [...]."""
+    """A verifiable reward: completions [..., T] (padded behind the end) and their rows in the task
+    [...] → [...].
+    """
 
     weight: float = 1.0
 
@@ -38,16 +46,23 @@ class Reward:
 
 @dataclass(frozen=True)
 class ExactMatch(Reward):
-    """`weight` if the final answer is right to the last digit and ends there. eq:verifiable-reward"""
+    """`weight` if the final answer is right to the last digit and ends there.
+
+    eq:verifiable-reward
+    """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         answer = final_answer(completion, task.answer.shape[-1], task.marked)
-        return self.weight * (answer == task.answer[question]).all(-1).float()  # the end is part of the answer: nothing follows
+        return (
+            self.weight * (answer == task.answer[question]).all(-1).float()
+        )  # the end is part of the answer: nothing follows
 
 
 @dataclass(frozen=True)
 class DigitCredit(Reward):
-    """`weight` times the share of the answer's characters that stand at the right place; what follows them is not looked at."""
+    """`weight` times the share of the answer's characters that stand at the right place; what
+    follows them is not looked at.
+    """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         expected = task.answer[question]
@@ -58,7 +73,9 @@ class DigitCredit(Reward):
 
 @dataclass(frozen=True)
 class Format(Reward):
-    """`weight` if the completion ends by itself and its final answer (behind a marker where one is due) is digits, a minus may lead."""
+    """`weight` if the completion ends by itself and its final answer (behind a marker where one is
+    due) is digits, a minus may lead.
+    """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         width = completion.shape[-1]

@@ -1,7 +1,9 @@
-"""Training a tiny language model: a supervised warm start to a target accuracy, then reinforcement learning with any rung.
+"""Training a tiny language model: a supervised warm start to a target accuracy, then reinforcement
+learning with any rung.
 
-Everything the next step depends on is in one checkpoint, written whole or not at all: a run that was killed and resumed gives
-the numbers of one that was not, to the bit (on the same machine, with the same number of threads).
+Everything the next step depends on is in one checkpoint, written whole or not at all: a run that
+was killed and resumed gives the numbers of one that was not, to the bit (on the same machine, with
+the same number of threads).
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ PHASES = ("warm", "train", "done")
 INIT, WARM, TRAIN, CHECK, CRITIC = range(5)  # every use of chance has streams of its own
 SEED_STEP = 1_000_000  # between the streams of one seed and the next
 CHECK_EVERY = 10  # steps of the warm start between measurements of its accuracy
-IN_WARM_START = ("length", "entropy", "gradient_norm", "cross_entropy")  # the metrics that mean something there
+IN_WARM_START = (
+    "length",
+    "entropy",
+    "gradient_norm",
+    "cross_entropy",
+)  # the metrics that mean something there
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,11 @@ class TrainSettings:
     epochs: int = 2  # updates per rollout (times minibatches)
     minibatches: int = 1  # along the questions
     lr: float = 2e-3  # Adam's learning rate, falling to 0 in a line
-    lr_warmup: int = 20  # updates in which it rises to that first: Adam's first steps are as long as its surest
-    adam_beta2: float = 0.98  # Adam's memory of squared gradients: some 50 updates, so that the first large ones are forgotten
+    # updates in which it rises to that first: Adam's first steps are as long as its surest
+    lr_warmup: int = 20
+    # Adam's memory of squared gradients: some 50 updates, so that the first large ones are
+    # forgotten
+    adam_beta2: float = 0.98
     max_grad_norm: float = 1.0  # of each run
     temperature: float = 1.0  # of sampling, and of scoring
     critic: str = "own"  # own network or shared trunk, where the rung has a critic
@@ -75,7 +85,11 @@ class TrainSettings:
     seed: int = 0  # of everything
     runs: int = 1  # models trained side by side
     device: str = "auto"  # cpu, cuda, cuda:1 …; auto: the GPU where there is one
-    compile: bool | None = None  # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a GPU
+    compile: bool | None = (
+        # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a
+        # GPU
+        None
+    )
     bf16: bool | None = None  # matrix products in bfloat16; none: the gpu preset on a GPU
     log_every: int = 10  # steps
     eval_every: int = 50  # rollouts between greedy evaluations on held-out questions; 0: none
@@ -85,21 +99,53 @@ class TrainSettings:
         require(self.preset in PRESETS, "preset", self.preset, ", ".join(PRESETS))
         for name in ("compile", "bf16"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, self.preset == "gpu" and self.device.startswith("cuda"))
+                object.__setattr__(
+                    self, name, self.preset == "gpu" and self.device.startswith("cuda")
+                )
         require(self.reward in REWARDS, "reward", self.reward, ", ".join(REWARDS))
         require(self.critic in ("own", "shared"), "critic", self.critic, "own or shared")
-        require(0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1")
+        require(
+            0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1"
+        )
         check_sampling(self.temperature)
-        require(0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "a number from 0 to below 1")
+        require(
+            0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "a number from 0 to below 1"
+        )
         for name in ("warm_lr", "lr", "max_grad_norm"):
-            require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number > 0")
-        for name in ("warm_batch", "warm_limit", "prompts", "group", "epochs", "minibatches", "log_every", "runs"):
+            require(
+                0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number > 0"
+            )
+        for name in (
+            "warm_batch",
+            "warm_limit",
+            "prompts",
+            "group",
+            "epochs",
+            "minibatches",
+            "log_every",
+            "runs",
+        ):
             require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
         for name in ("rollouts", "sync_reference", "seed", "eval_every", "lr_warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number ≥ 0")
-        require(self.rollouts > 0 or self.warm_target > 0, "rollouts", 0, "more than 0 where there is no warm start")
-        require(self.warm_limit < SEED_STEP // 10 - 10, "warm_limit", self.warm_limit, f"less than {SEED_STEP // 10 - 10}")
-        require(self.minibatches <= self.prompts, "minibatches", self.minibatches, f"at most the {self.prompts} prompts of a rollout")
+        require(
+            self.rollouts > 0 or self.warm_target > 0,
+            "rollouts",
+            0,
+            "more than 0 where there is no warm start",
+        )
+        require(
+            self.warm_limit < SEED_STEP // 10 - 10,
+            "warm_limit",
+            self.warm_limit,
+            f"less than {SEED_STEP // 10 - 10}",
+        )
+        require(
+            self.minibatches <= self.prompts,
+            "minibatches",
+            self.minibatches,
+            f"at most the {self.prompts} prompts of a rollout",
+        )
         _try(self.estimator, self.prompts, self.group)
         _ = self.questions  # what cannot be is refused here, and not in the middle
 
@@ -111,7 +157,11 @@ class TrainSettings:
     @property
     def questions(self) -> TaskSettings:
         """The task's own settings."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(TaskSettings) if hasattr(self, f.name) and f.name != "seed"}
+        shared = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(TaskSettings)
+            if hasattr(self, f.name) and f.name != "seed"
+        }
         return TaskSettings(name=self.task, **shared)
 
     def model(self, context: int, value: bool) -> ModelSettings:
@@ -121,7 +171,9 @@ class TrainSettings:
 
 
 def _try(estimator: Estimator, prompts: int, group: int) -> None:
-    """Refuse an estimator that cannot use rollouts of this size, such as one that compares groups with G = 1."""
+    """Refuse an estimator that cannot use rollouts of this size, such as one that compares groups
+    with G = 1.
+    """
     zero = torch.zeros(prompts, group, 1)
     full = torch.zeros(prompts, group, 1, 1)
     sure = torch.ones_like(zero, dtype=torch.bool)
@@ -134,15 +186,18 @@ def _try(estimator: Estimator, prompts: int, group: int) -> None:
         bootstrap=zero[..., 0],
         greedy_reward=zero[:, 0, 0],
         truncated=~sure[..., 0],
-        old_dist=full,
-        ref_dist=full,
+        old_log_dist=full,
+        ref_log_dist=full,
         kl_coef=torch.tensor(1.0),
     )
     estimator.freeze(rollout)
 
 
 class Training:
-    """A training in progress. `step` takes it one rollout (or one warm-up step) further; `done` says when it is over."""
+    """A training in progress.
+
+    `step` takes it one rollout (or one warm-up step) further; `done` says when it is over.
+    """
 
     def __init__(self, settings: TrainSettings, *, numbers: range | None = None) -> None:
         self.settings = settings
@@ -166,29 +221,48 @@ class Training:
         return self.phase == "done"
 
     def step(self) -> dict[str, Any] | None:
-        """One more step; returns a row for the log where one is due. With run axes its numbers are lists, one for each run."""
+        """One more step; returns a row for the log where one is due.
+
+        With run axes its numbers are lists, one for each run.
+        """
         learner, settings, phase = self.learner, self.settings, self.phase
         number = learner.steps + 1
         last = phase == "train" and number == settings.rollouts
         log = number == 1 or number % settings.log_every == 0 or last
         kind = torch.device(settings.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=bool(settings.bf16), cache_enabled=False):  # the weights change inside
+        with torch.autocast(
+            kind, torch.bfloat16, enabled=bool(settings.bf16), cache_enabled=False
+        ):  # the weights change inside
             learner.step(log=log)
         row = self._logged() if log else {}
         if phase == "warm":
             if number % CHECK_EVERY == 0:
                 row["warm_accuracy"] = self._check_warm()
         else:
-            if self.reference is not None and settings.sync_reference and number % settings.sync_reference == 0:
+            if (
+                self.reference is not None
+                and settings.sync_reference
+                and number % settings.sync_reference == 0
+            ):
                 self.reference.weights.update(self.model.copy().weights)
             if settings.eval_every and (number % settings.eval_every == 0 or last):
                 row["accuracy"] = accuracy(self.model, self.task).mean(-1)
             if last:
                 self.phase = "done"
-        return {"phase": phase, "step": number, **{name: value.tolist() for name, value in row.items()}} if row else None
+        return (
+            {
+                "phase": phase,
+                "step": number,
+                **{name: value.tolist() for name, value in row.items()},
+            }
+            if row
+            else None
+        )
 
     def _check_warm(self) -> Tensor:
-        """End the warm start run by run, where the sampled accuracy on training questions has reached the target."""
+        """End the warm start run by run, where the sampled accuracy on training questions has
+        reached the target.
+        """
         now = self.warm_accuracy()
         reached = now >= self.settings.warm_target
         if self.learner.halted is not None:
@@ -200,42 +274,66 @@ class Training:
                 self.learner = self._train_learner()
         elif self.learner.steps >= self.settings.warm_limit:
             worst = float(now.min())
-            raise CourseError(f"warm_target: got {self.settings.warm_target}; after {self.learner.steps} steps the accuracy is {worst:.2f}")
+            raise CourseError(
+                f"warm_target: got {self.settings.warm_target}; after {self.learner.steps} steps"
+                f" the accuracy is {worst:.2f}"
+            )
         return now
 
     def warm_accuracy(self) -> Tensor:
-        """[*runs] sampled accuracy on up to 512 training questions, from streams that no training step uses."""
+        """[*runs] sampled accuracy on up to 512 training questions, from streams that no training
+        step uses.
+        """
         train = self.task.train
-        some = train[torch.linspace(0, len(train) - 1, min(512, len(train)), device=train.device).long()]
+        some = train[
+            torch.linspace(0, len(train) - 1, min(512, len(train)), device=train.device).long()
+        ]
         noise = self._noise(CHECK + 10 * (1 + self.learner.steps))
-        return accuracy(self.model, self.task, noise, questions=some, temperature=self.settings.temperature).mean(-1)
+        return accuracy(
+            self.model, self.task, noise, questions=some, temperature=self.settings.temperature
+        ).mean(-1)
 
     def _logged(self) -> dict[str, Tensor]:
         last = self.learner.history.rows[-1]
         self.learner.history.rows.clear()  # the log has them
         self.learner.history.steps.clear()
-        return {name: value.float() for name, value in last.items() if self.phase != "warm" or name in IN_WARM_START}
+        return {
+            name: value.float()
+            for name, value in last.items()
+            if self.phase != "warm" or name in IN_WARM_START
+        }
 
     # ------------------------------------------------------------------ making
 
     def _noise(self, use: int) -> Noise:
-        return Noise(self.runs, self.settings.seed * SEED_STEP + use, numbers=self.numbers, device=self.settings.device)
+        return Noise(
+            self.runs,
+            self.settings.seed * SEED_STEP + use,
+            numbers=self.numbers,
+            device=self.settings.device,
+        )
 
     def _transformer(self, use: int, value: bool) -> Transformer:
         settings = self.settings.model(self.task.context, value)
         seed = self.settings.seed * SEED_STEP + use
-        return Transformer(settings, self.runs, seed, numbers=self.numbers, device=self.settings.device)
+        return Transformer(
+            settings, self.runs, seed, numbers=self.numbers, device=self.settings.device
+        )
 
     def _warm_learner(self) -> Learner:
         settings = self.settings
         problem = Demonstrations(self.model, self.task, batch=settings.warm_batch)
         noise = self._noise(WARM)
-        return Learner(problem, LIKELIHOOD, Adam(settings.warm_lr), noise, max_grad_norm=settings.max_grad_norm)
+        return Learner(
+            problem, LIKELIHOOD, Adam(settings.warm_lr), noise, max_grad_norm=settings.max_grad_norm
+        )
 
     def _train_learner(self) -> Learner:
         settings, estimator = self.settings, self.settings.estimator
         if uses_critic(estimator):
-            self.critic = self.model if settings.critic == "shared" else self._transformer(CRITIC, True)
+            self.critic = (
+                self.model if settings.critic == "shared" else self._transformer(CRITIC, True)
+            )
         problem = LanguageModel.of(
             estimator,
             self.model,
@@ -251,7 +349,11 @@ class Training:
         return Learner(
             problem,
             estimator,
-            Adam(settings.lr, LinearDecay(updates, warmup=min(settings.lr_warmup, updates - 1)), betas=(0.9, settings.adam_beta2)),
+            Adam(
+                settings.lr,
+                LinearDecay(updates, warmup=min(settings.lr_warmup, updates - 1)),
+                betas=(0.9, settings.adam_beta2),
+            ),
             self._noise(TRAIN),
             epochs=settings.epochs,
             minibatches=settings.minibatches,
@@ -262,7 +364,8 @@ class Training:
     # ------------------------------------------------------------------ keeping
 
     def adopt(self, path: str | Path) -> None:
-        """Begin with the model of another training in place of random weights, as `warm_target` = 0 leaves them.
+        """Begin with the model of another training in place of random weights, as `warm_target` = 0
+        leaves them.
 
         Refuses by name a checkpoint that is none or holds a model of another shape.
         """
@@ -272,20 +375,39 @@ class Training:
                 if name == "value" and name not in weights:
                     continue  # a critic's head, which the other had no use for
                 shape = tuple(weights[name].shape) if name in weights else None
-                require(shape == tuple(mine.shape), f"{path}: model.{name}", shape, str(tuple(mine.shape)))
+                require(
+                    shape == tuple(mine.shape),
+                    f"{path}: model.{name}",
+                    shape,
+                    str(tuple(mine.shape)),
+                )
                 mine.copy_(weights[name])
         if self.reference is not None:
             self.reference.weights.update(self.model.copy().weights)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything the next step depends on, whole or not at all; beside it, for people, a JSON that says what it is."""
-        learner = {name: tensor for name, tensor in self.learner.state().items() if not name.startswith("parameters.")}
+        """Write everything the next step depends on, whole or not at all; beside it, for people, a
+        JSON that says what it is.
+        """
+        learner = {
+            name: tensor
+            for name, tensor in self.learner.state().items()
+            if not name.startswith("parameters.")
+        }
         tensors = checkpoint.prefixed("learner", learner)
         for name, network in self._networks().items():
             tensors |= checkpoint.prefixed(name, network.weights)
-        about = {"kind": "tinylm", "phase": self.phase, "settings": dataclasses.asdict(self.settings), "numbers": list(self.numbers)}
+        about = {
+            "kind": "tinylm",
+            "phase": self.phase,
+            "settings": dataclasses.asdict(self.settings),
+            "numbers": list(self.numbers),
+        }
         written = checkpoint.write(path, tensors, about | {"learner": self.learner.about()})
-        _write_text(written.with_suffix(".json"), json.dumps(about | {"step": self.learner.steps}, indent=2) + "\n")
+        _write_text(
+            written.with_suffix(".json"),
+            json.dumps(about | {"step": self.learner.steps}, indent=2) + "\n",
+        )
         return written
 
     @classmethod
@@ -300,25 +422,47 @@ class Training:
             numbers = about["numbers"]
             training = cls(settings, numbers=range(numbers[0], numbers[-1] + 1))
             training.phase = PHASES[PHASES.index(about["phase"])]
-            if training.phase != "warm" and isinstance(training.learner.problem, Demonstrations) and settings.rollouts:
+            if (
+                training.phase != "warm"
+                and isinstance(training.learner.problem, Demonstrations)
+                and settings.rollouts
+            ):
                 training.learner = training._train_learner()
             networks = training._networks()
             if training.reference is not None:
-                weights = {name: tensors[f"reference.{name}"].to(settings.device) for name in training.reference.weights}
+                weights = {
+                    name: tensors[f"reference.{name}"].to(settings.device)
+                    for name in training.reference.weights
+                }
                 training.reference.weights.update(weights)
-            saved = [tensors[f"{name}.{weight}"] for name in networks if name != "reference" for weight in networks[name].weights]
-            state = checkpoint.under("learner", tensors) | {f"parameters.{i}": tensor for i, tensor in enumerate(saved)}
+            saved = [
+                tensors[f"{name}.{weight}"]
+                for name in networks
+                if name != "reference"
+                for weight in networks[name].weights
+            ]
+            state = checkpoint.under("learner", tensors) | {
+                f"parameters.{i}": tensor for i, tensor in enumerate(saved)
+            }
             training.learner.restore(state, about["learner"], str(path))
         except CourseError as error:
             raise error if str(path) in str(error) else CourseError(f"{path}: {error}") from None
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CourseError(f"{path}: damaged, or written by another version ({type(error).__name__}: {error})") from error
+            raise CourseError(
+                f"{path}: damaged, or written by another version ({type(error).__name__}: {error})"
+            ) from error
         return training
 
     def _networks(self) -> dict[str, Transformer]:
-        """What a checkpoint holds the weights of; the learner's parameters are those of model and critic, in this order."""
+        """What a checkpoint holds the weights of; the learner's parameters are those of model and
+        critic, in this order.
+        """
         found = {"model": self.model, "critic": self.critic, "reference": self.reference}
-        return {name: network for name, network in found.items() if network is not None and (name == "model" or network is not self.model)}
+        return {
+            name: network
+            for name, network in found.items()
+            if network is not None and (name == "model" or network is not self.model)
+        }
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
@@ -336,10 +480,11 @@ def run(
     show: Callable[[dict[str, Any]], None] = lambda row: None,
     tick: Callable[[Training], None] = lambda training: None,
 ) -> float:
-    """Take a training to its end in `folder`: checkpoint.safetensors, and metrics.jsonl with a row for every log.
+    """Take a training to its end in `folder`: checkpoint.safetensors, and metrics.jsonl with a row
+    for every log.
 
-    Returns the seconds spent training. A row that a killed run wrote beyond its last checkpoint is written again.
-    Raises `CourseError` where the disk is full; the checkpoint before stays whole.
+    Returns the seconds spent training. A row that a killed run wrote beyond its last checkpoint is
+    written again. Raises `CourseError` where the disk is full; the checkpoint before stays whole.
     """
     path, log = folder / CHECKPOINT, folder / METRICS
     folder.mkdir(parents=True, exist_ok=True)
@@ -381,7 +526,10 @@ def _append(log: Path, row: dict[str, Any]) -> None:
         with open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
-        raise CourseError(f"{log}: cannot be written ({error.strerror}); allowed is a folder with room, open for writing") from error
+        raise CourseError(
+            f"{log}: cannot be written ({error.strerror}); allowed is a folder with room, open for"
+            " writing"
+        ) from error
 
 
 def _write_text(path: Path, text: str) -> None:

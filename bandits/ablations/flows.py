@@ -1,17 +1,20 @@
-"""How fast, without noise: the last stretch to the best arm, and the way out of a bad start, for PG, natural PG and GRPO.
+"""How fast, without noise: the last stretch to the best arm, and the way out of a bad start, for
+PG, natural PG and GRPO.
 
-The best arm pays 1, the other 1 − Δ; p is the best arm's probability and u = log(p/(1 − p)). Each estimator's expected
-gradient is enumerated exactly, and since its flow dθ/dt = E[ĝ] stays on one line, the time from u₀ to u₁ is the integral of
-du over the speed du/dt: no sampling, no steps. Closed forms, from p = ½ (t = 0):
+The best arm pays 1, the other 1 − Δ; p is the best arm's probability and u = log(p/(1 − p)). Each
+estimator's expected gradient is enumerated exactly, and since its flow dθ/dt = E[ĝ] stays on one
+line, the time from u₀ to u₁ is the integral of du over the speed du/dt: no sampling, no steps.
+Closed forms, from p = ½ (t = 0):
 
     policy gradient    du/dt = 2Δ p(1−p)         t = (u + sinh u)/Δ        1 − p → 1/(2Δt)
     natural PG         du/dt = Δ                 t = u/Δ                   1 − p → e^(−Δt)
     GRPO, G = ∞        du/dt = 2 √(p(1−p))       t = 2 sinh(u/2)           1 − p → 1/t², whatever Δ
     GRPO, G finite     du/dt = 2 p(1−p) w_G(p)   w_G → √(G−1) at both ends: 1 − p → 1/(2√(G−1) t)
 
-What to look for: dividing by the std makes the slope −2 in place of −1, and takes the gap out of it; but only until nearly
-every group is silent, and then the slope is −1 again. Out of a bad start it is the same story: 1/√p₀ in place of 1/p₀.
-The last panel takes real steps with the exact gradient: t·(1 − p) settles at (K−1)/(Kη).
+What to look for: dividing by the std makes the slope −2 in place of −1, and takes the gap out of
+it; but only until nearly every group is silent, and then the slope is −1 again. Out of a bad start
+it is the same story: 1/√p₀ in place of 1/p₀. The last panel takes real steps with the exact
+gradient: t·(1 − p) settles at (K−1)/(Kη).
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ class Settings:
     """Two arms for the flows; K arms and a learning rate for the exact steps."""
 
     rungs: tuple[str, ...] = ("reinforce", "group_std")  # which estimators
-    groups: tuple[int, ...] = (2, 8, 64)  # samples per group, for estimators that compare within one
+    # samples per group, for estimators that compare within one
+    groups: tuple[int, ...] = (2, 8, 64)
     gap: float = 1.0  # reward of the best arm minus that of the other
     small_gap: float = 0.25  # the same, for the curve with a smaller gap
     span: float = 24.0  # log-odds, in nats: flows run from −span·¾ to span
@@ -71,10 +75,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")
-        require(len(self.groups) > 0 and min(self.groups) >= 2, "groups", self.groups, "whole numbers ≥ 2")
+        require(
+            len(self.groups) > 0 and min(self.groups) >= 2,
+            "groups",
+            self.groups,
+            "whole numbers ≥ 2",
+        )
         for name in ("gap", "small_gap"):
-            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "a number above 0, at most 1")
-        require(4 <= self.span <= 30, "span", self.span, "from 4 to 30 nats: beyond, 1 − p is lost in rounding")
+            require(
+                0 < getattr(self, name) <= 1,
+                name,
+                getattr(self, name),
+                "a number above 0, at most 1",
+            )
+        require(
+            4 <= self.span <= 30,
+            "span",
+            self.span,
+            "from 4 to 30 nats: beyond, 1 − p is lost in rounding",
+        )
         require(len(self.arms) > 0 and min(self.arms) >= 2, "arms", self.arms, "whole numbers ≥ 2")
         require(0 < self.lr <= 1, "lr", self.lr, "a number above 0, at most 1")
         require(self.steps >= 100, "steps", self.steps, "a whole number ≥ 100")
@@ -83,24 +102,30 @@ class Settings:
 SETTINGS = Settings()
 assert isinstance(ladder.group_std.scale, GroupStd)
 GROUP_STD: GroupStd = ladder.group_std.scale
-PANEL, NODES = 0.5, 4  # Gauss–Legendre: nodes per panel of that many nats of log-odds; the times are right to 1e-9
+PANEL, NODES = (
+    0.5,
+    4,
+)  # Gauss–Legendre: nodes per panel of that many nats of log-odds; the times are right to 1e-9
 
 
 # ---------------------------------------------------------------- flows on a line
 
 
 def one_against_the_rest(u: float, arms: int = 2) -> Tensor:
-    """[1, K] log-probabilities: the first arm has log-odds u against the others together, which are alike."""
+    """[1, K] log-probabilities: the first arm has log-odds u against the others together, which are
+    alike.
+    """
     rest = torch.full((1, arms), -math.log(arms - 1), dtype=torch.float64)
     rest[0, 0] = u
     return log_softmax(rest)
 
 
 def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2) -> float:
-    """du/dt of dθ/dt = E[ĝ]: the estimator's exact expected gradient, along the line of `one_against_the_rest`.
+    """du/dt of dθ/dt = E[ĝ]: the estimator's exact expected gradient, along the line of
+    `one_against_the_rest`.
 
-    g = E[ĝ] of the best arm's logit; the others get −g/(K−1) each, so the log-odds move by g·K/(K−1). The score 1 − p is
-    computed from −u, and stays precise where p rounds to 1.
+    g = E[ĝ] of the best arm's logit; the others get −g/(K−1) each, so the log-odds move by
+    g·K/(K−1). The score 1 − p is computed from −u, and stays precise where p rounds to 1.
     """
     log_prob = one_against_the_rest(u, arms)
     mean = torch.full((1, arms), 1 - gap, dtype=torch.float64)
@@ -108,18 +133,24 @@ def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2)
     p = torch.sigmoid(torch.tensor([u, -u], dtype=torch.float64))
     score = torch.full((1, arms, 1), -float(p[0]), dtype=torch.float64)
     score[0, 0, 0] = p[1]
-    seen = microscope(estimator, outcomes(Deterministic(mean), log_prob, score=score), group, covariance=False)
+    seen = microscope(
+        estimator, outcomes(Deterministic(mean), log_prob, score=score), group, covariance=False
+    )
     return float(seen.expected[0]) * arms / (arms - 1)
 
 
 def natural_speed(plain: float, u: float) -> float:
     """du/dt of dθ/dt = F⁺E[ĝ] on two arms, from the speed of the plain flow there."""
-    direction = natural_direction(torch.tensor([plain, -plain], dtype=torch.float64) / 2, one_against_the_rest(u)[0])
+    direction = natural_direction(
+        torch.tensor([plain, -plain], dtype=torch.float64) / 2, one_against_the_rest(u)[0]
+    )
     return float(direction[0] - direction[1])
 
 
 def nodes(low: float, high: float) -> tuple[Array, Array, Array]:
-    """Panel edges [n + 1] from low to high, and the places and weights [n, NODES] of Gauss–Legendre on each panel."""
+    """Panel edges [n + 1] from low to high, and the places and weights [n, NODES] of Gauss–Legendre
+    on each panel.
+    """
     count = max(1, round((high - low) / PANEL))
     edges = np.linspace(low, high, count + 1)
     places, weights = np.polynomial.legendre.leggauss(NODES)
@@ -128,14 +159,18 @@ def nodes(low: float, high: float) -> tuple[Array, Array, Array]:
 
 
 def times(speeds: Array, weights: Array, edges: Array, start: float = 0.0) -> Array:
-    """t [n + 1] at the panel edges, 0 at log-odds `start` (an edge): the running integral of 1/speed."""
+    """t [n + 1] at the panel edges, 0 at log-odds `start` (an edge): the running integral of
+    1/speed.
+    """
     passed = np.concatenate([[0.0], (weights / speeds).sum(-1).cumsum()])
     return np.asarray(passed - passed[int(np.abs(edges - start).argmin())])
 
 
 @dataclass(frozen=True)
 class Flow:
-    """One curve: when (`t`) the log-odds are where (`u`), both [n], t = 0 at p = ½; `group` None where G does not matter."""
+    """One curve: when (`t`) the log-odds are where (`u`), both [n], t = 0 at p = ½; `group` None
+    where G does not matter.
+    """
 
     rung: str
     group: int | None
@@ -147,15 +182,29 @@ class Flow:
 
 def needs_group(estimator: Estimator) -> bool:
     """Whether E[ĝ] depends on G."""
-    return not (isinstance(estimator.baseline, NoBaseline | Constant) and isinstance(estimator.scale, NoScale))
+    return not (
+        isinstance(estimator.baseline, NoBaseline | Constant)
+        and isinstance(estimator.scale, NoScale)
+    )
 
 
-def flow(settings: Settings, rung: str, group: int | None, gap: float, arms: int = 2, low: float | None = None) -> Flow:
+def flow(
+    settings: Settings,
+    rung: str,
+    group: int | None,
+    gap: float,
+    arms: int = 2,
+    low: float | None = None,
+) -> Flow:
     """The flow of a rung, from log-odds `low` (default −¾ span) to span."""
     edges, places, weights = nodes(-0.75 * settings.span if low is None else low, settings.span)
     estimator = ladder.get(rung).estimator
-    speeds = np.array([[speed(estimator, group or 1, float(u), gap, arms) for u in row] for row in places])
-    return Flow(rung, group, gap, edges, times(speeds, weights, edges, 0.0 if low is None else low), speeds)
+    speeds = np.array(
+        [[speed(estimator, group or 1, float(u), gap, arms) for u in row] for row in places]
+    )
+    return Flow(
+        rung, group, gap, edges, times(speeds, weights, edges, 0.0 if low is None else low), speeds
+    )
 
 
 def weight_times(settings: Settings, group: float, eps: float) -> Array:
@@ -164,7 +213,11 @@ def weight_times(settings: Settings, group: float, eps: float) -> Array:
     u = torch.from_numpy(places)
     p, rest = torch.sigmoid(u), torch.sigmoid(-u)
     rare = torch.minimum(p, rest)  # w_G(p) = w_G(1 − p), and this one of the two is precise
-    weight = 1 / ((p * rest).sqrt() + eps) if group == math.inf else group_std_weight(rare, group, eps=eps)
+    weight = (
+        1 / ((p * rest).sqrt() + eps)
+        if group == math.inf
+        else group_std_weight(rare, group, eps=eps)
+    )
     return times((2 * p * rest * weight).numpy(), weights, edges)
 
 
@@ -174,7 +227,11 @@ def weight_times(settings: Settings, group: float, eps: float) -> Array:
 def run(settings: Settings, progress: Progress) -> Result:
     """The flows of every rung, natural PG and G = ∞ in closed form, and exact steps on K arms."""
     names = list(settings.rungs)
-    wanted = [(name, group) for name in names for group in (settings.groups if needs_group(ladder.get(name).estimator) else (None,))]
+    wanted = [
+        (name, group)
+        for name in names
+        for group in (settings.groups if needs_group(ladder.get(name).estimator) else (None,))
+    ]
     flows = [flow(settings, name, group, settings.gap) for name, group in progress(wanted, "flows")]
     small = flow(settings, "reinforce", None, settings.small_gap)
     found = [f for f in flows if f.rung == "reinforce"]
@@ -188,7 +245,9 @@ def run(settings: Settings, progress: Progress) -> Result:
         "small_gap": small.t,
         "natural": natural,
         "infinite": infinite,
-        "steps": {str(arms): {"step": step, "missing": missing} for arms, (step, missing) in steps.items()},
+        "steps": {
+            str(arms): {"step": step, "missing": missing} for arms, (step, missing) in steps.items()
+        },
     }
     facts = [
         *_policy_gradient_facts(settings, plain, small, natural),
@@ -200,19 +259,28 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 def _natural(settings: Settings, plain: Flow) -> Array:
     edges, places, weights = nodes(-0.75 * settings.span, settings.span)
-    speeds = np.array([natural_speed(v, float(u)) for v, u in zip(plain.speeds.ravel(), places.ravel(), strict=True)])
+    speeds = np.array(
+        [
+            natural_speed(v, float(u))
+            for v, u in zip(plain.speeds.ravel(), places.ravel(), strict=True)
+        ]
+    )
     return times(speeds.reshape(places.shape), weights, edges)
 
 
 def exact_steps(settings: Settings, arms: int) -> tuple[Array, Array]:
-    """Step numbers and 1 − p, both [logs]: gradient ascent with the exact gradient, from uniform, one arm paying 1."""
+    """Step numbers and 1 − p, both [logs]: gradient ascent with the exact gradient, from uniform,
+    one arm paying 1.
+    """
     reward = torch.zeros(1, arms, dtype=torch.float64)
     reward[0, 0] = 1.0
     bandit = every_arm(Deterministic(reward), Softmax(torch.zeros(1, arms, dtype=torch.float64)))
     noise = Noise((), settings.seed, dtype=torch.float64)
     learner = Learner(bandit, ladder.surrogate, SGD(settings.lr), noise, log_every=10**9)
     logged: list[float] = []
-    stops = sorted({round(10 ** (place / 8)) for place in range(80)} | {settings.steps // 2, settings.steps})
+    stops = sorted(
+        {round(10 ** (place / 8)) for place in range(80)} | {settings.steps // 2, settings.steps}
+    )
     stops = [stop for stop in stops if stop <= settings.steps]
     for stop in stops:
         learner.train(stop - learner.steps)
@@ -236,26 +304,48 @@ def _odds(u: float) -> tuple[float, float]:
     return 1 / (1 + math.exp(-u)), 1 / (1 + math.exp(u))
 
 
-def _policy_gradient_facts(settings: Settings, plain: Flow, small: Flow, natural: Array) -> list[Fact]:
+def _policy_gradient_facts(
+    settings: Settings, plain: Flow, small: Flow, natural: Array
+) -> list[Fact]:
     low, high = plain.u[0], plain.u[-1]
     start, missing = _odds(low)[0], _odds(high)[1]
     facts = []
     for f in (plain, small):
         at = f"two arms, gap {f.gap:g}"
-        way = f"Policy gradient's flow takes (u + sinh u)/Δ from p = ½ to log-odds u: largest relative difference ({at})"
+        way = (
+            "Policy gradient's flow takes (u + sinh u)/Δ from p = ½ to log-odds u: largest"
+            f" relative difference ({at})"
+        )
         late = f"Policy gradient: 1 − p ~ 1/(2Δt), as 2Δt(1−p) at 1 − p = {missing:.1e} ({at})"
-        early = f"Policy gradient escapes from p₀ to ½ in 1/(2Δp₀), as time·2Δp₀ at p₀ = {start:.1e} ({at})"
+        early = (
+            f"Policy gradient escapes from p₀ to ½ in 1/(2Δp₀), as time·2Δp₀ at p₀ = {start:.1e}"
+            f" ({at})"
+        )
         facts += [
             Fact.exact(way, "derived", _off(f.t, (f.u + np.sinh(f.u)) / f.gap), 0.0, 8, number=7),
             Fact.exact(late, MEI, 2 * f.gap * f.t[-1] * missing, 1.0, 6, number=7),
             Fact.exact(early, "derived", -2 * f.gap * f.t[0] * start, 1.0, 5, number=7),
         ]
-    claim = f"Natural PG: 1 − p falls as e^(−Δt), as log-odds per unit of time (two arms, gap {settings.gap:g})"
-    facts.append(Fact.exact(claim, "derived; linear rate: Mei et al. 2020 (2005.06392)", high / natural[-1], settings.gap, number=7))
+    claim = (
+        "Natural PG: 1 − p falls as e^(−Δt), as log-odds per unit of time (two arms, gap"
+        f" {settings.gap:g})"
+    )
+    facts.append(
+        Fact.exact(
+            claim,
+            "derived; linear rate: Mei et al. 2020 (2005.06392)",
+            high / natural[-1],
+            settings.gap,
+            number=7,
+        )
+    )
     arms = max(settings.arms)
     many = flow(settings, "reinforce", None, 1.0, arms, -math.log(arms - 1))
     limit = many.t[-1] * missing * arms / (arms - 1)
-    claim = f"Policy gradient's flow from uniform on K = {arms} arms that pay 1, 0, …, 0: t(1−p)·K/(K−1) → 1, at 1 − p = {missing:.1e}"
+    claim = (
+        f"Policy gradient's flow from uniform on K = {arms} arms that pay 1, 0, …, 0:"
+        f" t(1−p)·K/(K−1) → 1, at 1 − p = {missing:.1e}"
+    )
     return [*facts, Fact.exact(claim, MEI, limit, 1.0, 6, number=7)]
 
 
@@ -270,60 +360,109 @@ def _group_facts(settings: Settings, flows: Sequence[Flow], infinite: Array) -> 
     t = "GRPO at G = ∞"
     facts = [
         exact(
-            f"{t} takes 2 sinh(u/2) from p = ½ to log-odds u: largest relative difference", _off(infinite, 2 * np.sinh(edges / 2)), 0.0, 8
+            f"{t} takes 2 sinh(u/2) from p = ½ to log-odds u: largest relative difference",
+            _off(infinite, 2 * np.sinh(edges / 2)),
+            0.0,
+            8,
         ),
-        exact(f"{t}: 1 − p ~ 1/t² whatever the gap, as t²(1−p) at 1 − p = {missing:.1e}", infinite[-1] ** 2 * missing, 1.0, 6),
-        exact(f"{t} escapes from p₀ to ½ in 1/√p₀, as time·√p₀ at p₀ = {start:.1e}", -infinite[0] * math.sqrt(start), 1.0, 6),
+        exact(
+            f"{t}: 1 − p ~ 1/t² whatever the gap, as t²(1−p) at 1 − p = {missing:.1e}",
+            infinite[-1] ** 2 * missing,
+            1.0,
+            6,
+        ),
+        exact(
+            f"{t} escapes from p₀ to ½ in 1/√p₀, as time·√p₀ at p₀ = {start:.1e}",
+            -infinite[0] * math.sqrt(start),
+            1.0,
+            6,
+        ),
         _population_fact(),
     ]
     for f in flows:
         if f.rung != "group_std" or f.group is None:
             continue
-        root, at, second = 2 * math.sqrt(f.group - 1), f"G = {f.group}, eps {eps:g}", weight_times(settings, f.group, eps)
-        late = f"GRPO at finite G: 1 − p → 1/(2√(G−1)t), as 2√(G−1)·t(1−p) at 1 − p = {missing:.1e} ({at})"
-        early = f"GRPO at finite G escapes in 1/(2√(G−1)p₀), as time·2√(G−1)p₀ at p₀ = {start:.1e} ({at})"
+        root, at, second = (
+            2 * math.sqrt(f.group - 1),
+            f"G = {f.group}, eps {eps:g}",
+            weight_times(settings, f.group, eps),
+        )
+        late = (
+            f"GRPO at finite G: 1 − p → 1/(2√(G−1)t), as 2√(G−1)·t(1−p) at 1 − p = {missing:.1e}"
+            f" ({at})"
+        )
+        early = (
+            f"GRPO at finite G escapes in 1/(2√(G−1)p₀), as time·2√(G−1)p₀ at p₀ = {start:.1e}"
+            f" ({at})"
+        )
         facts += [
-            exact(f"GRPO's flow is that of the weight w_G(p): largest relative difference of the times ({at})", _off(f.t, second), 0.0),
-            exact(late, root * f.t[-1] * missing, 1.0, 4),  # eps of the std: eps·√G of the weight is left
+            exact(
+                "GRPO's flow is that of the weight w_G(p): largest relative difference of the"
+                f" times ({at})",
+                _off(f.t, second),
+                0.0,
+            ),
+            exact(
+                late, root * f.t[-1] * missing, 1.0, 4
+            ),  # eps of the std: eps·√G of the weight is left
             exact(early, -root * f.t[0] * start, 1.0, 4),
         ]
     group = max(settings.groups)
-    fast, slow = (speed(ladder.group_std, group, 1.0, gap) for gap in (settings.gap, settings.small_gap))
-    ratio = f"speed at gap {settings.small_gap:g} over speed at gap {settings.gap:g} (G = {group}, log-odds 1)"
+    fast, slow = (
+        speed(ladder.group_std, group, 1.0, gap) for gap in (settings.gap, settings.small_gap)
+    )
+    ratio = (
+        f"speed at gap {settings.small_gap:g} over speed at gap {settings.gap:g} (G = {group},"
+        " log-odds 1)"
+    )
     return [*facts, exact(f"GRPO's speed does not depend on the gap: {ratio}", slow / fast, 1.0, 4)]
 
 
 def _population_fact() -> Fact:
-    """The estimator itself on a rollout in exact proportion, which is G = ∞: E[ĝ] = ∇p/√(p(1−p))."""
+    """The estimator itself on a rollout in exact proportion, which is G = ∞: E[ĝ] =
+    ∇p/√(p(1−p)).
+    """
     counts = torch.tensor([[3, 17]])
     policy = Softmax.of(counts.double() / 20)
-    bandit = Population(Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), policy, counts)
+    bandit = Population(
+        Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), policy, counts
+    )
     rollout = bandit.sample(Noise((), dtype=torch.float64))
     ladder.group_std.objective(bandit.policy(rollout), ladder.group_std.freeze(rollout)).backward()
     assert policy.logits.grad is not None
     p = 3 / 20
     expected = p * (1 - p) / (math.sqrt(p * (1 - p)) + GROUP_STD.eps)
-    claim = "GRPO on a rollout with right and wrong answers in exact proportion (p = .15) has the gradient p(1−p)/√(p(1−p)) of G = ∞"
+    claim = (
+        "GRPO on a rollout with right and wrong answers in exact proportion (p = .15) has the"
+        " gradient p(1−p)/√(p(1−p)) of G = ∞"
+    )
     return Fact.exact(claim, WEIGHT, policy.logits.grad[0, 0], expected, number=7)
 
 
 def _step_facts(settings: Settings, steps: dict[int, tuple[Array, Array]]) -> list[Fact]:
-    """Late slope of 1/(1−p), eq:softmax-gradient-rate: its remainder is of the order of 1 − p itself, 1e-3 here."""
+    """Late slope of 1/(1−p), eq:softmax-gradient-rate: its remainder is of the order of 1 − p
+    itself, 1e-3 here.
+    """
     facts = []
     for arms, (step, missing) in steps.items():
         half = int(np.abs(step - settings.steps // 2).argmin())
         slope = (1 / missing[-1] - 1 / missing[half]) / (step[-1] - step[half])
-        claim = f"Exact gradient steps from uniform, K = {arms}, η = {settings.lr:g}: t·(1−p) → (K−1)/(Kη)"
+        claim = (
+            f"Exact gradient steps from uniform, K = {arms}, η = {settings.lr:g}: t·(1−p) →"
+            " (K−1)/(Kη)"
+        )
         claim += f", from the slope of 1/(1−p) over the last half of {settings.steps:,} steps"
-        facts.append(Fact.exact(claim, MEI, 1 / slope, (arms - 1) / (arms * settings.lr), 2, number=7))
+        facts.append(
+            Fact.exact(claim, MEI, 1 / slope, (arms - 1) / (arms * settings.lr), 2, number=7)
+        )
     return facts
 
 
 # ---------------------------------------------------------------- drawing
 
 CAPTION = (
-    "Flows of the exact expected gradient, two arms; thin dashed lines are the asymptotes derived in closed form. "
-    "Right: gradient steps with the exact gradient on K arms, one of which pays 1."
+    "Flows of the exact expected gradient, two arms; thin dashed lines are the asymptotes derived"
+    " in closed form. Right: gradient steps with the exact gradient on K arms, one of which pays 1."
 )
 
 
@@ -338,9 +477,15 @@ def plot(result: Result) -> Figure:
 
 def _curves(result: Result) -> list[tuple[Array, str, dict[str, Any]]]:
     """Times, label and line style of every flow."""
-    gap, small, groups = result.settings["gap"], result.settings["small_gap"], list(result.settings["groups"])
+    gap, small, groups = (
+        result.settings["gap"],
+        result.settings["small_gap"],
+        list(result.settings["groups"]),
+    )
     plain = {**figures.style_of("reinforce"), "linewidth": 3.2}  # wide: GRPO at G = 2 lies on it
-    drawn = [(result.array("small_gap"), f"REINFORCE, Δ = {small:g}", {**plain, "color": "#8a8a8a"})]
+    drawn = [
+        (result.array("small_gap"), f"REINFORCE, Δ = {small:g}", {**plain, "color": "#8a8a8a"})
+    ]
     for entry in result.series["flows"]:
         style: dict[str, Any] = {"linewidth": 2.0, **figures.style_of(entry["rung"])}
         label = ladder.get(entry["rung"]).title
@@ -352,9 +497,19 @@ def _curves(result: Result) -> list[tuple[Array, str, dict[str, Any]]]:
             label = f"{label}, G = {entry['group']}"
         drawn.append((np.asarray(entry["t"], dtype=float), label, style))
     drawn.append(
-        (result.array("infinite"), "Group std, G = ∞", {**figures.style_of("group_std"), "linestyle": figures.DOT, "linewidth": 2.4})
+        (
+            result.array("infinite"),
+            "Group std, G = ∞",
+            {**figures.style_of("group_std"), "linestyle": figures.DOT, "linewidth": 2.4},
+        )
     )
-    drawn.append((result.array("natural"), f"natural PG, Δ = {gap:g}", {**figures.style_of("natural_gradient"), "linewidth": 2.0}))
+    drawn.append(
+        (
+            result.array("natural"),
+            f"natural PG, Δ = {gap:g}",
+            {**figures.style_of("natural_gradient"), "linewidth": 2.0},
+        )
+    )
     return drawn
 
 
@@ -380,7 +535,9 @@ def _late(ax: Axes, result: Result) -> None:
     ax.set_xlim(0.3, longest)
     ax.set_ylim(lowest, 1)
     _formulas(ax, 0.99, "right", ("1/(2Δt)", "1/(2√(G−1) t)", "1/t²", "exp(−Δt)"))
-    figures.describe(ax, "The last stretch", "time t from p = ½", "1 − p, the other arm's probability")
+    figures.describe(
+        ax, "The last stretch", "time t from p = ½", "1 − p, the other arm's probability"
+    )
 
 
 def _early(ax: Axes, result: Result) -> None:
@@ -400,28 +557,55 @@ def _early(ax: Axes, result: Result) -> None:
     ax.set_xlim(4, 1.3e7)
     ax.set_ylim(1, 1e8)
     _formulas(ax, 0.03, "left", ("1/(2Δp₀)", "1/(2√(G−1) p₀)", "1/√p₀", "log(1/p₀)/Δ"))
-    figures.describe(ax, "Out of a bad start", "1/p₀, p₀ the best arm's probability at the start", "time until p = ½")
+    figures.describe(
+        ax,
+        "Out of a bad start",
+        "1/p₀, p₀ the best arm's probability at the start",
+        "time until p = ½",
+    )
     figures.label_ends(ax, lines)
 
 
 def _formulas(ax: Axes, x: float, side: str, formulas: Sequence[str]) -> None:
     """What the dashed lines are, at the top of the panel."""
     names = ("REINFORCE", "group std", "G = ∞", "natural PG")
-    lines = ["dashed: the limits", *(f"{name}:  {formula}" for name, formula in zip(names, formulas, strict=True))]
-    style: dict[str, Any] = {"ha": side, "va": "top", "fontsize": 10, "color": figures.INK, "linespacing": 1.4}
+    lines = [
+        "dashed: the limits",
+        *(f"{name}:  {formula}" for name, formula in zip(names, formulas, strict=True)),
+    ]
+    style: dict[str, Any] = {
+        "ha": side,
+        "va": "top",
+        "fontsize": 10,
+        "color": figures.INK,
+        "linespacing": 1.4,
+    }
     ax.text(x, 0.98, "\n".join(lines), transform=ax.transAxes, **style)
 
 
 def _steps(ax: Axes, result: Result) -> None:
     lr = result.settings["lr"]
     lines = []
-    for arms, colour in zip(result.settings["arms"], figures.shades(len(result.settings["arms"])), strict=True):
+    for arms, colour in zip(
+        result.settings["arms"], figures.shades(len(result.settings["arms"])), strict=True
+    ):
         step, missing = result.array("steps", arms, "step"), result.array("steps", arms, "missing")
-        lines += ax.plot(step, step * missing, color=colour, linewidth=2.0, label=f"K = {arms}: {(arms - 1) / (arms * lr):.4g}")
+        lines += ax.plot(
+            step,
+            step * missing,
+            color=colour,
+            linewidth=2.0,
+            label=f"K = {arms}: {(arms - 1) / (arms * lr):.4g}",
+        )
         figures.expectation(ax, (arms - 1) / (arms * lr))
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     ax.minorticks_off()
-    figures.describe(ax, f"Exact steps (η = {lr:g}): t(1−p) → (K−1)/(Kη)", "steps t from the uniform policy", "t · (1 − p)")
+    figures.describe(
+        ax,
+        f"Exact steps (η = {lr:g}): t(1−p) → (K−1)/(Kη)",
+        "steps t from the uniform policy",
+        "t · (1 − p)",
+    )
     figures.label_ends(ax, lines)

@@ -1,10 +1,13 @@
-"""Three ways to limit a step: a hard bound on KL (TRPO), a flat region (PPO's clip), nothing (plain ascent). Equal samples.
+"""Three ways to limit a step: a hard bound on KL (TRPO), a flat region (PPO's clip), nothing (plain
+ascent). Equal samples.
 
-All three climb the same sampled surrogate ρA on the same contextual bandit with shared parameters; each takes a sweep of
-step sizes. TRPO takes one natural-gradient step per rollout at the length where KL(π_old‖π) should be δ, and shortens it
-until the KL, computed exactly, is at most δ and the surrogate has risen. The others take several epochs of plain gradient.
-Look for: the KL of TRPO's steps, which never pass the bound, beside the clip's, which have none; how much of the final
-reward survives other step sizes, with the mean KL of a rollout as the common currency; how often TRPO had to shorten.
+All three climb the same sampled surrogate ρA on the same contextual bandit with shared parameters;
+each takes a sweep of step sizes. TRPO takes one natural-gradient step per rollout at the length
+where KL(π_old‖π) should be δ, and shortens it until the KL, computed exactly, is at most δ and the
+surrogate has risen. The others take several epochs of plain gradient. Look for: the KL of TRPO's
+steps, which never pass the bound, beside the clip's, which have none; how much of the final reward
+survives other step sizes, with the mean KL of a rollout as the common currency; how often TRPO had
+to shorten.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "TRPO's hard bound, PPO's clip and plain ascent on one surrogate: reward, KL per rollout, and how much the step size matters"
+TITLE = (
+    "TRPO's hard bound, PPO's clip and plain ascent on one surrogate: reward, KL per rollout, and"
+    " how much the step size matters"
+)
 EXPECTED_SECONDS = 12.0
 
 
@@ -46,9 +52,12 @@ EXPECTED_SECONDS = 12.0
 class Settings:
     """A contextual bandit with shared parameters; every method sees the same number of samples."""
 
-    rungs: tuple[str, ...] = ("clip", "surrogate")  # estimators for plain gradient; TRPO takes `surrogate` and its bound
-    bounds: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # TRPO's bounds δ on KL(π_old‖π), nats
-    learning_rates: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)  # step sizes of the others
+    # estimators for plain gradient; TRPO takes `surrogate` and its bound
+    rungs: tuple[str, ...] = ("clip", "surrogate")
+    # TRPO's bounds δ on KL(π_old‖π), nats
+    bounds: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    # step sizes of the others
+    learning_rates: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
     epochs: int = 8  # updates per rollout of the others
     runs: int = 50  # independent runs that are reported (as many again choose the step size)
     rollouts: int = 60  # rollouts of each run
@@ -59,11 +68,26 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("runs", 2), ("rollouts", 2), ("prompts", 1), ("arms", 2), ("features", 1), ("group", 2)):
-            require(getattr(self, name) >= least, name, getattr(self, name), f"a whole number ≥ {least}")
+        for name, least in (
+            ("epochs", 1),
+            ("runs", 2),
+            ("rollouts", 2),
+            ("prompts", 1),
+            ("arms", 2),
+            ("features", 1),
+            ("group", 2),
+        ):
+            require(
+                getattr(self, name) >= least, name, getattr(self, name), f"a whole number ≥ {least}"
+            )
         for name in ("bounds", "learning_rates"):
             values = getattr(self, name)
-            require(len(values) > 0 and min(values) > 0 and list(values) == sorted(values), name, values, "numbers > 0 in rising order")
+            require(
+                len(values) > 0 and min(values) > 0 and list(values) == sorted(values),
+                name,
+                values,
+                "numbers > 0 in rising order",
+            )
 
 
 SETTINGS = Settings()
@@ -72,23 +96,29 @@ HERE = "measured here"
 
 
 class Watched(Bandit):
-    """A bandit that also logs how far the policy has moved since it sampled, after all updates of the rollout."""
+    """A bandit that also logs how far the policy has moved since it sampled, after all updates of
+    the rollout.
+    """
 
     def sample(self, noise: Noise) -> Rollout:
         rollout = super().sample(noise)
-        assert rollout.old_dist is not None
-        self.before = rollout.old_dist[..., 0, 0, :]
+        assert rollout.old_log_dist is not None
+        self.before = rollout.old_log_dist[..., 0, 0, :]
         return rollout
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """The bandit's, and `moved` [...]: KL(π_old‖π) in nats, mean over prompts."""
-        return super().metrics() | {"moved": exact_kl(self.before, self.arm_policy.log_probs()).mean(-1)}
+        return super().metrics() | {
+            "moved": exact_kl(self.before, self.arm_policy.log_probs()).mean(-1)
+        }
 
 
 @dataclass(frozen=True)
 class Climb:
-    """One method, trained: [rollouts, step sizes, 2·runs] each. `fraction` is TRPO's, of the full step (0: none taken)."""
+    """One method, trained: [rollouts, step sizes, 2·runs] each. `fraction` is TRPO's, of the full
+    step (0: none taken).
+    """
 
     reward: Tensor
     moved: Tensor
@@ -96,22 +126,51 @@ class Climb:
     claimed: Tensor | None
 
 
-def train(estimator: Estimator, sizes: tuple[float, ...], hard: bool, settings: Settings, progress: Progress, name: str) -> Climb:
-    """Train with all step sizes at once: run axes (step sizes, 2·runs). `hard`: TRPO with bounds `sizes`; else SGD."""
+def train(
+    estimator: Estimator,
+    sizes: tuple[float, ...],
+    hard: bool,
+    settings: Settings,
+    progress: Progress,
+    name: str,
+) -> Climb:
+    """Train with all step sizes at once: run axes (step sizes, 2·runs).
+
+    `hard`: TRPO with bounds `sizes`; else SGD.
+    """
     where = settings.prompts, settings.arms, settings.features
     none, numbers = torch.zeros(len(sizes), dtype=torch.float64), range(2 * settings.runs)
-    options: dict[str, Any] = {"reference": "start", "critic": uses_critic(estimator), "greedy": True}
-    bandit, noise = linear_bandit(where, none, numbers, settings.group, settings.seed, Watched, **options)
+    options: dict[str, Any] = {
+        "reference": "start",
+        "critic": uses_critic(estimator),
+        "greedy": True,
+    }
+    bandit, noise = linear_bandit(
+        where, none, numbers, settings.group, settings.seed, Watched, **options
+    )
     size = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
     optimizer: Optimizer = TRPO(size) if hard else SGD(size)
-    learner = Learner(bandit, estimator, optimizer, noise, epochs=1 if hard else settings.epochs, halt_diverged=True)
-    history = learner.train(settings.rollouts, lambda steps: progress(steps, name, total=settings.rollouts))
-    fraction, claimed = (history["step_fraction"], history["trust_region_kl"]) if hard else (None, None)
+    learner = Learner(
+        bandit,
+        estimator,
+        optimizer,
+        noise,
+        epochs=1 if hard else settings.epochs,
+        halt_diverged=True,
+    )
+    history = learner.train(
+        settings.rollouts, lambda steps: progress(steps, name, total=settings.rollouts)
+    )
+    fraction, claimed = (
+        (history["step_fraction"], history["trust_region_kl"]) if hard else (None, None)
+    )
     return Climb(history["expected_reward"], history["moved"], fraction, claimed)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """Train TRPO and the others over their sweeps; choose the step size on one half of the runs, report the other."""
+    """Train TRPO and the others over their sweeps; choose the step size on one half of the runs,
+    report the other.
+    """
     s = settings
     climbs = {"trpo": train(ladder.surrogate, s.bounds, True, s, progress, "TRPO")}
     for name in s.rungs:
@@ -133,7 +192,11 @@ def run(settings: Settings, progress: Progress) -> Result:
         }
     fraction = climbs["trpo"].fraction
     assert fraction is not None
-    shares = {"full": fraction == 1, "shortened": (fraction < 1) & (fraction > 0), "none": fraction == 0}
+    shares = {
+        "full": fraction == 1,
+        "shortened": (fraction < 1) & (fraction > 0),
+        "none": fraction == 0,
+    }
     samples = [(rollout + 1) * s.group * s.prompts for rollout in range(s.rollouts)]
     return Result(
         series={
@@ -160,16 +223,24 @@ def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, int]) ->
     still = trpo.fraction == 0
     facts = [
         Fact.exact(
-            f"TRPO's steps with KL(π_old‖π) above their bound, of {trpo.moved.numel():,} at {len(s.bounds)} bounds", SCHULMAN, over, 0
+            f"TRPO's steps with KL(π_old‖π) above their bound, of {trpo.moved.numel():,} at"
+            f" {len(s.bounds)} bounds",
+            SCHULMAN,
+            over,
+            0,
         ),
         Fact.exact(
-            "the KL that its line search reports is the KL of the policies before and after (largest difference, nats)",
+            "the KL that its line search reports is the KL of the policies before and after"
+            " (largest difference, nats)",
             HERE,
             (trpo.claimed - trpo.moved).abs().max(),
             0.0,
         ),
         Fact.exact(
-            "where it accepts no step the policy stays: largest KL of such a rollout (nats)", SCHULMAN, trpo.moved[still].sum(), 0.0
+            "where it accepts no step the policy stays: largest KL of such a rollout (nats)",
+            SCHULMAN,
+            trpo.moved[still].sum(),
+            0.0,
         ),
     ]
     judged = {name: climb.reward[-1, best[name], s.runs :] for name, climb in climbs.items()}
@@ -180,51 +251,91 @@ def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, int]) ->
             facts.append(Fact.above(claim, HERE, mean, 0.0, error))
 
     differ(
-        "At its best bound TRPO ends above the clip at its best learning rate (difference of final reward, equal samples)", "trpo", "clip"
+        "At its best bound TRPO ends above the clip at its best learning rate (difference of final"
+        " reward, equal samples)",
+        "trpo",
+        "clip",
     )
-    differ("and the clip above plain ascent on the same surrogate (difference)", "clip", "surrogate")
+    differ(
+        "and the clip above plain ascent on the same surrogate (difference)", "clip", "surrogate"
+    )
     if "clip" in climbs:
         place = best["clip"]
         moved = climbs["clip"].moved[:, place, s.runs :]
         claim = (
-            f"The clip bounds no KL: the largest of one rollout at its best learning rate {s.learning_rates[place]:g}, over the mean of all"
+            "The clip bounds no KL: the largest of one rollout at its best learning rate"
+            f" {s.learning_rates[place]:g}, over the mean of all"
         )
-        facts.append(Fact.above(claim, "Wang et al. 2019 (1903.07940)", moved.max() / moved.mean(), 1.0))
+        facts.append(
+            Fact.above(claim, "Wang et al. 2019 (1903.07940)", moved.max() / moved.mean(), 1.0)
+        )
     return facts
 
 
 CAPTION = (
-    "Equal samples, shared parameters. Each method at the step size that was best on other runs; bands are 95 % intervals. "
-    "Thin dotted lines: the largest KL of any run. Dashed: TRPO's bound."
+    "Equal samples, shared parameters. Each method at the step size that was best on other runs;"
+    " bands are 95 % intervals. Thin dotted lines: the largest KL of any run. Dashed: TRPO's bound."
 )
 LABELS = {"trpo": "TRPO", "clip": "clip", "surrogate": "plain ascent"}
 
 
 def plot(result: Result) -> Figure:
-    """Curves at the best step size; the KL of each rollout against the bound; reward against KL per rollout; line search."""
+    """Curves at the best step size; the KL of each rollout against the bound; reward against KL per
+    rollout; line search.
+    """
     figure, (curves, moved, robust, search) = figures.new_figure(2, 2, width=12.8, height=9.0)
     samples, methods = result.array("samples"), list(result.series["methods"])
     for name in methods:
         label = LABELS.get(name, name)
-        figures.band(curves, samples, result.array("methods", name, "curve"), result.array("methods", name, "curve_half"), name, label)
-        kl, most = result.array("methods", name, "moved"), result.array("methods", name, "most_moved")
+        figures.band(
+            curves,
+            samples,
+            result.array("methods", name, "curve"),
+            result.array("methods", name, "curve_half"),
+            name,
+            label,
+        )
+        kl, most = (
+            result.array("methods", name, "moved"),
+            result.array("methods", name, "most_moved"),
+        )
         figures.band(moved, samples, np.maximum(kl, 1e-7), name=name, label=label)
         style = {**figures.style_of(name), "linestyle": ":", "linewidth": 1.3}
         figures.band(moved, samples, np.maximum(most, 1e-7), label="_", **style)
         mean_kl = result.array("methods", name, "mean_kl")
-        final, half = result.array("methods", name, "final"), result.array("methods", name, "final_half")
+        final, half = (
+            result.array("methods", name, "final"),
+            result.array("methods", name, "final_half"),
+        )
         figures.band(robust, mean_kl, final, half, name, label, marker="o", markersize=5)
     figures.describe(curves, "Reward, each at its best step size", "samples", "expected reward")
     curves.set_ylim(0, 1)
     bound = float(result.array("methods", "trpo", "best"))
     figures.expectation(moved, bound)
-    moved.text(0.98, 0.05, f"- -  TRPO's bound, δ = {bound:g}", transform=moved.transAxes, color=figures.INK, ha="right")
+    moved.text(
+        0.98,
+        0.05,
+        f"- -  TRPO's bound, δ = {bound:g}",
+        transform=moved.transAxes,
+        color=figures.INK,
+        ha="right",
+    )
     moved.set_yscale("log")
     moved.set_ylim(bound / 10, None)
-    figures.describe(moved, "How far one rollout moves the policy", "samples", "KL(π_old‖π) (nats): mean, largest (dotted)")
+    figures.describe(
+        moved,
+        "How far one rollout moves the policy",
+        "samples",
+        "KL(π_old‖π) (nats): mean, largest (dotted)",
+    )
     robust.set_xscale("log")
     robust.set_ylim(0, 1)
-    figures.describe(robust, "Every step size of the sweep", "mean KL(π_old‖π) of a rollout (nats)", "final expected reward")
+    figures.describe(
+        robust,
+        "Every step size of the sweep",
+        "mean KL(π_old‖π) of a rollout (nats)",
+        "final expected reward",
+    )
     for ax in (curves, moved, robust):
         figures.label_ends(ax)
     _plot_search(search, result)
@@ -248,4 +359,9 @@ def _plot_search(ax: Axes, result: Result) -> None:
     ax.set_ylim(0, 1)
     ax.set_xlim(-0.6, len(bounds) - 0.5)
     ax.grid(False, axis="x")
-    figures.describe(ax, "TRPO's line search: halving a step quarters its KL", "bound δ (nats)", "share of rollouts")
+    figures.describe(
+        ax,
+        "TRPO's line search: halving a step quarters its KL",
+        "bound δ (nats)",
+        "share of rollouts",
+    )

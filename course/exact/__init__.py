@@ -1,4 +1,6 @@
-"""The microscope: what can happen, what an estimator makes of it on average, exactly, and closed forms as the second way."""
+"""The microscope: what can happen, what an estimator makes of it on average, exactly, and closed
+forms as the second way.
+"""
 
 from course.exact.closed_forms import (
     KLMoments,
@@ -15,10 +17,7 @@ from course.exact.closed_forms import (
     silent_probability,
     variance_at_baseline,
 )
-from course.exact.counting import (
-    compositions,
-    log_multinomial,
-)
+from course.exact.counting import compositions, log_multinomial
 from course.exact.microscope import (
     AmongOthers,
     Groups,

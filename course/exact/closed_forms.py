@@ -12,16 +12,23 @@ from course.errors import require
 from course.exact.outcomes import Outcomes, log_reference_ratio, probability
 
 
-def group_std_weight(p: Tensor | float, group_size: float, ddof: int = 0, eps: float = 0.0) -> Tensor:
-    """w_G(p) of E[ĝ] = w_G(p) ∇p: Bernoulli rewards with success probability p, on policy, group mean and std. [...] → [...].
+def group_std_weight(
+    p: Tensor | float, group_size: float, ddof: int = 0, eps: float = 0.0
+) -> Tensor:
+    """w_G(p) of E[ĝ] = w_G(p) ∇p: Bernoulli rewards with success probability p, on policy, group
+    mean and std. [...] → [...].
 
-    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p); silent groups give 0. At G = ∞
-    1/(√(p(1−p)) + eps). `p` from 0 to 1, both included (there the limit); `group_size` ≥ 2 or math.inf.
-    Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
+    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p); silent groups
+    give 0. At G = ∞ 1/(√(p(1−p)) + eps). `p` from 0 to 1, both included (there the limit);
+    `group_size` ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025
+    (2503.06639); here for every G. `eq:group-std-weight`
     """
     p = torch.as_tensor(p, dtype=torch.float64)
     require(
-        group_size == math.inf or (group_size >= 2 and group_size == int(group_size)), "group_size", group_size, "a whole number ≥ 2 or inf"
+        group_size == math.inf or (group_size >= 2 and group_size == int(group_size)),
+        "group_size",
+        group_size,
+        "a whole number ≥ 2 or inf",
     )
     if group_size == math.inf:
         return 1 / ((p * (1 - p)).sqrt() + eps)
@@ -36,33 +43,47 @@ def group_std_weight(p: Tensor | float, group_size: float, ddof: int = 0, eps: f
 
 
 def group_mean_factor(group_size: int) -> float:
-    """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself. `eq:group-mean-factor`"""
+    """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself.
+
+    `eq:group-mean-factor`
+    """
     require(group_size >= 1, "group_size", group_size, "a whole number of samples ≥ 1")
     return (group_size - 1) / group_size
 
 
 def silent_probability(p: Tensor | float, group_size: int) -> Tensor:
-    """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] → [...]. `eq:silent-groups`"""
+    """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] →
+    [...]. `eq:silent-groups`
+    """
     p = torch.as_tensor(p, dtype=torch.float64)
     return p**group_size + (1 - p) ** group_size
 
 
 def optimal_baseline(outcomes: Outcomes) -> Tensor:
-    """[Q] b* = E[R‖s‖²] / E‖s‖², the least total variance (Weaver & Tao 2001; Greensmith et al. 2004). `eq:best-constant-baseline`"""
+    """[Q] b* = E[R‖s‖²] / E‖s‖², the least total variance (Weaver & Tao 2001; Greensmith et al.
+    2004). `eq:best-constant-baseline`
+    """
     p, square = on_policy_probability(outcomes), outcomes.total_score.square().sum(-1)
     return (p * outcomes.total_reward * square).sum(-1) / (p * square).sum(-1)
 
 
 def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
-    """[Q, D] b*_d = E[R s_d²] / E[s_d²], one per parameter; NaN for one without influence. `eq:best-baseline-per-logit`"""
+    """[Q, D] b*_d = E[R s_d²] / E[s_d²], one per parameter; NaN for one without influence.
+
+    `eq:best-baseline-per-logit`
+    """
     p, square = on_policy_probability(outcomes), outcomes.total_score.square()
-    return torch.einsum("qk,qkd->qd", p * outcomes.total_reward, square) / torch.einsum("qk,qkd->qd", p, square)
+    return torch.einsum("qk,qkd->qd", p * outcomes.total_reward, square) / torch.einsum(
+        "qk,qkd->qd", p, square
+    )
 
 
 def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
-    """[Q, D, D] covariance of (R − b)·s for ONE sample of each prompt; b a number, [Q], or [Q, D] one per parameter.
+    """[Q, D, D] covariance of (R − b)·s for ONE sample of each prompt; b a number, [Q], or [Q, D]
+    one per parameter.
 
-    A batch of G samples has 1/G of it. With b = J(prompt) its trace is the V_J of `rloo_covariance`. `eq:variance-at-baseline`
+    A batch of G samples has 1/G of it. With b = J(prompt) its trace is the V_J of
+    `rloo_covariance`. `eq:variance-at-baseline`
     """
     p, score = on_policy_probability(outcomes), outcomes.total_score
     b = torch.as_tensor(baseline, dtype=torch.float64)
@@ -73,29 +94,44 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
 
 
 def variance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
-    """[Q] total variance of one sample's gradient (R − b)·s: the trace of `covariance_at_baseline`."""
+    """[Q] total variance of one sample's gradient (R − b)·s: the trace of
+    `covariance_at_baseline`.
+    """
     return covariance_at_baseline(outcomes, baseline).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def rloo_covariance(outcomes: Outcomes, group_size: int) -> Tensor:
-    """[Q, D, D] covariance of the leave-one-out gradient of one group: C_J/G + (σ²F + ∇J∇Jᵀ)/(G(G−1)).
+    """[Q, D, D] covariance of the leave-one-out gradient of one group: C_J/G + (σ²F +
+    ∇J∇Jᵀ)/(G(G−1)).
 
-    C_J is one sample's with b = J, σ² = Var R, F = E[ssᵀ]. It follows from
-    ĝ = (1/G) Σ (R_i − J) s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated. `eq:leave-one-out-variance`
+    C_J is one sample's with b = J, σ² = Var R, F = E[ssᵀ]. It follows from ĝ = (1/G) Σ (R_i − J)
+    s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated.
+    `eq:leave-one-out-variance`
     """
-    require(group_size >= 2, "group_size", group_size, "a whole number of samples ≥ 2, since each needs others")
+    require(
+        group_size >= 2,
+        "group_size",
+        group_size,
+        "a whole number of samples ≥ 2, since each needs others",
+    )
     p, score, reward = on_policy_probability(outcomes), outcomes.total_score, outcomes.total_reward
     mean = (p * reward).sum(-1)
-    return covariance_at_baseline(outcomes, mean) / group_size + _exchange(p, score, reward) / (group_size * (group_size - 1))
+    return covariance_at_baseline(outcomes, mean) / group_size + _exchange(p, score, reward) / (
+        group_size * (group_size - 1)
+    )
 
 
 def rloo_crossover(outcomes: Outcomes) -> Tensor:
-    """[Q] the G at which leave-one-out is as noisy as no baseline at all (total variance); it is quieter above. inf: never.
+    """[Q] the G at which leave-one-out is as noisy as no baseline at all (total variance); it is
+    quieter above. inf: never.
 
-    V_0/G = V_J/G + c/(G(G−1)) ⇔ G = 1 + c/(V_0 − V_J), with c = σ²E‖s‖² + ‖∇J‖². `eq:leave-one-out-crossover`
+    V_0/G = V_J/G + c/(G(G−1)) ⇔ G = 1 + c/(V_0 − V_J), with c = σ²E‖s‖² + ‖∇J‖².
+    `eq:leave-one-out-crossover`
     """
     p, score, reward = on_policy_probability(outcomes), outcomes.total_score, outcomes.total_reward
-    gain = variance_at_baseline(outcomes, 0.0) - variance_at_baseline(outcomes, (p * reward).sum(-1))
+    gain = variance_at_baseline(outcomes, 0.0) - variance_at_baseline(
+        outcomes, (p * reward).sum(-1)
+    )
     cost = _exchange(p, score, reward).diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.where(gain > 0, 1 + cost / gain, torch.inf)
 
@@ -105,12 +141,17 @@ def _exchange(p: Tensor, score: Tensor, reward: Tensor) -> Tensor:
     centred = reward - (p * reward).sum(-1, keepdim=True)
     gradient = torch.einsum("qk,qkd->qd", p * centred, score)
     fisher = torch.einsum("qk,qkd,qke->qde", p, score, score)
-    return (p * centred**2).sum(-1)[:, None, None] * fisher + gradient.unsqueeze(-1) * gradient.unsqueeze(-2)
+    return (p * centred**2).sum(-1)[:, None, None] * fisher + gradient.unsqueeze(
+        -1
+    ) * gradient.unsqueeze(-2)
 
 
 def on_policy_probability(outcomes: Outcomes) -> Tensor:
     require(
-        outcomes.old_log_prob is None, "outcomes.old_log_prob", "a tensor", "None: this closed form is for samples of the policy itself"
+        outcomes.old_log_prob is None,
+        "outcomes.old_log_prob",
+        "a tensor",
+        "None: this closed form is for samples of the policy itself",
     )
     return probability(outcomes)
 
@@ -123,9 +164,11 @@ class KLMoments(NamedTuple):
 
 
 def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
-    """k1, k2, k3 of KL(q‖p) = μ²/2 for q = N(0, 1), p = N(μ, 1), sampled from q; and k1 + λ*(r − 1), the least noisy. [...].
+    """k1, k2, k3 of KL(q‖p) = μ²/2 for q = N(0, 1), p = N(μ, 1), sampled from q; and k1 + λ*(r −
+    1), the least noisy. [...].
 
-    Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms. `eq:kl-gaussian-moments`
+    Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms.
+    `eq:kl-gaussian-moments`
     """
     mu = torch.as_tensor(mu, dtype=torch.float64)
     square, zero = mu**2, torch.zeros_like(mu)
@@ -139,13 +182,17 @@ def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
 
 
 def gaussian_control_variate(mu: Tensor | float) -> Tensor:
-    """λ* = μ²/(e^{μ²} − 1): the λ of −log r + λ(r − 1) with the least variance (k3 takes λ = 1, for its sign). [...]."""
+    """λ* = μ²/(e^{μ²} − 1): the λ of −log r + λ(r − 1) with the least variance (k3 takes λ = 1, for
+    its sign). [...].
+    """
     square = torch.as_tensor(mu, dtype=torch.float64) ** 2
     return square / torch.expm1(square)
 
 
 def control_variate(outcomes: Outcomes) -> Tensor:
-    """[Q] λ* = Cov(log r, r)/Var(r), r = ref/π of whole answers: the same for any outcomes, on policy. `eq:kl-control-variate`"""
+    """[Q] λ* = Cov(log r, r)/Var(r), r = ref/π of whole answers: the same for any outcomes, on
+    policy. `eq:kl-control-variate`
+    """
     log_r, p, _ = log_reference_ratio(outcomes, "reverse")
     centred = log_r.exp() - (p * log_r.exp()).sum(-1, keepdim=True)
     return (p * log_r * centred).sum(-1) / (p * centred**2).sum(-1)

@@ -11,20 +11,29 @@ CHUNK = 200_000  # cells per pass: the pass stays in the cache
 
 
 def compositions(total: int, kinds: int, device: torch.device | None = None) -> Tensor:
-    """Every way to have `total` things of `kinds` kinds: counts [M, kinds], M = C(total + kinds − 1, total)."""
+    """Every way to have `total` things of `kinds` kinds: counts [M, kinds], M = C(total + kinds −
+    1, total).
+    """
     if total == 0:
         return torch.zeros((1, kinds), dtype=torch.long, device=device)
-    counts = torch.full((1, 1), total, device=device)  # the last column holds what is left to hand out
+    counts = torch.full(
+        (1, 1), total, device=device
+    )  # the last column holds what is left to hand out
     for _ in range(kinds - 1):
         ways = counts[:, -1] + 1
         parent = torch.arange(len(ways), device=device).repeat_interleave(ways)
         taken = torch.arange(len(parent), device=device) - (ways.cumsum(0) - ways)[parent]
-        counts = torch.cat([counts[parent, :-1], taken.unsqueeze(-1), (counts[parent, -1] - taken).unsqueeze(-1)], 1)
+        counts = torch.cat(
+            [counts[parent, :-1], taken.unsqueeze(-1), (counts[parent, -1] - taken).unsqueeze(-1)],
+            1,
+        )
     return counts
 
 
 def members(counts: Tensor, total: int) -> Tensor:
-    """Counts [M, kinds], each summing to `total` → the members themselves, [M, total] numbers of kinds in order."""
+    """Counts [M, kinds], each summing to `total` → the members themselves, [M, total] numbers of
+    kinds in order.
+    """
     kinds = torch.arange(counts.shape[1], device=counts.device).repeat(len(counts))
     return kinds.repeat_interleave(counts.flatten()).view(len(counts), total)
 

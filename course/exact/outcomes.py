@@ -1,4 +1,5 @@
-"""What can happen: every outcome of a policy, an answer and the reward it met, and the exact J, ∇J and KL of it.
+"""What can happen: every outcome of a policy, an answer and the reward it met, and the exact J, ∇J
+and KL of it.
 
 All of it is in float64; log-probabilities and KL are in nats.
 """
@@ -13,23 +14,34 @@ from torch import Tensor
 
 from course.errors import require
 
-PER_SAMPLE = ("log_prob", "reward", "mask", "old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
+PER_SAMPLE = (
+    "log_prob",
+    "reward",
+    "mask",
+    "old_log_prob",
+    "ref_log_prob",
+    "value",
+    "bootstrap",
+    "truncated",
+)
 PER_ARM = ("old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
-DISTS = ("dist", "old_dist", "ref_dist")
+DISTS = ("log_dist", "old_log_dist", "ref_log_dist")
 
 
 @dataclass(frozen=True)
 class Outcomes:
     """Everything that can happen for each prompt: K outcomes, an answer and the reward it met.
 
-    `log_prob` [Q, K, T] log π of each token under the CURRENT policy, in nats; `score` [Q, K, T, D] its gradient with
-    respect to the D parameters (D = 0: leave the gradients out and use `Microscope.coefficient`); `reward` [Q, K, T];
-    `mask` [Q, K, T] bool, True where the policy chose the token; `chance` [Q, K] the environment's part of the
-    probability, P(reward | answer): 1 where rewards are deterministic, 0 on a row that only pads the table.
-    `old_log_prob` [Q, K, T] belongs to the policy that samples (None: on policy). The other fields are the `Rollout`'s
-    with K in the place of G: `ref_log_prob`, `value` [Q, K, T]; `truncated`, `bootstrap` [Q, K]; `greedy_reward` [Q];
-    `dist`, `old_dist`, `ref_dist` [Q, K or 1, T or 1, V], with `dist_score` [Q, K or 1, T or 1, V, D] the gradient of
-    `dist`. `of_arms` and `of_sequences` fill in what is usual.
+    `log_prob` [Q, K, T] log π of each token under the CURRENT policy, in nats; `score` [Q, K, T, D]
+    its gradient with respect to the D parameters (D = 0: leave the gradients out and use
+    `Microscope.coefficient`); `reward` [Q, K, T]; `mask` [Q, K, T] bool, True where the policy
+    chose the token; `chance` [Q, K] the environment's part of the probability, P(reward | answer):
+    1 where rewards are deterministic, 0 on a row that only pads the table. `old_log_prob` [Q, K, T]
+    belongs to the policy that samples (None: on policy). The other fields are the `Rollout`'s with
+    K in the place of G: `ref_log_prob`, `value` [Q, K, T]; `truncated`, `bootstrap` [Q, K];
+    `greedy_reward` [Q]; `log_dist`, `old_log_dist`, `ref_log_dist` [Q, K or 1, T or 1, V], with
+    `log_dist_score` [Q, K or 1, T or 1, V, D] the gradient of `log_dist`. `of_arms` and
+    `of_sequences` fill in what is usual.
 
     Raises `CourseError` where a shape is wrong or the probabilities of a prompt do not sum to 1.
     """
@@ -45,10 +57,10 @@ class Outcomes:
     bootstrap: Tensor | None = None
     greedy_reward: Tensor | None = None
     truncated: Tensor | None = None
-    dist: Tensor | None = None
-    old_dist: Tensor | None = None
-    ref_dist: Tensor | None = None
-    dist_score: Tensor | None = None
+    log_dist: Tensor | None = None
+    old_log_dist: Tensor | None = None
+    ref_log_dist: Tensor | None = None
+    log_dist_score: Tensor | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,32 +68,60 @@ class Outcomes:
             tensor = getattr(self, f.name)
             if isinstance(tensor, Tensor):
                 keeps = f.name in ("mask", "truncated")
-                object.__setattr__(self, f.name, tensor.detach() if keeps else tensor.detach().double())
+                object.__setattr__(
+                    self, f.name, tensor.detach() if keeps else tensor.detach().double()
+                )
         shape = self.reward.shape
-        require(len(shape) == 3 and shape.numel() > 0, "outcomes.reward", tuple(shape), "the three axes [Q, K, T], none of length 0")
+        require(
+            len(shape) == 3 and shape.numel() > 0,
+            "outcomes.reward",
+            tuple(shape),
+            "the three axes [Q, K, T], none of length 0",
+        )
         for name in ("log_prob", "mask", "old_log_prob", "ref_log_prob", "value"):
             self._shape(name, shape)
         for name in ("chance", "truncated", "bootstrap"):
             self._shape(name, shape[:2])
         self._shape("greedy_reward", shape[:1])
-        require(self.score.shape[:-1] == shape, "outcomes.score", tuple(self.score.shape), f"[Q, K, T, D] for [Q, K, T] = {tuple(shape)}")
-        require(self.mask.dtype == torch.bool, "outcomes.mask", self.mask.dtype, "torch.bool, True where the policy chose the token")
-        if self.dist is not None:
-            have = None if self.dist_score is None else tuple(self.dist_score.shape)
-            want = (*self.dist.shape, self.score.shape[-1])
-            require(have == want, "outcomes.dist_score", have, f"{want}: the gradient of outcomes.dist")
+        require(
+            self.score.shape[:-1] == shape,
+            "outcomes.score",
+            tuple(self.score.shape),
+            f"[Q, K, T, D] for [Q, K, T] = {tuple(shape)}",
+        )
+        require(
+            self.mask.dtype == torch.bool,
+            "outcomes.mask",
+            self.mask.dtype,
+            "torch.bool, True where the policy chose the token",
+        )
+        if self.log_dist is not None:
+            have = None if self.log_dist_score is None else tuple(self.log_dist_score.shape)
+            want = (*self.log_dist.shape, self.score.shape[-1])
+            require(
+                have == want,
+                "outcomes.log_dist_score",
+                have,
+                f"{want}: the gradient of outcomes.log_dist",
+            )
         for name, log_prob in (("log_prob", self.log_prob), ("old_log_prob", self.old_log_prob)):
             if log_prob is not None:
                 total = self._probability(log_prob).sum(-1)
                 require(
-                    bool(((total - 1).abs() < 1e-5).all()), f"outcomes.{name}", total.tolist(), "probabilities that sum to 1, per prompt"
+                    bool(((total - 1).abs() < 1e-5).all()),
+                    f"outcomes.{name}",
+                    total.tolist(),
+                    "probabilities that sum to 1, per prompt",
                 )
 
     def _shape(self, name: str, shape: torch.Size) -> None:
         tensor = getattr(self, name)
         if tensor is not None:
             require(
-                tensor.shape == shape, f"outcomes.{name}", tuple(tensor.shape), f"the shape {tuple(shape)} that outcomes.reward asks for"
+                tensor.shape == shape,
+                f"outcomes.{name}",
+                tuple(tensor.shape),
+                f"the shape {tuple(shape)} that outcomes.reward asks for",
             )
 
     def _probability(self, log_prob: Tensor) -> Tensor:
@@ -97,40 +137,66 @@ class Outcomes:
         chance: Tensor | None = None,
         **optional: Any,
     ) -> Outcomes:
-        """Outcomes of several tokens, [Q, K, T]. Default: every token chosen, deterministic rewards, no scores (D = 0)."""
+        """Outcomes of several tokens, [Q, K, T].
+
+        Default: every token chosen, deterministic rewards, no scores (D = 0).
+        """
         mask = torch.ones_like(reward, dtype=torch.bool) if mask is None else mask
         chance = reward.new_ones(reward.shape[:2]) if chance is None else chance
         if score is None:
             score = log_prob.new_zeros((*log_prob.shape, 0))
-            if optional.get("dist") is not None:
-                optional.setdefault("dist_score", log_prob.new_zeros((*optional["dist"].shape, 0)))
+            if optional.get("log_dist") is not None:
+                optional.setdefault(
+                    "log_dist_score", log_prob.new_zeros((*optional["log_dist"].shape, 0))
+                )
         return cls(log_prob, score, reward, mask, chance, **optional)
 
     @classmethod
     def of_arms(
-        cls, log_prob: Tensor, reward: Tensor, score: Tensor | None = None, chance: Tensor | None = None, **optional: Any
+        cls,
+        log_prob: Tensor,
+        reward: Tensor,
+        score: Tensor | None = None,
+        chance: Tensor | None = None,
+        **optional: Any,
     ) -> Outcomes:
-        """Answers of one token. `log_prob` [Q, A] or, for one prompt, [A]; `score` [.., A, D] (default: `tabular_score`).
+        """Answers of one token.
 
-        `reward` has the shape of `log_prob`, and then K = A; or one more axis [.., A, R], with `chance` [.., A, R] the
-        probability of each of the R rewards that the answer may meet, and then K = A·R. `old_log_prob`, `ref_log_prob`
-        and the other fields that belong to a sample are shaped as `log_prob`; `greedy_reward` [Q] and the distributions as
-        in the class.
+        `log_prob` [Q, A] or, for one prompt, [A]; `score` [.., A, D] (default: `tabular_score`).
+
+        `reward` has the shape of `log_prob`, and then K = A; or one more axis [.., A, R], with
+        `chance` [.., A, R] the probability of each of the R rewards that the answer may meet, and
+        then K = A·R. `old_log_prob`, `ref_log_prob` and the other fields that belong to a sample
+        are shaped as `log_prob`; `greedy_reward` [Q] and the distributions as in the class.
         """
         per_arm = {name: optional.pop(name) for name in PER_ARM if optional.get(name) is not None}
         per_arm |= {"log_prob": log_prob, "reward": reward}
-        per_arm |= {name: tensor for name, tensor in (("score", score), ("chance", chance)) if tensor is not None}
+        per_arm |= {
+            name: tensor
+            for name, tensor in (("score", score), ("chance", chance))
+            if tensor is not None
+        }
         if log_prob.dim() == 1:
             per_arm = {name: tensor.unsqueeze(0) for name, tensor in per_arm.items()}
         if score is None:
             per_arm["score"] = tabular_score(per_arm["log_prob"])
         if per_arm["reward"].dim() == 3:
-            require(chance is not None, "chance", None, "a tensor of the shape of reward, since an answer may meet several rewards")
+            require(
+                chance is not None,
+                "chance",
+                None,
+                "a tensor of the shape of reward, since an answer may meet several rewards",
+            )
             times = per_arm["reward"].shape[-1]
             spread = ("reward", "chance")
-            per_arm = {n: t.flatten(1) if n in spread else t.repeat_interleave(times, 1) for n, t in per_arm.items()}
+            per_arm = {
+                n: t.flatten(1) if n in spread else t.repeat_interleave(times, 1)
+                for n, t in per_arm.items()
+            }
         whole = ("chance", "truncated", "bootstrap")
-        return cls.of_sequences(**{n: t if n in whole else t.unsqueeze(2) for n, t in per_arm.items()}, **optional)
+        return cls.of_sequences(
+            **{n: t if n in whole else t.unsqueeze(2) for n, t in per_arm.items()}, **optional
+        )
 
     @property
     def old(self) -> Tensor:
@@ -144,29 +210,47 @@ class Outcomes:
 
     @property
     def total_score(self) -> Tensor:
-        """[Q, K, D] the score of an outcome: ∇ log π of the whole answer. eq:answer-score, eq:token-scores-add"""
+        """[Q, K, D] the score of an outcome: ∇ log π of the whole answer.
+
+        eq:answer-score, eq:token-scores-add
+        """
         return (self.score * self.mask.unsqueeze(-1)).sum(-2)
 
     def prompt(self, q: int) -> Outcomes:
         """The outcomes of prompt number `q` alone, Q = 1."""
-        changes = {f.name: getattr(self, f.name)[q : q + 1] for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changes = {
+            f.name: getattr(self, f.name)[q : q + 1]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **changes)
 
 
 def softmax_score(log_prob: Tensor) -> Tensor:
-    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b: the score of a softmax over its logits. [..., A] → [..., A, A]. eq:softmax-score"""
-    return torch.eye(log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device) - log_prob.exp().unsqueeze(-2)
+    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b: the score of a softmax over its logits.
+
+    [..., A] → [..., A, A]. eq:softmax-score
+    """
+    return torch.eye(
+        log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device
+    ) - log_prob.exp().unsqueeze(-2)
 
 
 def tabular_score(log_prob: Tensor) -> Tensor:
-    """The score when every prompt has logits of its own, D = Q·A: [Q, A] → [Q, A, Q·A], 0 for other prompts' logits."""
+    """The score when every prompt has logits of its own, D = Q·A: [Q, A] → [Q, A, Q·A], 0 for other
+    prompts' logits.
+    """
     prompts, arms = log_prob.shape
     own = torch.eye(prompts, dtype=log_prob.dtype, device=log_prob.device)
-    return torch.einsum("qab,qr->qarb", softmax_score(log_prob), own).reshape(prompts, arms, prompts * arms)
+    return torch.einsum("qab,qr->qarb", softmax_score(log_prob), own).reshape(
+        prompts, arms, prompts * arms
+    )
 
 
 def probability(outcomes: Outcomes) -> Tensor:
-    """[Q, K] probability of each outcome under the current policy: P(reward | answer) · π(answer)."""
+    """[Q, K] probability of each outcome under the current policy: P(reward | answer)
+    · π(answer).
+    """
     return outcomes._probability(outcomes.log_prob)
 
 
@@ -187,32 +271,50 @@ def gradient_coefficient(outcomes: Outcomes) -> Tensor:
 
 
 def gradient(outcomes: Outcomes) -> Tensor:
-    """[D] ∇J = mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k) (Williams 1992, theorem 1). eq:one-step-policy-gradient"""
+    """[D] ∇J = mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k) (Williams 1992, theorem
+    1). eq:one-step-policy-gradient
+    """
     return torch.einsum("qkt,qktd->d", gradient_coefficient(outcomes), outcomes.score)
 
 
 def kl(outcomes: Outcomes, direction: str = "reverse") -> float:
-    """Mean over prompts of the KL of whole answers, in nats: "reverse" KL(π‖ref), "forward" KL(ref‖π)."""
+    """Mean over prompts of the KL of whole answers, in nats: "reverse" KL(π‖ref), "forward"
+    KL(ref‖π).
+    """
     log_r, p, ref = log_reference_ratio(outcomes, direction)
     q, log_q_over_p = (p, -log_r) if direction == "reverse" else (ref, log_r)
     return float(torch.where(q > 0, q * log_q_over_p, 0.0).sum(-1).mean())
 
 
 def kl_coefficient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[Q, K, T] the coefficient of each token's score in ∇ of `kl`: p log(π/ref) / Q for "reverse", −ref / Q for "forward"."""
+    """[Q, K, T] the coefficient of each token's score in ∇ of `kl`: p log(π/ref) / Q for "reverse",
+    −ref / Q for "forward".
+    """
     log_r, p, ref = log_reference_ratio(outcomes, direction)
     weight = torch.where(p > 0, p * -log_r, 0.0) if direction == "reverse" else -ref
     return (weight / len(weight)).unsqueeze(-1) * outcomes.mask
 
 
 def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the whole answer's score. `eq:kl-two-gradients`"""
+    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the whole
+    answer's score. `eq:kl-two-gradients`
+    """
     return torch.einsum("qkt,qktd->d", kl_coefficient(outcomes, direction), outcomes.score)
 
 
 def log_reference_ratio(outcomes: Outcomes, direction: str) -> tuple[Tensor, Tensor, Tensor]:
-    require(direction in ("reverse", "forward"), "direction", direction, '"reverse", KL(π‖ref), or "forward", KL(ref‖π)')
-    require(outcomes.ref_log_prob is not None, "outcomes.ref_log_prob", None, "the reference's log-probabilities")
+    require(
+        direction in ("reverse", "forward"),
+        "direction",
+        direction,
+        '"reverse", KL(π‖ref), or "forward", KL(ref‖π)',
+    )
+    require(
+        outcomes.ref_log_prob is not None,
+        "outcomes.ref_log_prob",
+        None,
+        "the reference's log-probabilities",
+    )
     assert outcomes.ref_log_prob is not None
     log_r = torch.where(outcomes.mask, outcomes.ref_log_prob - outcomes.log_prob, 0.0).sum(-1)
     return log_r, probability(outcomes), outcomes._probability(outcomes.ref_log_prob)

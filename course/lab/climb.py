@@ -1,4 +1,6 @@
-"""What a climb of the ladder found, put side by side: one table and one figure for any number of problems."""
+"""What a climb of the ladder found, put side by side: one table and one figure for any number of
+problems.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class Climbed:
     """One problem's climb: its result with `series["rungs"][name]`, and how to read it.
 
-    `curve` names the series over `samples` that is drawn (with `curve`_half), `unit` says what it is; `columns` adds
-    columns to the table, heading → rung's name → text.
+    `curve` names the series over `samples` that is drawn (with `curve`_half), `unit` says what it
+    is; `columns` adds columns to the table, heading → rung's name → text.
     """
 
     problem: str
@@ -32,8 +34,13 @@ class Climbed:
 
 
 def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
-    """One row for each rung: what it replaces, then for each problem how it ended ± half its 95 % interval, and its columns."""
-    header, columns = ["rung", "replaced part"], [list(rungs), [ladder.get(name).replaced for name in rungs]]
+    """One row for each rung: what it replaces, then for each problem how it ended ± half its 95 %
+    interval, and its columns.
+    """
+    header, columns = (
+        ["rung", "replaced part"],
+        [list(rungs), [ladder.get(name).replaced for name in rungs]],
+    )
     for one in climbed:
         header += [f"{one.problem}: {one.unit}", *one.columns]
         columns.append([_end(one, name) for name in rungs])
@@ -42,7 +49,9 @@ def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
 
 
 def _end(one: Climbed, name: str) -> str:
-    mean, half = (one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half"))
+    mean, half = (
+        one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half")
+    )
     return f"{mean:.3f} ± {half:.3f}"
 
 
@@ -51,12 +60,17 @@ def together(rungs: Sequence[str], climbed: Sequence[Climbed]) -> Result:
     series: dict[str, Any] = {}
     for one in climbed:
         keys = ("samples", one.curve, f"{one.curve}_half")
-        curves = {name: {key: one.result.array("rungs", name, key) for key in keys} for name in rungs}
+        curves = {
+            name: {key: one.result.array("rungs", name, key) for key in keys} for name in rungs
+        }
         series[one.problem] = {"curve": one.curve, "unit": one.unit, "rungs": curves}
     return Result(
         name="climb",
         title="the ladder, " + " and ".join(one.problem for one in climbed),
-        settings={"rungs": list(rungs), **{one.problem: dict(one.result.settings) for one in climbed}},
+        settings={
+            "rungs": list(rungs),
+            **{one.problem: dict(one.result.settings) for one in climbed},
+        },
         series=series,
         environment=climbed[0].result.environment,
         seconds=sum(one.result.seconds for one in climbed),
@@ -71,7 +85,10 @@ def plot(result: Result) -> Figure:
     for ax, problem in zip(panels, problems, strict=True):
         about = result.series[problem]
         for name in result.settings["rungs"]:
-            x, y, half = (result.array(problem, "rungs", name, key) for key in ("samples", about["curve"], f"{about['curve']}_half"))
+            x, y, half = (
+                result.array(problem, "rungs", name, key)
+                for key in ("samples", about["curve"], f"{about['curve']}_half")
+            )
             figures.band(ax, x, y, half, name)
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         figures.describe(ax, problem[0].upper() + problem[1:], "samples", about["unit"])

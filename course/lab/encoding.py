@@ -1,4 +1,6 @@
-"""Into JSON and back: tensors as nested lists, short lists on one line, and names for what JSON has no number for."""
+"""Into JSON and back: tensors as nested lists, short lists on one line, and names for what JSON has
+no number for.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,19 @@ from course.errors import CourseError, require
 
 SERIES_DIGITS = 7  # significant digits of a series that are kept
 NUMBERS_PER_LINE = 12
-SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # JSON has no such numbers: they are written as strings
+SPECIAL = {
+    "NaN": math.nan,
+    "Infinity": math.inf,
+    "-Infinity": -math.inf,
+}  # JSON has no such numbers: they are written as strings
 
 
 def plain(value: Any, digits: int | None = None, where: str = "value") -> Any:
-    """`value` in what JSON knows: tensors and arrays become nested lists, dataclasses and mappings dicts with text keys.
+    """`value` in what JSON knows: tensors and arrays become nested lists, dataclasses and mappings
+    dicts with text keys.
 
-    Floats are rounded to `digits` significant digits (None: kept). Raises `CourseError` naming the place of anything else.
+    Floats are rounded to `digits` significant digits (None: kept). Raises `CourseError` naming the
+    place of anything else.
     """
     if isinstance(value, str):
         require(value not in SPECIAL, where, value, f"any text but {', '.join(SPECIAL)}")
@@ -33,23 +41,38 @@ def plain(value: Any, digits: int | None = None, where: str = "value") -> Any:
         return rounded(float(value), digits)
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        return plain((tensor.double() if tensor.is_floating_point() else tensor).numpy(), digits, where)
+        return plain(
+            (tensor.double() if tensor.is_floating_point() else tensor).numpy(), digits, where
+        )
     if isinstance(value, np.ndarray | np.generic):
-        require(value.dtype.kind in "biufU", where, f"an array of {value.dtype}", "numbers, truth values or text")
+        require(
+            value.dtype.kind in "biufU",
+            where,
+            f"an array of {value.dtype}",
+            "numbers, truth values or text",
+        )
         return plain(value.tolist(), digits, where)
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name), digits, f"{where}.{f.name}") for f in fields(value)}
+        return {
+            f.name: plain(getattr(value, f.name), digits, f"{where}.{f.name}")
+            for f in fields(value)
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(item, digits, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | range):
         return [plain(item, digits, where) for item in value]
     if isinstance(value, Path | torch.device):
         return str(value)
-    raise CourseError(f"{where}: got {type(value).__name__}; allowed is numbers, text, tensors, arrays, and lists or dicts of them")
+    raise CourseError(
+        f"{where}: got {type(value).__name__}; allowed is numbers, text, tensors, arrays, and lists"
+        " or dicts of them"
+    )
 
 
 def rounded(value: float, digits: int | None) -> float:
-    return value if digits is None or not math.isfinite(value) else float(f"{value:.{digits}g}") + 0.0  # + 0.0: no minus zero
+    return (
+        value if digits is None or not math.isfinite(value) else float(f"{value:.{digits}g}") + 0.0
+    )  # + 0.0: no minus zero
 
 
 def is_number(value: object) -> bool:
@@ -69,13 +92,19 @@ def dump(value: Any, indent: str = "") -> str:
     """JSON: an entry of a dict or a list of lists on each line, plain lists 12 to a line."""
     deeper = indent + " "
     if isinstance(value, dict) and value:
-        items = [f"{json.dumps(key, ensure_ascii=False)}: {dump(item, deeper)}" for key, item in value.items()]
+        items = [
+            f"{json.dumps(key, ensure_ascii=False)}: {dump(item, deeper)}"
+            for key, item in value.items()
+        ]
         return "{\n" + ",\n".join(deeper + item for item in items) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         return "[\n" + ",\n".join(deeper + dump(item, deeper) for item in value) + f"\n{indent}]"
     if isinstance(value, list):
         items = [dump(item) for item in value]
-        lines = [", ".join(items[start : start + NUMBERS_PER_LINE]) for start in range(0, len(items), NUMBERS_PER_LINE)]
+        lines = [
+            ", ".join(items[start : start + NUMBERS_PER_LINE])
+            for start in range(0, len(items), NUMBERS_PER_LINE)
+        ]
         return "[" + f",\n{deeper}".join(lines) + "]"
     if isinstance(value, float) and not math.isfinite(value):
         value = next(word for word, number in SPECIAL.items() if str(number) == str(value))

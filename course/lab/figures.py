@@ -1,8 +1,10 @@
-"""The house style of the figures: one colour and line style per rung, intervals, expectations, labels at the ends of lines.
+"""The house style of the figures: one colour and line style per rung, intervals, expectations,
+labels at the ends of lines.
 
-Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot: nothing global is touched, and matplotlib is
-imported when the first figure is made, not before. Colours of the eight rungs keep a contrast of 3 to white and stay
-apart for every kind of colour blindness; after Okabe & Ito 2008 and Tol 2021, darkened.
+Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot: nothing global is
+touched, and matplotlib is imported when the first figure is made, not before. Colours of the eight
+rungs keep a contrast of 3 to white and stay apart for every kind of colour blindness; after Okabe &
+Ito 2008 and Tol 2021, darkened.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ DASH: Dashes = (0, (5, 1.6))
 DOT: Dashes = (0, (1.2, 1.4))
 DASHDOT: Dashes = (0, (6, 1.6, 1.2, 1.6))
 
-# Rungs that may coincide stand on neighbouring places of the ladder: a dashed one over a solid one leaves both visible.
+# Rungs that may coincide stand on neighbouring places of the ladder: a dashed one over a solid one
+# leaves both visible.
 STYLES: dict[str, tuple[str, Dashes]] = {
     "reinforce": ("#000000", SOLID),
     "baseline": ("#b8860b", DASH),
@@ -77,7 +80,18 @@ STYLES: dict[str, tuple[str, Dashes]] = {
     "ucb": ("#666666", DOT),
     "thompson": ("#666666", DASHDOT),
 }
-OWN_COLOURS = ("#332288", "#117733", "#0f7f7f", "#7f7f1e", "#9a6a00", "#c0504d", "#882255", "#aa4499", "#5566aa", "#444444")
+OWN_COLOURS = (
+    "#332288",
+    "#117733",
+    "#0f7f7f",
+    "#7f7f1e",
+    "#9a6a00",
+    "#c0504d",
+    "#882255",
+    "#aa4499",
+    "#5566aa",
+    "#444444",
+)
 OWN_DASHES: tuple[Dashes, ...] = (
     (0, (3, 1, 1, 1, 1, 1)),
     (0, (9, 2)),
@@ -88,7 +102,9 @@ OWN_DASHES: tuple[Dashes, ...] = (
 
 
 def style_of(name: str) -> Style:
-    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own gets one of 50 by its name alone."""
+    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own gets one of
+    50 by its name alone.
+    """
     if name in STYLES:
         colour, dashes = STYLES[name]
     else:
@@ -99,7 +115,9 @@ def style_of(name: str) -> Style:
 
 
 def shades(count: int) -> list[str]:
-    """`count` colours from dark to light for an ordered setting (group sizes, learning rates), all readable on white."""
+    """`count` colours from dark to light for an ordered setting (group sizes, learning rates), all
+    readable on white.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -108,9 +126,16 @@ def shades(count: int) -> list[str]:
 
 
 def new_figure(
-    rows: int = 1, cols: int = 1, *, width: float | None = None, height: float | None = None, **options: Any
+    rows: int = 1,
+    cols: int = 1,
+    *,
+    width: float | None = None,
+    height: float | None = None,
+    **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` × `cols` panels and its axes in reading order, styled. `width` and `height` in inches.
+    """A figure of `rows` × `cols` panels and its axes in reading order, styled.
+
+    `width` and `height` in inches.
 
     `options` go to `Figure.subplots` (sharex, sharey, width_ratios …).
     """
@@ -132,53 +157,108 @@ def describe(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def band(
-    ax: Axes, x: ArrayLike, mean: ArrayLike, half_width: ArrayLike | None = None, name: str = "", label: str | None = None, **line: Any
+    ax: Axes,
+    x: ArrayLike,
+    mean: ArrayLike,
+    half_width: ArrayLike | None = None,
+    name: str = "",
+    label: str | None = None,
+    **line: Any,
 ) -> Line2D:
-    """A curve with an interval: mean ± half_width, all [n]. `name` decides the style, `label` (default: the name) names it.
+    """A curve with an interval: mean ± half_width, all [n].
+
+    `name` decides the style, `label` (default: the name) names it.
 
     `line` overrides (color, linestyle, linewidth …). Returns the line, for `label_ends`.
     """
     x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
-    require(x.shape == mean.shape and x.ndim == 1, "band", f"x {x.shape} and mean {mean.shape}", "two series of one length")
+    require(
+        x.shape == mean.shape and x.ndim == 1,
+        "band",
+        f"x {x.shape} and mean {mean.shape}",
+        "two series of one length",
+    )
     style: Style = {"linewidth": 2.0, **style_of(name), **line}
     [curve] = ax.plot(x, mean, label=name if label is None else label, **style)
     if half_width is not None:
         half = np.broadcast_to(np.asarray(half_width, dtype=float), mean.shape)
-        ax.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.18, linewidth=0, zorder=1.5)
+        ax.fill_between(
+            x, mean - half, mean + half, color=style["color"], alpha=0.18, linewidth=0, zorder=1.5
+        )
     return curve
 
 
 def expectation(
-    ax: Axes, y: ArrayLike | None = None, x: ArrayLike | None = None, label: str | None = None, marker: str | None = None
+    ax: Axes,
+    y: ArrayLike | None = None,
+    x: ArrayLike | None = None,
+    label: str | None = None,
+    marker: str | None = None,
 ) -> Line2D:
-    """What is expected, published or in closed form, as a thin dark dashed line over the measurement.
+    """What is expected, published or in closed form, as a thin dark dashed line over the
+    measurement.
 
-    `y` alone is a level, `x` alone a place, both together a curve; with `marker` ("D", "o" …) hollow points in place of a line.
+    `y` alone is a level, `x` alone a place, both together a curve; with `marker` ("D", "o" …)
+    hollow points in place of a line.
     """
-    style: Style = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 3)), "label": label, "zorder": 3.0}
+    style: Style = {
+        "color": INK,
+        "linewidth": 1.1,
+        "linestyle": (0, (4, 3)),
+        "label": label,
+        "zorder": 3.0,
+    }
     if x is not None and y is not None:
         if marker:
-            style |= {"linestyle": "none", "marker": marker, "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.3}
-        [line] = ax.plot(np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float)), **style)
+            style |= {
+                "linestyle": "none",
+                "marker": marker,
+                "markersize": 7,
+                "markerfacecolor": "none",
+                "markeredgewidth": 1.3,
+            }
+        [line] = ax.plot(
+            np.atleast_1d(np.asarray(x, dtype=float)),
+            np.atleast_1d(np.asarray(y, dtype=float)),
+            **style,
+        )
         return line
     if (x is None) == (y is None) or marker:
-        raise CourseError("expectation: got neither a level (y), nor a place (x), nor a curve (x and y); a marker needs both")
-    return ax.axhline(float(np.asarray(y)), **style) if y is not None else ax.axvline(float(np.asarray(x)), **style)
+        raise CourseError(
+            "expectation: got neither a level (y), nor a place (x), nor a curve (x and y); a marker"
+            " needs both"
+        )
+    return (
+        ax.axhline(float(np.asarray(y)), **style)
+        if y is not None
+        else ax.axvline(float(np.asarray(x)), **style)
+    )
 
 
-def label_ends(ax: Axes, lines: Sequence[Line2D] | None = None, labels: Sequence[str] | None = None, size: float = 10.0) -> None:
-    """Write each line's label beside its right end, in its colour, moved apart where labels would overlap.
+def label_ends(
+    ax: Axes,
+    lines: Sequence[Line2D] | None = None,
+    labels: Sequence[str] | None = None,
+    size: float = 10.0,
+) -> None:
+    """Write each line's label beside its right end, in its colour, moved apart where labels would
+    overlap.
 
-    Call it last for a panel, when limits and scales are set. Default: every labelled line of the panel.
+    Call it last for a panel, when limits and scales are set. Default: every labelled line of the
+    panel.
     """
     from matplotlib.transforms import ScaledTranslation
 
     chosen = list(ax.get_lines()) if lines is None else list(lines)
     names = [str(line.get_label()) for line in chosen] if labels is None else list(labels)
-    require(len(names) == len(chosen), "labels", len(names), f"one for each of the {len(chosen)} lines")
+    require(
+        len(names) == len(chosen), "labels", len(names), f"one for each of the {len(chosen)} lines"
+    )
     figure = ax.get_figure(root=True)
     if figure is None:
-        raise CourseError("label_ends: got a panel without a figure; allowed is one that `new_figure` made")
+        raise CourseError(
+            "label_ends: got a panel without a figure; allowed is one that `new_figure` made"
+        )
     figure.draw_without_rendering()  # settles the panel's height
     box, points = ax.get_window_extent(), 72.0 / figure.dpi
     ends = []
@@ -190,18 +270,30 @@ def label_ends(ax: Axes, lines: Sequence[Line2D] | None = None, labels: Sequence
         return
     wide, high = box.width * points, box.height * points
     wanted = np.array([end[1] for _, _, end in ends])
-    for (line, name, end), level in zip(ends, spread(wanted, 1.25 * size, 0.5 * size, high - 0.5 * size), strict=True):
+    for (line, name, end), level in zip(
+        ends, spread(wanted, 1.25 * size, 0.5 * size, high - 0.5 * size), strict=True
+    ):
         colour = readable(line.get_color())
         shifted = abs(level - end[1]) > 0.3 * size or end[0] < wide - 2
         arrow = (
-            {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1, "relpos": (0.0, 0.5)} if shifted else None
+            {
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 1,
+                "relpos": (0.0, 0.5),
+            }
+            if shifted
+            else None
         )
         ax.annotate(
             name,
             xy=(end[0] / wide, min(max(end[1] / high, 0.0), 1.0)),
             xycoords="axes fraction",
             xytext=(1.0, level / high),
-            textcoords=ax.transAxes + ScaledTranslation((12 if shifted else 5) / 72, 0, figure.dpi_scale_trans),
+            textcoords=ax.transAxes
+            + ScaledTranslation((12 if shifted else 5) / 72, 0, figure.dpi_scale_trans),
             color=colour,
             fontsize=size,
             va="center",
@@ -210,10 +302,14 @@ def label_ends(ax: Axes, lines: Sequence[Line2D] | None = None, labels: Sequence
         )
 
 
-def spread(wanted: ArrayLike, gap: float, low: float = -np.inf, high: float = np.inf) -> NDArray[np.float64]:
-    """Places as near as can be (least squares) to the `wanted` ones [n], at least `gap` apart and within [low, high].
+def spread(
+    wanted: ArrayLike, gap: float, low: float = -np.inf, high: float = np.inf
+) -> NDArray[np.float64]:
+    """Places as near as can be (least squares) to the `wanted` ones [n], at least `gap` apart and
+    within [low, high].
 
-    With z_i = y_i − i·gap this is isotonic regression, solved by pooling neighbours. Where n labels do not fit, `gap` shrinks.
+    With z_i = y_i − i·gap this is isotonic regression, solved by pooling neighbours. Where n labels
+    do not fit, `gap` shrinks.
     """
     wanted = np.asarray(wanted, dtype=float)
     count = len(wanted)
@@ -227,7 +323,11 @@ def spread(wanted: ArrayLike, gap: float, low: float = -np.inf, high: float = np
             before, many = pools.pop()
             mean, size = (before * many + mean * size) / (many + size), many + size
         pools.append((mean, size))
-    level = np.clip(np.repeat([mean for mean, _ in pools], [size for _, size in pools]), low, high - gap * (count - 1))
+    level = np.clip(
+        np.repeat([mean for mean, _ in pools], [size for _, size in pools]),
+        low,
+        high - gap * (count - 1),
+    )
     places = np.empty(count)
     places[order] = level + gap * np.arange(count)
     return places
@@ -251,7 +351,9 @@ def contrast_to_white(rgb: ArrayLike) -> float:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG: opaque, fixed resolution, no text under 10 points, no date or program name inside."""
+    """The figure as a PNG: opaque, fixed resolution, no text under 10 points, no date or program
+    name inside.
+    """
     import matplotlib
     from matplotlib.text import Text
 
@@ -259,8 +361,17 @@ def png(figure: Figure) -> bytes:
         assert isinstance(text, Text)
         text.set_fontsize(max(float(text.get_fontsize()), SMALLEST_FONT))
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"savefig.bbox": None, "savefig.transparent": False, "text.usetex": False}):
-        figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", edgecolor="white", metadata={"Software": None})
+    with matplotlib.rc_context(
+        {"savefig.bbox": None, "savefig.transparent": False, "text.usetex": False}
+    ):
+        figure.savefig(
+            buffer,
+            format="png",
+            dpi=DPI,
+            facecolor="white",
+            edgecolor="white",
+            metadata={"Software": None},
+        )
     return buffer.getvalue()
 
 
@@ -279,7 +390,12 @@ def _dress(ax: Axes) -> None:
 
 def _right_end(line: Line2D) -> NDArray[np.float64] | None:
     """The last finite point of a line in pixels [2], or None if it has none."""
-    data = np.column_stack([np.asarray(line.get_xdata(orig=False), float), np.asarray(line.get_ydata(orig=False), float)])
+    data = np.column_stack(
+        [
+            np.asarray(line.get_xdata(orig=False), float),
+            np.asarray(line.get_ydata(orig=False), float),
+        ]
+    )
     with np.errstate(all="ignore"):
         pixels = np.asarray(line.get_transform().transform(data))
     finite = pixels[np.isfinite(pixels).all(1)]

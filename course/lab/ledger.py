@@ -1,4 +1,6 @@
-"""The ledger: every fact of a folder of results, in the order of the course's list of claims, and the README's generated parts."""
+"""The ledger: every fact of a folder of results, in the order of the course's list of claims, and
+the README's generated parts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from course.train.files import replace_files
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every fact of a folder of results, as (name of the result, fact), in the order of the course's list of claims."""
+    """Every fact of a folder of results, as (name of the result, fact), in the order of the
+    course's list of claims.
+    """
 
     entries: Sequence[tuple[str, Fact]]
 
@@ -33,23 +37,50 @@ class Ledger:
     def table(self) -> str:
         """The facts as a table in plain text."""
         rows = [
-            (fact.number or "–", "yes" if fact.holds else "NO", fact.found, fact.wanted, f"{fact.claim}  [{name}]")
+            (
+                fact.number or "–",
+                "yes" if fact.holds else "NO",
+                fact.found,
+                fact.wanted,
+                f"{fact.claim}  [{name}]",
+            )
             for name, fact in self.entries
         ]
-        return text_table(("claim", "holds", "measured ± se", "expected", "what is claimed  [where it is measured]"), rows, right=[0])
+        return text_table(
+            (
+                "claim",
+                "holds",
+                "measured ± se",
+                "expected",
+                "what is claimed  [where it is measured]",
+            ),
+            rows,
+            right=[0],
+        )
 
 
 def ledger(folder: Path | str) -> Ledger:
-    """Collect the facts of all results in `folder`. Raises `CourseError` if there are none, or a file is damaged."""
+    """Collect the facts of all results in `folder`.
+
+    Raises `CourseError` if there are none, or a file is damaged.
+    """
     folder = Path(folder)
     results = [Result.load(path) for path in sorted(folder.glob("*.json"))]
-    require(len(results) > 0, "folder", str(folder), "a folder with results: `python -m bandits NAME` makes one")
+    require(
+        len(results) > 0,
+        "folder",
+        str(folder),
+        "a folder with results: `python -m bandits NAME` makes one",
+    )
     entries = [(result.name, fact) for result in results for fact in result.facts]
-    return Ledger(sorted(entries, key=lambda entry: (entry[1].number is None, entry[1].number or 0)))
+    return Ledger(
+        sorted(entries, key=lambda entry: (entry[1].number is None, entry[1].number or 0))
+    )
 
 
 def update_readme(path: Path | str, pieces: Mapping[str, str]) -> bool:
-    """Write each piece between its markers, `<!-- name -->` and `<!-- /name -->`, of a text file; True if that changed it.
+    """Write each piece between its markers, `<!-- name -->` and `<!-- /name -->`, of a text file;
+    True if that changed it.
 
     Raises `CourseError` where the file or a pair of markers is missing; then nothing is written.
     """
@@ -57,10 +88,19 @@ def update_readme(path: Path | str, pieces: Mapping[str, str]) -> bool:
     try:
         text = changed = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise CourseError(f"readme: got {str(path)!r} ({error.strerror}); allowed is a text file that is there") from None
+        raise CourseError(
+            f"readme: got {str(path)!r} ({error.strerror}); allowed is a text file that is there"
+        ) from None
     for name, piece in pieces.items():
-        pattern = re.compile(f"(<!-- {re.escape(name)} -->).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
-        require(pattern.search(changed) is not None, "readme", str(path), f"a file with the markers <!-- {name} --> and <!-- /{name} -->")
+        pattern = re.compile(
+            f"(<!-- {re.escape(name)} -->).*?(<!-- /{re.escape(name)} -->)", re.DOTALL
+        )
+        require(
+            pattern.search(changed) is not None,
+            "readme",
+            str(path),
+            f"a file with the markers <!-- {name} --> and <!-- /{name} -->",
+        )
         changed = pattern.sub(lambda found, piece=piece: f"{found[1]}{piece}{found[2]}", changed)  # type: ignore[misc]
     if changed != text:
         replace_files({path: changed.encode()})

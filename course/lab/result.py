@@ -1,4 +1,7 @@
-"""Results: one schema for everything that is measured. A JSON beside each figure holds its data and the facts it checked."""
+"""Results: one schema for everything that is measured.
+
+A JSON beside each figure holds its data and the facts it checked.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,11 @@ SCHEMA = "pg-ladder result 1"
 class Result:
     """All that one ablation found: what its figure is drawn from, and what can be checked later.
 
-    `settings` field → value, `series` name → number or nested lists (tensors and arrays are converted, numbers rounded to
-    7 significant digits: a figure drawn from the JSON is the figure drawn at once). `seconds` is the time of the run,
-    `environment` what `environment()` gives, `caption` one sentence for below the figure. An ablation returns
-    `Result(series=…, facts=…, caption=…)`; what runs it fills in the rest. Raises `CourseError` on what JSON cannot hold.
+    `settings` field → value, `series` name → number or nested lists (tensors and arrays are
+    converted, numbers rounded to 7 significant digits: a figure drawn from the JSON is the figure
+    drawn at once). `seconds` is the time of the run, `environment` what `environment()` gives,
+    `caption` one sentence for below the figure. An ablation returns `Result(series=…, facts=…,
+    caption=…)`; what runs it fills in the rest. Raises `CourseError` on what JSON cannot hold.
     """
 
     name: str = ""
@@ -49,24 +53,46 @@ class Result:
 
     def __post_init__(self) -> None:
         for name in ("name", "title", "caption"):
-            require(isinstance(getattr(self, name), str), f"result.{name}", getattr(self, name), "text")
-        require(re.fullmatch(r"[A-Za-z0-9_-]*", self.name) is not None, "result.name", self.name, "letters, digits, _ and -")
-        require(isinstance(self.seconds, int | float) and self.seconds >= 0, "result.seconds", self.seconds, "a number ≥ 0")
+            require(
+                isinstance(getattr(self, name), str), f"result.{name}", getattr(self, name), "text"
+            )
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]*", self.name) is not None,
+            "result.name",
+            self.name,
+            "letters, digits, _ and -",
+        )
+        require(
+            isinstance(self.seconds, int | float) and self.seconds >= 0,
+            "result.seconds",
+            self.seconds,
+            "a number ≥ 0",
+        )
         for name, digits in (("settings", None), ("series", SERIES_DIGITS), ("environment", None)):
             object.__setattr__(self, name, plain(getattr(self, name), digits, f"result.{name}"))
-            require(isinstance(getattr(self, name), dict), f"result.{name}", type(getattr(self, name)).__name__, "a mapping")
+            require(
+                isinstance(getattr(self, name), dict),
+                f"result.{name}",
+                type(getattr(self, name)).__name__,
+                "a mapping",
+            )
         object.__setattr__(self, "facts", list(self.facts))
         for fact in self.facts:
             require(isinstance(fact, Fact), "result.facts", fact, "a list of Fact")
         object.__setattr__(self, "seconds", float(f"{self.seconds:.3g}"))
 
     def array(self, *keys: str) -> NDArray[np.float64]:
-        """The series under `keys` (one per level) as an array of float64. Raises `CourseError` naming the series there are."""
+        """The series under `keys` (one per level) as an array of float64.
+
+        Raises `CourseError` naming the series there are.
+        """
         level: Any = self.series
         for key in map(str, keys):
             if not isinstance(level, dict) or key not in level:
                 there = ", ".join(level) if isinstance(level, dict) else "a number or a list"
-                raise CourseError(f"result.series: got {'.'.join(map(str, keys))!r}; allowed is {there}")
+                raise CourseError(
+                    f"result.series: got {'.'.join(map(str, keys))!r}; allowed is {there}"
+                )
             level = level[key]
         return np.asarray(level, dtype=np.float64)
 
@@ -91,10 +117,13 @@ class Result:
         return dump(body) + "\n"
 
     def save(self, folder: Path | str, figure: Figure | bytes) -> tuple[Path, Path]:
-        """Write NAME.png and NAME.json, both or neither, and return their paths. `figure`: a Figure, or a PNG's bytes.
+        """Write NAME.png and NAME.json, both or neither, and return their paths.
 
-        The picture is rendered first; both files are then written beside their places and renamed into them. Whatever
-        stops this (Ctrl-C too) leaves what was there before. Raises `CourseError` if the folder cannot be written.
+        `figure`: a Figure, or a PNG's bytes.
+
+        The picture is rendered first; both files are then written beside their places and renamed
+        into them. Whatever stops this (Ctrl-C too) leaves what was there before. Raises
+        `CourseError` if the folder cannot be written.
         """
         require(self.name != "", "result.name", self.name, "a name to save it under")
         picture = figure if isinstance(figure, bytes) else _render(figure)
@@ -105,22 +134,39 @@ class Result:
 
     @classmethod
     def load(cls, path: Path | str) -> Result:
-        """Read a result back. Raises `CourseError`, naming the file, if it is missing, damaged or no result of this course."""
+        """Read a result back.
+
+        Raises `CourseError`, naming the file, if it is missing, damaged or no result of this
+        course.
+        """
         path = Path(path)
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CourseError(f"{path}: got no such file; allowed is the JSON of an ablation that has been run") from None
+            raise CourseError(
+                f"{path}: got no such file; allowed is the JSON of an ablation that has been run"
+            ) from None
         except OSError as error:
-            raise CourseError(f"{path}: got {error.strerror or error}; allowed is a file that can be read") from None
+            raise CourseError(
+                f"{path}: got {error.strerror or error}; allowed is a file that can be read"
+            ) from None
         except ValueError as error:
-            raise CourseError(f"{path}: got a damaged file ({error}); allowed is JSON: run the ablation again") from None
+            raise CourseError(
+                f"{path}: got a damaged file ({error}); allowed is JSON: run the ablation again"
+            ) from None
         try:
-            require(isinstance(body, dict) and body.get("schema") == SCHEMA, "schema", _kind(body), f"{SCHEMA!r}")
+            require(
+                isinstance(body, dict) and body.get("schema") == SCHEMA,
+                "schema",
+                _kind(body),
+                f"{SCHEMA!r}",
+            )
             body.pop("schema")
             names = [f.name for f in fields(cls)]
             require(set(body) == set(names), "fields", ", ".join(body), ", ".join(names))
-            require(isinstance(body["facts"], list), "facts", type(body["facts"]).__name__, "a list")
+            require(
+                isinstance(body["facts"], list), "facts", type(body["facts"]).__name__, "a list"
+            )
             body["facts"] = [Fact.from_json(fact) for fact in body["facts"]]
             body["series"] = decode(body["series"])
             body["settings"] = decode(body["settings"])
@@ -130,23 +176,42 @@ class Result:
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, hardware and threads that numbers may depend on; no date, so the same run gives the same text."""
-    packages = {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": _version("matplotlib"), "course": _version("pg-ladder")}
+    """Versions, hardware and threads that numbers may depend on; no date, so the same run gives the
+    same text.
+    """
+    packages = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "matplotlib": _version("matplotlib"),
+        "course": _version("pg-ladder"),
+    }
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     hardware: dict[str, Any] = {"cpu": _cpu(), "cores": cores}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
-    return {"python": platform.python_version(), **packages, "hardware": hardware, "threads": torch.get_num_threads(), "device": device}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
 
 
 def _render(figure: Figure) -> bytes:
-    from course.lab.figures import png  # here, so that `import course.lab.result` stays free of matplotlib
+    from course.lab.figures import (
+        png,
+    )  # here, so that `import course.lab.result` stays free of matplotlib
 
     return png(figure)
 
 
 def _kind(body: Any) -> str:
-    return str(body.get("schema", "no schema")) if isinstance(body, dict) else f"a JSON {type(body).__name__}"
+    return (
+        str(body.get("schema", "no schema"))
+        if isinstance(body, dict)
+        else f"a JSON {type(body).__name__}"
+    )
 
 
 def _version(package: str) -> str:
@@ -158,7 +223,9 @@ def _version(package: str) -> str:
 
 def _cpu() -> str:
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()

@@ -1,7 +1,9 @@
-"""What lessons are made of: equations and source from the running objects, questions, explorable figures, exercises, progress.
+"""What lessons are made of: equations and source from the running objects, questions, explorable
+figures, exercises, progress.
 
-A lesson is notebooks/src/NN_name.py in percent format; `python -m course notebooks` builds the notebook from it. Its first cell
-calls `course.setup("NN")`, and what it is given does all that follows. Nothing here knows of bandits or transformers.
+A lesson is notebooks/src/NN_name.py in percent format; `python -m course notebooks` builds the
+notebook from it. Its first cell calls `course.setup("NN")`, and what it is given does all that
+follows. Nothing here knows of bandits or transformers.
 """
 
 from __future__ import annotations
@@ -37,18 +39,35 @@ class Lesson:
         self.explores: dict[str, Explore] = {}
         self.exercises: dict[str, Exercise] = {}
 
-    def noise(self, *runs: int, dtype: torch.dtype = torch.float32, use: int = 0, numbers: Sequence[int] | None = None) -> Noise:
-        """Random streams for runs [...]; another `use` gives other numbers. `numbers`: which stream each run gets (default 0, 1, 2 …)."""
+    def noise(
+        self,
+        *runs: int,
+        dtype: torch.dtype = torch.float32,
+        use: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Noise:
+        """Random streams for runs [...]; another `use` gives other numbers.
+
+        `numbers`: which stream each run gets (default 0, 1, 2 …).
+        """
         return Noise(runs, self.seed + use, numbers=numbers, dtype=dtype)
 
     def code(self, *things: Any) -> None:
-        """Show the source of functions, classes or methods of the package, under the place where it stands."""
+        """Show the source of functions, classes or methods of the package, under the place where it
+        stands.
+        """
         for thing in things:
             source = textwrap.dedent(inspect.getsource(thing))
             path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
             root = Path(__file__).resolve().parents[2]
-            place = f"{path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name} · {thing.__qualname__}"
-            show(text=f"{place}\n\n{source}", markup=f"<code><b>{html.escape(place)}</b></code>{_highlighted(source)}")
+            place = (
+                f"{path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name} ·"
+                f" {thing.__qualname__}"
+            )
+            show(
+                text=f"{place}\n\n{source}",
+                markup=f"<code><b>{html.escape(place)}</b></code>{_highlighted(source)}",
+            )
 
     def picture(self, figure: Figure, text: str) -> None:
         """Show a figure; `text` says what is to be seen, for those who cannot see it."""
@@ -58,10 +77,16 @@ class Lesson:
         """A question to be answered before the reveal: choice → feedback."""
         self._new(name, self.questions)
         question = self.questions[name] = Question(name, text, dict(choices), answer)
-        live = question.widget(lambda: progress.record(self.about.number, "questions", name)) if in_notebook() else None
+        live = (
+            question.widget(lambda: progress.record(self.about.number, "questions", name))
+            if in_notebook()
+            else None
+        )
         show(text=f"question: {text}", markup=question.static, widget=live)
 
-    def explore(self, name: str, draw: Callable[..., Figure], text: str, **controls: Control) -> None:
+    def explore(
+        self, name: str, draw: Callable[..., Figure], text: str, **controls: Control
+    ) -> None:
         """Sliders over a figure: `draw(**values) → Figure`; `text` says what to look for."""
         self._new(name, self.explores)
         unknown = set(controls) - set(inspect.signature(draw).parameters)
@@ -82,7 +107,15 @@ class Lesson:
     ) -> Exercise:
         """An exercise; call `.check(attempt)` of what this returns in the cell of the stub."""
         self._new(name, self.exercises)
-        made = Exercise(name, task, test, solution, wrong, hints, lambda: progress.record(self.about.number, "exercises", name))
+        made = Exercise(
+            name,
+            task,
+            test,
+            solution,
+            wrong,
+            hints,
+            lambda: progress.record(self.about.number, "exercises", name),
+        )
         self.exercises[name] = made
         return made
 
@@ -102,11 +135,18 @@ class Lesson:
 
     def _new(self, name: str, among: Mapping[str, object]) -> None:
         if not in_notebook():  # in a notebook a cell may be run again
-            require(name not in among, f"lesson {self.about.number}", name, "a name that is not used twice")
+            require(
+                name not in among,
+                f"lesson {self.about.number}",
+                name,
+                "a name that is not used twice",
+            )
 
 
 def setup(number: str, seed: int = 0) -> Lesson:
-    """Begin a lesson: one CPU thread, so that your numbers are the saved ones; returns what the lesson is told with."""
+    """Begin a lesson: one CPU thread, so that your numbers are the saved ones; returns what the
+    lesson is told with.
+    """
     torch.set_num_threads(1)
     return Lesson(info(number), seed)
 
@@ -119,7 +159,10 @@ def _highlighted(source: str) -> str:
     # colours of one style on its own light ground, so that it reads on dark pages, too
     ground = "background:#f3f3f3;color:#222"
     formatter = HtmlFormatter(
-        noclasses=True, style="friendly", cssstyles=f"{ground};padding:.6em;border-radius:4px;font-size:90%", prestyles=f"{ground};margin:0"
+        noclasses=True,
+        style="friendly",
+        cssstyles=f"{ground};padding:.6em;border-radius:4px;font-size:90%",
+        prestyles=f"{ground};margin:0",
     )
     return str(highlight(source, PythonLexer(), formatter))
 

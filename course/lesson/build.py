@@ -1,7 +1,9 @@
-"""`python -m course notebooks`: from notebooks/src/NN_name.py (percent format) to the executed, saved notebook beside it.
+"""`python -m course notebooks`: from notebooks/src/NN_name.py (percent format) to the executed,
+saved notebook beside it.
 
-Cell ids stay where a cell did not change its place, widget state and timestamps are left out, execution counts are 1..N, and the
-measured running time goes into notebooks/lessons.json, from where the lesson's opening takes it.
+Cell ids stay where a cell did not change its place, widget state and timestamps are left out,
+execution counts are 1..N, and the measured running time goes into notebooks/lessons.json, from
+where the lesson's opening takes it.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def written() -> list[LessonInfo]:
 
 
 def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
-    """The source as a notebook without outputs; with `times` (lessons.json) the opening says how long it runs."""
+    """The source as a notebook without outputs; with `times` (lessons.json) the opening says how
+    long it runs.
+    """
     import jupytext
 
     notebook = jupytext.reads(source(lesson).read_text(encoding="utf-8"), fmt="py:percent")
@@ -53,7 +57,9 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
     for cell in notebook.cells:
         cell.metadata = {name: value for name, value in cell.metadata.items() if name in KEPT}
         if TIME in cell.source and spent is not None:
-            cell.source = cell.source.replace(TIME, f"about {spent} seconds of computing on two CPU cores, measured")
+            cell.source = cell.source.replace(
+                TIME, f"about {spent} seconds of computing on two CPU cores, measured"
+            )
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -62,11 +68,19 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
 
 
 def build(names: Sequence[str] = (), report: Callable[[str], None] = print) -> list[Path]:
-    """Execute and save the lessons named (default: all that are written). Raises `CourseError` where a cell fails."""
+    """Execute and save the lessons named (default: all that are written).
+
+    Raises `CourseError` where a cell fails.
+    """
     chosen = [info(name) for name in names] or written()
     saved = []
     for lesson in chosen:
-        require(source(lesson).is_file(), "lesson", lesson.file, f"one whose source {source(lesson)} is there")
+        require(
+            source(lesson).is_file(),
+            "lesson",
+            lesson.file,
+            f"one whose source {source(lesson)} is there",
+        )
         report(f"{lesson.file} …")
         seconds, path = _build(lesson)
         report(f"{lesson.file}: {seconds:.1f} s, {path.stat().st_size / 1000:.0f} kB")
@@ -80,17 +94,32 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     from nbclient.exceptions import CellExecutionError
 
     notebook = cells(lesson, read_index())
-    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder())}})
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder())}},
+    )
     began = time.perf_counter()
     try:
         client.execute()
     except CellExecutionError as error:
-        raise CourseError(f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}") from None
+        raise CourseError(
+            f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}"
+        ) from None
     seconds = time.perf_counter() - began
     times = read_index()  # anew: another lesson may have been built meanwhile
-    times[lesson.number] = {**times.get(lesson.number, {}), "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds"))}
+    times[lesson.number] = {
+        **times.get(lesson.number, {}),
+        "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds")),
+    }
     again = cells(lesson, times)  # the opening may have been told its time just now
-    require(len(again.cells) == len(notebook.cells), str(source(lesson)), "a change while it was built", "one that waits")
+    require(
+        len(again.cells) == len(notebook.cells),
+        str(source(lesson)),
+        "a change while it was built",
+        "one that waits",
+    )
     for cell, told in zip(notebook.cells, again.cells, strict=True):
         cell.source = told.source
     old = nbformat.read(target(lesson), as_version=4) if target(lesson).is_file() else None
@@ -102,14 +131,22 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
 
 
 def tidy(notebook: Any, old: Any = None) -> None:
-    """Leave out what differs from build to build: ids follow the old notebook by place, no timestamps, no widgets, counts 1..N."""
+    """Leave out what differs from build to build: ids follow the old notebook by place, no
+    timestamps, no widgets, counts 1..N.
+    """
     notebook.metadata.pop("widgets", None)
     before = [cell.get("id") for cell in old.cells] if old is not None else []
     taken = set(before)
     number = 0
     for place, cell in enumerate(notebook.cells):
         fresh = f"cell-{place:03d}"
-        cell["id"] = before[place] if place < len(before) and before[place] else fresh if fresh not in taken else f"{fresh}-new"
+        cell["id"] = (
+            before[place]
+            if place < len(before) and before[place]
+            else fresh
+            if fresh not in taken
+            else f"{fresh}-new"
+        )
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
@@ -129,7 +166,11 @@ def _whole_streams(outputs: list[Any]) -> list[Any]:
     whole: list[Any] = []
     for output in outputs:
         before = whole[-1] if whole else None
-        if before is not None and "stream" == output.output_type == before.output_type and output.name == before.name:
+        if (
+            before is not None
+            and "stream" == output.output_type == before.output_type
+            and output.name == before.name
+        ):
             before.text += output.text
         else:
             whole.append(output)
@@ -137,14 +178,20 @@ def _whole_streams(outputs: list[Any]) -> list[Any]:
 
 
 def _rounded(seconds: float, known: int | None) -> int:
-    """Upwards to whole five seconds; what is written already stays while it is not far off, since machines are noisy."""
+    """Upwards to whole five seconds; what is written already stays while it is not far off, since
+    machines are noisy.
+    """
     rounded = max(5, 5 * math.ceil(seconds / 5))
     return known if known is not None and abs(known - rounded) <= max(5, known // 4) else rounded
 
 
 def counted(asked: Lesson) -> dict[str, Any]:
     """What a lesson asks, by name."""
-    return {"questions": list(asked.questions), "exercises": list(asked.exercises), "explores": list(asked.explores)}
+    return {
+        "questions": list(asked.questions),
+        "exercises": list(asked.exercises),
+        "explores": list(asked.explores),
+    }
 
 
 def index_path() -> Path:
@@ -154,7 +201,9 @@ def index_path() -> Path:
 
 def read_index() -> dict[str, Any]:
     """lessons.json, or nothing."""
-    return dict(json.loads(index_path().read_text(encoding="utf-8"))) if index_path().is_file() else {}
+    return (
+        dict(json.loads(index_path().read_text(encoding="utf-8"))) if index_path().is_file() else {}
+    )
 
 
 def refresh_index(names: Sequence[str] = ()) -> None:
@@ -170,12 +219,19 @@ def _index_file(times: dict[str, Any]) -> dict[Path, bytes]:
 
 
 def collect(lesson: LessonInfo) -> Lesson:
-    """Run a lesson's source as a plain program, without a notebook, and return what it asked: for tests and the index."""
+    """Run a lesson's source as a plain program, without a notebook, and return what it asked: for
+    tests and the index.
+    """
     import linecache
 
     path = source(lesson)
     text = path.read_text(encoding="utf-8")
-    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))  # so that inspect finds its functions
+    linecache.cache[str(path)] = (
+        len(text),
+        None,
+        text.splitlines(keepends=True),
+        str(path),
+    )  # so that inspect finds its functions
     module = types.ModuleType(f"lesson_{lesson.number}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look their module up

@@ -1,4 +1,6 @@
-"""Do: an exercise whose checker compares with an exact answer and replies to a wrong try with a counter-example."""
+"""Do: an exercise whose checker compares with an exact answer and replies to a wrong try with a
+counter-example.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ NOT_ATTEMPTED = "not attempted"
 class Exercise:
     """`test(attempt)` returns None where all is right, else a sentence with a counter-example.
 
-    `solution` is a right attempt, `wrong` are at least two plausible wrong ones (tests run the checker on all of them and on an
-    untouched stub, which returns NotImplemented), `hints` are three, from a nudge to nearly the answer.
+    `solution` is a right attempt, `wrong` are at least two plausible wrong ones (tests run the
+    checker on all of them and on an untouched stub, which returns NotImplemented), `hints` are
+    three, from a nudge to nearly the answer.
     """
 
     name: str
@@ -34,10 +37,19 @@ class Exercise:
 
     def __post_init__(self) -> None:
         require(len(self.hints) == 3, f"exercise {self.name}.hints", len(self.hints), "three")
-        require(len(self.wrong) >= 2, f"exercise {self.name}.wrong", len(self.wrong), "at least two plausible wrong answers")
+        require(
+            len(self.wrong) >= 2,
+            f"exercise {self.name}.wrong",
+            len(self.wrong),
+            "at least two plausible wrong answers",
+        )
 
     def verdict(self, attempt: Attempt) -> str | None:
-        """None: right. «not attempted»: the stub. Else what is wrong, with a counter-example, or the error that it raised."""
+        """None: right.
+
+        «not attempted»: the stub. Else what is wrong, with a counter-example, or the error that it
+        raised.
+        """
         tried = False
 
         def watched(*arguments: Any, **options: Any) -> Any:
@@ -60,15 +72,26 @@ class Exercise:
         said = self.verdict(attempt)
         if said is None:
             self.passed()
-            head, colour, text = "<b>Passed.</b> It agrees with the exact answer everywhere it was tried.", "#00875f", "passed"
+            head, colour, text = (
+                "<b>Passed.</b> It agrees with the exact answer everywhere it was tried.",
+                "#00875f",
+                "passed",
+            )
         elif said == NOT_ATTEMPTED:
-            head, colour, text = "<b>Not attempted yet.</b> Replace <code>return NotImplemented</code>.", "#777777", NOT_ATTEMPTED
+            head, colour, text = (
+                "<b>Not attempted yet.</b> Replace <code>return NotImplemented</code>.",
+                "#777777",
+                NOT_ATTEMPTED,
+            )
         else:
             head, colour, text = f"<b>Not yet.</b> {rich(said)}", "#b8320f", f"not yet: {said}"
         folded = [fold(f"hint {i + 1}", rich(hint)) for i, hint in enumerate(self.hints)]
         source = html.escape(textwrap.dedent(source_of(self.solution)))
         folded.append(fold("solution", f"<pre>{source}</pre>"))
-        show(text=f"exercise {self.name}: {text}", markup=box(f"<b>Exercise.</b> {rich(self.task)}<br>{head}{''.join(folded)}", colour))
+        show(
+            text=f"exercise {self.name}: {text}",
+            markup=box(f"<b>Exercise.</b> {rich(self.task)}<br>{head}{''.join(folded)}", colour),
+        )
 
 
 def source_of(thing: Any) -> str:

@@ -1,4 +1,7 @@
-"""Explore: sliders that redraw a figure. The draw function is a plain function of the sliders' values, so that tests can call it."""
+"""Explore: sliders that redraw a figure.
+
+The draw function is a plain function of the sliders' values, so that tests can call it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slider:
-    """A number from `low` to `high` in steps, starting at `value`; whole numbers where all of them are. `log`: powers of ten."""
+    """A number from `low` to `high` in steps, starting at `value`; whole numbers where all of them
+    are. `log`: powers of ten.
+    """
 
     low: float
     high: float
@@ -27,8 +32,18 @@ class Slider:
     log: bool = False
 
     def __post_init__(self) -> None:
-        require(self.low < self.high and self.step > 0, "slider", (self.low, self.high, self.step), "low < high, step > 0")
-        require(self.low <= self.value <= self.high, "slider.value", self.value, f"from {self.low} to {self.high}")
+        require(
+            self.low < self.high and self.step > 0,
+            "slider",
+            (self.low, self.high, self.step),
+            "low < high, step > 0",
+        )
+        require(
+            self.low <= self.value <= self.high,
+            "slider.value",
+            self.value,
+            f"from {self.low} to {self.high}",
+        )
 
     @property
     def extremes(self) -> tuple[Any, ...]:
@@ -44,17 +59,27 @@ class Slider:
         """The live slider."""
         import ipywidgets as widgets
 
-        label: dict[str, Any] = {"description": self.label or name, "style": {"description_width": "11em"}, "layout": {"width": "34em"}}
+        label: dict[str, Any] = {
+            "description": self.label or name,
+            "style": {"description_width": "11em"},
+            "layout": {"width": "34em"},
+        }
         if self.log:
-            return widgets.FloatLogSlider(value=self.start, base=10, min=self.low, max=self.high, step=self.step, **label)
-        whole = all(isinstance(number, int) for number in (self.low, self.high, self.step, self.value))
+            return widgets.FloatLogSlider(
+                value=self.start, base=10, min=self.low, max=self.high, step=self.step, **label
+            )
+        whole = all(
+            isinstance(number, int) for number in (self.low, self.high, self.step, self.value)
+        )
         kind = widgets.IntSlider if whole else widgets.FloatSlider
         return kind(value=self.value, min=self.low, max=self.high, step=self.step, **label)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several options (any values that print themselves), starting at `value` (default: the first)."""
+    """One of several options (any values that print themselves), starting at `value` (default: the
+    first).
+    """
 
     options: Sequence[Any]
     value: Any = None
@@ -75,7 +100,12 @@ class Choice:
         import ipywidgets as widgets
 
         style = {"description_width": "11em"}
-        return widgets.Dropdown(options=list(self.options), value=self.start, description=self.label or name, style=style)
+        return widgets.Dropdown(
+            options=list(self.options),
+            value=self.start,
+            description=self.label or name,
+            style=style,
+        )
 
 
 Control = Slider | Choice
@@ -109,11 +139,15 @@ class Explore:
         import ipywidgets as widgets
 
         live = {name: control.widget(name) for name, control in self.controls.items()}
-        shown = widgets.Image(value=self.picture(), format="png", layout=widgets.Layout(max_width="100%"))
+        shown = widgets.Image(
+            value=self.picture(), format="png", layout=widgets.Layout(max_width="100%")
+        )
 
         def redraw(_: object) -> None:
             shown.value = self.picture(**{name: each.value for name, each in live.items()})
 
         for each in live.values():
             each.observe(redraw, "value")
-        return widgets.VBox([*live.values(), shown], layout=widgets.Layout(align_items="flex-start"))
+        return widgets.VBox(
+            [*live.values(), shown], layout=widgets.Layout(align_items="flex-start")
+        )

@@ -1,4 +1,6 @@
-"""The map of the course: the ladder and the lessons as HTML with links, and what the learner has done of them."""
+"""The map of the course: the ladder and the lessons as HTML with links, and what the learner has
+done of them.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +20,52 @@ def lesson_of(rung: str) -> LessonInfo | None:
 
 
 def ladder_map() -> tuple[str, str]:
-    """(text, HTML): the eight rungs from the top down, each with its replaced part and its lesson; the other estimators; all lessons."""
+    """(text, HTML): the eight rungs from the top down, each with its replaced part and its lesson;
+    the other estimators; all lessons.
+    """
     rungs = ladder.select()
-    lines = [f"{rung.name:<12} {_step(rung):<34} {rung.estimator.text()}" for rung in reversed(rungs)]
+    lines = [
+        f"{rung.name:<12} {_step(rung):<34} {rung.estimator.text()}" for rung in reversed(rungs)
+    ]
     rows = "".join(_row(rung) for rung in reversed(rungs))
     markup = f'<table style="border-collapse:collapse">{rows}</table>'
     for kind, heading in (("branch", "beside the ladder"), ("descendant", "above it")):
         names = " · ".join(_linked(rung) for rung in ladder.RUNGS.values() if rung.kind == kind)
         markup += f'<p style="margin:.5em 0"><b>{heading}:</b> {names}</p>'
     lessons = [lesson for lesson in SYLLABUS.values() if lesson.number != "00"]
-    items = "".join(f"<li>{_link(lesson, lesson.number + ' · ' + lesson.title)}: {html.escape(lesson.takeaway)}</li>" for lesson in lessons)
-    return "\n".join(lines), f'{markup}<ul style="list-style:none;padding-left:0;line-height:1.7">{items}</ul>'
+    items = "".join(
+        f"<li>{_link(lesson, lesson.number + ' · ' + lesson.title)}:"
+        f" {html.escape(lesson.takeaway)}</li>"
+        for lesson in lessons
+    )
+    return (
+        "\n".join(lines),
+        f'{markup}<ul style="list-style:none;padding-left:0;line-height:1.7">{items}</ul>',
+    )
 
 
 def progress_table() -> tuple[str, str]:
-    """(text, HTML): for each lesson how long it computes, and how many of its questions and exercises are done."""
+    """(text, HTML): for each lesson how long it computes, and how many of its questions and
+    exercises are done.
+    """
     done, known = progress.read(), index()
     lines, rows = [], ""
     for lesson in SYLLABUS.values():
         entry = known.get(lesson.number, {})
-        cells = [f"{_count(done, entry, lesson, kind)} {kind}" for kind in ("questions", "exercises")]
+        cells = [
+            f"{_count(done, entry, lesson, kind)} {kind}" for kind in ("questions", "exercises")
+        ]
         seconds = f"{entry['seconds']} s" if "seconds" in entry else "–"
         lines.append(f"{lesson.number} {lesson.title:<40} {cells[0]:<16} {cells[1]:<16} {seconds}")
         columns = [_link(lesson, f"{lesson.number} · {lesson.title}"), *cells, seconds]
-        rows += "<tr>" + "".join(f'<td style="text-align:left;padding:.1em 1em .1em 0">{cell}</td>' for cell in columns) + "</tr>"
+        rows += (
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:left;padding:.1em 1em .1em 0">{cell}</td>'
+                for cell in columns
+            )
+            + "</tr>"
+        )
     return "\n".join(lines), f"<table>{rows}</table>"
 
 
@@ -60,9 +84,15 @@ def _row(rung: Rung) -> str:
     bar = f"border-left:8px solid {style_of(rung.name)['color']};padding:.25em .9em;text-align:left"
     cells = [
         f'<td style="{bar}"><b>{html.escape(rung.title)}</b></td>',
-        f'<td style="text-align:left;padding:.25em .9em"><code>{html.escape(_step(rung))}</code></td>',
+        (
+            '<td style="text-align:left;padding:.25em'
+            f' .9em"><code>{html.escape(_step(rung))}</code></td>'
+        ),
         f'<td style="text-align:left;padding:.25em .9em">{html.escape(rung.estimator.text())}</td>',
-        f'<td style="text-align:left;padding:.25em .9em">{_link(lesson, f"lesson {lesson.number}") if lesson else ""}</td>',
+        (
+            '<td style="text-align:left;padding:.25em'
+            f' .9em">{_link(lesson, f"lesson {lesson.number}") if lesson else ""}</td>'
+        ),
     ]
     return f"<tr>{''.join(cells)}</tr>"
 

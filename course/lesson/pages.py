@@ -1,4 +1,6 @@
-"""The generated pages of notebooks/: the map equation ↔ function ↔ test with the symbols, the cheat sheet, who answers which confusion."""
+"""The generated pages of notebooks/: the map equation ↔ function ↔ test with the symbols, the cheat
+sheet, who answers which confusion.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,49 @@ ANSWERS = re.compile(r"<!--\s*answers:\s*([\d,\s]+)-->")
 PACKAGES = ("course", "bandits", "tinylm")
 
 SYMBOLS = (  # symbol, variable, shape, unit, meaning
-    (r"$\pi_\theta$", "`policy.log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the current policy's probability of a sampled token"),
-    (r"$\pi_{old}$", "`rollout.log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the policy that sampled"),
-    (r"$\pi_{ref}$", "`rollout.ref_log_prob` (its logarithm)", "[…, Q, G, T]", "nats", "the reference policy, frozen"),
-    (r"$r_{i,t}$", "`rollout.reward`", "[…, Q, G, T]", "reward", "reward of a token; a verifiable reward sits on the last"),
-    (r"$R_i$", "`rollout.score`", "[…, Q, G]", "reward", "sum of a sample's rewards"),
-    (r"$R_{i,t}$", "`frozen.target`, `credit(…)`", "[…, Q, G, T]", "reward", "what a token is credited with"),
-    (r"$b$", "`baseline(…)`", "broadcasts to […, Q, G, T]", "reward", "what is subtracted from the credit"),
+    (
+        r"$\pi_\theta$",
+        "`policy.log_prob` (its logarithm)",
+        "[…, Q, G, T]",
+        "nats",
+        "the current policy's probability of a sampled token",
+    ),
+    (
+        r"$\pi_{old}$",
+        "`rollout.log_prob` (its logarithm)",
+        "[…, Q, G, T]",
+        "nats",
+        "the policy that sampled",
+    ),
+    (
+        r"$\pi_{ref}$",
+        "`rollout.ref_log_prob` (its logarithm)",
+        "[…, Q, G, T]",
+        "nats",
+        "the reference policy, frozen",
+    ),
+    (
+        r"$r_{i,t}$",
+        "`rollout.reward`",
+        "[…, Q, G, T]",
+        "reward",
+        "reward of a token; a verifiable reward sits on the last",
+    ),
+    (r"$R_i$", "`rollout.total_reward`", "[…, Q, G]", "reward", "sum of a sample's rewards"),
+    (
+        r"$R_{i,t}$",
+        "`frozen.target`, `credit(…)`",
+        "[…, Q, G, T]",
+        "reward",
+        "what a token is credited with",
+    ),
+    (
+        r"$b$",
+        "`baseline(…)`",
+        "broadcasts to […, Q, G, T]",
+        "reward",
+        "what is subtracted from the credit",
+    ),
     (
         r"$A_{i,t}$",
         "`frozen.advantage`",
@@ -46,13 +84,37 @@ SYMBOLS = (  # symbol, variable, shape, unit, meaning
     ),
     (r"$w_{i,t}$", "`frozen.weight`", "[…, Q, G, T]", "–", "weight of a token in the objective"),
     (r"$|o_i|$", "`rollout.length`", "[…, Q, G]", "tokens", "tokens that the policy chose"),
-    (r"$V_{i,t}$", "`rollout.value`, `policy.value`", "[…, Q, G, T]", "reward", "the critic's value of the state before a token"),
+    (
+        r"$V_{i,t}$",
+        "`rollout.value`, `policy.value`",
+        "[…, Q, G, T]",
+        "reward",
+        "the critic's value of the state before a token",
+    ),
     (r"$\varepsilon$", "`epsilon_low`, `epsilon_high`", "number", "–", "half-widths of the clip"),
     (r"$\beta$", "`kl.beta`", "number", "reward per nat", "strength of the KL penalty"),
-    (r"$\gamma,\ \lambda$", "`gamma`, `gae_lambda`", "number", "–", "discount per token, and GAE's mixture"),
+    (
+        r"$\gamma,\ \lambda$",
+        "`gamma`, `gae_lambda`",
+        "number",
+        "–",
+        "discount per token, and GAE's mixture",
+    ),
     (r"$G$", "`group`", "number", "samples", "samples of one prompt"),
-    (r"$J,\ \nabla J$", "`exact.objective`, `exact.gradient`", "number, [n]", "reward", "expected reward and its exact gradient"),
-    (r"$\hat g$", "`exact.microscope(…)`", "[n]", "reward", "an estimator's gradient on one batch of samples"),
+    (
+        r"$J,\ \nabla J$",
+        "`exact.objective`, `exact.gradient`",
+        "number, [n]",
+        "reward",
+        "expected reward and its exact gradient",
+    ),
+    (
+        r"$\hat g$",
+        "`exact.microscope(…)`",
+        "[n]",
+        "reward",
+        "an estimator's gradient on one batch of samples",
+    ),
 )
 
 
@@ -91,7 +153,10 @@ def tags_in_code(packages: tuple[str, ...] = PACKAGES) -> dict[str, list[Place]]
 
 def _tagged(text: str) -> Iterator[tuple[str, str]]:
     """(id, innermost function or class) of every tag in a module."""
-    spans = [(node.lineno, node.end_lineno or node.lineno, name) for name, node in _definitions(ast.parse(text), "")]
+    spans = [
+        (node.lineno, node.end_lineno or node.lineno, name)
+        for name, node in _definitions(ast.parse(text), "")
+    ]
     for number, line in enumerate(text.splitlines(), 1):
         for tag in EQUATION.findall(line):
             around = [(start, name) for start, end, name in spans if start <= number <= end]
@@ -107,11 +172,16 @@ def _definitions(node: ast.AST, above: str) -> Iterator[tuple[str, ast.FunctionD
 
 
 def equations_page() -> str:
-    """EQUATIONS.md: every equation id with its lesson, its function and its tests; then the symbols."""
+    """EQUATIONS.md: every equation id with its lesson, its function and its tests; then the
+    symbols.
+    """
     lessons, code, tests = tags_in_lessons(), tags_in_code(), tags_in_code(("tests",))
     lines = [
         "# Equations, functions, tests\n",
-        "Generated by `python -m course notebooks --pages`. Search for an id to find its three places.\n",
+        (
+            "Generated by `python -m course notebooks --pages`. Search for an id to find its three"
+            " places.\n"
+        ),
         "| id | lesson | function | numerical test |",
         "| --- | --- | --- | --- |",
     ]
@@ -119,8 +189,14 @@ def equations_page() -> str:
         where = "<br>".join(f"[`{p.name}`](../{p.file})" for p in code.get(tag, []))
         proof = "<br>".join(f"[`{p.name}`](../{p.file})" for p in tests.get(tag, []))
         number = lessons[tag][0]
-        lines.append(f"| `eq:{tag}` | [{number}]({build.info(number).file}.ipynb) | {where} | {proof} |")
-    lines += ["\n## Symbols\n", "| symbol | variable | shape | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+        lines.append(
+            f"| `eq:{tag}` | [{number}]({build.info(number).file}.ipynb) | {where} | {proof} |"
+        )
+    lines += [
+        "\n## Symbols\n",
+        "| symbol | variable | shape | unit | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in SYMBOLS]
     return "\n".join(lines) + "\n"
 
@@ -132,9 +208,16 @@ def confusions_page() -> str:
         for heading, text in build.prose(lesson):
             for group in ANSWERS.findall(text):
                 for number in (int(part) for part in group.replace(",", " ").split()):
-                    require(number in CONFUSIONS, f"{lesson.file}: answers", number, f"1 to {len(CONFUSIONS)}")
+                    require(
+                        number in CONFUSIONS,
+                        f"{lesson.file}: answers",
+                        number,
+                        f"1 to {len(CONFUSIONS)}",
+                    )
                     quoted = heading.strip("“”").replace("|", "\\|")
-                    where.setdefault(number, []).append(f"[{lesson.number}]({lesson.file}.ipynb), “{quoted}”")
+                    where.setdefault(number, []).append(
+                        f"[{lesson.number}]({lesson.file}.ipynb), “{quoted}”"
+                    )
     lines = [
         "# What people ask, and where it is answered\n",
         "Generated by `python -m course notebooks --pages`.\n",
@@ -142,18 +225,26 @@ def confusions_page() -> str:
         "| --- | --- | --- |",
     ]
     for number, (question, asked) in CONFUSIONS.items():
-        lines.append(f"| {number}. {question} | {asked} | {'<br>'.join(where.get(number, ['(to come)']))} |")
+        lines.append(
+            f"| {number}. {question} | {asked} | {'<br>'.join(where.get(number, ['(to come)']))} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def cheat_sheet() -> str:
-    """CHEATSHEET.md: every objective of the registry, what it needs, its bias and spread on B3, its names in TRL and verl."""
+    """CHEATSHEET.md: every objective of the registry, what it needs, its bias and spread on B3, its
+    names in TRL and verl.
+    """
     exact, names = on_b3(), library_names()
     lines = [
         "# Cheat sheet: every objective on one page\n",
-        "Generated from the registry by `python -m course notebooks --pages`. Bias and spread are those of the gradient on the bandit B3 "
-        "(π = (.5, .3, .2), Bernoulli means (.2, .5, .8), one prompt, G = 4, on policy, a reference of (.2, .3, .5), the exact value as "
-        "the critic's), by enumeration, as a share of ‖∇J‖. TRL's and verl's options: `course/CONVENTIONS.md` has their footnotes.\n",
+        (
+            "Generated from the registry by `python -m course notebooks --pages`. Bias and spread"
+            " are those of the gradient on the bandit B3 (π = (.5, .3, .2), Bernoulli means (.2,"
+            " .5, .8), one prompt, G = 4, on policy, a reference of (.2, .3, .5), the exact value"
+            " as the critic's), by enumeration, as a share of ‖∇J‖. TRL's and verl's options:"
+            " `course/CONVENTIONS.md` has their footnotes.\n"
+        ),
         "| name | replaces | objective | needs | bias | spread | in TRL | in verl |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -161,7 +252,14 @@ def cheat_sheet() -> str:
         if rung.kind == "own":
             continue
         estimator = rung.estimator
-        needs = [what for what, asked in (("critic", uses_critic(estimator)), ("reference", uses_reference(estimator))) if asked]
+        needs = [
+            what
+            for what, asked in (
+                ("critic", uses_critic(estimator)),
+                ("reference", uses_reference(estimator)),
+            )
+            if asked
+        ]
         needs += ["groups"] if re.search("group|others|≠", estimator.text()) else []
         bias, spread = exact[name]
         row = (
@@ -172,13 +270,17 @@ def cheat_sheet() -> str:
             f"{bias:.2f}",
             f"{spread:.2f}",
         )
-        lines.append("| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |")
+        lines.append(
+            "| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def on_b3() -> dict[str, tuple[float, float]]:
     """Rung → bias and spread of its gradient on B3, as shares of ‖∇J‖: exact, by enumeration."""
-    cases = importlib.import_module("bandits.ablations.microscope").cases()  # by name: the core knows no bandit
+    cases = importlib.import_module(
+        "bandits.ablations.microscope"
+    ).cases()  # by name: the core knows no bandit
     found = {}
     for name, rung in ladder.RUNGS.items():
         seen = microscope(rung.estimator, cases["on policy"], 4)
@@ -188,12 +290,22 @@ def on_b3() -> dict[str, tuple[float, float]]:
 
 def library_names() -> dict[str, tuple[str, str]]:
     """Rung → what selects it in TRL and in verl, from the second table of course/CONVENTIONS.md."""
-    text = (folder().parent / "course" / "CONVENTIONS.md").read_text(encoding="utf-8").partition("## The same rung")[2]
-    rows = [re.split(r"(?<!\\)\|", line)[1:4] for line in text.splitlines() if line.startswith("| `")]
+    text = (
+        (folder().parent / "course" / "CONVENTIONS.md")
+        .read_text(encoding="utf-8")
+        .partition("## The same rung")[2]
+    )
+    rows = [
+        re.split(r"(?<!\\)\|", line)[1:4] for line in text.splitlines() if line.startswith("| `")
+    ]
     return {row[0].strip().strip("`"): (row[1].strip(), row[2].strip()) for row in rows}
 
 
-PAGES = {"EQUATIONS.md": equations_page, "CONFUSIONS.md": confusions_page, "CHEATSHEET.md": cheat_sheet}
+PAGES = {
+    "EQUATIONS.md": equations_page,
+    "CONFUSIONS.md": confusions_page,
+    "CHEATSHEET.md": cheat_sheet,
+}
 
 
 def write() -> list[Path]:

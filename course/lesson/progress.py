@@ -1,4 +1,6 @@
-"""What a learner has answered and passed: one small JSON file in the course's folder, which can be deleted at any time."""
+"""What a learner has answered and passed: one small JSON file in the course's folder, which can be
+deleted at any time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FILE = "PG_LADDER_PROGRESS"  # an environment variable that puts the file somewh
 
 
 def path() -> Path:
-    """Where progress is kept: notebooks/.progress.json, or the file that PG_LADDER_PROGRESS names."""
+    """Where progress is kept: notebooks/.progress.json, or the file that
+    PG_LADDER_PROGRESS names.
+    """
     return Path(os.environ[FILE]) if os.environ.get(FILE) else folder() / ".progress.json"
 
 
@@ -22,13 +26,18 @@ def read() -> Progress:
     """What was done so far; empty where there is no file, or one that is damaged."""
     try:
         found = json.loads(path().read_text(encoding="utf-8"))
-        return {str(lesson): {kind: [str(name) for name in done[kind]] for kind in done} for lesson, done in found.items()}
+        return {
+            str(lesson): {kind: [str(name) for name in done[kind]] for kind in done}
+            for lesson, done in found.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
 
 
 def record(lesson: str, kind: str, name: str) -> None:
-    """Note that a question (kind «questions») was answered right or an exercise («exercises») passed. Never raises: it is a convenience."""
+    """Note that a question (kind «questions») was answered right or an exercise («exercises»)
+    passed. Never raises: it is a convenience.
+    """
     done = read()
     names = done.setdefault(lesson, {}).setdefault(kind, [])
     if name in names:

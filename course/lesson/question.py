@@ -1,4 +1,6 @@
-"""Predict, then run: a question that is answered before the reveal, with feedback for every choice."""
+"""Predict, then run: a question that is answered before the reveal, with feedback for
+every choice.
+"""
 
 from __future__ import annotations
 
@@ -25,28 +27,51 @@ class Question:
     answer: str
 
     def __post_init__(self) -> None:
-        require(len(self.choices) >= 2, f"question {self.name}.choices", len(self.choices), "at least two")
-        require(self.answer in self.choices, f"question {self.name}.answer", self.answer, f"one of {list(self.choices)}")
+        require(
+            len(self.choices) >= 2,
+            f"question {self.name}.choices",
+            len(self.choices),
+            "at least two",
+        )
+        require(
+            self.answer in self.choices,
+            f"question {self.name}.answer",
+            self.answer,
+            f"one of {list(self.choices)}",
+        )
         for choice, feedback in self.choices.items():
-            require(bool(feedback.strip()), f"question {self.name}: feedback of {choice!r}", feedback, "a sentence")
+            require(
+                bool(feedback.strip()),
+                f"question {self.name}: feedback of {choice!r}",
+                feedback,
+                "a sentence",
+            )
 
     def feedback(self, choice: str) -> str:
         """HTML that says whether the choice is right, and why."""
         right = choice == self.answer
-        return box(("<b>Right.</b> " if right else "<b>No.</b> ") + rich(self.choices[choice]), RIGHT if right else WRONG)
+        return box(
+            ("<b>Right.</b> " if right else "<b>No.</b> ") + rich(self.choices[choice]),
+            RIGHT if right else WRONG,
+        )
 
     @property
     def static(self) -> str:
         """HTML for a page without a kernel: choose, then unfold."""
         folded = "".join(fold(choice, self.feedback(choice)) for choice in self.choices)
-        return box(f"<b>Predict.</b> {rich(self.text)} <i>Choose, then unfold your choice.</i>{folded}", "#0057a3")
+        return box(
+            f"<b>Predict.</b> {rich(self.text)} <i>Choose, then unfold your choice.</i>{folded}",
+            "#0057a3",
+        )
 
     def widget(self, done: Callable[[], None]) -> Widget:
         """The live form: choose, commit, read. `done` is called at the first right answer."""
         import ipywidgets as widgets
 
         head = widgets.HTML(f'<div style="line-height:1.5"><b>Predict.</b> {rich(self.text)}</div>')
-        choose = widgets.RadioButtons(options=list(self.choices), value=None, layout=widgets.Layout(width="auto"))
+        choose = widgets.RadioButtons(
+            options=list(self.choices), value=None, layout=widgets.Layout(width="auto")
+        )
         commit = widgets.Button(description="Commit", disabled=True, button_style="primary")
         said = widgets.HTML()
 
@@ -62,4 +87,7 @@ class Question:
 
         choose.observe(chosen, "value")
         commit.on_click(committed)
-        return widgets.VBox([head, choose, commit, said], layout=widgets.Layout(border_left="4px solid #0057a3", padding="2px 14px"))
+        return widgets.VBox(
+            [head, choose, commit, said],
+            layout=widgets.Layout(border_left="4px solid #0057a3", padding="2px 14px"),
+        )

@@ -1,4 +1,6 @@
-"""The lessons: number, file, title, what to take away, the rungs they climb, and the figure that stands for them."""
+"""The lessons: number, file, title, what to take away, the rungs they climb, and the figure that
+stands for them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ class LessonInfo:
 
 
 _ROWS = (
-    ("00", "the_map", "The map", "every algorithm from REINFORCE to GRPO is one objective with one part swapped", (), "ladder"),
+    (
+        "00",
+        "the_map",
+        "The map",
+        "every algorithm from REINFORCE to GRPO is one objective with one part swapped",
+        (),
+        "ladder",
+    ),
     (
         "01",
         "policy_gradient",
@@ -55,8 +64,22 @@ _ROWS = (
         ("surrogate",),
         "trust_region",
     ),
-    ("04", "clipping", "PPO's clip", "the clip is a flat region, not a bound on the ratio", ("clip",), "clip_unbounded"),
-    ("05", "critics", "Critics and GAE", "a critic gives every token its own credit, and has to be learned", ("ppo",), "tinylm_critic"),
+    (
+        "04",
+        "clipping",
+        "PPO's clip",
+        "the clip is a flat region, not a bound on the ratio",
+        ("clip",),
+        "clip_unbounded",
+    ),
+    (
+        "05",
+        "critics",
+        "Critics and GAE",
+        "a critic gives every token its own credit, and has to be learned",
+        ("ppo",),
+        "tinylm_critic",
+    ),
     (
         "06",
         "group_baseline",
@@ -65,7 +88,14 @@ _ROWS = (
         ("group_mean", "group_std", "length_mean"),
         "difficulty",
     ),
-    ("07", "kl_anchor", "The KL anchor", "which KL, where, decides what is optimised; it is no critic", ("grpo",), "kl_estimators"),
+    (
+        "07",
+        "kl_anchor",
+        "The KL anchor",
+        "which KL, where, decides what is optimised; it is no critic",
+        ("grpo",),
+        "kl_estimators",
+    ),
     (
         "08",
         "language_model",
@@ -87,7 +117,9 @@ SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}
 
 
 def info(number: str) -> LessonInfo:
-    """The syllabus row of lesson «01» (also taken: 1, «01_policy_gradient»); raises `CourseError` for one that is not there."""
+    """The syllabus row of lesson «01» (also taken: 1, «01_policy_gradient»); raises `CourseError`
+    for one that is not there.
+    """
     key = str(number).partition("_")[0].zfill(2)
     require(key in SYLLABUS, "lesson", number, ", ".join(SYLLABUS))
     return SYLLABUS[key]
@@ -100,7 +132,11 @@ def folder() -> Path:
 
 
 def index() -> Mapping[str, Mapping[str, Any]]:
-    """What the last build measured and counted, lesson number → seconds, questions, exercises (notebooks/lessons.json)."""
+    """What the last build measured and counted, lesson number → seconds, questions, exercises
+    (notebooks/lessons.json).
+    """
     path = folder() / "lessons.json"
-    found: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: Mapping[str, Mapping[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
     return found

@@ -1,6 +1,8 @@
-"""What a lesson puts on the page: in a notebook a rich bundle, elsewhere (tests, a terminal) nothing.
+"""What a lesson puts on the page: in a notebook a rich bundle, elsewhere (tests, a terminal)
+nothing.
 
-A bundle carries a widget for a live kernel and a static form of the same thing, which is what a saved notebook keeps.
+A bundle carries a widget for a live kernel and a static form of the same thing, which is what a
+saved notebook keeps.
 """
 
 from __future__ import annotations
@@ -28,7 +30,13 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def show(*, text: str, markup: str | None = None, picture: bytes | None = None, widget: Widget | None = None) -> None:
+def show(
+    *,
+    text: str,
+    markup: str | None = None,
+    picture: bytes | None = None,
+    widget: Widget | None = None,
+) -> None:
     """Display one bundle: plain `text`, HTML `markup`, a PNG `picture`, a live `widget`."""
     if not in_notebook():
         return
@@ -50,19 +58,28 @@ def image(figure: Figure) -> bytes:
     import io
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PIXELS_PER_INCH, facecolor="white", metadata={"Software": None})
+    figure.savefig(
+        buffer, format="png", dpi=PIXELS_PER_INCH, facecolor="white", metadata={"Software": None}
+    )
     return buffer.getvalue()
 
 
 def fold(summary: str, body: str) -> str:
     """HTML that unfolds with a click; `body` is HTML, `summary` text."""
     head = f'<summary style="cursor:pointer">{html.escape(summary)}</summary>'
-    return f'<details style="margin:.3em 0">{head}<div style="margin:.3em 0 .6em 1.2em">{body}</div></details>'
+    return (
+        f'<details style="margin:.3em 0">{head}<div style="margin:.3em 0 .6em'
+        f' 1.2em">{body}</div></details>'
+    )
 
 
 def box(body: str, colour: str) -> str:
-    """HTML with a coloured edge; readable on light and dark pages, since it sets no other colour."""
-    return f'<div style="border-left:4px solid {colour};padding:.2em .9em;margin:.4em 0">{body}</div>'
+    """HTML with a coloured edge; readable on light and dark pages, since it sets no
+    other colour.
+    """
+    return (
+        f'<div style="border-left:4px solid {colour};padding:.2em .9em;margin:.4em 0">{body}</div>'
+    )
 
 
 def rich(text: str) -> str:

@@ -1,6 +1,12 @@
 """The eight parts of an estimator, one module each, in the order in which the algorithm runs."""
 
-from course.parts.aggregation import Aggregation, ConstantLength, SequenceMean, SequenceSum, TokenMean
+from course.parts.aggregation import (
+    Aggregation,
+    ConstantLength,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+)
 from course.parts.base import Part
 from course.parts.baseline import (
     Baseline,
@@ -31,7 +37,14 @@ from course.parts.kl import (
 from course.parts.ratio import RatioLevel, SequenceMeanRatio, SequenceRatio, TokenRatio
 from course.parts.sample_filter import AllSamples, DropSilentGroups, DropTruncated, SampleFilter
 from course.parts.scale import BatchStd, GroupStd, NoScale, Scale, TokenWhitening
-from course.parts.surrogate import CISPO, Clip, Ratio, ScoreFunction, SoftGate, Surrogate
+from course.parts.surrogate import (
+    CISPO,
+    Clip,
+    ImportanceSampling,
+    ScoreFunction,
+    SoftGate,
+    Surrogate,
+)
 
 __all__ = [
     "CISPO",
@@ -57,6 +70,7 @@ __all__ = [
     "Greedy",
     "GroupMean",
     "GroupStd",
+    "ImportanceSampling",
     "InLoss",
     "InLossTimesRatio",
     "InReward",
@@ -67,7 +81,6 @@ __all__ = [
     "NoScale",
     "OldPolicy",
     "Part",
-    "Ratio",
     "RatioLevel",
     "Reference",
     "RewardToGo",

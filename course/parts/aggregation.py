@@ -1,4 +1,6 @@
-"""Aggregation: how the tokens of a batch are weighed against each other, mask → w [..., Q, G, T]."""
+"""Aggregation: how the tokens of a batch are weighed against each other, mask → w
+[..., Q, G, T].
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from course.parts.base import Part
 
 @dataclass(frozen=True)
 class Aggregation(Part):
-    """mask [..., Q, G, T] (bool, dropped samples already out) and the generation limit → w [..., Q, G, T].
+    """mask [..., Q, G, T] (bool, dropped samples already out) and the generation limit → w [..., Q,
+    G, T].
 
-    Samples are averaged over N, those that have a token left; `count_empty` True averages over all Q·G instead, as
-    TRL does. `symbol` is the sum's LaTeX.
+    Samples are averaged over N, those that have a token left; `count_empty` True averages over all
+    Q·G instead, as TRL does. `symbol` is the sum's LaTeX.
     """
 
     count_empty: bool = field(default=False, kw_only=True)
@@ -27,13 +30,18 @@ class Aggregation(Part):
     def samples(self, mask: Tensor) -> Tensor:
         """N [..., 1, 1, 1]: how many samples the mean over samples runs over."""
         if self.count_empty:
-            return torch.full((*mask.shape[:-3], 1, 1, 1), mask.shape[-3] * mask.shape[-2], device=mask.device)
+            return torch.full(
+                (*mask.shape[:-3], 1, 1, 1), mask.shape[-3] * mask.shape[-2], device=mask.device
+            )
         return mask.any(-1, keepdim=True).sum((-3, -2), keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class SequenceSum(Aggregation):
-    """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers. eq:sum-over-the-answer"""
+    """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers.
+
+    eq:sum-over-the-answer
+    """
 
     symbol = r"\frac1N\sum_{i}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i Σ_t"
@@ -44,7 +52,10 @@ class SequenceSum(Aggregation):
 
 @dataclass(frozen=True)
 class SequenceMean(Aggregation):
-    """Mean over the tokens of a sample, mean over samples: GRPO's 1/|o| (Shao et al. 2024, eq. 3). eq:one-over-length"""
+    """Mean over the tokens of a sample, mean over samples: GRPO's 1/|o| (Shao et al. 2024, eq. 3).
+
+    eq:one-over-length
+    """
 
     symbol = r"\frac1N\sum_{i}\frac1{|o_i|}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i 1/|o_i| Σ_t"
@@ -55,7 +66,8 @@ class SequenceMean(Aggregation):
 
 @dataclass(frozen=True)
 class TokenMean(Aggregation):
-    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq. 12).
+    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq.
+    12).
 
     The paper divides within each group; like TRL and verl, this divides over the batch.
     eq:token-mean-weight
@@ -70,7 +82,9 @@ class TokenMean(Aggregation):
 
 @dataclass(frozen=True)
 class ConstantLength(Aggregation):
-    """Sum over the tokens divided by a constant, the generation limit (Dr. GRPO: Liu et al. 2025, listing 1).
+    """Sum over the tokens divided by a constant, the generation limit (Dr.
+
+    GRPO: Liu et al. 2025, listing 1).
 
     `length` None takes the rollout's own limit, in tokens.
     """
@@ -78,7 +92,12 @@ class ConstantLength(Aggregation):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.length is None or self.length > 0, "ConstantLength.length", self.length, "None or a positive number of tokens")
+        require(
+            self.length is None or self.length > 0,
+            "ConstantLength.length",
+            self.length,
+            "None or a positive number of tokens",
+        )
 
     @property
     def latex(self) -> str:

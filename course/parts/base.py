@@ -1,4 +1,6 @@
-"""What all parts share: a part is a frozen dataclass that knows its own formula and what it needs."""
+"""What all parts share: a part is a frozen dataclass that knows its own formula and
+what it needs.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """One replaceable term of the objective. A part of your own subclasses one of its eight kinds and adds `__call__`.
+    """One replaceable term of the objective.
 
-    `symbol` is the LaTeX of the term, `plain` its form for a terminal; both may be properties that use the fields.
-    `needs` names the optional fields of the `Rollout` without which the part cannot work.
+    A part of your own subclasses one of its eight kinds and adds `__call__`.
+
+    `symbol` is the LaTeX of the term, `plain` its form for a terminal; both may be properties that
+    use the fields. `needs` names the optional fields of the `Rollout` without which the part cannot
+    work.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -36,8 +41,15 @@ class Part:
     @property
     def short(self) -> str:
         """The part as one would write it: only the fields that differ from the defaults."""
-        default = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
-        given = [f"{name}={getattr(self, name)!r}" for name in default if getattr(self, name) != default[name]]
+        default = {
+            f.name: f.default_factory() if callable(f.default_factory) else f.default
+            for f in fields(self)
+        }
+        given = [
+            f"{name}={getattr(self, name)!r}"
+            for name in default
+            if getattr(self, name) != default[name]
+        ]
         return f"{type(self).__name__}({', '.join(given)})"
 
     def check(self, estimator: Estimator) -> None:

@@ -1,7 +1,8 @@
 """Baselines: what is subtracted from the credit, so that a sample is compared and not only praised.
 
-A baseline that does not depend on the sample itself leaves E[ĝ] as it is; one that does (a mean that includes the
-sample) shrinks it. Each returns b, which broadcasts against the credit [..., Q, G, T].
+A baseline that does not depend on the sample itself leaves E[ĝ] as it is; one that does (a mean
+that includes the sample) shrinks it. Each returns b, which broadcasts against the credit [..., Q,
+G, T].
 """
 
 from __future__ import annotations
@@ -18,36 +19,49 @@ from course.rollout import Rollout
 
 @dataclass(frozen=True)
 class Baseline(Part):
-    """Returns R [..., Q, G] of the samples → b, broadcastable to [..., Q, G, T]; `symbol` is b alone."""
+    """Returns R [..., Q, G] of the samples → b, broadcastable to [..., Q, G, T]; `symbol` is b
+    alone.
+    """
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor | float:
         raise NotImplementedError
 
 
 def silent(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
-    """Where all returns along `dims` are the same number: they compare equal, so nothing can be learned from them.
+    """Where all returns along `dims` are the same number: they compare equal, so nothing can be
+    learned from them.
 
     By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
     """
     if len(dims) == 1:
         return returns.amax(dims, keepdim=True) == returns.amin(dims, keepdim=True)
-    return torch.eq(*reversed(torch.aminmax(returns.flatten(-len(dims)), dim=-1, keepdim=True))).unsqueeze(-1)
+    return torch.eq(
+        *reversed(torch.aminmax(returns.flatten(-len(dims)), dim=-1, keepdim=True))
+    ).unsqueeze(-1)
 
 
 def mean_baseline(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
-    """The mean over `dims`, [..., Q, G] → broadcastable; where all are equal, that very number (so A is exactly 0)."""
+    """The mean over `dims`, [..., Q, G] → broadcastable; where all are equal, that very number (so
+    A is exactly 0).
+    """
     return torch.where(silent(returns, dims), returns, returns.mean(dims, keepdim=True))
 
 
 def leave_one_out(returns: Tensor) -> Tensor:
-    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G]. Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline"""
+    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G].
+
+    Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline
+    """
     group = returns.shape[-1]
     others = (returns.sum(-1, keepdim=True) - returns) / (group - 1)
     return torch.where(silent(returns), returns, others)
 
 
 def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
-    """b = Σ_j |o_j| R_j / Σ_j |o_j| over the group: [..., G] → [..., 1]. Hao et al. 2025 (OPO), eq. 8."""
+    """b = Σ_j |o_j| R_j / Σ_j |o_j| over the group: [..., G] → [..., 1].
+
+    Hao et al. 2025 (OPO), eq. 8.
+    """
     weight = length.to(returns.dtype)
     mean = (weight * returns).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(silent(returns), returns, mean)
@@ -56,7 +70,10 @@ def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
 def need_group(part: Part, returns: Tensor) -> None:
     """Refuse G = 1 where a part compares the samples of a group with each other."""
     if returns.shape[-1] < 2:
-        raise CourseError(f"{part.short}: got G = 1 sample per prompt; allowed is G ≥ 2, since it compares the samples of a group")
+        raise CourseError(
+            f"{part.short}: got G = 1 sample per prompt; allowed is G ≥ 2, since it compares the"
+            " samples of a group"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,19 +110,28 @@ class Constant(Baseline):
 
 @dataclass(frozen=True)
 class BatchMean(Baseline):
-    """The mean return of all samples of the batch, the sample itself included: one number for all prompts. eq:batch-mean-baseline"""
+    """The mean return of all samples of the batch, the sample itself included: one number for all
+    prompts. eq:batch-mean-baseline
+    """
 
     symbol = r"\operatorname{mean}_{\text{batch}}(R)"
     plain = "mean_batch(R)"
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
-        require(returns.shape[-2:].numel() > 1, "BatchMean", 1, "a batch of at least two samples: one alone is never better than its mean")
+        require(
+            returns.shape[-2:].numel() > 1,
+            "BatchMean",
+            1,
+            "a batch of at least two samples: one alone is never better than its mean",
+        )
         return mean_baseline(returns, (-2, -1)).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class GroupMean(Baseline):
-    """The mean return of the prompt's own group, the sample included (Shao et al. 2024, §4.1.1): estimates V(q). eq:group-mean-baseline"""
+    """The mean return of the prompt's own group, the sample included (Shao et al. 2024, §4.1.1):
+    estimates V(q). eq:group-mean-baseline
+    """
 
     symbol = r"\operatorname{mean}_{j\le G}(R_j)"
     plain = "mean_group(R)"
@@ -117,7 +143,9 @@ class GroupMean(Baseline):
 
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
-    """The mean return of the others of the group (RLOO: Kool et al. 2019; Ahmadian et al. 2024): unbiased."""
+    """The mean return of the others of the group (RLOO: Kool et al. 2019; Ahmadian et al. 2024):
+    unbiased.
+    """
 
     symbol = r"\operatorname{mean}_{j\ne i}(R_j)"
     plain = "mean_others(R)"
@@ -129,7 +157,9 @@ class LeaveOneOut(Baseline):
 
 @dataclass(frozen=True)
 class Value(Baseline):
-    """The value stored with the sample: a running mean (the smallest critic) or a value head (the largest). eq:value-baseline"""
+    """The value stored with the sample: a running mean (the smallest critic) or a value head (the
+    largest). eq:value-baseline
+    """
 
     needs = ("value",)
     symbol = r"V_{i,t}"
@@ -155,7 +185,9 @@ class Greedy(Baseline):
 
 @dataclass(frozen=True)
 class LengthWeighted(Baseline):
-    """The group mean weighted by length (OPO: Hao et al. 2025): the least-variance baseline if ‖score‖² grows with length."""
+    """The group mean weighted by length (OPO: Hao et al. 2025): the least-variance baseline if
+    ‖score‖² grows with length.
+    """
 
     symbol = r"\frac{\sum_j |o_j|R_j}{\sum_j |o_j|}"
     plain = "Σ|o|R/Σ|o|"

@@ -1,7 +1,8 @@
-"""Credit: from the rewards of a sample to what each of its tokens is credited with, [..., Q, G, T] → [..., Q, G, T].
+"""Credit: from the rewards of a sample to what each of its tokens is credited with, [..., Q, G, T]
+→ [..., Q, G, T].
 
-Time runs over the tokens that the policy chose. A token it did not choose (mask False) takes no step in time: its
-reward belongs to the chosen token before it, and values are carried across it.
+Time runs over the tokens that the policy chose. A token it did not choose (mask False) takes no
+step in time: its reward belongs to the chosen token before it, and values are carried across it.
 """
 
 from __future__ import annotations
@@ -29,21 +30,32 @@ class Credit(Part):
 
 
 def total_return(reward: Tensor) -> Tensor:
-    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T]. Williams 1992 (episodic REINFORCE), eq:sum-of-token-rewards."""
+    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T].
+
+    Williams 1992 (episodic REINFORCE), eq:sum-of-token-rewards.
+    """
     if reward.shape[-1] == 1:
         return reward
     return reward.sum(-1, keepdim=True).expand(reward.shape)
 
 
-def lambda_return(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae_lambda: float, bootstrap: Tensor | None = None) -> Tensor:
+def lambda_return(
+    reward: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap: Tensor | None = None,
+) -> Tensor:
     """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
 
-    R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ = 1 the discounted
-    reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that really ended). eq:gae-sum, computed by
-    eq:lambda-recursion.
+    R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ =
+    1 the discounted reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that
+    really ended). eq:gae-sum, computed by eq:lambda-recursion.
     """
     next_value = torch.zeros_like(reward[..., 0]) if bootstrap is None else bootstrap
-    # R^λ_t = r_t + γ ((1−λ) V_{t+1} + λ R^λ_{t+1}): `next_return` carries R^λ_{t+1}, `pending` the rewards since token t.
+    # R^λ_t = r_t + γ ((1−λ) V_{t+1} + λ R^λ_{t+1}): `next_return` carries R^λ_{t+1}, `pending` the
+    # rewards since token t.
     next_return = next_value
     pending = torch.zeros_like(next_value)
     returns = []
@@ -59,12 +71,17 @@ def lambda_return(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae
 
 
 def last_value(rollout: Rollout) -> Tensor | None:
-    """[..., Q, G] the value after the last token: `bootstrap` where the sample was truncated, 0 where it ended."""
+    """[..., Q, G] the value after the last token: `bootstrap` where the sample was truncated, 0
+    where it ended.
+    """
     if rollout.truncated is None:
         return None
     if rollout.bootstrap is None:
         require(
-            not bool(rollout.truncated.any()), "rollout.bootstrap", None, "the value after the last token, since samples were truncated"
+            not bool(rollout.truncated.any()),
+            "rollout.bootstrap",
+            None,
+            "the value after the last token, since samples were truncated",
         )
         return None
     return torch.where(rollout.truncated, rollout.bootstrap, torch.zeros_like(rollout.bootstrap))
@@ -72,7 +89,10 @@ def last_value(rollout: Rollout) -> Tensor | None:
 
 @dataclass(frozen=True)
 class TotalReturn(Credit):
-    """Every token gets the whole return of its sample, eq:answer-return (Williams 1992). On outcome rewards it equals `RewardToGo()`."""
+    """Every token gets the whole return of its sample, eq:answer-return (Williams 1992).
+
+    On outcome rewards it equals `RewardToGo()`.
+    """
 
     symbol = r"R_i=\sum_{t} r_{i,t}"
     plain = "R = Σ_t r"
@@ -83,7 +103,9 @@ class TotalReturn(Credit):
 
 @dataclass(frozen=True)
 class RewardToGo(Credit):
-    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999; causality). eq:reward-to-go"""
+    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999;
+    causality). eq:reward-to-go
+    """
 
     gamma: float = 1.0
 
@@ -105,10 +127,12 @@ class RewardToGo(Credit):
 
 @dataclass(frozen=True)
 class GAE(Credit):
-    """The λ-return, which minus the critic's value is the generalised advantage (Schulman et al. 2016, eq. 16).
+    """The λ-return, which minus the critic's value is the generalised advantage (Schulman et al.
+    2016, eq. 16).
 
-    It goes with `baseline=Value()` and nothing else. Language models use γ = 1 (the tokens of one answer are one deed).
-    It is the mean of all n-step returns, n with the weight (1 − λ)λ^{n−1}: eq:lambda-average.
+    It goes with `baseline=Value()` and nothing else. Language models use γ = 1 (the tokens of one
+    answer are one deed). It is the mean of all n-step returns, n with the weight (1 − λ)λ^{n−1}:
+    eq:lambda-average.
     """
 
     needs = ("value",)
@@ -116,8 +140,15 @@ class GAE(Credit):
     gae_lambda: float = 0.95
 
     def __post_init__(self) -> None:
-        require(0 <= self.gamma <= 1, f"{type(self).__name__}.gamma", self.gamma, "a number from 0 to 1")
-        require(0 <= self.gae_lambda <= 1, f"{type(self).__name__}.gae_lambda", self.gae_lambda, "a number from 0 to 1")
+        require(
+            0 <= self.gamma <= 1, f"{type(self).__name__}.gamma", self.gamma, "a number from 0 to 1"
+        )
+        require(
+            0 <= self.gae_lambda <= 1,
+            f"{type(self).__name__}.gae_lambda",
+            self.gae_lambda,
+            "a number from 0 to 1",
+        )
 
     @property
     def latex(self) -> str:
@@ -136,22 +167,32 @@ class GAE(Credit):
         from course.parts.baseline import Value
 
         if not isinstance(estimator.baseline, Value):
-            raise self.clash(estimator.baseline, "its return is measured against the critic's values, so the baseline must be Value()")
+            raise self.clash(
+                estimator.baseline,
+                "its return is measured against the critic's values, so the baseline must be"
+                " Value()",
+            )
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
         assert rollout.value is not None
-        return lambda_return(reward, rollout.value, rollout.mask, self.gamma, self.gae_lambda, last_value(rollout))
+        return lambda_return(
+            reward, rollout.value, rollout.mask, self.gamma, self.gae_lambda, last_value(rollout)
+        )
 
 
 @dataclass(frozen=True)
 class TD(GAE):
-    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq. 13.12). eq:one-step-td"""
+    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq.
+    13.12). eq:one-step-td
+    """
 
     gae_lambda: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.gae_lambda == 0, "TD.gae_lambda", self.gae_lambda, "0 (use GAE for other values)")
+        require(
+            self.gae_lambda == 0, "TD.gae_lambda", self.gae_lambda, "0 (use GAE for other values)"
+        )
 
     @property
     def latex(self) -> str:

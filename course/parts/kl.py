@@ -1,8 +1,11 @@
-"""KL: the penalty that holds the policy near an anchor. Which estimator, where it stands, which anchor.
+"""KL: the penalty that holds the policy near an anchor.
 
-For a divergence KL(q‖p) let r = p/q on a sample of q; then k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r
-(Schulman 2020, "Approximating KL divergence"). Towards the reference, q = π_θ and p = π_ref: KL(π_θ‖π_ref). Towards the
-policy that sampled, q = π_old and p = π_θ: KL(π_old‖π_θ), PPO's penalty (Schulman et al. 2017, eq. 8).
+Which estimator, where it stands, which anchor.
+
+For a divergence KL(q‖p) let r = p/q on a sample of q; then k1 = −log r, k2 = ½ (log r)², k3 = r − 1
+− log r (Schulman 2020, "Approximating KL divergence"). Towards the reference, q = π_θ and p =
+π_ref: KL(π_θ‖π_ref). Towards the policy that sampled, q = π_old and p = π_θ: KL(π_old‖π_θ), PPO's
+penalty (Schulman et al. 2017, eq. 8).
 """
 
 from __future__ import annotations
@@ -29,14 +32,20 @@ def k2(log_r: Tensor) -> Tensor:
 
 
 def k3(log_r: Tensor) -> Tensor:
-    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of KL(ref‖π). `eq:kl-k3-estimate`"""
+    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of
+    KL(ref‖π). `eq:kl-k3-estimate`
+    """
     return torch.expm1(log_r) - log_r
 
 
-def exact_kl(q: Tensor, p: Tensor) -> Tensor:
-    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0. `eq:kl-divergence`"""
-    difference = torch.where(q > -torch.inf, q - p, torch.zeros_like(q))  # inside the product: else 0·∞ makes the gradient NaN
-    return (q.exp() * difference).sum(-1)
+def exact_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0.
+
+    `eq:kl-divergence`
+    """
+    # selected inside the product: else 0·∞ makes the gradient NaN
+    difference = torch.where(log_q > -torch.inf, log_q - log_p, torch.zeros_like(log_q))
+    return (log_q.exp() * difference).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class InLoss(Place):
 
 @dataclass(frozen=True)
 class InLossTimesRatio(Place):
-    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3 into that of KL(π‖ref).
+    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3
+    into that of KL(π‖ref).
 
     `eq:kl-times-ratio`
     """
@@ -70,7 +80,9 @@ class InLossTimesRatio(Place):
 
 @dataclass(frozen=True)
 class InReward(Place):
-    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al. 2022, eq. 2). `eq:kl-in-reward`"""
+    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al.
+    2022, eq. 2). `eq:kl-in-reward`
+    """
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Anchor:
         """log r = log p − log q of the sampled tokens, [..., Q, G, T]."""
         raise NotImplementedError
 
-    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
+    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
         """KL(q‖p) over the full distribution, [..., Q, G or 1, T or 1]."""
         raise NotImplementedError
 
@@ -95,36 +107,37 @@ class Reference(Anchor):
     """The frozen reference policy: KL(π_θ‖π_ref)."""
 
     needs: ClassVar[tuple[str, ...]] = ("ref_log_prob",)
-    exact_needs: ClassVar[tuple[str, ...]] = ("ref_dist",)
+    exact_needs: ClassVar[tuple[str, ...]] = ("ref_log_dist",)
     symbol: ClassVar[str] = r"\pi_\theta\Vert\pi_{\text{ref}}"
 
     def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
         assert rollout.ref_log_prob is not None
         return rollout.ref_log_prob - log_prob
 
-    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
-        assert rollout.ref_dist is not None
-        return exact_kl(dist, rollout.ref_dist)
+    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.ref_log_dist is not None
+        return exact_kl(log_dist, rollout.ref_log_dist)
 
 
 @dataclass(frozen=True)
 class OldPolicy(Anchor):
     """The policy that sampled: KL(π_old‖π_θ)."""
 
-    exact_needs: ClassVar[tuple[str, ...]] = ("old_dist",)
+    exact_needs: ClassVar[tuple[str, ...]] = ("old_log_dist",)
     symbol: ClassVar[str] = r"\pi_{\text{old}}\Vert\pi_\theta"
 
     def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
         return log_prob - rollout.log_prob
 
-    def exact(self, dist: Tensor, rollout: Rollout) -> Tensor:
-        assert rollout.old_dist is not None
-        return exact_kl(rollout.old_dist, dist)
+    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.old_log_dist is not None
+        return exact_kl(rollout.old_log_dist, log_dist)
 
 
 @dataclass(frozen=True)
 class AdaptiveBeta:
-    """PPO's rule: after each rollout, halve β where KL < target/1.5, double it where KL > 1.5·target (Schulman et al. 2017, §4).
+    """PPO's rule: after each rollout, halve β where KL < target/1.5, double it where KL >
+    1.5·target (Schulman et al. 2017, §4).
 
     β itself is state: the learner keeps it per run and writes it into the rollout as `kl_coef`.
     """
@@ -133,8 +146,15 @@ class AdaptiveBeta:
     target: float = 0.01
 
     def __post_init__(self) -> None:
-        require(0 < self.initial < float("inf"), "AdaptiveBeta.initial", self.initial, "a number > 0")
-        require(0 < self.target < float("inf"), "AdaptiveBeta.target", self.target, "a number of nats > 0")
+        require(
+            0 < self.initial < float("inf"), "AdaptiveBeta.initial", self.initial, "a number > 0"
+        )
+        require(
+            0 < self.target < float("inf"),
+            "AdaptiveBeta.target",
+            self.target,
+            "a number of nats > 0",
+        )
 
     def update(self, beta: Tensor, kl: Tensor) -> Tensor:
         """β [...] and the measured KL(π_old‖π_θ) [...] in nats → the next β."""
@@ -144,7 +164,10 @@ class AdaptiveBeta:
 
 @dataclass(frozen=True)
 class KL(Part):
-    """β times an estimate of a KL divergence, subtracted at its place. `beta` may adapt (then the anchor is `OldPolicy`)."""
+    """β times an estimate of a KL divergence, subtracted at its place.
+
+    `beta` may adapt (then the anchor is `OldPolicy`).
+    """
 
     beta: float | AdaptiveBeta = 0.04
     place: Place = field(default_factory=InLoss)
@@ -154,18 +177,37 @@ class KL(Part):
     def __post_init__(self) -> None:
         name = type(self).__name__
         if isinstance(self.beta, AdaptiveBeta):
-            require(isinstance(self.anchor, OldPolicy), f"{name}.anchor", self.anchor, "OldPolicy() where beta is AdaptiveBeta")
+            require(
+                isinstance(self.anchor, OldPolicy),
+                f"{name}.anchor",
+                self.anchor,
+                "OldPolicy() where beta is AdaptiveBeta",
+            )
         else:
             require(0 <= self.beta < float("inf"), f"{name}.beta", self.beta, "a number ≥ 0")
-        require(isinstance(self.anchor, Anchor), f"{name}.anchor", self.anchor, "Reference() or OldPolicy()")
-        require(isinstance(self.place, Place), f"{name}.place", self.place, "InLoss(), InLossTimesRatio() or InReward()")
+        require(
+            isinstance(self.anchor, Anchor),
+            f"{name}.anchor",
+            self.anchor,
+            "Reference() or OldPolicy()",
+        )
+        require(
+            isinstance(self.place, Place),
+            f"{name}.place",
+            self.place,
+            "InLoss(), InLossTimesRatio() or InReward()",
+        )
         if isinstance(self.place, InReward):
             if isinstance(self.anchor, OldPolicy):
-                raise Clash(f"{name}: InReward() clashes with OldPolicy(): when the reward is given, π is π_old and their KL is 0")
+                raise Clash(
+                    f"{name}: InReward() clashes with OldPolicy(): when the reward is given, π is"
+                    " π_old and their KL is 0"
+                )
             if not isinstance(self, K1) and not self.accept_bias:
                 raise Clash(
-                    f"{name} clashes with InReward(): in the reward only K1 has the gradient of KL(π‖ref); "
-                    f"{name} there has neither KL's. Say accept_bias=True to study it all the same"
+                    f"{name} clashes with InReward(): in the reward only K1 has the gradient of"
+                    f" KL(π‖ref); {name} there has neither KL's. Say accept_bias=True to study it"
+                    " all the same"
                 )
 
     def estimate(self, log_r: Tensor) -> Tensor:
@@ -190,16 +232,20 @@ class KL(Part):
         return self.estimate(torch.where(rollout.mask, log_r, torch.zeros_like(log_r)))
 
     def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> Tensor | None:
-        """What the objective subtracts per token, [..., Q, G, T]; None where there is nothing to subtract."""
+        """What the objective subtracts per token, [..., Q, G, T]; None where there is nothing to
+        subtract.
+        """
         if isinstance(self.place, InReward):
             return None
         return self.place.weigh(self.coefficient(rollout) * self.value(policy, rollout), log_ratio)
 
     def shape_reward(self, rollout: Rollout) -> Tensor:
-        """The reward, less β·k where the penalty sits in it (k is of π_old then: it was sampled so)."""
+        """The reward, less β·k where the penalty sits in it (k is of π_old then: it was sampled
+        so).
+        """
         if not isinstance(self.place, InReward):
             return rollout.reward
-        sampled = Policy(rollout.log_prob, rollout.old_dist)
+        sampled = Policy(rollout.log_prob, rollout.old_log_dist)
         penalty = self.coefficient(rollout) * self.value(sampled, rollout)
         return rollout.reward - torch.where(rollout.mask, penalty, torch.zeros_like(penalty))
 
@@ -210,7 +256,9 @@ class KL(Part):
 
     @property
     def latex(self) -> str:
-        beta = r"\beta_{\text{adaptive}}" if isinstance(self.beta, AdaptiveBeta) else number(self.beta)
+        beta = (
+            r"\beta_{\text{adaptive}}" if isinstance(self.beta, AdaptiveBeta) else number(self.beta)
+        )
         return rf"{beta}\,{self.place.symbol}{self.symbol}({self.anchor.symbol})"
 
     @property
@@ -249,7 +297,11 @@ class NoKL(KL):
 
 @dataclass(frozen=True)
 class K1(KL):
-    """−log r. In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average. `eq:kl-k1-in-loss`"""
+    """−log r.
+
+    In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average.
+    `eq:kl-k1-in-loss`
+    """
 
     symbol = "k_1"
     plain = "k1"
@@ -271,16 +323,24 @@ class K2(KL):
 
 @dataclass(frozen=True)
 class K3(KL):
-    """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4). In the loss: on policy, the gradient of KL(ref‖π). `eq:kl-k3-in-loss`
+    """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4).
 
-    `max_log_r` bounds |log r| before the exponential (verl uses 20); None leaves it open, and it overflows where π_ref ≫ π.
+    In the loss: on policy, the gradient of KL(ref‖π). `eq:kl-k3-in-loss`
+
+    `max_log_r` bounds |log r| before the exponential (verl uses 20); None leaves it open, and it
+    overflows where π_ref ≫ π.
     """
 
     max_log_r: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.max_log_r is None or self.max_log_r > 0, "K3.max_log_r", self.max_log_r, "None or a number of nats > 0")
+        require(
+            self.max_log_r is None or self.max_log_r > 0,
+            "K3.max_log_r",
+            self.max_log_r,
+            "None or a number of nats > 0",
+        )
 
     symbol = "k_3"
     plain = "k3"
@@ -291,7 +351,9 @@ class K3(KL):
 
 @dataclass(frozen=True)
 class ExactKL(KL):
-    """KL over the full distribution of each token, no sampling: needs `policy.dist` and the anchor's distribution."""
+    """KL over the full distribution of each token, no sampling: needs `policy.log_dist` and the
+    anchor's distribution.
+    """
 
     symbol = r"\mathrm{KL}"
     plain = "KL"
@@ -300,13 +362,19 @@ class ExactKL(KL):
         super().__post_init__()
         if isinstance(self.place, InLossTimesRatio):
             raise Clash(
-                "ExactKL clashes with InLossTimesRatio(): it is no sample, so there is nothing for ρ to correct at the token itself"
+                "ExactKL clashes with InLossTimesRatio(): it is no sample, so there is nothing for"
+                " ρ to correct at the token itself"
             )
 
     def missing(self, rollout: Rollout) -> tuple[str, ...]:
-        return self.anchor.exact_needs + (("old_dist",) if self.in_reward else ())
+        return self.anchor.exact_needs + (("old_log_dist",) if self.in_reward else ())
 
     def value(self, policy: Policy, rollout: Rollout) -> Tensor:
-        require(policy.dist is not None, "policy.dist", None, "the full distribution, which ExactKL needs")
-        assert policy.dist is not None
-        return self.anchor.exact(policy.dist, rollout).expand(rollout.reward.shape)
+        require(
+            policy.log_dist is not None,
+            "policy.log_dist",
+            None,
+            "the full distribution, which ExactKL needs",
+        )
+        assert policy.log_dist is not None
+        return self.anchor.exact(policy.log_dist, rollout).expand(rollout.reward.shape)

@@ -1,4 +1,6 @@
-"""Ratio: how far the policy has moved from the one that sampled, log ρ, per token or per sequence."""
+"""Ratio: how far the policy has moved from the one that sampled, log ρ, per token or
+per sequence.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,33 @@ from course.parts.base import Part
 
 @dataclass(frozen=True)
 class RatioLevel(Part):
-    """log π − log π_old [..., Q, G, T] (0 where the mask is False) and the mask → log ρ [..., Q, G, T]."""
+    """log π − log π_old [..., Q, G, T] (0 where the mask is False) and the mask → log ρ [..., Q, G,
+    T].
+    """
 
     def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
-    """log of sg[s]·π_t/sg[π_t]: the sequence's number s for every token, each token's own gradient. [..., T] → [..., T].
+    """log of sg[s]·π_t/sg[π_t]: the sequence's number s for every token, each token's own gradient.
+    [..., T] → [..., T].
 
-    So aggregation alone decides the weighting, and Σ_t of the gradients is s·∇log π(sequence). Zheng et al. 2025
-    (GSPO), eq. 14 ("GSPO-token").
+    So aggregation alone decides the weighting, and Σ_t of the gradients is s·∇log π(sequence).
+    Zheng et al. 2025 (GSPO), eq. 14 ("GSPO-token").
     """
     return log_sequence.detach() + (log_ratio - log_ratio.detach())
 
 
 @dataclass(frozen=True)
 class _SequenceLevel(RatioLevel):
-    """`whole` False: token t carries the sequence's number and its own gradient, sg[s]·π_t/sg[π_t] (`sequence_level`).
+    """`whole` False: token t carries the sequence's number and its own gradient, sg[s]·π_t/sg[π_t]
+    (`sequence_level`).
 
-    True: every token carries s itself, with the gradient of all tokens (GSPO: Zheng et al. 2025, eq. 5; TRL). For the
-    length-normalised ratio under `SequenceMean` both are one; `whole` with the product and `SequenceMean` is s·A per
-    sample in value and in gradient (TRL's RLOO), and what is multiplied by ρ per token (a KL) then moves all tokens.
+    True: every token carries s itself, with the gradient of all tokens (GSPO: Zheng et al. 2025,
+    eq. 5; TRL). For the length-normalised ratio under `SequenceMean` both are one; `whole` with the
+    product and `SequenceMean` is s·A per sample in value and in gradient (TRL's RLOO), and what is
+    multiplied by ρ per token (a KL) then moves all tokens.
     """
 
     whole: bool = field(default=False, kw_only=True)
@@ -53,7 +60,11 @@ class _SequenceLevel(RatioLevel):
         if log_ratio.shape[-1] == 1:
             return log_ratio
         log_sequence = self.log_sequence(log_ratio, mask)
-        return log_sequence.expand(log_ratio.shape) if self.whole else sequence_level(log_ratio, log_sequence)
+        return (
+            log_sequence.expand(log_ratio.shape)
+            if self.whole
+            else sequence_level(log_ratio, log_sequence)
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ class TokenRatio(RatioLevel):
 
 @dataclass(frozen=True)
 class SequenceRatio(_SequenceLevel):
-    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for (`eq:sequence-ratio`)."""
+    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for
+    (`eq:sequence-ratio`).
+    """
 
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}"
     plain = "ρ = π/π_old per sequence"
@@ -80,7 +93,9 @@ class SequenceRatio(_SequenceLevel):
 
 @dataclass(frozen=True)
 class SequenceMeanRatio(_SequenceLevel):
-    """s = (π(o)/π_old(o))^{1/|o|}: the geometric mean over the tokens (GSPO: Zheng et al. 2025, eq. 7)."""
+    """s = (π(o)/π_old(o))^{1/|o|}: the geometric mean over the tokens (GSPO: Zheng et al. 2025, eq.
+    7).
+    """
 
     symbol = r"\rho_{i,t}=\left(\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}\right)^{1/|o_i|}"
     plain = "ρ = (π/π_old)^(1/|o|) per sequence"

@@ -1,4 +1,7 @@
-"""Sample filters: which samples count at all. Advantages are computed before, from everything that was sampled."""
+"""Sample filters: which samples count at all.
+
+Advantages are computed before, from everything that was sampled.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from course.rollout import Rollout
 
 @dataclass(frozen=True)
 class SampleFilter(Part):
-    """Rollout → [..., Q, G] bool, True where the sample counts. Reads raw rewards, lengths and truncation."""
+    """Rollout → [..., Q, G] bool, True where the sample counts.
+
+    Reads raw rewards, lengths and truncation.
+    """
 
     def __call__(self, rollout: Rollout) -> Tensor | None:
         raise NotImplementedError
@@ -33,18 +39,22 @@ class AllSamples(SampleFilter):
 
 @dataclass(frozen=True)
 class DropSilentGroups(SampleFilter):
-    """Groups whose raw scores are all equal do not count (DAPO's dynamic sampling: Yu et al. 2025, eq. 11, without the refill)."""
+    """Groups whose raw scores are all equal do not count (DAPO's dynamic sampling: Yu et al. 2025,
+    eq. 11, without the refill).
+    """
 
     plain = "drop silent groups"
     symbol = r"\text{groups with }\max R\ne\min R"
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        return ~silent(rollout.score).expand(rollout.score.shape)
+        return ~silent(rollout.total_reward).expand(rollout.total_reward.shape)
 
 
 @dataclass(frozen=True)
 class DropTruncated(SampleFilter):
-    """Samples cut at the generation limit do not count (overlong filtering: Yu et al. 2025, §3.4)."""
+    """Samples cut at the generation limit do not count (overlong filtering: Yu et al.
+    2025, §3.4).
+    """
 
     needs = ("truncated",)
     plain = "drop truncated"

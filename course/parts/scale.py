@@ -1,4 +1,7 @@
-"""Scale: what the advantage is divided by. Nothing, or a spread: of the group, of the batch, of all tokens."""
+"""Scale: what the advantage is divided by.
+
+Nothing, or a spread: of the group, of the batch, of all tokens.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scale(Part):
-    """Advantage [..., Q, G, T], returns [..., Q, G] → advantage. `wrap` puts the numerator's LaTeX into the fraction."""
+    """Advantage [..., Q, G, T], returns [..., Q, G] → advantage.
+
+    `wrap` puts the numerator's LaTeX into the fraction.
+    """
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         raise NotImplementedError
@@ -34,16 +40,26 @@ class Scale(Part):
 
 
 def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
-    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal. [..., N] → [..., 1]."""
+    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal.
+    [..., N] → [..., 1].
+    """
     std = values.var(-1, correction=ddof, keepdim=True).sqrt() + eps
-    quiet = silent(values) if eps else silent(values) | (std == 0)  # without eps, what underflows is silence, too
-    return torch.where(quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std))
+    quiet = (
+        silent(values) if eps else silent(values) | (std == 0)
+    )  # without eps, what underflows is silence, too
+    return torch.where(
+        quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std)
+    )
 
 
 def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor:
-    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] → same. Hu 2025, eq. 5."""
+    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] →
+    same. Hu 2025, eq. 5.
+    """
     dims = (-3, -2, -1)
-    advantage = advantage.masked_fill(~mask, 0.0)  # what a critic says of other tokens may be anything
+    advantage = advantage.masked_fill(
+        ~mask, 0.0
+    )  # what a critic says of other tokens may be anything
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)
     mean = (weight * advantage).sum(dims, keepdim=True) / count
@@ -52,7 +68,11 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
     high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
     low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
     quiet = high == low if eps else (high == low) | (variance == 0)
-    return torch.where(quiet, torch.zeros_like(centred), centred / torch.where(quiet, torch.ones_like(variance), variance + eps).sqrt())
+    return torch.where(
+        quiet,
+        torch.zeros_like(centred),
+        centred / torch.where(quiet, torch.ones_like(variance), variance + eps).sqrt(),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,18 +98,31 @@ class _Std(Scale):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        require(self.ddof in (0, 1), f"{type(self).__name__}.ddof", self.ddof, "0 (population) or 1 (sample)")
-        require(0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0")
+        require(
+            self.ddof in (0, 1),
+            f"{type(self).__name__}.ddof",
+            self.ddof,
+            "0 (population) or 1 (sample)",
+        )
+        require(
+            0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0"
+        )
 
     def _check_credit(self, estimator: Estimator) -> None:
         from course.parts.credit import GAE
 
         if isinstance(estimator.credit, GAE):
-            raise self.clash(estimator.credit, "a spread of whole returns says nothing of one token's advantage; use TokenWhitening()")
+            raise self.clash(
+                estimator.credit,
+                "a spread of whole returns says nothing of one token's advantage; use"
+                " TokenWhitening()",
+            )
 
     def _std(self, over: str, of: str) -> str:
         kind = r"^{(n-1)}" if self.ddof else ""
-        return rf"\operatorname{{std}}{kind}_{{{over}}}({of})" + (rf"+{number(self.eps)}" if self.eps else "")
+        return rf"\operatorname{{std}}{kind}_{{{over}}}({of})" + (
+            rf"+{number(self.eps)}" if self.eps else ""
+        )
 
     def _std_text(self, over: str) -> str:
         name = f"std{'₁' if self.ddof else ''}_{over}(R)"
@@ -100,8 +133,8 @@ class _Std(Scale):
 class GroupStd(_Std):
     """Divide by the standard deviation of the group's returns (Shao et al. 2024, §4.1.1).
 
-    `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl); `eps` is added to the std. A silent group gets 0.
-    eq:group-std-advantage
+    `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl); `eps` is added to the
+    std. A silent group gets 0. eq:group-std-advantage
     """
 
     @property
@@ -122,7 +155,9 @@ class GroupStd(_Std):
 
 @dataclass(frozen=True)
 class BatchStd(_Std):
-    """Divide by the standard deviation of all returns of the batch: one number for every prompt (TRL's scale_rewards="batch")."""
+    """Divide by the standard deviation of all returns of the batch: one number for every prompt
+    (TRL's scale_rewards="batch").
+    """
 
     @property
     def latex(self) -> str:
@@ -144,7 +179,8 @@ class BatchStd(_Std):
 class TokenWhitening(Scale):
     """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5).
 
-    `eps` is added to the variance, under the root; `ddof` 0 divides the squares by the tokens, 1 by one less (verl).
+    `eps` is added to the variance, under the root; `ddof` 0 divides the squares by the tokens, 1 by
+    one less (verl).
     """
 
     eps: float = 1e-8
@@ -152,7 +188,9 @@ class TokenWhitening(Scale):
 
     def __post_init__(self) -> None:
         require(0 <= self.eps < float("inf"), "TokenWhitening.eps", self.eps, "a number ≥ 0")
-        require(self.ddof in (0, 1), "TokenWhitening.ddof", self.ddof, "0 (population) or 1 (sample)")
+        require(
+            self.ddof in (0, 1), "TokenWhitening.ddof", self.ddof, "0 (population) or 1 (sample)"
+        )
 
     symbol = r"\operatorname{whiten}_{\text{tokens}}"
     plain = "whiten_tokens"

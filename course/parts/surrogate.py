@@ -1,4 +1,7 @@
-"""Surrogate: the objective per token, made of ρ, log π and A. The clip of PPO lives here: see `clipped_surrogate`."""
+"""Surrogate: the objective per token, made of ρ, log π and A.
+
+The clip of PPO lives here: see `clipped_surrogate`.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,42 @@ class Surrogate(Part):
         raise NotImplementedError
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """[..., Q, G, T] bool: where this surrogate is flat in ρ, so that the token pushes no more (A ≠ 0)."""
+        """[..., Q, G, T] bool: where this surrogate is flat in ρ, so that the token pushes no more
+        (A ≠ 0).
+        """
         return torch.zeros_like(advantage, dtype=torch.bool)
 
 
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, epsilon_low: float, epsilon_high: float) -> Tensor:
-    """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise (`eq:clipped-surrogate`). Schulman et al. 2017 (PPO), eq. 7.
+def clipped_surrogate(
+    ratio: Tensor, advantage: Tensor, epsilon_low: float, epsilon_high: float
+) -> Tensor:
+    """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise (`eq:clipped-surrogate`).
 
-    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere (`eq:clip-lower-bound`).
+    Schulman et al. 2017 (PPO), eq. 7.
+
+    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere
+    (`eq:clip-lower-bound`).
     """
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage)
+    return torch.minimum(
+        ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage
+    )
 
 
 def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
-    """(4/τ) σ(τ(ρ − 1)) A with τ by the sign of A, elementwise. Gao et al. 2025 (SAPO), eqs. 5–6."""
+    """(4/τ) σ(τ(ρ − 1)) A with τ by the sign of A, elementwise.
+
+    Gao et al. 2025 (SAPO), eqs. 5–6.
+    """
     tau = torch.where(advantage > 0, tau_positive, tau_negative).to(ratio.dtype)
     return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
 
 
 @dataclass(frozen=True)
 class ScoreFunction(Surrogate):
-    """A·log π, whose gradient is the policy gradient (Williams 1992). A is a constant, never differentiated. eq:score-function-surrogate"""
+    """A·log π, whose gradient is the policy gradient (Williams 1992).
+
+    A is a constant, never differentiated. eq:score-function-surrogate
+    """
 
     symbol = r"A_{i,t}\,\log\pi_\theta(o_{i,t})"
     plain = "A·log π"
@@ -49,8 +67,9 @@ class ScoreFunction(Surrogate):
 
 
 @dataclass(frozen=True)
-class Ratio(Surrogate):
-    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14), without the constraint.
+class ImportanceSampling(Surrogate):
+    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14),
+    without the constraint.
 
     Its gradient is ρA∇log π (`eq:surrogate-gradient`).
     """
@@ -66,10 +85,12 @@ class Ratio(Surrogate):
 class Clip(Surrogate):
     """PPO's clip: min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A) (Schulman et al. 2017, eq. 7).
 
-    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al. 2025, eq. 10; `eq:clip-higher`).
-    `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole
-    term from below by c·A where A < 0 (Ye et al. 2019; `eq:dual-clip`). Two formulas, and one function wherever the bound is above
-    1 + ε_high; below it the cap also cuts positive advantages, so `dual_clip` must be above and `ratio_cap` need not.
+    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al.
+    2025, eq. 10; `eq:clip-higher`). `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's
+    `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole term from below by c·A where A < 0
+    (Ye et al. 2019; `eq:dual-clip`). Two formulas, and one function wherever the bound is above 1 +
+    ε_high; below it the cap also cuts positive advantages, so `dual_clip` must be above and
+    `ratio_cap` need not.
     """
 
     epsilon_low: float = 0.2
@@ -78,11 +99,28 @@ class Clip(Surrogate):
     dual_clip: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.epsilon_low <= 1, "Clip.epsilon_low", self.epsilon_low, "a number from 0 to 1")
-        require(self.epsilon_high is None or 0 <= self.epsilon_high < float("inf"), "Clip.epsilon_high", self.epsilon_high, "a number ≥ 0")
-        require(self.ratio_cap is None or self.ratio_cap > 0, "Clip.ratio_cap", self.ratio_cap, "None or a number > 0")
+        require(
+            0 <= self.epsilon_low <= 1, "Clip.epsilon_low", self.epsilon_low, "a number from 0 to 1"
+        )
+        require(
+            self.epsilon_high is None or 0 <= self.epsilon_high < float("inf"),
+            "Clip.epsilon_high",
+            self.epsilon_high,
+            "a number ≥ 0",
+        )
+        require(
+            self.ratio_cap is None or self.ratio_cap > 0,
+            "Clip.ratio_cap",
+            self.ratio_cap,
+            "None or a number > 0",
+        )
         above = f"None or a number above 1 + ε_high = {1 + self.high:g}"
-        require(self.dual_clip is None or self.dual_clip > 1 + self.high, "Clip.dual_clip", self.dual_clip, above)
+        require(
+            self.dual_clip is None or self.dual_clip > 1 + self.high,
+            "Clip.dual_clip",
+            self.dual_clip,
+            above,
+        )
 
     @property
     def high(self) -> float:
@@ -91,12 +129,21 @@ class Clip(Surrogate):
 
     @property
     def latex(self) -> str:
-        rho = r"\rho_{i,t}" if self.ratio_cap is None else rf"\min(\rho_{{i,t}},{number(self.ratio_cap)})"
+        rho = (
+            r"\rho_{i,t}"
+            if self.ratio_cap is None
+            else rf"\min(\rho_{{i,t}},{number(self.ratio_cap)})"
+        )
         bounds = f"{number(1 - self.epsilon_low)},{number(1 + self.high)}"
         if max(self.epsilon_low, self.high) < 0.01:
             bounds = f"1-{number(self.epsilon_low)},1+{number(self.high)}"
-        term = rf"\min\left({rho}A_{{i,t}},\;\operatorname{{clip}}(\rho_{{i,t}},{bounds})A_{{i,t}}\right)"
-        return term if self.dual_clip is None else rf"\max\!\left({term},\,{number(self.dual_clip)}A_{{i,t}}\text{{ if }}A<0\right)"
+        clipped = rf"\operatorname{{clip}}(\rho_{{i,t}},{bounds})A_{{i,t}}"
+        term = rf"\min\left({rho}A_{{i,t}},\;{clipped}\right)"
+        return (
+            term
+            if self.dual_clip is None
+            else rf"\max\!\left({term},\,{number(self.dual_clip)}A_{{i,t}}\text{{ if }}A<0\right)"
+        )
 
     @property
     def text(self) -> str:
@@ -119,7 +166,9 @@ class Clip(Surrogate):
         """[..., Q, G, T] bool: where the gradient of the token is 0 (`eq:clip-flat`)."""
         ratio = log_ratio.exp()
         upper = 1 + self.high if self.ratio_cap is None else min(1 + self.high, self.ratio_cap)
-        flat = ((advantage > 0) & (ratio > upper)) | ((advantage < 0) & (ratio < 1 - self.epsilon_low))
+        flat = ((advantage > 0) & (ratio > upper)) | (
+            (advantage < 0) & (ratio < 1 - self.epsilon_low)
+        )
         for bound in (self.ratio_cap, self.dual_clip):
             if bound is not None:
                 flat = flat | ((advantage < 0) & (ratio > max(bound, 1 + self.high)))
@@ -128,7 +177,8 @@ class Clip(Surrogate):
 
 @dataclass(frozen=True)
 class CISPO(Surrogate):
-    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (`eq:cispo`; MiniMax 2025, eqs. 4–5).
+    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (`eq:cispo`; MiniMax
+    2025, eqs. 4–5).
 
     The bounds are offsets from 1, as in the paper: `epsilon_low` None leaves the lower side open.
     """
@@ -137,9 +187,17 @@ class CISPO(Surrogate):
     epsilon_low: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.epsilon_high < float("inf"), "CISPO.epsilon_high", self.epsilon_high, "a number ≥ 0, an offset from 1")
         require(
-            self.epsilon_low is None or 0 <= self.epsilon_low <= 1, "CISPO.epsilon_low", self.epsilon_low, "None or a number from 0 to 1"
+            0 <= self.epsilon_high < float("inf"),
+            "CISPO.epsilon_high",
+            self.epsilon_high,
+            "a number ≥ 0, an offset from 1",
+        )
+        require(
+            self.epsilon_low is None or 0 <= self.epsilon_low <= 1,
+            "CISPO.epsilon_low",
+            self.epsilon_low,
+            "None or a number from 0 to 1",
         )
 
     @property
@@ -161,20 +219,30 @@ class CISPO(Surrogate):
 
 @dataclass(frozen=True)
 class SoftGate(Surrogate):
-    """(4/τ) σ(τ(ρ − 1)) A: a smooth gate in place of the clip, steeper where A < 0 (SAPO: Gao et al. 2025, eqs. 5–6)."""
+    """(4/τ) σ(τ(ρ − 1)) A: a smooth gate in place of the clip, steeper where A < 0 (SAPO: Gao et
+    al. 2025, eqs. 5–6).
+    """
 
     tau_positive: float = 1.0
     tau_negative: float = 1.05
 
     def __post_init__(self) -> None:
         for name in ("tau_positive", "tau_negative"):
-            require(0 < getattr(self, name) < float("inf"), f"SoftGate.{name}", getattr(self, name), "a number > 0")
+            require(
+                0 < getattr(self, name) < float("inf"),
+                f"SoftGate.{name}",
+                getattr(self, name),
+                "a number > 0",
+            )
 
     symbol = r"\tfrac{4}{\tau}\,\sigma\!\left(\tau(\rho_{i,t}-1)\right)A_{i,t}"
 
     @property
     def latex(self) -> str:
-        return rf"{self.symbol}\;\left(\tau={number(self.tau_positive)}\text{{ if }}A>0,\;{number(self.tau_negative)}\text{{ else}}\right)"
+        return (
+            rf"{self.symbol}\;\left(\tau={number(self.tau_positive)}\text{{ if"
+            rf" }}A>0,\;{number(self.tau_negative)}\text{{ else}}\right)"
+        )
 
     @property
     def text(self) -> str:

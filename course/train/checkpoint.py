@@ -1,4 +1,6 @@
-"""Saved state: tensors in one safetensors file with its description inside, written whole or not at all. Nothing is unpickled."""
+"""Saved state: tensors in one safetensors file with its description inside, written whole or not at
+all. Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ FORMAT = "pg-ladder state 1"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Write tensors and a JSON-able description to `path`, through a temporary file in the same folder."""
+    """Write tensors and a JSON-able description to `path`, through a temporary file in the same
+    folder.
+    """
     path = Path(path)
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     described = json.dumps(dict(about))
-    whole = save(kept, metadata={"format": FORMAT, "about": described, "sum": _checksum(kept, described)})
+    whole = save(
+        kept, metadata={"format": FORMAT, "about": described, "sum": _checksum(kept, described)}
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +41,10 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise CourseError(f"{path}: cannot be written ({error.strerror}); allowed is a folder with room, open for writing") from error
+        raise CourseError(
+            f"{path}: cannot be written ({error.strerror}); allowed is a folder with room, open for"
+            " writing"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -43,13 +52,18 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, A
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the description; a damaged or foreign file is refused by name."""
+    """The tensors (on the CPU) and the description; a damaged or foreign file is
+    refused by name.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
-                raise CourseError(f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}")
-            # copied: they would otherwise be views of the file, and change when somebody writes into it
+                raise CourseError(
+                    f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}"
+                )
+            # copied: they would otherwise be views of the file, and change when somebody writes
+            # into it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if _checksum(tensors, about["about"]) != about["sum"]:
                 raise CourseError(f"{path}: damaged: the checksum is not that of its contents")
@@ -61,7 +75,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
-    """CRC-32 over names, shapes, types and bytes, since the format itself notices a cut file but no flipped bit."""
+    """CRC-32 over names, shapes, types and bytes, since the format itself notices a cut file but no
+    flipped bit.
+    """
     total = zlib.crc32(described.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -77,7 +93,11 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with «prefix.», without it."""
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix + ".")
+    }
 
 
 def equal_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

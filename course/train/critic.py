@@ -1,4 +1,6 @@
-"""The smallest critic: a running mean of the rewards, kept per run and prompt and written into the rollout as its value."""
+"""The smallest critic: a running mean of the rewards, kept per run and prompt and written into the
+rollout as its value.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,29 @@ from course.rollout import Rollout
 
 
 class RunningMean:
-    """V = mean of the rewards so far, [..., Q]. Three rules for what "so far" means are in use, and they differ:
+    """V = mean of the rewards so far, [..., Q].
 
-    - `include_current=True`: this rollout's rewards are in the mean that judges them (the widely run replication);
-    - `include_current=False, first="reward"`: rewards before now, and the first is judged by itself (Sutton & Barto 2018, §2.8);
-    - `include_current=False, first="zero"`: rewards before now, and the first is judged by 0: never depends on the sample.
+    Three rules for what "so far" means are in use, and they differ:
 
-    `per_prompt=False` keeps one mean for all prompts of a run. `share` (a number, or one per run [...]) multiplies V, so
-    that runs with a baseline (1) and without (0) can stand on one axis.
+    - `include_current=True`: this rollout's rewards are in the mean that judges them (the widely
+      run replication);
+    - `include_current=False, first="reward"`: rewards before now, and the first is judged by itself
+      (Sutton & Barto 2018, §2.8);
+    - `include_current=False, first="zero"`: rewards before now, and the first is judged by 0: never
+      depends on the sample.
+
+    `per_prompt=False` keeps one mean for all prompts of a run. `share` (a number, or one per run
+    [...]) multiplies V, so that runs with a baseline (1) and without (0) can stand on one axis.
     """
 
-    def __init__(self, *, include_current: bool = False, first: str = "zero", per_prompt: bool = True, share: float | Tensor = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        include_current: bool = False,
+        first: str = "zero",
+        per_prompt: bool = True,
+        share: float | Tensor = 1.0,
+    ) -> None:
         require(first in ("zero", "reward"), "RunningMean.first", first, "'zero' or 'reward'")
         self.include_current, self.first, self.per_prompt = include_current, first, per_prompt
         self.share = share.unsqueeze(-1) if isinstance(share, Tensor) else share
@@ -35,8 +49,13 @@ class RunningMean:
             fits = self.share.dim() == len(rollout.runs) + 1 and all(
                 n in (1, m) for n, m in zip(self.share.shape, rollout.runs, strict=False)
             )
-            require(fits, "RunningMean.share", tuple(self.share.shape[:-1]), f"a number or one for each of the runs {tuple(rollout.runs)}")
-        score = rollout.score
+            require(
+                fits,
+                "RunningMean.share",
+                tuple(self.share.shape[:-1]),
+                f"a number or one for each of the runs {tuple(rollout.runs)}",
+            )
+        score = rollout.total_reward
         now = score[..., 0] if score.shape[-1] == 1 else score.mean(-1)
         if not self.per_prompt:
             now = now.mean(-1, keepdim=True)

@@ -21,24 +21,33 @@ def available() -> list[str]:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called `name`; None and "auto" give the GPU where there is one. Raises `CourseError` if it is not there."""
+    """The device called `name`; None and "auto" give the GPU where there is one.
+
+    Raises `CourseError` if it is not there.
+    """
     names = available()
     if name is None or name == "auto":
         return torch.device("cuda" if "cuda" in names else "cpu")
     if name not in names:
-        raise CourseError(f"device: got {name!r}; allowed is what this machine has: {', '.join(names)} (or auto)")
+        raise CourseError(
+            f"device: got {name!r}; allowed is what this machine has: {', '.join(names)} (or auto)"
+        )
     return torch.device(name)
 
 
 def keep_memory() -> None:
-    """Ask the C library to keep freed memory for the next tensor (glibc only; elsewhere nothing happens).
+    """Ask the C library to keep freed memory for the next tensor (glibc only; elsewhere nothing
+    happens).
 
-    It would give large blocks back to the system and fault every page in again: about a tenth of the time of a small
-    transformer's training on a CPU.
+    It would give large blocks back to the system and fault every page in again: about a tenth of
+    the time of a small transformer's training on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for setting, most in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, in bytes
+        for setting, most in (
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, in bytes
             mallopt(setting, most)

@@ -11,7 +11,10 @@ from course.errors import CourseError
 
 
 def check_writable(folder: Path | str) -> Path:
-    """Make sure, before a long run, that files can be written to `folder` (made if need be). Raises `CourseError` if not."""
+    """Make sure, before a long run, that files can be written to `folder` (made if need be).
+
+    Raises `CourseError` if not.
+    """
     folder = Path(folder)
     probe = folder / f".writable.{os.getpid()}"
     try:
@@ -24,7 +27,10 @@ def check_writable(folder: Path | str) -> Path:
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files so that either all are new or all are as before, whatever stops it. Raises `CourseError` on disk errors."""
+    """Write several files so that either all are new or all are as before, whatever stops it.
+
+    Raises `CourseError` on disk errors.
+    """
     fresh = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     kept = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in contents}
     begun: list[Path] = []
@@ -53,4 +59,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> CourseError:
-    return CourseError(f"out: got {str(folder)!r} ({error.strerror or error}); allowed is a folder that can be written")
+    return CourseError(
+        f"out: got {str(folder)!r} ({error.strerror or error}); allowed is a folder that can be"
+        " written"
+    )

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from course.errors import CourseError, require
 
-BLOCK = 512  # numbers drawn ahead per run; a constant, since it decides how a stream is shared between kinds
+# numbers drawn ahead per run; a constant, since it decides how a stream is shared between kinds
+BLOCK = 512
 
 
 class Noise:
-    """Uniform and normal numbers for runs [...], each run from a generator of its own, seeded by (seed, run's number).
+    """Uniform and normal numbers for runs [...], each run from a generator of its own, seeded by
+    (seed, run's number).
 
-    `numbers` says which runs of a larger experiment these are (default 0, 1, 2 …): `Noise((1,), seed, numbers=[7])`
-    gives the eighth run its numbers again. Drawn in float64 and converted, so both dtypes see the same stream.
+    `numbers` says which runs of a larger experiment these are (default 0, 1, 2 …): `Noise((1,),
+    seed, numbers=[7])` gives the eighth run its numbers again. Drawn in float64 and converted, so
+    both dtypes see the same stream.
     """
 
     def __init__(
@@ -36,12 +39,21 @@ class Noise:
         self.runs = torch.Size(runs)
         self.count = prod(self.runs)
         numbers = range(self.count) if numbers is None else numbers
-        require(len(numbers) == self.count, "noise.numbers", len(numbers), f"one number for each of the {self.count} runs")
-        require(min(numbers, default=0) >= 0, "noise.numbers", min(numbers, default=0), "numbers ≥ 0")
+        require(
+            len(numbers) == self.count,
+            "noise.numbers",
+            len(numbers),
+            f"one number for each of the {self.count} runs",
+        )
+        require(
+            min(numbers, default=0) >= 0, "noise.numbers", min(numbers, default=0), "numbers ≥ 0"
+        )
         self.dtype, self.device = dtype, torch.device(device)
         master = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
         words = master.integers(2**64, size=(max(numbers, default=-1) + 1, 3), dtype=np.uint64)
-        self.generators = [np.random.Generator(np.random.SFC64(cast(Any, _Words(words[run])))) for run in numbers]
+        self.generators = [
+            np.random.Generator(np.random.SFC64(cast(Any, _Words(words[run])))) for run in numbers
+        ]
         empty = torch.empty(0, self.count, dtype=torch.float64)
         self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
 
@@ -60,19 +72,30 @@ class Noise:
         ahead = self._ahead[kind]
         self._ahead[kind] = ahead[need:]
         taken = ahead[:need].reshape(*shape, *self.runs)
-        return taken.permute(*range(len(shape), taken.dim()), *range(len(shape)))  # runs first, yet last in memory
+        return taken.permute(
+            *range(len(shape), taken.dim()), *range(len(shape))
+        )  # runs first, yet last in memory
 
     def _refill(self, kind: str, size: int) -> None:
         fresh = np.empty((self.count, size))
         for row, generator in zip(fresh, self.generators, strict=True):
             generator.random(out=row) if kind == "uniform" else generator.standard_normal(out=row)
         block = torch.from_numpy(fresh).to(self.dtype).t().contiguous().to(self.device)
-        self._ahead[kind] = torch.cat([self._ahead[kind].to(block), block]) if len(self._ahead[kind]) else block
+        self._ahead[kind] = (
+            torch.cat([self._ahead[kind].to(block), block]) if len(self._ahead[kind]) else block
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next numbers depend on, as tensors."""
-        words = np.stack([_state_words(generator) for generator in self.generators]) if self.generators else np.empty((0, 6), np.uint64)
-        return {"generators": torch.from_numpy(words.view(np.int64)), **{name: ahead.cpu().clone() for name, ahead in self._ahead.items()}}
+        words = (
+            np.stack([_state_words(generator) for generator in self.generators])
+            if self.generators
+            else np.empty((0, 6), np.uint64)
+        )
+        return {
+            "generators": torch.from_numpy(words.view(np.int64)),
+            **{name: ahead.cpu().clone() for name, ahead in self._ahead.items()},
+        }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved `state`, to the bit."""
@@ -99,4 +122,6 @@ class _Words(ISeedSequence):
 
 def _state_words(generator: np.random.Generator) -> np.ndarray:
     full = generator.bit_generator.state
-    return np.array([*full["state"]["state"], full["has_uint32"], full["uinteger"]], dtype=np.uint64)
+    return np.array(
+        [*full["state"]["state"], full["has_uint32"], full["uinteger"]], dtype=np.uint64
+    )

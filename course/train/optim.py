@@ -1,7 +1,8 @@
 """Optimisers over runs: every parameter leads with the run axes, and no run sees another's numbers.
 
-Learning rates are a number or a tensor [...], one per run. Each optimiser gets the gradients (already clipped) and the
-closures, because some need more than a gradient: see `trust_region.py` for the natural gradient and TRPO.
+Learning rates are a number or a tensor [...], one per run. Each optimiser gets the gradients
+(already clipped) and the closures, because some need more than a gradient: see `trust_region.py`
+for the natural gradient and TRPO.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ Schedule = Callable[[int], float]
 class Closures:
     """What one update may ask for, at the parameters as they are at the time of the call.
 
-    `loss()` → [...] per run. `dist()` → log-probabilities [..., Q, G or 1, T or 1, V], differentiable. `mean_kl(q, p)` →
-    [...] KL(q‖p) in nats, the mean over the rollout's chosen tokens. `old_dist` is π_old, the policy that sampled.
+    `loss()` → [...] per run. `log_dist()` → log-probabilities [..., Q, G or 1, T or 1, V],
+    differentiable. `mean_kl(q, p)` → [...] KL(q‖p) in nats, the mean over the rollout's chosen
+    tokens. `old_log_dist` is π_old, the policy that sampled.
     """
 
     parameters: Sequence[Tensor]
     loss: Callable[[], Tensor]
-    dist: Callable[[], Tensor]
+    log_dist: Callable[[], Tensor]
     mean_kl: Callable[[Tensor, Tensor], Tensor]
-    old_dist: Tensor | None
+    old_log_dist: Tensor | None
 
 
 class Optimizer(Protocol):
-    """Changes the parameters in place, once per call; may return metrics of its own, name → [...]."""
+    """Changes the parameters in place, once per call; may return metrics of its own,
+    name → [...].
+    """
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]: ...
 
@@ -53,7 +57,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of rise. eq:learning-rate-schedule"""
+    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of
+    rise. eq:learning-rate-schedule
+    """
 
     steps: int
     warmup: int = 0
@@ -61,8 +67,18 @@ class LinearDecay:
 
     def __post_init__(self) -> None:
         require(self.steps > 0, "LinearDecay.steps", self.steps, "a positive number of updates")
-        require(0 <= self.warmup < self.steps, "LinearDecay.warmup", self.warmup, f"from 0 to below steps = {self.steps}")
-        require(0 <= self.final <= 1, "LinearDecay.final", self.final, "a share of the learning rate from 0 to 1")
+        require(
+            0 <= self.warmup < self.steps,
+            "LinearDecay.warmup",
+            self.warmup,
+            f"from 0 to below steps = {self.steps}",
+        )
+        require(
+            0 <= self.final <= 1,
+            "LinearDecay.final",
+            self.final,
+            "a share of the learning rate from 0 to 1",
+        )
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
@@ -98,14 +114,21 @@ def per_run_dot(a: Sequence[Tensor], b: Sequence[Tensor], runs: int) -> Tensor:
 
 
 def clip_gradients(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> list[Tensor]:
-    """Scale each run's gradient to at most `max_norm`; `norm` [...] is its length. eq:gradient-norm-clip"""
+    """Scale each run's gradient to at most `max_norm`; `norm` [...] is its length.
+
+    eq:gradient-norm-clip
+    """
     factor = (max_norm / norm.clamp(min=1e-30)).clamp(max=1.0)
     return [gradient * over_runs(factor, gradient) for gradient in gradients]
 
 
 class _FirstOrder:
     def __init__(self, lr: float | Tensor, schedule: Schedule | None = None) -> None:
-        positive = bool(((lr > 0) & (lr < torch.inf)).all()) if isinstance(lr, Tensor) else 0 < lr < float("inf")
+        positive = (
+            bool(((lr > 0) & (lr < torch.inf)).all())
+            if isinstance(lr, Tensor)
+            else 0 < lr < float("inf")
+        )
         require(positive, "lr", lr, "a finite number > 0 (or a tensor of them, one per run)")
         self.lr, self.schedule, self.updates = lr, schedule or Constant(), 0
 
@@ -137,7 +160,8 @@ class SGD(_FirstOrder):
 
 
 class Adam(_FirstOrder):
-    """Adam (Kingma & Ba 2015, algorithm 1), elementwise and therefore per run; `weight_decay` is decoupled (AdamW).
+    """Adam (Kingma & Ba 2015, algorithm 1), elementwise and therefore per run; `weight_decay` is
+    decoupled (AdamW).
 
     eq:adam-step
     """
@@ -152,7 +176,12 @@ class Adam(_FirstOrder):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(lr, schedule)
-        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "Adam.betas", betas, "two numbers from 0 to below 1")
+        require(
+            len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+            "Adam.betas",
+            betas,
+            "two numbers from 0 to below 1",
+        )
         for name, value in (("eps", eps), ("weight_decay", weight_decay)):
             require(0 <= value < float("inf"), f"Adam.{name}", value, "a number ≥ 0")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
@@ -166,7 +195,9 @@ class Adam(_FirstOrder):
         rate = self._rate()
         beta1, beta2 = self.betas
         with torch.no_grad():
-            for p, g, m, v in zip(closures.parameters, gradients, self.mean, self.square, strict=True):
+            for p, g, m, v in zip(
+                closures.parameters, gradients, self.mean, self.square, strict=True
+            ):
                 m.lerp_(g, 1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
                 scale = (v / (1 - beta2**self.updates)).sqrt_().add_(self.eps)
@@ -177,7 +208,9 @@ class Adam(_FirstOrder):
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        moments = {f"mean.{i}": m for i, m in enumerate(self.mean)} | {f"square.{i}": v for i, v in enumerate(self.square)}
+        moments = {f"mean.{i}": m for i, m in enumerate(self.mean)} | {
+            f"square.{i}": v for i, v in enumerate(self.square)
+        }
         return super().state() | {name: tensor.clone() for name, tensor in moments.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:

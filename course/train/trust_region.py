@@ -1,7 +1,10 @@
-"""Natural gradient and TRPO: steps measured in KL, not in parameters. Optimisers, and not losses; all runs in lockstep.
+"""Natural gradient and TRPO: steps measured in KL, not in parameters.
 
-Conjugate gradient on Fisher-vector products: the Fisher matrix is the Hessian of KL(sg[π]‖π) at π itself, so its product
-with a vector is two backward passes (Schulman et al. 2015, TRPO, appendix C).
+Optimisers, and not losses; all runs in lockstep.
+
+Conjugate gradient on Fisher-vector products: the Fisher matrix is the Hessian of KL(sg[π]‖π) at π
+itself, so its product with a vector is two backward passes (Schulman et al. 2015, TRPO, appendix
+C).
 """
 
 from __future__ import annotations
@@ -18,54 +21,81 @@ Vector = list[Tensor]
 
 
 def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Tensor]], Vector]:
-    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same. Refuses what F says nothing of: a critic's gradient.
+    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same.
+
+    Refuses what F says nothing of: a critic's gradient.
 
     F = E[s sᵀ] is the Hessian of the KL at the policy itself (`eq:fisher-kl`).
     """
-    dist = closures.dist()
-    kl = closures.mean_kl(dist.detach(), dist).sum()
+    log_dist = closures.log_dist()
+    kl = closures.mean_kl(log_dist.detach(), log_dist).sum()
     first = torch.autograd.grad(kl, closures.parameters, create_graph=True, allow_unused=True)
     used = [(g, p) for g, p in zip(first, closures.parameters, strict=True) if g is not None]
 
     def product(vector: Sequence[Tensor]) -> Vector:
         if any(g is None and bool(v.any()) for g, v in zip(first, vector, strict=True)):
-            raise CourseError("parameters: got one with a gradient that does not move the policy (a critic); allowed are the policy's own")
+            raise CourseError(
+                "parameters: got one with a gradient that does not move the policy (a critic);"
+                " allowed are the policy's own"
+            )
         dot = sum((g * v).sum() for g, v in zip(first, vector, strict=True) if g is not None)
         assert isinstance(dot, Tensor)
         second = iter(torch.autograd.grad(dot, [p for _, p in used], retain_graph=True))
-        return [damping * v if g is None else next(second) + damping * v for g, v in zip(first, vector, strict=True)]
+        return [
+            damping * v if g is None else next(second) + damping * v
+            for g, v in zip(first, vector, strict=True)
+        ]
 
     return product
 
 
-def conjugate_gradient(product: Callable[[Sequence[Tensor]], Vector], b: Sequence[Tensor], runs: int, iterations: int) -> Vector:
-    """Solve A x = b from x = 0, every run for itself (Hestenes & Stiefel 1952); a run that has converged stands still.
+def conjugate_gradient(
+    product: Callable[[Sequence[Tensor]], Vector], b: Sequence[Tensor], runs: int, iterations: int
+) -> Vector:
+    """Solve A x = b from x = 0, every run for itself (Hestenes & Stiefel 1952); a run that has
+    converged stands still.
 
     The iteration is `eq:conjugate-gradient`.
     """
     x = [torch.zeros_like(part) for part in b]
     residual, direction = [part.clone() for part in b], [part.clone() for part in b]
     size = start = per_run_dot(residual, residual, runs)
-    # below this the residual is rounding, and where F is singular 1/damping would blow it up: runs alone and together would part
+    # below this the residual is rounding, and where F is singular 1/damping would blow it up: runs
+    # alone and together would part
     tiny = (100 * torch.finfo(start.dtype).eps) ** 2
     for _ in range(iterations):
         image = product(direction)
         curvature = per_run_dot(direction, image, runs)
         going = (size > tiny * start) & (curvature > 0)
-        alpha = torch.where(going, size / torch.where(going, curvature, torch.ones_like(curvature)), torch.zeros_like(size))
+        alpha = torch.where(
+            going,
+            size / torch.where(going, curvature, torch.ones_like(curvature)),
+            torch.zeros_like(size),
+        )
         x = [a + over_runs(alpha, a) * d for a, d in zip(x, direction, strict=True)]
         residual = [r - over_runs(alpha, r) * i for r, i in zip(residual, image, strict=True)]
         new = per_run_dot(residual, residual, runs)
-        beta = torch.where(going, new / torch.where(going, size, torch.ones_like(size)), torch.zeros_like(size))
+        beta = torch.where(
+            going, new / torch.where(going, size, torch.ones_like(size)), torch.zeros_like(size)
+        )
         direction = [r + over_runs(beta, r) * d for r, d in zip(residual, direction, strict=True)]
         size = torch.where(going, new, size)
     return x
 
 
 class NaturalGradient(_FirstOrder):
-    """θ ← θ + lr·F⁻¹g with F of the current policy (Kakade 2001): the same step whatever the parametrisation."""
+    """θ ← θ + lr·F⁻¹g with F of the current policy (Kakade 2001): the same step whatever the
+    parametrisation.
+    """
 
-    def __init__(self, lr: float | Tensor, schedule: Schedule | None = None, *, iterations: int = 10, damping: float = 1e-8) -> None:
+    def __init__(
+        self,
+        lr: float | Tensor,
+        schedule: Schedule | None = None,
+        *,
+        iterations: int = 10,
+        damping: float = 1e-8,
+    ) -> None:
         super().__init__(lr, schedule)
         require(iterations > 0, "NaturalGradient.iterations", iterations, "a positive number")
         require(damping >= 0, "NaturalGradient.damping", damping, "a number ≥ 0")
@@ -73,7 +103,9 @@ class NaturalGradient(_FirstOrder):
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]:
         runs = closures.loss().dim()
-        direction = conjugate_gradient(fisher_product(closures, self.damping), gradients, runs, self.iterations)
+        direction = conjugate_gradient(
+            fisher_product(closures, self.damping), gradients, runs, self.iterations
+        )
         rate = self._rate()
         with torch.no_grad():
             for parameter, part in zip(closures.parameters, direction, strict=True):
@@ -82,14 +114,20 @@ class NaturalGradient(_FirstOrder):
 
 
 class TRPO:
-    """One step of TRPO: the natural direction at the length where KL = max_kl, then backtracking until both hold: the
-    surrogate rises and KL(π_old‖π) ≤ max_kl (Schulman et al. 2015, §6 and appendix C). A run that finds no such step stays.
-    It solves `eq:trust-region-problem`, to second order in the step and then by the true KL.
-    `max_kl` is a number or a tensor [...], one per run.
+    """One step of TRPO: the natural direction at the length where KL = max_kl, then backtracking
+    until both hold: the surrogate rises and KL(π_old‖π) ≤ max_kl (Schulman et al. 2015, §6 and
+    appendix C). A run that finds no such step stays. It solves `eq:trust-region-problem`, to second
+    order in the step and then by the true KL. `max_kl` is a number or a tensor [...], one per run.
     """
 
     def __init__(
-        self, max_kl: float | Tensor = 0.01, *, iterations: int = 10, damping: float = 1e-6, backtracks: int = 10, shrink: float = 0.5
+        self,
+        max_kl: float | Tensor = 0.01,
+        *,
+        iterations: int = 10,
+        damping: float = 1e-6,
+        backtracks: int = 10,
+        shrink: float = 0.5,
     ) -> None:
         bound = torch.as_tensor(max_kl)
         require(
@@ -102,18 +140,30 @@ class TRPO:
         require(damping >= 0, "TRPO.damping", damping, "a number ≥ 0")
         require(backtracks > 0, "TRPO.backtracks", backtracks, "a positive number")
         require(0 < shrink < 1, "TRPO.shrink", shrink, "a number between 0 and 1")
-        self.max_kl, self.iterations, self.damping, self.backtracks, self.shrink = max_kl, iterations, damping, backtracks, shrink
+        self.max_kl, self.iterations, self.damping, self.backtracks, self.shrink = (
+            max_kl,
+            iterations,
+            damping,
+            backtracks,
+            shrink,
+        )
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]:
         with torch.no_grad():
             before = closures.loss()
         runs = before.dim()
-        old = closures.dist().detach() if closures.old_dist is None else closures.old_dist
+        old = (
+            closures.log_dist().detach() if closures.old_log_dist is None else closures.old_log_dist
+        )
         product = fisher_product(closures, self.damping)
         direction = conjugate_gradient(product, gradients, runs, self.iterations)
         curvature = per_run_dot(direction, product(direction), runs)
         # `eq:trust-region-length`
-        length = torch.where(curvature > 0, (2 * self.max_kl / curvature.clamp(min=1e-30)).sqrt(), torch.zeros_like(curvature))
+        length = torch.where(
+            curvature > 0,
+            (2 * self.max_kl / curvature.clamp(min=1e-30)).sqrt(),
+            torch.zeros_like(curvature),
+        )
         start = [parameter.detach().clone() for parameter in closures.parameters]
         fraction = torch.ones_like(before)
         accepted = torch.zeros_like(before, dtype=torch.bool)
@@ -121,7 +171,7 @@ class TRPO:
         with torch.no_grad():
             for _ in range(self.backtracks):
                 self._place(closures.parameters, start, direction, length * fraction)
-                new_kl = closures.mean_kl(old, closures.dist())
+                new_kl = closures.mean_kl(old, closures.log_dist())
                 good = ~accepted & (closures.loss() < before) & (new_kl <= self.max_kl)
                 kl = torch.where(good, new_kl, kl)
                 accepted = accepted | good
@@ -133,7 +183,9 @@ class TRPO:
         return {"trust_region_kl": kl, "step_fraction": fraction}
 
     @staticmethod
-    def _place(parameters: Sequence[Tensor], start: Vector, direction: Vector, length: Tensor) -> None:
+    def _place(
+        parameters: Sequence[Tensor], start: Vector, direction: Vector, length: Tensor
+    ) -> None:
         for parameter, origin, part in zip(parameters, start, direction, strict=True):
             parameter.copy_(origin - over_runs(length, part) * part)
 

@@ -440,7 +440,7 @@ from bandits.problem import Bandit
 samples = 4096
 bandit = Bandit(Bernoulli(mean[None]), Softmax.of(probability[None]), group=samples)
 rollout = bandit.sample(lesson.noise(dtype=torch.float64))
-each = rollout.score[0, :, None] * score[rollout.data["action"][0]]  # [N, 3] R_i · score
+each = rollout.total_reward[0, :, None] * score[rollout.data["action"][0]]  # [N, 3] R_i · score
 running = each.cumsum(0) / torch.arange(1, samples + 1, dtype=torch.float64)[:, None]
 spread = exact.covariance_at_baseline(B3, 0.0)[0].diagonal().sqrt()
 figure, [ax] = figures.new_figure(width=7.2, height=3.4)

@@ -574,7 +574,7 @@ class Predicted(Bandit):
 
     def sample(self, noise):
         rollout = super().sample(noise)
-        guess = type(self).predict(rollout.old_dist[..., 0, :, :].exp(), rollout.data["action"])
+        guess = type(self).predict(rollout.old_log_dist[..., 0, :, :].exp(), rollout.data["action"])
         return copy_with(rollout, value=guess.unsqueeze(-1).expand(rollout.reward.shape))
 
 

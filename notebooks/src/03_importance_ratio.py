@@ -113,9 +113,9 @@ for strength in (0.1, 1.0, 5.0):
 ladder.surrogate
 
 # %%
-from course.parts import Ratio
+from course.parts import ImportanceSampling
 
-lesson.code(Ratio)
+lesson.code(ImportanceSampling)
 
 # %% [markdown]
 # “GRPO is just PPO for bandits” (Giovanidis) calls this $L^{TRPO}$. TRPO is this **under a constraint**, which comes at the end of
@@ -582,9 +582,9 @@ def everything():
     return Closures(
         parameters=[theta],
         loss=lambda: -(torch.softmax(theta, -1) @ (mean - J_old)),
-        dist=lambda: torch.log_softmax(theta, -1),
+        log_dist=lambda: torch.log_softmax(theta, -1),
         mean_kl=lambda q, p: exact_kl(q, p).sum(),
-        old_dist=old.log(),
+        old_log_dist=old.log(),
     )
 
 

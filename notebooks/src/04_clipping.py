@@ -18,7 +18,7 @@ import torch
 import course
 from course.lab import figures
 from course import ladder
-from course.parts import CISPO, Clip, Constant, Ratio
+from course.parts import CISPO, Clip, Constant, ImportanceSampling
 
 lesson = course.setup("04")
 print("replaced in this lesson:", ", ".join(ladder.clip.diff(ladder.surrogate)))
@@ -513,7 +513,7 @@ def weight(surrogate, ratio, advantage):
     return float(torch.autograd.grad(surrogate(log_prob, log_prob, A), log_prob)[0] / A) + 0.0
 
 
-parts = {"ρA": Ratio(), "clip": Clip(0.2), "clip-higher": Clip(0.2, 0.28), "dual clip": Clip(0.2, dual_clip=3.0), "CISPO 0.28": CISPO(epsilon_high=0.28)}
+parts = {"ρA": ImportanceSampling(), "clip": Clip(0.2), "clip-higher": Clip(0.2, 0.28), "dual clip": Clip(0.2, dual_clip=3.0), "CISPO 0.28": CISPO(epsilon_high=0.28)}
 print("weight of A∇log π at ρ =", (0.5, 1.0, 1.25, 2.0, 5.0))
 for name, part in parts.items():
     for sign in (1.0, -1.0):

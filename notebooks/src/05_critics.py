@@ -834,8 +834,8 @@ from tinylm.sampling import score
 def right_and_early(model):
     """[2, 4 seeds]: the chance of a right answer, and of an end token in the second place, where it is never right."""
     rows = task.train.expand(*model.runs, -1)
-    dist, _ = score(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
-    return torch.stack([chance_right(model), dist[..., 0, 1, END].detach().exp().mean(-1)])
+    log_dist, _ = score(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
+    return torch.stack([chance_right(model), log_dist[..., 0, 1, END].detach().exp().mean(-1)])
 
 
 class Before(Suspect):

@@ -110,9 +110,9 @@ demonstrations = Demonstrations(model, task, batch=128)
 batch = demonstrations.sample(lesson.noise(use=9, **double))
 from tinylm.sampling import score
 
-dist, _ = score(model, batch.data["prompt"], batch.data["tokens"])
+log_dist, _ = score(model, batch.data["prompt"], batch.data["tokens"])
 ours = LIKELIHOOD.loss(demonstrations.policy(batch), batch).detach()
-theirs = torch.nn.functional.cross_entropy(dist[batch.mask], batch.data["tokens"][batch.mask]).detach()
+theirs = torch.nn.functional.cross_entropy(log_dist[batch.mask], batch.data["tokens"][batch.mask]).detach()
 print(f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12: {abs(float(ours - theirs)) < 1e-12}; before training ln 18 = {torch.tensor(18.0).log():.3g} would be even chances")
 
 # %% [markdown]
@@ -149,7 +149,7 @@ def gradient(estimator, rollout):
 
 
 policy = LanguageModel(model, task).policy(rollout)
-own = policy.log_prob[rollout.score == 1].sum() / rollout.score.numel()  # log-likelihood of the right ones, per sample drawn
+own = policy.log_prob[rollout.total_reward == 1].sum() / rollout.total_reward.numel()  # log-likelihood of the right ones, per sample drawn
 own_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(own, model.parameters)])
 print("REINFORCE's gradient is that of SFT on one's own right answers, to 1e-12:", torch.allclose(gradient(ladder.reinforce, rollout), own_gradient, atol=1e-12))
 
@@ -289,8 +289,8 @@ def draw_update(rung, asked, place, length):
     figure, [ax] = figures.new_figure(width=7.2, height=3.0)
     with torch.no_grad():
         for who, shift, colour, label in ((model, -0.2, "#999999", "before"), (moved, 0.2, figures.style_of(rung)["color"], "after")):
-            dist, _ = score(who, task.prompt[row][None], task.target[row][None, None])
-            ax.bar([i + shift for i in range(len(SHOWN))], dist[0, 0, at].exp()[SHOWN].tolist(), 0.4, color=colour, label=f"{label} (right answers to all questions: {right_to_go(who, task, task.train)[:, 0].mean():.0%})")
+            log_dist, _ = score(who, task.prompt[row][None], task.target[row][None, None])
+            ax.bar([i + shift for i in range(len(SHOWN))], log_dist[0, 0, at].exp()[SHOWN].tolist(), 0.4, color=colour, label=f"{label} (right answers to all questions: {right_to_go(who, task, task.train)[:, 0].mean():.0%})")
     right = SHOWN.index(int(task.target[row, at]))
     ax.set_xticks(range(len(SHOWN)), [f"[{n}]" if i == right else n for i, n in enumerate(NAMES)])
     ax.set_ylim(0, 1.1)

@@ -204,7 +204,7 @@ from course.train.optim import SGD, Closures
 
 def walk(optimizer, factor):
     place = torch.zeros(2, **double)
-    closures = Closures([place], loss=None, dist=None, mean_kl=None, old_dist=None)
+    closures = Closures([place], loss=None, log_dist=None, mean_kl=None, old_log_dist=None)
     for gradient in ([1.0, -0.2], [0.5, 0.1], [0.8, -0.3], [0.1, 0.4], [-0.2, 0.2]):
         optimizer.step([factor * torch.tensor(gradient, **double)], closures)
     return [round(each, 4) for each in place.tolist()]
@@ -596,7 +596,7 @@ rollout = problem.sample(lesson.noise(SEEDS, use=3, **double))
 for name, estimator in (("run A", broken), ("run B", ladder.group_std)):
     advantage = estimator.freeze(rollout).advantage[..., 0]
     spread = advantage.std(-1, correction=0)
-    loud = rollout.score.amax(-1) > rollout.score.amin(-1)
+    loud = rollout.total_reward.amax(-1) > rollout.total_reward.amin(-1)
     print(f"{name}: |sum of A in a group| at most {advantage.sum(-1).abs()[loud].max():.2f}; std of A in a group from {spread[loud].min():.2f} to {spread[loud].max():.2f}")
 
 # %% jupyter={"source_hidden": true}

@@ -1,4 +1,6 @@
-"""The classical bandit algorithms: their first pulls, estimates and posteriors by hand, and what they must cost."""
+"""The classical bandit algorithms: their first pulls, estimates and posteriors by hand, and what
+they must cost.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def f64(*runs: int, seed: int = 0) -> Noise:
     return Noise(runs, seed, dtype=torch.float64)
 
 
-def pulled(agent: Agent, environment: Metered, pulls: int, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+def pulled(
+    agent: Agent, environment: Metered, pulls: int, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Actions and rewards [pulls, ..., Q] of a game."""
     actions, rewards = [], []
     for _ in range(pulls):
@@ -61,7 +65,9 @@ def test_ucb_pulls_every_arm_once_first():
     environment = Metered(Bernoulli(noise.uniform(3, 7)))
     actions, _ = pulled(UCB(noise, 3, 7), environment, 7, noise)
     assert torch.equal(actions.sort(0).values, torch.arange(7)[:, None, None].expand(7, 5, 3))
-    assert len({tuple(order) for order in actions.flatten(1).T.tolist()}) > 1  # and not always in the same order
+    assert (
+        len({tuple(order) for order in actions.flatten(1).T.tolist()}) > 1
+    )  # and not always in the same order
 
 
 @pytest.mark.parametrize("c", [0.0, 0.3, math.sqrt(2)])
@@ -74,7 +80,9 @@ def test_ucb_index_by_hand(c):
         a, r = actions[:, run, 0].numpy(), rewards[:, run, 0].numpy()
         for t in range(6, 41):  # pull number t, after one pull of each arm
             n = np.bincount(a[: t - 1], minlength=5)
-            index = np.bincount(a[: t - 1], weights=r[: t - 1], minlength=5) / n + c * np.sqrt(np.log(t) / n)
+            index = np.bincount(a[: t - 1], weights=r[: t - 1], minlength=5) / n + c * np.sqrt(
+                np.log(t) / n
+            )
             assert a[t - 1] == index.argmax()
 
 
@@ -94,7 +102,10 @@ def test_estimates_are_the_sample_average_or_the_recency_weighted_one(step_size)
                 expected = own.mean()
             else:  # Sutton & Barto 2018, eq. 2.6: (1 − α)^n Q₁ + Σ α (1 − α)^(n − i) R_i
                 age = torch.arange(len(own), dtype=torch.float64).flip(0)
-                expected = 2.0 * (1 - step_size) ** len(own) + (step_size * (1 - step_size) ** age * own).sum()
+                expected = (
+                    2.0 * (1 - step_size) ** len(own)
+                    + (step_size * (1 - step_size) ** age * own).sum()
+                )
             assert agent.value[run, 0, arm] == pytest.approx(float(expected), abs=1e-12)
 
 
@@ -108,7 +119,9 @@ def test_epsilon_greedy_takes_the_best_arm_with_probability_one_minus_epsilon_an
 
 
 def test_epsilon_greedy_pays_epsilon_times_the_mean_gap_for_ever():
-    means = torch.tensor([[0.9, 0.5, 0.3, 0.1]], dtype=torch.float64)  # deterministic: after a look at each arm the greedy arm is right
+    means = torch.tensor(
+        [[0.9, 0.5, 0.3, 0.1]], dtype=torch.float64
+    )  # deterministic: after a look at each arm the greedy arm is right
     noise, epsilon, pulls = f64(400), 0.2, 500
     environment = Metered(Deterministic(means.expand(400, 1, 4)))
     agent = EpsilonGreedy(noise, 1, 4, epsilon, initial=2.0)
@@ -118,14 +131,21 @@ def test_epsilon_greedy_pays_epsilon_times_the_mean_gap_for_ever():
     before = environment.regret
     play(agent, environment, pulls, noise)
     gaps = 0.9 - means[0]
-    slope, spread = epsilon * gaps.mean(), math.sqrt(float(epsilon * (gaps**2).mean() - (epsilon * gaps.mean()) ** 2))
-    assert abs(((environment.regret - before) / pulls).mean() - slope) < 4 * spread / math.sqrt(400 * pulls)
+    slope, spread = (
+        epsilon * gaps.mean(),
+        math.sqrt(float(epsilon * (gaps**2).mean() - (epsilon * gaps.mean()) ** 2)),
+    )
+    assert abs(((environment.regret - before) / pulls).mean() - slope) < 4 * spread / math.sqrt(
+        400 * pulls
+    )
 
 
 def test_optimism_tries_every_arm_before_it_repeats_one():
     noise = f64(6)
     environment = Metered(Bernoulli(noise.uniform(1, 8)))
-    actions, _ = pulled(EpsilonGreedy(noise, 1, 8, 0.0, initial=5.0, step_size=0.1), environment, 8, noise)
+    actions, _ = pulled(
+        EpsilonGreedy(noise, 1, 8, 0.0, initial=5.0, step_size=0.1), environment, 8, noise
+    )
     assert torch.equal(actions.sort(0).values, torch.arange(8)[:, None, None].expand(8, 6, 1))
 
 
@@ -202,7 +222,9 @@ def test_learning_beats_chance(name):
     noise = Noise((200,), 1)
     environment = Metered(Bernoulli(noise.uniform(1, 5)))
     play(AGENTS[name](noise, 1, 5), environment, 300, noise)
-    assert float(environment.regret.mean()) < 0.5 * 300 * (5 / 6 - 1 / 2)  # chance: E[max U] − E[U] per pull
+    assert float(environment.regret.mean()) < 0.5 * 300 * (
+        5 / 6 - 1 / 2
+    )  # chance: E[max U] − E[U] per pull
 
 
 def test_settings_may_differ_between_runs():

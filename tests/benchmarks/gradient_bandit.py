@@ -1,11 +1,13 @@
 """How fast is the gradient bandit through estimator objects, autograd and the learner?
 
-Beside it, in the same run and on one core each: the fastest NumPy we could write by hand (all settings as one batch of
-runs, arms first, buffers reused), a plain Python loop over runs with NumPy vectors of arms, as one would first write it,
-and the same loop without NumPy (both timed on fewer runs and scaled). All do the same work: 4 settings × 2,000 runs ×
-1,000 steps of a ten-armed testbed, and the same five metrics every 10 steps.
+Beside it, in the same run and on one core each: the fastest NumPy we could write by hand (all
+settings as one batch of runs, arms first, buffers reused), a plain Python loop over runs with NumPy
+vectors of arms, as one would first write it, and the same loop without NumPy (both timed on fewer
+runs and scaled). All do the same work: 4 settings × 2,000 runs × 1,000 steps of a ten-armed
+testbed, and the same five metrics every 10 steps.
 
-    python -m tests.benchmarks.gradient_bandit          prints a table, writes benchmark_gradient_bandit.png and .json
+    python -m tests.benchmarks.gradient_bandit          prints a table, writes
+    benchmark_gradient_bandit.png and .json
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from course.train.critic import RunningMean
 from course.train.noise import Noise
 from course.train.optim import SGD
 
-RATES, SHARES = (0.1, 0.1, 0.4, 0.4), (1.0, 0.0, 1.0, 0.0)  # learning rate, and how much of the running mean is subtracted
+RATES, SHARES = (
+    (0.1, 0.1, 0.4, 0.4),
+    (1.0, 0.0, 1.0, 0.0),
+)  # learning rate, and how much of the running mean is subtracted
 MEAN, EVERY = 4.0, 10
 METRICS = ("optimal_action", "expected_reward", "reward", "entropy", "gradient_norm")
 
@@ -45,10 +50,15 @@ def ours(runs: int, steps: int, arms: int, dtype: torch.dtype, device: str = "cp
     axes = (len(RATES), runs)
     noise = Noise(axes, 0, dtype=dtype, device=device)
     bandit = Bandit(testbed(noise, arms, mean=MEAN), Softmax.uniform(noise, 1, arms), 1)
-    rates, shares = (torch.tensor(each, dtype=dtype, device=device).unsqueeze(-1).expand(axes) for each in (RATES, SHARES))
+    rates, shares = (
+        torch.tensor(each, dtype=dtype, device=device).unsqueeze(-1).expand(axes)
+        for each in (RATES, SHARES)
+    )
     critic = RunningMean(include_current=True, share=shares)
     estimator = replace(ladder.reinforce, baseline=Value())
-    history = Learner(bandit, estimator, SGD(rates), noise, critic=critic, log_every=EVERY).train(steps)
+    history = Learner(bandit, estimator, SGD(rates), noise, critic=critic, log_every=EVERY).train(
+        steps
+    )
     return torch.stack([history[name].mean(-1) for name in METRICS], 1).cpu().double().numpy()
 
 
@@ -74,7 +84,13 @@ def numpy_by_hand(runs: int, steps: int, arms: int, dtype: type) -> np.ndarray:
             gradient[action, which] += advantage
             entropy = -(probability * np.log(np.maximum(probability, np.finfo(dtype).tiny))).sum(0)
             length = np.sqrt((gradient * gradient).sum(0))
-            values = (probability[best, which], (probability * means).sum(0), reward, entropy, length)
+            values = (
+                probability[best, which],
+                (probability * means).sum(0),
+                reward,
+                entropy,
+                length,
+            )
             logged.append([value.reshape(4, runs).mean(1) for value in values])
         advantage *= rate
         probability *= advantage
@@ -102,7 +118,13 @@ def python_loop(runs: int, steps: int, arms: int) -> np.ndarray:
                 gradient = (reward - share * baseline) * score
                 if step % EVERY == 0:
                     entropy = -(probability * np.log(np.maximum(probability, 1e-300))).sum()
-                    row = (probability[best], probability @ means, reward, entropy, np.sqrt(gradient @ gradient))
+                    row = (
+                        probability[best],
+                        probability @ means,
+                        reward,
+                        entropy,
+                        np.sqrt(gradient @ gradient),
+                    )
                     logged[step // EVERY, :, setting] += row
                 logits += rate * gradient
     return logged / runs
@@ -129,10 +151,18 @@ def scalar_loop(runs: int, steps: int, arms: int) -> np.ndarray:
                 baseline += (reward - baseline) / (step + 1)
                 advantage = reward - share * baseline
                 if step % EVERY == 0:
-                    gradient = [advantage * ((arm == action) - p) for arm, p in enumerate(probability)]
+                    gradient = [
+                        advantage * ((arm == action) - p) for arm, p in enumerate(probability)
+                    ]
                     expected = sum(p * mean for p, mean in zip(probability, means, strict=True))
                     entropy = -sum(p * math.log(p) for p in probability if p > 0)
-                    row = (probability[best], expected, reward, entropy, math.sqrt(sum(g * g for g in gradient)))
+                    row = (
+                        probability[best],
+                        expected,
+                        reward,
+                        entropy,
+                        math.sqrt(sum(g * g for g in gradient)),
+                    )
                     logged[step // EVERY, :, setting] += row
                 for arm in range(arms):
                     logits[arm] += rate * advantage * ((arm == action) - probability[arm])
@@ -146,13 +176,21 @@ def seconds(body: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(runs: int = 2000, steps: int = 1000, arms: int = 10, repeats: int = 5, device: str = "cpu") -> Result:
-    """Time all three in turn, `repeats` times; ratios pair by pair. Then ours against runs and against arms."""
+def measure(
+    runs: int = 2000, steps: int = 1000, arms: int = 10, repeats: int = 5, device: str = "cpu"
+) -> Result:
+    """Time all three in turn, `repeats` times; ratios pair by pair.
+
+    Then ours against runs and against arms.
+    """
     torch.set_num_threads(1)
     series: dict[str, dict[str, object]] = {}
     facts = []
     few = max(1, runs // 500)
-    for name, torch_type, numpy_type in (("float32", torch.float32, np.float32), ("float64", torch.float64, np.float64)):
+    for name, torch_type, numpy_type in (
+        ("float32", torch.float32, np.float32),
+        ("float64", torch.float64, np.float64),
+    ):
         ours(min(runs, 50), 50, arms, torch_type, device)  # warm-up
         numpy_by_hand(min(runs, 50), 50, arms, numpy_type)
         pairs = [
@@ -162,7 +200,10 @@ def measure(runs: int = 2000, steps: int = 1000, arms: int = 10, repeats: int = 
             )  # type: ignore[misc]
             for _ in range(repeats)
         ]
-        loop, scalar = (seconds(lambda b=body: b(few, steps, arms)) * runs / few for body in (python_loop, scalar_loop))  # type: ignore[misc]
+        loop, scalar = (
+            seconds(lambda b=body: b(few, steps, arms)) * runs / few
+            for body in (python_loop, scalar_loop)
+        )  # type: ignore[misc]
         ratio, speedup = [mine / hand for mine, hand in pairs], [loop / mine for mine, _ in pairs]
         series[name] = {
             "ours": [mine for mine, _ in pairs],
@@ -184,13 +225,28 @@ def measure(runs: int = 2000, steps: int = 1000, arms: int = 10, repeats: int = 
                 "below",
             ),  # type: ignore[arg-type]
             Fact(
-                f"Times faster than a plain Python loop over runs, {name}", "this course", series[name]["speedup"], 0.0, 60.0, 0.0, "above"
+                f"Times faster than a plain Python loop over runs, {name}",
+                "this course",
+                series[name]["speedup"],
+                0.0,
+                60.0,
+                0.0,
+                "above",
             ),  # type: ignore[arg-type]
         ]
-    scaling: dict[str, dict[str, list[float]]] = {"runs": {"x": [], "seconds": []}, "arms": {"x": [], "seconds": []}}
+    scaling: dict[str, dict[str, list[float]]] = {
+        "runs": {"x": [], "seconds": []},
+        "arms": {"x": [], "seconds": []},
+    }
     for factor in (1, 2, 4, 8):
-        for axis, (many, kinds) in (("runs", (runs // 4 * factor, arms)), ("arms", (runs // 4, arms * factor))):
-            best = min(seconds(lambda m=many, k=kinds: ours(m, steps // 4, k, torch.float32, device)) for _ in range(3))  # type: ignore[misc]
+        for axis, (many, kinds) in (
+            ("runs", (runs // 4 * factor, arms)),
+            ("arms", (runs // 4, arms * factor)),
+        ):
+            best = min(
+                seconds(lambda m=many, k=kinds: ours(m, steps // 4, k, torch.float32, device))
+                for _ in range(3)
+            )  # type: ignore[misc]
             scaling[axis]["x"].append(4 * many if axis == "runs" else kinds)
             scaling[axis]["seconds"].append(best)
     settings = {
@@ -205,23 +261,39 @@ def measure(runs: int = 2000, steps: int = 1000, arms: int = 10, repeats: int = 
     }
     return Result(
         name="benchmark_gradient_bandit",
-        title="the gradient bandit through the course's objects, beside NumPy by hand and a Python loop",
+        title=(
+            "the gradient bandit through the course's objects, beside NumPy by hand and a Python"
+            " loop"
+        ),
         settings=settings,
         series={**series, "scaling": scaling},
         facts=facts,
         environment=environment(device),
-        caption=f"One core each. The loop was timed on {few} runs per setting and scaled to {runs}.",
+        caption=(
+            f"One core each. The loop was timed on {few} runs per setting and scaled to {runs}."
+        ),
     )
 
 
 def plot(result: Result):  # type: ignore[no-untyped-def]
     """Seconds of the three, and how ours grows with runs and with arms."""
     figure, (bars, runs, arms) = figures.new_figure(1, 3, width=13.0, height=4.2)
-    names = {"ours": "this course", "numpy": "NumPy by hand", "loop": "loop over runs", "scalar": "… without NumPy"}
+    names = {
+        "ours": "this course",
+        "numpy": "NumPy by hand",
+        "loop": "loop over runs",
+        "scalar": "… without NumPy",
+    }
     for place, name in enumerate(names):
         for shift, kind in enumerate(("float32", "float64")):
             value = float(np.median(result.array(kind, name)))
-            bars.barh(place + 0.38 * shift - 0.19, value, 0.34, color=("#0072b2", "#56b4e9")[shift], label=kind if place == 0 else None)
+            bars.barh(
+                place + 0.38 * shift - 0.19,
+                value,
+                0.34,
+                color=("#0072b2", "#56b4e9")[shift],
+                label=kind if place == 0 else None,
+            )
             bars.text(value * 1.1, place + 0.38 * shift - 0.19, f"{value:.2g} s", va="center")
     bars.set_yticks(range(4), list(names.values()))
     bars.set_xscale("log")
@@ -236,13 +308,20 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
         figures.expectation(ax, start + slope * x, x, label="straight line")
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False)
-        figures.describe(ax, f"Cost grows in a line with {unit}", unit, f"seconds for {result.settings['steps'] // 4} steps")
+        figures.describe(
+            ax,
+            f"Cost grows in a line with {unit}",
+            unit,
+            f"seconds for {result.settings['steps'] // 4} steps",
+        )
     return figure
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=2000, help="runs per setting")
     parser.add_argument("--repeats", type=int, default=5)
@@ -253,16 +332,32 @@ def main() -> None:
     rows = [
         (
             kind,
-            *(f"{np.median(found.array(kind, name)):.3f}" for name in ("ours", "numpy", "loop", "scalar")),
+            *(
+                f"{np.median(found.array(kind, name)):.3f}"
+                for name in ("ours", "numpy", "loop", "scalar")
+            ),
             f"{found.series[kind]['ratio']:.2f}",
             f"{found.series[kind]['speedup']:.0f}",
         )
         for kind in ("float32", "float64")
     ]
-    print(text_table(("", "ours, s", "NumPy, s", "loop, s", "scalar loop, s", "ours / NumPy", "loop / ours"), rows))
+    print(
+        text_table(
+            ("", "ours, s", "NumPy, s", "loop, s", "scalar loop, s", "ours / NumPy", "loop / ours"),
+            rows,
+        )
+    )
     for axis, measured in found.series["scaling"].items():
-        print(f"{axis}: " + ", ".join(f"{x:g} → {y:.3f} s" for x, y in zip(measured["x"], measured["seconds"], strict=True)))
-    for path in Result(**{**vars(found), "seconds": time.perf_counter() - start}).save(chosen.out, plot(found)):
+        print(
+            f"{axis}: "
+            + ", ".join(
+                f"{x:g} → {y:.3f} s"
+                for x, y in zip(measured["x"], measured["seconds"], strict=True)
+            )
+        )
+    for path in Result(**{**vars(found), "seconds": time.perf_counter() - start}).save(
+        chosen.out, plot(found)
+    ):
         print(path)
 
 

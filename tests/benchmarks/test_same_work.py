@@ -1,4 +1,6 @@
-"""The benchmark's three programs do the same work: their curves agree within the error of their runs. Times are not asserted."""
+"""The benchmark's three programs do the same work: their curves agree within the error of their
+runs. Times are not asserted.
+"""
 
 from collections.abc import Callable
 
@@ -12,10 +14,16 @@ RUNS, STEPS, ARMS = 1500, 60, 4
 
 
 def test_ours_and_numpy_agree_metric_by_metric() -> None:
-    mine, hand = ours(RUNS, STEPS, ARMS, torch.float64), numpy_by_hand(RUNS, STEPS, ARMS, np.float64)
-    tolerance = dict(zip(METRICS, (0.25, 0.75, 1.3, 0.4, 3.0), strict=True))  # standard deviation over runs, at the most
+    mine, hand = (
+        ours(RUNS, STEPS, ARMS, torch.float64),
+        numpy_by_hand(RUNS, STEPS, ARMS, np.float64),
+    )
+    tolerance = dict(
+        zip(METRICS, (0.25, 0.75, 1.3, 0.4, 3.0), strict=True)
+    )  # standard deviation over runs, at the most
     for index, name in enumerate(METRICS):
-        # ours logs the last step too, and two metrics after the update where NumPy has them before it: compare where a step moves little
+        # ours logs the last step too, and two metrics after the update where NumPy has them before
+        # it: compare where a step moves little
         later = slice(1 if name in ("optimal_action", "expected_reward") else 0, len(hand))
         difference = np.abs(mine[later, index] - hand[later, index])
         assert difference.max() < 5 * tolerance[name] * (2 / RUNS) ** 0.5 + 0.03, name
@@ -26,4 +34,6 @@ def test_the_loops_agree_with_numpy(body: Callable[[int, int, int], np.ndarray])
     few = 60
     loop, hand = body(few, STEPS, ARMS), numpy_by_hand(RUNS, STEPS, ARMS, np.float64)
     for index, spread in enumerate((0.35, 0.9, 1.4, 0.5, 3.5)):
-        assert np.abs(loop[:, index] - hand[:, index]).max() < 5 * spread * (1 / few + 1 / RUNS) ** 0.5, METRICS[index]
+        assert (
+            np.abs(loop[:, index] - hand[:, index]).max() < 5 * spread * (1 / few + 1 / RUNS) ** 0.5
+        ), METRICS[index]

@@ -1,4 +1,6 @@
-"""Bad input is refused at the door: a `CourseError` of one line that names the field, the value, and what is allowed."""
+"""Bad input is refused at the door: a `CourseError` of one line that names the field, the value,
+and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -85,77 +87,138 @@ def rollout(group: int = 3, tokens: int = 2, **changes: Any) -> Rollout:
     return Rollout(**(fields | changes))
 
 
-def learner(runs: tuple[int, ...] = (2,), estimator: Estimator = ladder.clip, optimizer: Any = None, **options: Any) -> Learner:
-    return Learner(bernoulli_bandit(runs), estimator, optimizer or SGD(0.1), stream(runs), **options)
+def learner(
+    runs: tuple[int, ...] = (2,),
+    estimator: Estimator = ladder.clip,
+    optimizer: Any = None,
+    **options: Any,
+) -> Learner:
+    return Learner(
+        bernoulli_bandit(runs), estimator, optimizer or SGD(0.1), stream(runs), **options
+    )
 
 
 # ---------------------------------------------------------------- what was sampled
 
 WRONG_ROLLOUTS: list[tuple[dict[str, Any], str]] = [
-    ({"reward": torch.zeros(3, 2)}, "rollout.reward: got (3, 2); allowed is at least the three axes [Q, G, T]"),
-    ({"reward": torch.zeros(2, 0, 2)}, "rollout.reward: got (2, 0, 2); allowed is no axis of length 0"),
+    (
+        {"reward": torch.zeros(3, 2)},
+        "rollout.reward: got (3, 2); allowed is at least the three axes [Q, G, T]",
+    ),
+    (
+        {"reward": torch.zeros(2, 0, 2)},
+        "rollout.reward: got (2, 0, 2); allowed is no axis of length 0",
+    ),
     ({"reward": [[[1.0]]]}, "rollout.reward: got [[[1.0]]]; allowed is a tensor"),
-    ({"reward": torch.ones(2, 3, 2, dtype=torch.long)}, "rollout.reward: got torch.int64; allowed is a floating-point type"),
-    ({"log_prob": torch.zeros(2, 3, 1)}, "rollout.log_prob: got (2, 3, 1); allowed is the shape (2, 3, 2)"),
+    (
+        {"reward": torch.ones(2, 3, 2, dtype=torch.long)},
+        "rollout.reward: got torch.int64; allowed is a floating-point type",
+    ),
+    (
+        {"log_prob": torch.zeros(2, 3, 1)},
+        "rollout.log_prob: got (2, 3, 1); allowed is the shape (2, 3, 2)",
+    ),
     ({"log_prob": None}, "rollout.log_prob: got None; allowed is a tensor"),
     ({"mask": torch.ones(2, 3, 2)}, "rollout.mask: got torch.float32; allowed is torch.bool"),
     ({"mask": torch.ones(3, 2, dtype=torch.bool)}, "rollout.mask: got (3, 2)"),
     ({"ref_log_prob": torch.zeros(2, 3)}, "rollout.ref_log_prob: got (2, 3)"),
     ({"value": torch.zeros(1, 3, 2)}, "rollout.value: got (1, 3, 2)"),
-    ({"truncated": torch.zeros(2, 3)}, "rollout.truncated: got torch.float32; allowed is torch.bool"),
-    ({"truncated": torch.zeros(2, 3, 2, dtype=torch.bool)}, "rollout.truncated: got (2, 3, 2); allowed is the shape (2, 3)"),
+    (
+        {"truncated": torch.zeros(2, 3)},
+        "rollout.truncated: got torch.float32; allowed is torch.bool",
+    ),
+    (
+        {"truncated": torch.zeros(2, 3, 2, dtype=torch.bool)},
+        "rollout.truncated: got (2, 3, 2); allowed is the shape (2, 3)",
+    ),
     ({"bootstrap": torch.zeros(2)}, "rollout.bootstrap: got (2,)"),
-    ({"greedy_reward": torch.zeros(2, 3)}, "rollout.greedy_reward: got (2, 3); allowed is the shape (2,)"),
+    (
+        {"greedy_reward": torch.zeros(2, 3)},
+        "rollout.greedy_reward: got (2, 3); allowed is the shape (2,)",
+    ),
     ({"kl_coef": torch.ones(2)}, "rollout.kl_coef: got (2,); allowed is the shape ()"),
-    ({"old_dist": torch.zeros(2, 2, 2, 5)}, "rollout.old_dist: got (2, 2, 2, 5); allowed is [..., Q, G or 1, T or 1, V]"),
-    ({"ref_dist": torch.zeros(1, 1, 1, 5)}, "rollout.ref_dist: got (1, 1, 1, 5)"),
+    (
+        {"old_log_dist": torch.zeros(2, 2, 2, 5)},
+        "rollout.old_log_dist: got (2, 2, 2, 5); allowed is [..., Q, G or 1, T or 1, V]",
+    ),
+    ({"ref_log_dist": torch.zeros(1, 1, 1, 5)}, "rollout.ref_log_dist: got (1, 1, 1, 5)"),
     ({"limit": 0}, "rollout.limit: got 0; allowed is a positive number of tokens"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "says"), WRONG_ROLLOUTS, ids=[says.split(";")[0] for _, says in WRONG_ROLLOUTS])
-def test_a_rollout_of_the_wrong_shape_or_type_is_refused(changes: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "says"), WRONG_ROLLOUTS, ids=[says.split(";")[0] for _, says in WRONG_ROLLOUTS]
+)
+def test_a_rollout_of_the_wrong_shape_or_type_is_refused(
+    changes: dict[str, Any], says: str
+) -> None:
     refused(says, lambda: rollout(**changes))
 
 
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
-        (Policy(torch.zeros(2, 3, 1)), "policy.log_prob: got (2, 3, 1); allowed is the shape (2, 3, 2)"),
+        (
+            Policy(torch.zeros(2, 3, 1)),
+            "policy.log_prob: got (2, 3, 1); allowed is the shape (2, 3, 2)",
+        ),
         (Policy(torch.zeros(3, 2)), "policy.log_prob: got (3, 2)"),
         (Policy(torch.zeros(2, 3, 2), value=torch.zeros(2, 1, 1)), "policy.value: got (2, 1, 1)"),
-        (Policy(torch.zeros(2, 3, 2), torch.zeros(2, 2, 2, 4)), "policy.dist: got (2, 2, 2, 4)"),
-        (Policy(torch.zeros(2, 3, 2), torch.zeros(3, 2, 4)), "policy.dist: got (3, 2, 4)"),
+        (
+            Policy(torch.zeros(2, 3, 2), torch.zeros(2, 2, 2, 4)),
+            "policy.log_dist: got (2, 2, 2, 4)",
+        ),
+        (Policy(torch.zeros(2, 3, 2), torch.zeros(3, 2, 4)), "policy.log_dist: got (3, 2, 4)"),
     ],
 )
 def test_a_policy_that_would_only_fit_by_broadcasting_is_refused(policy: Policy, says: str) -> None:
-    """[Q, G] log-probabilities against [Q, G, 1] rewards would make [Q, Q, G]: numbers, and none of them right."""
+    """[Q, G] log-probabilities against [Q, G, 1] rewards would make [Q, Q, G]: numbers, and none of
+    them right.
+    """
     frozen = ladder.ppo_value.freeze(rollout())
     refused(says, lambda: ladder.ppo_value.objective(policy, frozen))
 
 
-@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")]
+)
 def test_a_reward_that_is_no_number_is_refused_with_its_place(value: float, shown: str) -> None:
     broken = rollout()
     broken.reward[1, 0, 1] = value
-    refused(f"rollout.reward: got {shown} at index (1, 0, 1); allowed is a finite number", lambda: ladder.clip.freeze(broken))
+    refused(
+        f"rollout.reward: got {shown} at index (1, 0, 1); allowed is a finite number",
+        lambda: ladder.clip.freeze(broken),
+    )
 
 
 def test_a_run_without_a_token_of_the_policys_own_is_refused() -> None:
     mask = torch.ones(2, 2, 3, 1, dtype=torch.bool)
     mask[1] = False
     pair = Rollout(torch.rand(2, 2, 3, 1), torch.rand(2, 2, 3, 1), mask)
-    refused("rollout.mask: got a run in which no token is the policy's own", lambda: ladder.clip.freeze(pair))
+    refused(
+        "rollout.mask: got a run in which no token is the policy's own",
+        lambda: ladder.clip.freeze(pair),
+    )
 
 
-@pytest.mark.parametrize("name", ["group_mean", "group_std", "grpo", "rloo", "opo", "dapo", "dr_grpo", "reinforce_pp_baseline"])
+@pytest.mark.parametrize(
+    "name",
+    ["group_mean", "group_std", "grpo", "rloo", "opo", "dapo", "dr_grpo", "reinforce_pp_baseline"],
+)
 def test_a_group_of_one_is_refused_where_samples_are_compared(name: str) -> None:
-    says = refused("got G = 1 sample per prompt; allowed is G ≥ 2", lambda: ladder.get(name).estimator.freeze(rollout(group=1)))
+    says = refused(
+        "got G = 1 sample per prompt; allowed is G ≥ 2",
+        lambda: ladder.get(name).estimator.freeze(rollout(group=1)),
+    )
     assert says.startswith(f"{type(ladder.get(name).estimator.baseline).__name__}()")
 
 
-@pytest.mark.parametrize("estimator", [ladder.baseline, ladder.reinforce_pp, Estimator(scale=BatchStd())])
-def test_a_batch_of_one_is_refused_where_samples_of_the_batch_are_compared(estimator: Estimator) -> None:
+@pytest.mark.parametrize(
+    "estimator", [ladder.baseline, ladder.reinforce_pp, Estimator(scale=BatchStd())]
+)
+def test_a_batch_of_one_is_refused_where_samples_of_the_batch_are_compared(
+    estimator: Estimator,
+) -> None:
     one = {name: torch.zeros(1, 1, 1) for name in ("reward", "log_prob", "ref_log_prob")}
     single = Rollout(mask=torch.ones(1, 1, 1, dtype=torch.bool), **one)
     refused("a batch of at least two samples", lambda: estimator.freeze(single))
@@ -163,17 +226,29 @@ def test_a_batch_of_one_is_refused_where_samples_of_the_batch_are_compared(estim
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("grpo", "ref_log_prob"), ("reinforce_pp", "ref_log_prob"), ("ppo", "value"), ("remax", "greedy_reward"), ("ppo_kl", "old_dist")],
+    [
+        ("grpo", "ref_log_prob"),
+        ("reinforce_pp", "ref_log_prob"),
+        ("ppo", "value"),
+        ("remax", "greedy_reward"),
+        ("ppo_kl", "old_log_dist"),
+    ],
 )
 def test_what_an_estimator_needs_and_the_rollout_lacks_is_named(name: str, field: str) -> None:
-    says = refused(f"rollout.{field}: got None; allowed is a tensor", lambda: ladder.get(name).estimator.freeze(rollout(**{field: None})))
+    says = refused(
+        f"rollout.{field}: got None; allowed is a tensor",
+        lambda: ladder.get(name).estimator.freeze(rollout(**{field: None})),
+    )
     assert "needs it" in says
 
 
 def test_a_truncated_sample_needs_the_value_after_it() -> None:
     cut = rollout(truncated=torch.tensor([[True, False, False]] * 2))
     refused("rollout.bootstrap: got None", lambda: ladder.ppo.freeze(cut))
-    refused("rollout.truncated: got None", lambda: replace(ladder.clip, sample_filter=_drop_truncated()).freeze(rollout()))
+    refused(
+        "rollout.truncated: got None",
+        lambda: replace(ladder.clip, sample_filter=_drop_truncated()).freeze(rollout()),
+    )
 
 
 def _drop_truncated() -> Any:
@@ -185,13 +260,21 @@ def _drop_truncated() -> Any:
 @pytest.mark.parametrize(
     ("estimator", "says"),
     [
-        (replace(ladder.clip, entropy_coef=0.1), "policy.dist: got None; allowed is the full distribution, which the entropy needs"),
+        (
+            replace(ladder.clip, entropy_coef=0.1),
+            "policy.log_dist: got None; allowed is the full distribution, which the entropy needs",
+        ),
         (ladder.ppo_value, "policy.value: got None; allowed is the critic's values"),
-        (replace(ladder.clip, kl=ExactKL(0.1)), "policy.dist: got None; allowed is the full distribution, which ExactKL needs"),
+        (
+            replace(ladder.clip, kl=ExactKL(0.1)),
+            "policy.log_dist: got None; allowed is the full distribution, which ExactKL needs",
+        ),
     ],
 )
-def test_what_an_estimator_needs_and_the_policy_lacks_is_named(estimator: Estimator, says: str) -> None:
-    sampled = rollout(ref_dist=torch.zeros(2, 1, 1, 1))
+def test_what_an_estimator_needs_and_the_policy_lacks_is_named(
+    estimator: Estimator, says: str
+) -> None:
+    sampled = rollout(ref_log_dist=torch.zeros(2, 1, 1, 1))
     refused(says, lambda: estimator.loss(Policy(sampled.log_prob), sampled))
 
 
@@ -211,7 +294,10 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Clip(1.5), "Clip.epsilon_low: got 1.5; allowed is a number from 0 to 1"),
     (lambda: Clip(0.2, -0.1), "Clip.epsilon_high: got -0.1"),
     (lambda: Clip(ratio_cap=0.0), "Clip.ratio_cap: got 0.0"),
-    (lambda: Clip(0.2, 0.5, dual_clip=1.4), "Clip.dual_clip: got 1.4; allowed is None or a number above 1 + ε_high = 1.5"),
+    (
+        lambda: Clip(0.2, 0.5, dual_clip=1.4),
+        "Clip.dual_clip: got 1.4; allowed is None or a number above 1 + ε_high = 1.5",
+    ),
     (lambda: CISPO(-1.0), "CISPO.epsilon_high: got -1.0"),
     (lambda: CISPO(epsilon_low=2.0), "CISPO.epsilon_low: got 2.0"),
     (lambda: SoftGate(0.0), "SoftGate.tau_positive: got 0.0"),
@@ -229,12 +315,21 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Estimator(kl=Clip()), "estimator.kl: got"),  # type: ignore[arg-type]
     (lambda: Estimator(entropy_coef=-0.01), "estimator.entropy_coef: got -0.01"),
     (lambda: Estimator(value_coef=math.inf), "estimator.value_coef: got inf"),
-    (lambda: replace(ladder.clip, basline=GroupMean()), "replace: got 'basline'; allowed is one of credit, baseline"),
+    (
+        lambda: replace(ladder.clip, basline=GroupMean()),
+        "replace: got 'basline'; allowed is one of credit, baseline",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), WRONG_PARTS, ids=[says.split(":")[0] + says.split("got")[1][:12] for _, says in WRONG_PARTS])
-def test_a_wrong_setting_is_refused_when_the_part_is_made(make: Callable[[], Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "says"),
+    WRONG_PARTS,
+    ids=[says.split(":")[0] + says.split("got")[1][:12] for _, says in WRONG_PARTS],
+)
+def test_a_wrong_setting_is_refused_when_the_part_is_made(
+    make: Callable[[], Any], says: str
+) -> None:
     refused(says, make)
 
 
@@ -255,8 +350,12 @@ CLASHES: list[tuple[Callable[[], Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "names"), CLASHES, ids=[" × ".join(names[:2]) for _, names in CLASHES])
-def test_parts_that_clash_say_which_and_why(make: Callable[[], Any], names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("make", "names"), CLASHES, ids=[" × ".join(names[:2]) for _, names in CLASHES]
+)
+def test_parts_that_clash_say_which_and_why(
+    make: Callable[[], Any], names: tuple[str, ...]
+) -> None:
     text = refused("clashes with", make, Clash)
     assert all(name in text for name in names)
     assert len(text.partition(": ")[2]) > 30  # the reason
@@ -273,7 +372,14 @@ def test_what_is_biased_can_still_be_studied_on_purpose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("grop", "grpo"), ("GRPO", "grpo"), ("reinforc", "reinforce"), ("dr-grpo", "dr_grpo"), ("RLOO", "rloo")]
+    ("name", "nearest"),
+    [
+        ("grop", "grpo"),
+        ("GRPO", "grpo"),
+        ("reinforc", "reinforce"),
+        ("dr-grpo", "dr_grpo"),
+        ("RLOO", "rloo"),
+    ],
 )
 def test_an_unknown_rung_suggests_the_nearest(name: str, nearest: str) -> None:
     refused(f"unknown rung {name!r}: did you mean {nearest!r}?", lambda: ladder.get(name))
@@ -297,7 +403,10 @@ WRONG_OPTIMIZERS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Adam(0.1, eps=-1e-8), "Adam.eps: got -1e-08"),
     (lambda: Adam(0.1, weight_decay=-0.1), "Adam.weight_decay: got -0.1"),
     (lambda: LinearDecay(0), "LinearDecay.steps: got 0"),
-    (lambda: LinearDecay(10, warmup=10), "LinearDecay.warmup: got 10; allowed is from 0 to below steps = 10"),
+    (
+        lambda: LinearDecay(10, warmup=10),
+        "LinearDecay.warmup: got 10; allowed is from 0 to below steps = 10",
+    ),
     (lambda: LinearDecay(10, final=-0.5), "LinearDecay.final: got -0.5"),
     (lambda: NaturalGradient(0.1, iterations=0), "NaturalGradient.iterations: got 0"),
     (lambda: NaturalGradient(0.1, damping=-1.0), "NaturalGradient.damping: got -1.0"),
@@ -308,15 +417,24 @@ WRONG_OPTIMIZERS: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), WRONG_OPTIMIZERS, ids=[says.split(";")[0] for _, says in WRONG_OPTIMIZERS])
+@pytest.mark.parametrize(
+    ("make", "says"), WRONG_OPTIMIZERS, ids=[says.split(";")[0] for _, says in WRONG_OPTIMIZERS]
+)
 def test_a_wrong_optimiser_setting_is_refused(make: Callable[[], Any], says: str) -> None:
     refused(says, make)
 
 
 @pytest.mark.parametrize(("runs", "rates"), [((2,), 3), ((2, 2), 2), ((), 2), ((2,), (1, 2))])
-def test_learning_rates_that_do_not_belong_to_the_runs_are_refused(runs: tuple[int, ...], rates: Any) -> None:
+def test_learning_rates_that_do_not_belong_to_the_runs_are_refused(
+    runs: tuple[int, ...], rates: Any
+) -> None:
     """Two rates for no run would be taken for rates of the two prompts, without a word."""
-    refused("optimizer.lr: got (", lambda: learner(runs, optimizer=SGD(torch.full(rates if isinstance(rates, tuple) else (rates,), 0.1))))
+    refused(
+        "optimizer.lr: got (",
+        lambda: learner(
+            runs, optimizer=SGD(torch.full(rates if isinstance(rates, tuple) else (rates,), 0.1))
+        ),
+    )
     assert learner((2, 3), optimizer=SGD(torch.full((2, 1), 0.1))).train(1).steps == [1]
 
 
@@ -339,24 +457,47 @@ def test_a_wrong_learner_setting_is_refused(options: dict[str, Any], says: str) 
     ("attempt", "says"),
     [
         (lambda: learner().train(0), "steps: got 0"),
-        (lambda: learner(minibatches=3).train(1), "minibatches: got 3; allowed is at most the 2 prompts of the rollout"),
-        (lambda: Learner(bernoulli_bandit((2,)), ladder.clip, SGD(0.1), stream((3,))), "noise.runs: got (3,)"),
+        (
+            lambda: learner(minibatches=3).train(1),
+            "minibatches: got 3; allowed is at most the 2 prompts of the rollout",
+        ),
+        (
+            lambda: Learner(bernoulli_bandit((2,)), ladder.clip, SGD(0.1), stream((3,))),
+            "noise.runs: got (3,)",
+        ),
         (lambda: learner(estimator=ladder.grpo).train(1), "rollout.ref_log_prob: got None"),
         (lambda: learner(estimator=ladder.ppo).train(1), "rollout.value: got None"),
-        (lambda: Learner(bernoulli_bandit(group=1), ladder.clip_higher, SGD(0.1), stream()).train(1), "GroupMean(): got G = 1"),
         (
-            lambda: learner(estimator=replace(ladder.clip, baseline=Value()), critic=RunningMean(share=torch.ones(3))).train(1),
+            lambda: Learner(
+                bernoulli_bandit(group=1), ladder.clip_higher, SGD(0.1), stream()
+            ).train(1),
+            "GroupMean(): got G = 1",
+        ),
+        (
+            lambda: learner(
+                estimator=replace(ladder.clip, baseline=Value()),
+                critic=RunningMean(share=torch.ones(3)),
+            ).train(1),
             "RunningMean.share: got (3,); allowed is a number or one for each of the runs (2,)",
         ),
         (lambda: RunningMean(first="mean"), "RunningMean.first: got 'mean'"),
         (lambda: Noise((2,), -1), "seed: got -1"),
-        (lambda: Noise((2,), 0, numbers=[1]), "noise.numbers: got 1; allowed is one number for each of the 2 runs"),
+        (
+            lambda: Noise((2,), 0, numbers=[1]),
+            "noise.numbers: got 1; allowed is one number for each of the 2 runs",
+        ),
         (lambda: Noise((1,), 0, numbers=[-1]), "noise.numbers: got -1"),
-        (lambda: learner().train(1)["rewards"], "metric: got 'rewards'; allowed is one of reward, "),
+        (
+            lambda: learner().train(1)["rewards"],
+            "metric: got 'rewards'; allowed is one of reward, ",
+        ),
         (lambda: bernoulli_bandit(group=0), "group: got 0"),
         (lambda: bernoulli_bandit(means=[[0.2, 1.5, 0.1]]), "Bernoulli.mean: got"),
         (lambda: bernoulli_bandit(logits=torch.zeros(2, 4)), "policy: got (2, 4)"),
-        (lambda: bernoulli_bandit((2,), reference=torch.zeros(2, 3)), "reference: got (2, 3); allowed is the policy's own shape (2, 2, 3)"),
+        (
+            lambda: bernoulli_bandit((2,), reference=torch.zeros(2, 3)),
+            "reference: got (2, 3); allowed is the policy's own shape (2, 2, 3)",
+        ),
         (lambda: bernoulli_bandit(reference="old"), "reference: got 'old'"),
     ],
 )
@@ -388,14 +529,24 @@ def broken(**options: Any) -> Learner:
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in tensors.values()
+        if tensor.is_floating_point()
+    )
 
 
-def test_a_reward_that_is_no_number_ends_training_with_step_metric_and_the_last_good_state(tmp_path: Path) -> None:
+def test_a_reward_that_is_no_number_ends_training_with_step_metric_and_the_last_good_state(
+    tmp_path: Path,
+) -> None:
     path, whole = tmp_path / "rescue.state", broken()
     whole.train(2)
     stopped = broken(rescue=path)
-    text = refused("training stopped at step 3: rollout.reward: got nan at index (1, 0, 0, 0)", lambda: stopped.train(9), Diverged)
+    text = refused(
+        "training stopped at step 3: rollout.reward: got nan at index (1, 0, 0, 0)",
+        lambda: stopped.train(9),
+        Diverged,
+    )
     assert text.endswith(f"; the last good state is in {path}")
     tensors, about = checkpoint.read(path)
     assert finite(tensors)
@@ -416,14 +567,24 @@ def overflowing(**options: Any) -> Learner:
     means, start = torch.tensor([[0.2, 0.5, 0.8]]), torch.zeros(2, 1, 3)
     noise, rates = Noise((2,)), torch.tensor([0.1, 3e38])
     environment = Bernoulli(means)
-    return Learner(Bandit(environment, Softmax(start), 4), replace(ladder.reinforce, entropy_coef=0.0), SGD(rates), noise, **options)
+    return Learner(
+        Bandit(environment, Softmax(start), 4),
+        replace(ladder.reinforce, entropy_coef=0.0),
+        SGD(rates),
+        noise,
+        **options,
+    )
 
 
 def test_an_update_that_overflows_is_undone_and_the_state_before_it_saved(tmp_path: Path) -> None:
     path = tmp_path / "rescue.state"
     stopped = overflowing(rescue=path)
-    stopped.estimator = replace(stopped.estimator, baseline=Constant(9.0))  # gradients longer than 1
-    text = refused("a parameter became infinite or NaN in the update", lambda: stopped.train(5), Diverged)
+    stopped.estimator = replace(
+        stopped.estimator, baseline=Constant(9.0)
+    )  # gradients longer than 1
+    text = refused(
+        "a parameter became infinite or NaN in the update", lambda: stopped.train(5), Diverged
+    )
     assert re.match(r"training stopped at step \d: ", text)
     assert finite(checkpoint.read(path)[0])
     assert bool(torch.isfinite(stopped.problem.parameters[0]).all())
@@ -447,7 +608,9 @@ def test_a_run_whose_update_overflows_halts_alone() -> None:
 def test_divergence_is_told_even_where_the_state_cannot_be_saved(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     stopped = broken(rescue=tmp_path / "file" / "rescue.state")
-    text = refused("training stopped at step 3: rollout.reward: got nan", lambda: stopped.train(9), Diverged)
+    text = refused(
+        "training stopped at step 3: rollout.reward: got nan", lambda: stopped.train(9), Diverged
+    )
     assert "the last good state could not be saved" in text
 
 
@@ -471,19 +634,44 @@ class Root(Surrogate):
 rooted = replace(ladder.clip, surrogate=Root())
 """
 COMMANDS = {
-    "unknown rung": ("-m bandits policy_variance --rungs reinforc", "unknown rung 'reinforc': did you mean 'reinforce'?"),
-    "unknown ablation": ("-m bandits policy_varience", "unknown ablation 'policy_varience': did you mean 'policy_variance'?"),
-    "wrong setting": ("-m bandits policy_variance --set group=1", "group: got 1; allowed is at least 2"),
-    "unwritable folder": ("-m bandits policy_variance --out mine.py/figures", "out: got 'mine.py/figures'"),
-    "diverged": ("-m bandits reward_design --rungs mine.py:rooted --set runs=2", "training stopped at step 1: loss became nan"),
-    "file that does not run": ("-m bandits policy_variance --rungs broken.py:mine", "broken.py: got a file that does not run (SyntaxError"),
-    "ladder, unwritable folder": ("-m course ladder --out /proc/nowhere", "out: got '/proc/nowhere'"),
+    "unknown rung": (
+        "-m bandits policy_variance --rungs reinforc",
+        "unknown rung 'reinforc': did you mean 'reinforce'?",
+    ),
+    "unknown ablation": (
+        "-m bandits policy_varience",
+        "unknown ablation 'policy_varience': did you mean 'policy_variance'?",
+    ),
+    "wrong setting": (
+        "-m bandits policy_variance --set group=1",
+        "group: got 1; allowed is at least 2",
+    ),
+    "unwritable folder": (
+        "-m bandits policy_variance --out mine.py/figures",
+        "out: got 'mine.py/figures'",
+    ),
+    "diverged": (
+        "-m bandits reward_design --rungs mine.py:rooted --set runs=2",
+        "training stopped at step 1: loss became nan",
+    ),
+    "file that does not run": (
+        "-m bandits policy_variance --rungs broken.py:mine",
+        "broken.py: got a file that does not run (SyntaxError",
+    ),
+    "ladder, unwritable folder": (
+        "-m course ladder --out /proc/nowhere",
+        "out: got '/proc/nowhere'",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, subprocess.Popen[str]]]:
-    """All commands at once, each as a user would type it, in a folder with two files of the user's own."""
+def commands(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, subprocess.Popen[str]]]:
+    """All commands at once, each as a user would type it, in a folder with two files of the user's
+    own.
+    """
     folder = tmp_path_factory.mktemp("user")
     (folder / "mine.py").write_text(MINE)
     (folder / "broken.py").write_text("mine = (\n")
@@ -502,10 +690,16 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_refuses_in_one_line_and_with_status_2(name: str, commands: tuple[Path, dict[str, subprocess.Popen[str]]]) -> None:
+def test_a_command_refuses_in_one_line_and_with_status_2(
+    name: str, commands: tuple[Path, dict[str, subprocess.Popen[str]]]
+) -> None:
     folder, started = commands
     _, err = started[name].communicate(timeout=300)
-    lines = [line for line in err.replace("\x1b[A", "").split("\n") if line.strip() and "it/s]" not in line]  # without the bars
+    lines = [
+        line
+        for line in err.replace("\x1b[A", "").split("\n")
+        if line.strip() and "it/s]" not in line
+    ]  # without the bars
     assert started[name].returncode == 2, err
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -517,4 +711,7 @@ def test_a_gaussian_bandit_needs_samples() -> None:
     from bandits.environments import Continuous
     from bandits.policies import GaussianPolicy
 
-    refused("group: got 0", lambda: GaussianBandit(Continuous(lambda x: -(x**2)), GaussianPolicy(torch.zeros(1)), 0))
+    refused(
+        "group: got 0",
+        lambda: GaussianBandit(Continuous(lambda x: -(x**2)), GaussianPolicy(torch.zeros(1)), 0),
+    )

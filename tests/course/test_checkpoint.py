@@ -46,12 +46,16 @@ def test_tensors_and_description_come_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_views_of_one_memory_may_be_saved_side_by_side(tmp_path: Path) -> None:
     base = torch.arange(4.0)
-    tensors, _ = checkpoint.read(checkpoint.write(tmp_path / "s", {"a": base, "b": base[1:], "c": base.expand(2, 4)}, {}))
+    tensors, _ = checkpoint.read(
+        checkpoint.write(tmp_path / "s", {"a": base, "b": base[1:], "c": base.expand(2, 4)}, {})
+    )
     assert torch.equal(tensors["b"], base[1:])
     assert torch.equal(tensors["c"], base.expand(2, 4))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = checkpoint.write(tmp_path / "state", {"x": torch.ones(1)}, {"steps": 1})
     before = path.read_bytes()
 
@@ -61,7 +65,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, step, no_room)
-            with pytest.raises(CourseError, match=r"state: cannot be written \(No space left on device\)"):
+            with pytest.raises(
+                CourseError, match=r"state: cannot be written \(No space left on device\)"
+            ):
                 checkpoint.write(path, {"x": torch.zeros(1)}, {"steps": 2})
         assert path.read_bytes() == before
         assert os.listdir(tmp_path) == ["state"]
@@ -72,13 +78,20 @@ def test_damaged_foreign_and_missing_files_are_refused_by_name(tmp_path: Path) -
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "none").write_bytes(b"")
     save_file({"x": torch.ones(1)}, tmp_path / "other")
-    for name, says in (("cut", "damaged"), ("none", "damaged"), ("other", "format None"), ("missing", "no such file")):
+    for name, says in (
+        ("cut", "damaged"),
+        ("none", "damaged"),
+        ("other", "format None"),
+        ("missing", "no such file"),
+    ):
         with pytest.raises(CourseError, match=f"{name}: .*{says}"):
             checkpoint.read(tmp_path / name)
 
 
 def test_a_flipped_bit_anywhere_behind_the_header_is_noticed(tmp_path: Path) -> None:
-    path = checkpoint.write(tmp_path / "state", {"x": torch.arange(20.0), "y": torch.tensor([3])}, {"steps": 3})
+    path = checkpoint.write(
+        tmp_path / "state", {"x": torch.arange(20.0), "y": torch.tensor([3])}, {"steps": 3}
+    )
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     for place in range(header, len(whole)):
@@ -86,14 +99,18 @@ def test_a_flipped_bit_anywhere_behind_the_header_is_noticed(tmp_path: Path) -> 
         with pytest.raises(CourseError, match="state: damaged"):
             checkpoint.read(path)
     path.write_bytes(whole.replace(b"steps", b"stepz"))
-    with pytest.raises(CourseError, match="state: damaged: the checksum is not that of its contents"):
+    with pytest.raises(
+        CourseError, match="state: damaged: the checksum is not that of its contents"
+    ):
         checkpoint.read(path)
 
 
 def test_what_was_read_stays_when_the_file_is_written_over_in_place(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path / "state", {"x": torch.ones(1000)}, {})
     tensors, _ = checkpoint.read(path)
-    path.write_bytes(checkpoint.write(tmp_path / "other", {"x": torch.zeros(1000)}, {}).read_bytes())
+    path.write_bytes(
+        checkpoint.write(tmp_path / "other", {"x": torch.zeros(1000)}, {}).read_bytes()
+    )
     assert torch.equal(tensors["x"], torch.ones(1000))
 
 
@@ -109,7 +126,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_names_are_put_under_a_prefix_and_taken_out_again() -> None:
-    both = checkpoint.prefixed("a", {"x": torch.ones(1)}) | checkpoint.prefixed("ab", {"y": torch.ones(2)})
+    both = checkpoint.prefixed("a", {"x": torch.ones(1)}) | checkpoint.prefixed(
+        "ab", {"y": torch.ones(2)}
+    )
     assert list(both) == ["a.x", "ab.y"]
     assert list(checkpoint.under("a", both)) == ["x"]
     assert list(checkpoint.under("ab", both)) == ["y"]
@@ -138,7 +157,11 @@ with_critic = replace(ladder.clip, baseline=Value())
 @pytest.mark.parametrize(
     ("saver", "loader", "field"),
     [
-        (lambda: learner(), lambda: learner(ladder.group_mean), r"estimator\.baseline: got 'BatchMean\(\)'; allowed is GroupMean\(\)"),
+        (
+            lambda: learner(),
+            lambda: learner(ladder.group_mean),
+            r"estimator\.baseline: got 'BatchMean\(\)'; allowed is GroupMean\(\)",
+        ),
         (
             lambda: learner(ladder.group_std),
             lambda: learner(ladder.group_mean),
@@ -150,10 +173,26 @@ with_critic = replace(ladder.clip, baseline=Value())
             lambda: learner(replace(with_critic, credit=GAE(0.9, 1.0)), critic=RunningMean()),
             r"estimator\.credit: got 'GAE\(gae_lambda=0\.9\)'",
         ),
-        (lambda: learner(ladder.whitened), lambda: learner(replace(ladder.whitened, scale=TokenWhitening(1e-4))), r"estimator\.scale"),
-        (lambda: learner(), lambda: learner(replace(ladder.clip, entropy_coef=0.1)), r"estimator\.entropy_coef: got '0\.0'"),
-        (lambda: learner(optimizer=Adam(0.1)), lambda: learner(), "optimizer: got 'Adam'; allowed is SGD"),
-        (lambda: learner(), lambda: learner(optimizer=Adam(0.1)), "optimizer: got 'SGD'; allowed is Adam"),
+        (
+            lambda: learner(ladder.whitened),
+            lambda: learner(replace(ladder.whitened, scale=TokenWhitening(1e-4))),
+            r"estimator\.scale",
+        ),
+        (
+            lambda: learner(),
+            lambda: learner(replace(ladder.clip, entropy_coef=0.1)),
+            r"estimator\.entropy_coef: got '0\.0'",
+        ),
+        (
+            lambda: learner(optimizer=Adam(0.1)),
+            lambda: learner(),
+            "optimizer: got 'Adam'; allowed is SGD",
+        ),
+        (
+            lambda: learner(),
+            lambda: learner(optimizer=Adam(0.1)),
+            "optimizer: got 'SGD'; allowed is Adam",
+        ),
         (
             lambda: learner(with_critic, critic=RunningMean()),
             lambda: learner(with_critic, critic=None),
@@ -164,7 +203,9 @@ with_critic = replace(ladder.clip, baseline=Value())
         (lambda: learner(dtype=torch.float32), lambda: learner(), "float32"),
     ],
 )
-def test_a_state_of_another_make_is_refused_and_changes_nothing(saver: Callable, loader: Callable, field: str, tmp_path: Path) -> None:
+def test_a_state_of_another_make_is_refused_and_changes_nothing(
+    saver: Callable, loader: Callable, field: str, tmp_path: Path
+) -> None:
     saved, fresh = saver(), loader()
     saved.train(1)
     before = {name: tensor.clone() for name, tensor in fresh.state().items()}

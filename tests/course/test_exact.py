@@ -58,11 +58,11 @@ from course.parts import (
     DropTruncated,
     ExactKL,
     GroupStd,
+    ImportanceSampling,
     InLoss,
     InLossTimesRatio,
     InReward,
     LeaveOneOut,
-    Ratio,
     Scale,
     ScoreFunction,
     SequenceMean,
@@ -79,10 +79,16 @@ def f64(*values: object) -> Tensor:
 
 def close(got: Tensor | float, want: Tensor | float | list[float], **tolerance: float) -> None:
     tolerance = tolerance or EXACT
-    torch.testing.assert_close(torch.as_tensor(got, dtype=torch.float64), torch.as_tensor(want, dtype=torch.float64), **tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(got, dtype=torch.float64),
+        torch.as_tensor(want, dtype=torch.float64),
+        **tolerance,
+    )
 
 
-def bernoulli(pi: list[float], mean: list[float], shift: float = 0.0, **optional: Tensor) -> Outcomes:
+def bernoulli(
+    pi: list[float], mean: list[float], shift: float = 0.0, **optional: Tensor
+) -> Outcomes:
     """Arms with Bernoulli rewards, plus a constant."""
     mu = f64(mean)
     reward = f64([shift, 1.0 + shift]).expand(len(pi), 2)
@@ -97,25 +103,35 @@ OLD = f64([0.3, 0.3, 0.4]).log()
 
 
 def first_then_second(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """A policy with answers of two lengths: stop at once (1 token), or go on and then say x, y or z (2 tokens).
+    """A policy with answers of two lengths: stop at once (1 token), or go on and then say x, y or z
+    (2 tokens).
 
-    [5] logits → log-probabilities of the tokens of the four answers [4, 2], and the score of each token [4, 2, 5].
+    [5] logits → log-probabilities of the tokens of the four answers [4, 2], and the score of each
+    token [4, 2, 5].
     """
 
     def table(parameters: Tensor) -> Tensor:
         first, second = parameters[:2].log_softmax(0), parameters[2:].log_softmax(0)
         zero = torch.zeros((), dtype=torch.float64)
-        return torch.stack([torch.stack([first[0], zero])] + [torch.stack([first[1], second[i]]) for i in range(3)])
+        return torch.stack(
+            [torch.stack([first[0], zero])] + [torch.stack([first[1], second[i]]) for i in range(3)]
+        )
 
     return table(theta), torch.autograd.functional.jacobian(table, theta)
 
 
 RAGGED_MASK = torch.tensor([[True, False], [True, True], [True, True], [True, True]])
-THETA, THETA_OLD, THETA_REF = f64([0.3, -0.2, 0.5, -0.4, 0.1]), f64([0.0, 0.4, 0.1, -0.1, 0.3]), f64([-0.5, 0.1, 0.0, 0.6, -0.2])
+THETA, THETA_OLD, THETA_REF = (
+    f64([0.3, -0.2, 0.5, -0.4, 0.1]),
+    f64([0.0, 0.4, 0.1, -0.1, 0.3]),
+    f64([-0.5, 0.1, 0.0, 0.6, -0.2]),
+)
 
 
 def ragged(off_policy: bool, prompts: int = 1) -> Outcomes:
-    """Four answers of lengths 1, 2, 2, 2 with rewards on different tokens, and every optional field filled."""
+    """Four answers of lengths 1, 2, 2, 2 with rewards on different tokens, and every optional field
+    filled.
+    """
     log_prob, score = first_then_second(THETA)
 
     def many(tensor: Tensor) -> Tensor:
@@ -135,10 +151,10 @@ def ragged(off_policy: bool, prompts: int = 1) -> Outcomes:
         bootstrap=many(f64([0.0, 0.2, 0.0, 0.1])),
         truncated=many(torch.tensor([False, True, False, False])),
         greedy_reward=f64([0.4] * prompts),
-        dist=many(f64([[[0.6, 0.4]]]).log()),
-        old_dist=many(f64([[[0.5, 0.5]]]).log()),
-        ref_dist=many(f64([[[0.3, 0.7]]]).log()),
-        dist_score=many(f64([[[[0.4, -0.4, 0.1, 0.0, 0.0], [-0.6, 0.6, 0.0, 0.2, 0.0]]]])),
+        log_dist=many(f64([[[0.6, 0.4]]]).log()),
+        old_log_dist=many(f64([[[0.5, 0.5]]]).log()),
+        ref_log_dist=many(f64([[[0.3, 0.7]]]).log()),
+        log_dist_score=many(f64([[[[0.4, -0.4, 0.1, 0.0, 0.0], [-0.6, 0.6, 0.0, 0.2, 0.0]]]])),
         limit=5,
     )
 
@@ -154,8 +170,12 @@ def same(a: Microscope, b: Microscope) -> None:
 # ---------------------------------------------------------------- against plain loops
 
 
-def loop_moments(outcomes: Outcomes, group: int, sample_gradient) -> tuple[list[float], list[list[float]]]:  # type: ignore[no-untyped-def]
-    """Mean and covariance over all K^G ordered groups of one prompt, by loops; `sample_gradient(group of k) → list [D]`."""
+def loop_moments(
+    outcomes: Outcomes, group: int, sample_gradient
+) -> tuple[list[float], list[list[float]]]:  # type: ignore[no-untyped-def]
+    """Mean and covariance over all K^G ordered groups of one prompt, by loops;
+    `sample_gradient(group of k) → list [D]`.
+    """
     p = sampling_probability(outcomes)[0].tolist()
     size = outcomes.score.shape[-1]
     mean, second = [0.0] * size, [[0.0] * size for _ in range(size)]
@@ -170,10 +190,20 @@ def loop_moments(outcomes: Outcomes, group: int, sample_gradient) -> tuple[list[
 
 
 def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, eps: float):  # type: ignore[no-untyped-def]
-    """GRPO's gradient for one group, written from Shao et al. 2024, eqs. 3, 4 and 20: scalars and loops only."""
-    log_prob, old, reward = outcomes.log_prob[0].tolist(), outcomes.old[0].tolist(), outcomes.reward[0].tolist()
+    """GRPO's gradient for one group, written from Shao et al. 2024, eqs. 3, 4 and 20: scalars and
+    loops only.
+    """
+    log_prob, old, reward = (
+        outcomes.log_prob[0].tolist(),
+        outcomes.old[0].tolist(),
+        outcomes.reward[0].tolist(),
+    )
     assert outcomes.ref_log_prob is not None
-    ref, score, mask = outcomes.ref_log_prob[0].tolist(), outcomes.score[0].tolist(), outcomes.mask[0].tolist()
+    ref, score, mask = (
+        outcomes.ref_log_prob[0].tolist(),
+        outcomes.score[0].tolist(),
+        outcomes.mask[0].tolist(),
+    )
 
     def gradient_of(chosen: tuple[int, ...]) -> list[float]:
         returns = [sum(reward[k]) for k in chosen]
@@ -187,7 +217,9 @@ def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, ep
                 if not mask[k][t]:
                     continue
                 rho = math.exp(log_prob[k][t] - old[k][t])
-                flat = (advantage > 0 and rho > 1 + epsilon) or (advantage < 0 and rho < 1 - epsilon)
+                flat = (advantage > 0 and rho > 1 + epsilon) or (
+                    advantage < 0 and rho < 1 - epsilon
+                )
                 push = 0.0 if flat else rho * advantage
                 pull = beta * (math.exp(ref[k][t] - log_prob[k][t]) - 1)  # −β ∂k3/∂log π
                 for d in range(len(total)):
@@ -201,7 +233,9 @@ def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, ep
 @pytest.mark.parametrize("method", ["multisets", "lumped"])
 def test_grpo_equals_a_loop_over_every_ordered_group(method: str, off_policy: bool) -> None:
     outcomes, group = ragged(off_policy), 3
-    mean, covariance = loop_moments(outcomes, group, grpo_by_hand(outcomes, group, epsilon=0.2, beta=0.3, eps=1e-6))
+    mean, covariance = loop_moments(
+        outcomes, group, grpo_by_hand(outcomes, group, epsilon=0.2, beta=0.3, eps=1e-6)
+    )
     seen = microscope(swap(ladder.grpo, kl=K3(beta=0.3)), outcomes, group, method)
     close(seen.expected, mean)
     assert seen.covariance is not None
@@ -211,7 +245,9 @@ def test_grpo_equals_a_loop_over_every_ordered_group(method: str, off_policy: bo
 
 def test_random_rewards_equal_a_loop_over_every_ordered_group() -> None:
     outcomes = bernoulli(PI, MU, old_log_prob=OLD, ref_log_prob=REF)
-    mean, covariance = loop_moments(outcomes, 4, grpo_by_hand(outcomes, 4, epsilon=0.2, beta=0.04, eps=1e-6))
+    mean, covariance = loop_moments(
+        outcomes, 4, grpo_by_hand(outcomes, 4, epsilon=0.2, beta=0.04, eps=1e-6)
+    )
     seen = microscope(ladder.grpo, outcomes, 4)
     assert seen.method == "126 multisets"
     assert seen.covariance is not None
@@ -222,14 +258,17 @@ def test_random_rewards_equal_a_loop_over_every_ordered_group() -> None:
 ALL_RUNGS = list(ladder.RUNGS)
 EXTRA = {
     "k1_in_reward": swap(ladder.group_std, kl=K1(beta=0.3, place=InReward())),
-    "exact_in_reward": swap(ladder.group_std, kl=ExactKL(beta=0.3, place=InReward(), accept_bias=True)),
+    "exact_in_reward": swap(
+        ladder.group_std, kl=ExactKL(beta=0.3, place=InReward(), accept_bias=True)
+    ),
     "exact_in_loss": swap(ladder.rloo, kl=ExactKL(beta=0.3), entropy_coef=0.2),
     "whitened_value": swap(ladder.whitened, baseline=Value()),
     "drop_truncated": swap(ladder.group_std, sample_filter=DropTruncated()),
     "drop_silent": swap(ladder.group_std, sample_filter=DropSilentGroups()),
     "batch_std": swap(ladder.group_mean, scale=BatchStd()),
 }
-TWINS = bernoulli(  # pairs of outcomes with the same reward that differ in one of the things a part may read
+# pairs of outcomes with the same reward that differ in one of the things a part may read
+TWINS = bernoulli(
     PI,
     MU,
     old_log_prob=OLD,
@@ -238,41 +277,61 @@ TWINS = bernoulli(  # pairs of outcomes with the same reward that differ in one 
     bootstrap=f64([0.0, 0.9, 0.0]),
     truncated=torch.tensor([False, True, False]),
     greedy_reward=f64([0.2]),
-    dist=f64(PI).log().view(1, 1, 1, 3),
-    old_dist=OLD.view(1, 1, 1, 3),
-    ref_dist=REF.view(1, 1, 1, 3),
-    dist_score=softmax_score(f64(PI).log()).view(1, 1, 1, 3, 3),
+    log_dist=f64(PI).log().view(1, 1, 1, 3),
+    old_log_dist=OLD.view(1, 1, 1, 3),
+    ref_log_dist=REF.view(1, 1, 1, 3),
+    log_dist_score=softmax_score(f64(PI).log()).view(1, 1, 1, 3, 3),
 )
 
 
-@pytest.mark.parametrize("outcomes", [ragged(False), ragged(True), TWINS], ids=["on policy", "off policy", "twins"])
+@pytest.mark.parametrize(
+    "outcomes", [ragged(False), ragged(True), TWINS], ids=["on policy", "off policy", "twins"]
+)
 @pytest.mark.parametrize("name", [*ALL_RUNGS, *EXTRA])
 def test_lumping_changes_nothing(name: str, outcomes: Outcomes) -> None:
     estimator = EXTRA.get(name) or ladder.get(name).estimator
-    same(microscope(estimator, outcomes, 3, "multisets"), microscope(estimator, outcomes, 3, "lumped"))
+    same(
+        microscope(estimator, outcomes, 3, "multisets"),
+        microscope(estimator, outcomes, 3, "lumped"),
+    )
 
 
-@pytest.mark.parametrize("name", ["reinforce", "clip", "group_std", "grpo", "rloo", "token_mean", "gspo", "dapo"])
+@pytest.mark.parametrize(
+    "name", ["reinforce", "clip", "group_std", "grpo", "rloo", "token_mean", "gspo", "dapo"]
+)
 @pytest.mark.parametrize("group", [2, 3, 5])
 def test_total_variance_is_the_trace_of_the_covariance(name: str, group: int) -> None:
     """By the law of total variance over classes, and by every multiset of outcomes."""
     outcomes, estimator = ragged(True), ladder.get(name).estimator
-    among, score = among_others(estimator, outcomes, group), outcomes.score[0] * outcomes.mask[0].unsqueeze(-1)
+    among, score = (
+        among_others(estimator, outcomes, group),
+        outcomes.score[0] * outcomes.mask[0].unsqueeze(-1),
+    )
 
     def inner(rows: Tensor) -> Tensor:
         vectors = torch.einsum("rkt,ktd->rd", rows, score)
         return vectors @ vectors.T
 
     exact = microscope(estimator, outcomes, group, "multisets")
-    close(total_variance(among, inner, torch.einsum("ktd,ksd->kts", score, score)), exact.variance, rtol=1e-10, atol=1e-13)
+    close(
+        total_variance(among, inner, torch.einsum("ktd,ksd->kts", score, score)),
+        exact.variance,
+        rtol=1e-10,
+        atol=1e-13,
+    )
     mean = group * torch.einsum("n,nmp,m->np", among.chance, among.coefficient, among.weight)
     close(mean, exact.coefficient[0, among.outcome], rtol=1e-10, atol=1e-13)
 
 
 def test_lumping_counts_what_it_says() -> None:
     assert microscope(ladder.group_std, B3, 16).method == "20,349 multisets"
-    assert microscope(ladder.group_std, B3, 16, "lumped").method == "lumped: 96 compositions"  # 6 outcomes × 16 numbers of successes
-    same(microscope(ladder.group_std, B3, 16, "multisets"), microscope(ladder.group_std, B3, 16, "lumped"))
+    assert (
+        microscope(ladder.group_std, B3, 16, "lumped").method == "lumped: 96 compositions"
+    )  # 6 outcomes × 16 numbers of successes
+    same(
+        microscope(ladder.group_std, B3, 16, "multisets"),
+        microscope(ladder.group_std, B3, 16, "lumped"),
+    )
 
 
 @pytest.mark.parametrize("method", ["multisets", "lumped"])
@@ -284,7 +343,9 @@ def test_pieces_add_up(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class DivideByLikelihood(Scale):
-    """A part from elsewhere, which reads what no part of the course reads of other samples: their log-probabilities."""
+    """A part from elsewhere, which reads what no part of the course reads of other samples: their
+    log-probabilities.
+    """
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout) -> Tensor:  # type: ignore[no-untyped-def]
         return advantage / (1 + rollout.log_prob.sum((-2, -1), keepdim=True).square())
@@ -296,7 +357,10 @@ def test_lumping_is_right_for_a_part_of_your_own() -> None:
 
 
 def test_one_sample_needs_no_others() -> None:
-    same(microscope(ladder.reinforce, B3, 1, "multisets"), microscope(ladder.reinforce, B3, 1, "lumped"))
+    same(
+        microscope(ladder.reinforce, B3, 1, "multisets"),
+        microscope(ladder.reinforce, B3, 1, "lumped"),
+    )
     close(microscope(ladder.reinforce, B3, 1).variance, variance_at_baseline(B3, 0.0)[0])
 
 
@@ -304,7 +368,13 @@ def test_a_row_that_never_happens_changes_nothing() -> None:
     padded = Outcomes(
         *(
             torch.cat([getattr(B3, name), torch.full_like(getattr(B3, name)[:, :2], fill)], 1)
-            for name, fill in (("log_prob", -1.0), ("score", 7.0), ("reward", 9.0), ("mask", 1), ("chance", 0.0))
+            for name, fill in (
+                ("log_prob", -1.0),
+                ("score", 7.0),
+                ("reward", 9.0),
+                ("mask", 1),
+                ("chance", 0.0),
+            )
         )
     )
     for method in ("multisets", "lumped"):
@@ -316,22 +386,33 @@ def test_a_row_that_never_happens_changes_nothing() -> None:
 
 
 def test_coefficients_stand_in_for_scores() -> None:
-    """A caller with too many parameters to store leaves the scores out and contracts the coefficients itself."""
+    """A caller with too many parameters to store leaves the scores out and contracts the
+    coefficients itself.
+    """
     outcomes = ragged(off_policy=True)
     estimator = swap(ladder.grpo, entropy_coef=0.1)
     full = microscope(estimator, outcomes, 3)
     bare = Outcomes.of_sequences(
-        outcomes.log_prob, outcomes.reward, outcomes.mask, old_log_prob=outcomes.old, ref_log_prob=outcomes.ref_log_prob, dist=outcomes.dist
+        outcomes.log_prob,
+        outcomes.reward,
+        outcomes.mask,
+        old_log_prob=outcomes.old,
+        ref_log_prob=outcomes.ref_log_prob,
+        log_dist=outcomes.log_dist,
     )
     seen = microscope(estimator, bare, 3)
     assert seen.expected.shape == (0,)
     assert seen.covariance is None
     assert seen.dist_coefficient is not None
-    assert outcomes.dist_score is not None
+    assert outcomes.log_dist_score is not None
     pulled = torch.einsum("qkt,qktd->d", seen.coefficient, outcomes.score)
-    pulled += torch.einsum("qktv,qktvd->d", seen.dist_coefficient, outcomes.dist_score.expand(-1, 4, 2, -1, -1))
+    pulled += torch.einsum(
+        "qktv,qktvd->d", seen.dist_coefficient, outcomes.log_dist_score.expand(-1, 4, 2, -1, -1)
+    )
     close(pulled, full.expected)
-    close(torch.einsum("qkt,qktd->d", gradient_coefficient(outcomes), outcomes.score), full.gradient)
+    close(
+        torch.einsum("qkt,qktd->d", gradient_coefficient(outcomes), outcomes.score), full.gradient
+    )
 
 
 # ---------------------------------------------------------------- J and ∇J
@@ -339,7 +420,9 @@ def test_coefficients_stand_in_for_scores() -> None:
 
 def test_objective_and_gradient_of_b3_by_hand() -> None:
     assert objective(B3) == pytest.approx(0.5 * 0.2 + 0.3 * 0.5 + 0.2 * 0.8, abs=1e-15)
-    close(gradient(B3), [0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)])  # π_a (μ_a − J)
+    close(
+        gradient(B3), [0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)]
+    )  # π_a (μ_a − J)
 
 
 def test_gradient_is_the_derivative_of_the_objective() -> None:
@@ -370,9 +453,13 @@ def test_kl_gradient_is_the_derivative_of_kl(direction: str) -> None:
 # ---------------------------------------------------------------- unbiased where it is claimed
 
 
-@pytest.mark.parametrize("surrogate", [ScoreFunction(), Ratio(), Clip(0.2), Clip(0.2, 0.28, dual_clip=3.0)])
+@pytest.mark.parametrize(
+    "surrogate", [ScoreFunction(), ImportanceSampling(), Clip(0.2), Clip(0.2, 0.28, dual_clip=3.0)]
+)
 @pytest.mark.parametrize("base", [None, Constant(0.7), LeaveOneOut()])
-@pytest.mark.parametrize("outcomes", [B3, ragged(False), ragged(False, prompts=2)], ids=["B3", "ragged", "two prompts"])
+@pytest.mark.parametrize(
+    "outcomes", [B3, ragged(False), ragged(False, prompts=2)], ids=["B3", "ragged", "two prompts"]
+)
 def test_unbiased_on_policy(surrogate, base, outcomes: Outcomes) -> None:  # type: ignore[no-untyped-def]
     estimator = swap(ladder.reinforce, surrogate=surrogate)
     estimator = estimator if base is None else swap(estimator, baseline=base)
@@ -384,35 +471,49 @@ def test_unbiased_on_policy(surrogate, base, outcomes: Outcomes) -> None:  # typ
 
 @pytest.mark.parametrize("group", [2, 3, 5])
 @pytest.mark.parametrize("outcomes", [B3, ragged(False)], ids=["B3", "ragged"])
-def test_group_mean_including_self_shrinks_by_g_minus_1_over_g(outcomes: Outcomes, group: int) -> None:
-    seen, loo = microscope(ladder.group_mean, outcomes, group), microscope(ladder.rloo, outcomes, group)
+def test_group_mean_including_self_shrinks_by_g_minus_1_over_g(
+    outcomes: Outcomes, group: int
+) -> None:
+    seen, loo = (
+        microscope(ladder.group_mean, outcomes, group),
+        microscope(ladder.rloo, outcomes, group),
+    )
     close(seen.expected, (group - 1) / group * gradient(outcomes))
     assert seen.covariance is not None
     assert loo.covariance is not None
-    close(seen.covariance, group_mean_factor(group) ** 2 * loo.covariance)  # sample by sample, so in spread too
+    close(
+        seen.covariance, group_mean_factor(group) ** 2 * loo.covariance
+    )  # sample by sample, so in spread too
     assert seen.relative_bias == pytest.approx(1 / group, rel=1e-12)
 
 
 def test_sequence_ratio_is_unbiased_off_policy_and_token_ratio_is_not() -> None:
     outcomes = ragged(off_policy=True)
-    token = swap(ladder.rloo, surrogate=Ratio())
+    token = swap(ladder.rloo, surrogate=ImportanceSampling())
     sequence = swap(token, ratio=SequenceRatio())
-    # ρ·(R − R̄_others) s: the others come from π_old, so their mean estimates J(π_old), a constant for the sample
+    # ρ·(R − R̄_others) s: the others come from π_old, so their mean estimates J(π_old), a constant
+    # for the sample
     close(microscope(sequence, outcomes, 3).expected, gradient(outcomes))
     assert microscope(token, outcomes, 3).relative_bias > 0.05
     assert microscope(ladder.rloo, outcomes, 3).relative_bias > 0.05
 
 
 def test_off_policy_the_rungs_come_apart() -> None:
-    """π_old = (.3, .3, .4), π = (.5, .3, .2), no baseline, ε = .2, rewards ≥ 0: ρ = (5/3, 1, 1/2)."""
+    """π_old = (.3, .3, .4), π = (.5, .3, .2), no baseline, ε = .2, rewards ≥ 0: ρ =
+    (5/3, 1, 1/2).
+    """
     outcomes = bernoulli(PI, MU, old_log_prob=OLD)
     score = softmax_score(f64(PI).log())
     plain = microscope(ladder.reinforce, outcomes, 2)
-    ratio = microscope(swap(ladder.reinforce, surrogate=Ratio()), outcomes, 2)
+    ratio = microscope(swap(ladder.reinforce, surrogate=ImportanceSampling()), outcomes, 2)
     clip = microscope(swap(ladder.reinforce, surrogate=Clip(0.2)), outcomes, 2)
-    close(plain.expected, 0.3 * 0.2 * score[0] + 0.3 * 0.5 * score[1] + 0.4 * 0.8 * score[2])  # Σ π_old μ s
+    close(
+        plain.expected, 0.3 * 0.2 * score[0] + 0.3 * 0.5 * score[1] + 0.4 * 0.8 * score[2]
+    )  # Σ π_old μ s
     close(ratio.expected, gradient(outcomes))
-    close(clip.expected, 0.3 * 0.5 * score[1] + 0.2 * 0.8 * score[2])  # arm 0: A > 0 and ρ > 1.2, so it is silent
+    close(
+        clip.expected, 0.3 * 0.5 * score[1] + 0.2 * 0.8 * score[2]
+    )  # arm 0: A > 0 and ρ > 1.2, so it is silent
     assert ratio.cosine == pytest.approx(1, abs=1e-12)
     assert plain.cosine < 0.995
     assert clip.cosine < 0.995
@@ -420,7 +521,8 @@ def test_off_policy_the_rungs_come_apart() -> None:
     assert clip.relative_bias > 0.1
 
 
-# ---------------------------------------------------------------- dividing by the std (claims 12, 13, 14)
+# ---------------------------------------------------------------- dividing by the std (claims 12,
+# 13, 14)
 
 
 @pytest.mark.parametrize("group", [2, 3, 5, 16])
@@ -434,9 +536,15 @@ def test_group_std_weighs_the_gradient_by_w(group: int, ddof: int, eps: float) -
 def test_group_std_weight_by_binomials() -> None:
     """w_G(p) = E[√(N(G−N))]/(G p(1−p)), term by term with math.comb."""
     for group, p in ((2, 0.41), (5, 0.1), (8, 0.93)):
-        mean = sum(math.comb(group, n) * p**n * (1 - p) ** (group - n) * math.sqrt(n * (group - n)) for n in range(group + 1))
+        mean = sum(
+            math.comb(group, n) * p**n * (1 - p) ** (group - n) * math.sqrt(n * (group - n))
+            for n in range(group + 1)
+        )
         close(group_std_weight(p, group), mean / (group * p * (1 - p)))
-        close(group_std_weight(p, group, ddof=1), math.sqrt((group - 1) / group) * mean / (group * p * (1 - p)))
+        close(
+            group_std_weight(p, group, ddof=1),
+            math.sqrt((group - 1) / group) * mean / (group * p * (1 - p)),
+        )
 
 
 def test_group_std_weight_limits() -> None:
@@ -445,10 +553,14 @@ def test_group_std_weight_limits() -> None:
     for group in (2, 4, 16):
         close(group_std_weight(f64([0.0, 1.0]), group), [math.sqrt(group - 1)] * 2)
     close(group_std_weight(p[1:4], math.inf), 1 / (p[1:4] * (1 - p[1:4])).sqrt())
-    close(group_std_weight(p[1:4], 100_000), group_std_weight(p[1:4], math.inf), rtol=1e-4, atol=0.0)
+    close(
+        group_std_weight(p[1:4], 100_000), group_std_weight(p[1:4], math.inf), rtol=1e-4, atol=0.0
+    )
     # the gradient of 2·arcsin √p
     q = p[1:4].clone().requires_grad_()
-    close(group_std_weight(p[1:4], math.inf), torch.autograd.grad((2 * q.sqrt().arcsin()).sum(), q)[0])
+    close(
+        group_std_weight(p[1:4], math.inf), torch.autograd.grad((2 * q.sqrt().arcsin()).sum(), q)[0]
+    )
 
 
 def test_one_thousand_samples() -> None:
@@ -469,18 +581,28 @@ def test_equal_rewards_give_exactly_nothing(name: str) -> None:
 
 def test_equal_rewards_still_feel_the_kl() -> None:
     outcomes = Outcomes.of_arms(f64(PI).log(), f64([0.7, 0.7, 0.7]), ref_log_prob=REF)
-    close(microscope(swap(ladder.grpo, kl=K3(beta=0.5)), outcomes, 7).expected, -0.5 * kl_gradient(outcomes, "forward"))
+    close(
+        microscope(swap(ladder.grpo, kl=K3(beta=0.5)), outcomes, 7).expected,
+        -0.5 * kl_gradient(outcomes, "forward"),
+    )
 
 
 def test_silent_groups() -> None:
-    """The share of silent groups, by enumeration; and dropping them from two prompts' mean without refilling them."""
+    """The share of silent groups, by enumeration; and dropping them from two prompts' mean without
+    refilling them.
+    """
     for group in (2, 5):
         counts = compositions(group, 2)
         weight = log_multinomial(counts, f64([0.41, 0.59]).log()).exp()
         close(silent_probability(0.41, group), weight[(counts == 0).any(-1)].sum())
-    # a refilled batch is a batch given that it is not silent, so silent groups, which add nothing, only dilute
+    # a refilled batch is a batch given that it is not silent, so silent groups, which add nothing,
+    # only dilute
     half = Outcomes.of_arms(f64([0.4, 0.6]).log(), f64([1.0, 0.0]))
-    pair = Outcomes.of_arms(f64([[0.4, 0.6]] * 2).log(), f64([[1.0, 0.0]] * 2), score=half.score[:, :, 0].expand(2, 2, 2))
+    pair = Outcomes.of_arms(
+        f64([[0.4, 0.6]] * 2).log(),
+        f64([[1.0, 0.0]] * 2),
+        score=half.score[:, :, 0].expand(2, 2, 2),
+    )
     one = microscope(ladder.group_std, half, 3).expected
     kept = microscope(swap(ladder.group_std, sample_filter=DropSilentGroups()), pair, 3).expected
     silent = float(silent_probability(0.4, 3))
@@ -488,43 +610,67 @@ def test_silent_groups() -> None:
     close(kept, one / (1 - silent) * (1 - silent**2))
 
 
-HEAVY = Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([[0.5, 0.5], [10.0, 0.0]]), chance=f64([[1.0, 0.0], [0.1, 0.9]]))
+HEAVY = Outcomes.of_arms(
+    f64([0.5, 0.5]).log(), f64([[0.5, 0.5], [10.0, 0.0]]), chance=f64([[1.0, 0.0], [0.1, 0.9]])
+)
 
 
 def heavy_tail_by_hand(group: int) -> float:
-    """E of the group-normalised gradient on arm B's logit (claim 14), from counts of (A .5, B 10, B 0) with math.comb."""
+    """E of the group-normalised gradient on arm B's logit (claim 14), from counts of (A .5, B 10, B
+    0) with math.comb.
+    """
     total = 0.0
     for a in range(group + 1):
         for ten in range(group - a + 1):
             zero = group - a - ten
-            weight = math.comb(group, a) * math.comb(group - a, ten) * 0.5**a * 0.05**ten * 0.45**zero
+            weight = (
+                math.comb(group, a) * math.comb(group - a, ten) * 0.5**a * 0.05**ten * 0.45**zero
+            )
             mean = (0.5 * a + 10 * ten) / group
             variance = (a * (0.5 - mean) ** 2 + ten * (10 - mean) ** 2 + zero * mean**2) / group
             if max(a, ten, zero) == group:
                 continue
-            total += weight * (0.5 * (ten * (10 - mean) - zero * mean) - 0.5 * a * (0.5 - mean)) / (group * math.sqrt(variance))
+            total += (
+                weight
+                * (0.5 * (ten * (10 - mean) - zero * mean) - 0.5 * a * (0.5 - mean))
+                / (group * math.sqrt(variance))
+            )
     return total
 
 
 def test_heavy_tail_flips_the_direction_until_44_samples() -> None:
     estimator = swap(ladder.group_mean, scale=GroupStd(eps=0.0))
-    on_b = {group: microscope(estimator, HEAVY, group, covariance=False).expected[1].item() for group in (2, 8, 43, 44, 64)}
+    on_b = {
+        group: microscope(estimator, HEAVY, group, covariance=False).expected[1].item()
+        for group in (2, 8, 43, 44, 64)
+    }
     assert on_b == pytest.approx({group: heavy_tail_by_hand(group) for group in on_b}, rel=1e-11)
     assert all(heavy_tail_by_hand(group) < 0 for group in range(2, 44))
     assert on_b[43] < 0 < on_b[44]
-    assert all(microscope(ladder.group_mean, HEAVY, group, covariance=False).expected[1] > 0 for group in (2, 8, 44))
+    assert all(
+        microscope(ladder.group_mean, HEAVY, group, covariance=False).expected[1] > 0
+        for group in (2, 8, 44)
+    )
 
 
 # ---------------------------------------------------------------- several prompts, several lengths
 
 
 def test_batch_mean_and_group_mean_part_on_two_prompts() -> None:
-    """An easy and a hard prompt. Including itself, a mean over n samples leaves (n − 1)/n of ∇J: n = G or Q·G."""
+    """An easy and a hard prompt.
+
+    Including itself, a mean over n samples leaves (n − 1)/n of ∇J: n = G or Q·G.
+    """
     pair = Outcomes.of_arms(f64([[0.5, 0.5], [0.3, 0.7]]).log(), f64([[1.0, 0.9], [0.1, 0.0]]))
-    batch, group = microscope(swap(ladder.reinforce, baseline=BatchMean()), pair, 3), microscope(ladder.group_mean, pair, 3)
+    batch, group = (
+        microscope(swap(ladder.reinforce, baseline=BatchMean()), pair, 3),
+        microscope(ladder.group_mean, pair, 3),
+    )
     close(batch.expected, 5 / 6 * gradient(pair))
     close(group.expected, 2 / 3 * gradient(pair))
-    assert batch.std / batch.expected.norm() > 3 * group.std / group.expected.norm()  # difficulty is noise to the batch's mean
+    assert (
+        batch.std / batch.expected.norm() > 3 * group.std / group.expected.norm()
+    )  # difficulty is noise to the batch's mean
     assert batch.method == group.method == "16 multisets"
 
 
@@ -539,9 +685,17 @@ def test_prompts_apart_equal_prompts_together(name: str, monkeypatch: pytest.Mon
     same(apart, together)
 
 
-@pytest.mark.parametrize("name", ["baseline", "token_mean", "group_whitened", "batch_std", "drop_silent", "drop_truncated"])
-def test_prompts_stay_together_where_a_part_looks_across(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    estimator, outcomes = EXTRA.get(name) or ladder.get(name).estimator, ragged(off_policy=True, prompts=2)
+@pytest.mark.parametrize(
+    "name",
+    ["baseline", "token_mean", "group_whitened", "batch_std", "drop_silent", "drop_truncated"],
+)
+def test_prompts_stay_together_where_a_part_looks_across(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator, outcomes = (
+        EXTRA.get(name) or ladder.get(name).estimator,
+        ragged(off_policy=True, prompts=2),
+    )
     together = microscope(estimator, outcomes, 3)
     monkeypatch.setattr(sys.modules["course.exact.microscope"], "SMALL", 500)
     same(microscope(estimator, outcomes, 3), together)
@@ -551,25 +705,44 @@ def test_prompts_stay_together_where_a_part_looks_across(name: str, monkeypatch:
 def test_mean_per_sequence_prefers_short_answers_by_an_eighth() -> None:
     """All answers earn 1, so ∇J = 0. Stop (1 token) or go on (2 tokens, the second forced), ½ each.
 
-    Under 1/|o|: ½·s_stop + ½·½·s_go with s_stop = (½, −½) = −s_go: (1/8, −1/8). A constant divisor: 0.
+    Under 1/|o|: ½·s_stop + ½·½·s_go with s_stop = (½, −½) = −s_go: (1/8, −1/8). A constant divisor:
+    0.
     """
     log_prob = f64([[[math.log(0.5), 0.0], [math.log(0.5), 0.0]]])
     score = f64([[[[0.5, -0.5], [0.0, 0.0]], [[-0.5, 0.5], [0.0, 0.0]]]])
     mask = torch.tensor([[[True, False], [True, True]]])
     outcomes = Outcomes.of_sequences(log_prob, f64([[[1.0, 0.0], [0.0, 1.0]]]), mask, score)
     assert gradient(outcomes).abs().max() == 0
-    close(microscope(swap(ladder.reinforce, aggregation=SequenceMean()), outcomes, 3).expected, [0.125, -0.125])
-    close(microscope(swap(ladder.reinforce, aggregation=ConstantLength(4)), outcomes, 3).expected, [0.0, 0.0])
+    close(
+        microscope(swap(ladder.reinforce, aggregation=SequenceMean()), outcomes, 3).expected,
+        [0.125, -0.125],
+    )
+    close(
+        microscope(swap(ladder.reinforce, aggregation=ConstantLength(4)), outcomes, 3).expected,
+        [0.0, 0.0],
+    )
 
 
 def test_mean_per_sequence_is_biased_in_direction_on_answers_of_two_lengths() -> None:
-    """E[ĝ] = Σ p (R − b)/|o| Σ_t s_t with b the others' mean, J on average; a constant divisor only rescales."""
+    """E[ĝ] = Σ p (R − b)/|o| Σ_t s_t with b the others' mean, J on average; a constant divisor only
+    rescales.
+    """
     outcomes = ragged(off_policy=False)
     seen = microscope(swap(ladder.rloo, aggregation=SequenceMean()), outcomes, 4)
     p, length = probability(outcomes), outcomes.mask.sum(-1)
-    close(seen.expected, torch.einsum("qk,qkd->d", p * (outcomes.total_reward - objective(outcomes)) / length, outcomes.total_score))
+    close(
+        seen.expected,
+        torch.einsum(
+            "qk,qkd->d",
+            p * (outcomes.total_reward - objective(outcomes)) / length,
+            outcomes.total_score,
+        ),
+    )
     assert seen.cosine < 0.999
-    close(microscope(swap(ladder.rloo, aggregation=ConstantLength()), outcomes, 4).expected, gradient(outcomes) / 5)
+    close(
+        microscope(swap(ladder.rloo, aggregation=ConstantLength()), outcomes, 4).expected,
+        gradient(outcomes) / 5,
+    )
 
 
 # ---------------------------------------------------------------- variance (claims 4, 5)
@@ -584,31 +757,47 @@ def test_rloo_covariance(outcomes: Outcomes, group: int) -> None:
 
 
 def test_rloo_is_noisier_than_reinforce_at_two_samples_and_quieter_at_three() -> None:
-    """By hand on B3: J = .41, σ² = .41·.59 = .2419, ‖s_a‖² = (.38, .78, .98), E‖s‖² = .62, E[R‖s‖²] = .3118, ‖∇J‖² = .017838.
+    """By hand on B3: J = .41, σ² = .41·.59 = .2419, ‖s_a‖² = (.38, .78, .98), E‖s‖² = .62, E[R‖s‖²]
+    = .3118, ‖∇J‖² = .017838.
 
     V_0 − V_J = 2J E[R‖s‖²] − J² E‖s‖² and c = σ²E‖s‖² + ‖∇J‖².
     """
     crossover = 1 + (0.2419 * 0.62 + 0.017838) / (2 * 0.41 * 0.3118 - 0.41**2 * 0.62)
     assert crossover == pytest.approx(2.108, abs=5e-4)
     close(rloo_crossover(B3), [crossover])
-    variance = {group: (microscope(ladder.rloo, B3, group).variance, microscope(ladder.reinforce, B3, group).variance) for group in (2, 3)}
+    variance = {
+        group: (
+            microscope(ladder.rloo, B3, group).variance,
+            microscope(ladder.reinforce, B3, group).variance,
+        )
+        for group in (2, 3)
+    }
     assert variance[2][0] > variance[2][1]
     assert variance[3][0] < variance[3][1]
-    constant = Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([1.0, -1.0]))  # J = 0: the mean has nothing to remove
+    constant = Outcomes.of_arms(
+        f64([0.5, 0.5]).log(), f64([1.0, -1.0])
+    )  # J = 0: the mean has nothing to remove
     assert rloo_crossover(constant).item() == math.inf
 
 
 def test_the_optimal_baseline_has_the_least_variance() -> None:
     best = optimal_baseline(B3)
     p, square = probability(B3)[0], B3.total_score[0].square().sum(-1)
-    close(best[0], sum(float(w * r * s) for w, r, s in zip(p, B3.total_reward[0], square, strict=True)) / float((p * square).sum()))
+    close(
+        best[0],
+        sum(float(w * r * s) for w, r, s in zip(p, B3.total_reward[0], square, strict=True))
+        / float((p * square).sum()),
+    )
     at_best = variance_at_baseline(B3, best)[0]
     for step in (-0.1, 0.1):  # a parabola with its foot at b*: E‖s‖²·(b − b*)²
         close(variance_at_baseline(B3, best + step)[0] - at_best, 0.01 * float((p * square).sum()))
     each = variance_at_baseline(B3, optimal_baseline_per_coordinate(B3))[0]
     value = variance_at_baseline(B3, objective(B3))[0]
     assert each < at_best < value < variance_at_baseline(B3, 0.0)[0]
-    close(microscope(swap(ladder.reinforce, baseline=Constant(float(best[0]))), B3, 3).variance, at_best / 3)
+    close(
+        microscope(swap(ladder.reinforce, baseline=Constant(float(best[0]))), B3, 3).variance,
+        at_best / 3,
+    )
     whole = microscope(swap(ladder.reinforce, baseline=Constant(0.3)), B3, 4).covariance
     assert whole is not None
     close(whole, covariance_at_baseline(B3, 0.3)[0] / 4)
@@ -619,7 +808,10 @@ def test_four_more_for_every_reward_hurts_only_reinforce() -> None:
     close(optimal_baseline(raised), optimal_baseline(B3) + 4)
     close(variance_at_baseline(raised, objective(raised)), variance_at_baseline(B3, objective(B3)))
     for name in ("rloo", "group_mean", "group_std"):
-        close(microscope(ladder.get(name).estimator, raised, 4).std, microscope(ladder.get(name).estimator, B3, 4).std)
+        close(
+            microscope(ladder.get(name).estimator, raised, 4).std,
+            microscope(ladder.get(name).estimator, B3, 4).std,
+        )
     assert variance_at_baseline(raised, 0.0)[0] / variance_at_baseline(B3, 0.0)[0] > 40
 
 
@@ -642,13 +834,19 @@ NOTHING_TO_EARN = Outcomes.of_arms(f64(PI).log(), f64([0.0, 0.0, 0.0]), ref_log_
 )
 @pytest.mark.parametrize("group", [1, 4])
 def test_which_kl_a_penalty_descends(penalty, direction: str | None, group: int) -> None:  # type: ignore[no-untyped-def]
-    """On policy, T = 1: what each estimator's gradient is on average. The two directions are 14° apart here."""
+    """On policy, T = 1: what each estimator's gradient is on average.
+
+    The two directions are 14° apart here.
+    """
     seen = microscope(swap(ladder.reinforce, kl=penalty), NOTHING_TO_EARN, group).expected
     close(seen, torch.zeros(3) if direction is None else -kl_gradient(NOTHING_TO_EARN, direction))
 
 
 def test_the_two_directions_differ_here() -> None:
-    reverse, forward = kl_gradient(NOTHING_TO_EARN, "reverse"), kl_gradient(NOTHING_TO_EARN, "forward")
+    reverse, forward = (
+        kl_gradient(NOTHING_TO_EARN, "reverse"),
+        kl_gradient(NOTHING_TO_EARN, "forward"),
+    )
     close(reverse.sum(), 0.0)
     close(forward, f64(PI) - REF.exp())  # −Σ ref (e_a − π)
     angle = math.degrees(math.acos(float(reverse @ forward / (reverse.norm() * forward.norm()))))
@@ -664,7 +862,9 @@ def test_k2_and_k3_in_the_reward_descend_neither(penalty) -> None:  # type: igno
 
 
 def test_k1_in_the_reward_is_scaled_by_a_self_including_mean() -> None:
-    seen = microscope(swap(ladder.group_mean, kl=K1(beta=1.0, place=InReward())), NOTHING_TO_EARN, 4)
+    seen = microscope(
+        swap(ladder.group_mean, kl=K1(beta=1.0, place=InReward())), NOTHING_TO_EARN, 4
+    )
     close(seen.expected, -0.75 * kl_gradient(NOTHING_TO_EARN))
 
 
@@ -672,31 +872,41 @@ def test_exact_kl_is_no_sample() -> None:
     """At T = 1 the KL over the full distribution has its gradient in every batch: no variance."""
     outcomes = replace(
         NOTHING_TO_EARN,
-        dist=f64(PI).log().view(1, 1, 1, 3),
-        ref_dist=REF.view(1, 1, 1, 3),
-        dist_score=softmax_score(f64(PI).log()).view(1, 1, 1, 3, 3),
+        log_dist=f64(PI).log().view(1, 1, 1, 3),
+        ref_log_dist=REF.view(1, 1, 1, 3),
+        log_dist_score=softmax_score(f64(PI).log()).view(1, 1, 1, 3, 3),
     )
     seen = microscope(swap(ladder.reinforce, kl=ExactKL(beta=2.0, place=InLoss())), outcomes, 3)
     close(seen.expected, -2 * kl_gradient(outcomes))
     assert seen.std < 1e-15
     theta = PI_LOGITS.clone().requires_grad_()
     entropy = -(theta.log_softmax(0) * theta.softmax(0)).sum()
-    close(microscope(swap(ladder.reinforce, entropy_coef=0.5), outcomes, 3).expected, 0.5 * torch.autograd.grad(entropy, theta)[0])
+    close(
+        microscope(swap(ladder.reinforce, entropy_coef=0.5), outcomes, 3).expected,
+        0.5 * torch.autograd.grad(entropy, theta)[0],
+    )
 
 
 def test_exact_kl_where_a_token_is_forced() -> None:
-    """A second token that the first one forces (probability 0 elsewhere) adds nothing, and no NaN."""
+    """A second token that the first one forces (probability 0 elsewhere) adds nothing,
+    and no NaN.
+    """
     impossible = f64([0.0, -torch.inf, -torch.inf])
     outcomes = Outcomes.of_sequences(
         torch.stack([f64(PI).log(), torch.zeros(3)], -1).unsqueeze(0),
         torch.zeros(1, 3, 2),
         score=torch.stack([softmax_score(f64(PI).log()), torch.zeros(3, 3)], 1).unsqueeze(0),
         ref_log_prob=torch.stack([REF, torch.zeros(3)], -1).unsqueeze(0),
-        dist=torch.stack([f64(PI).log(), impossible]).view(1, 1, 2, 3),
-        ref_dist=torch.stack([REF, impossible]).view(1, 1, 2, 3),
-        dist_score=torch.stack([softmax_score(f64(PI).log()), torch.zeros(3, 3)]).view(1, 1, 2, 3, 3),
+        log_dist=torch.stack([f64(PI).log(), impossible]).view(1, 1, 2, 3),
+        ref_log_dist=torch.stack([REF, impossible]).view(1, 1, 2, 3),
+        log_dist_score=torch.stack([softmax_score(f64(PI).log()), torch.zeros(3, 3)]).view(
+            1, 1, 2, 3, 3
+        ),
     )
-    close(microscope(swap(ladder.reinforce, kl=ExactKL(beta=1.0)), outcomes, 2).expected, -kl_gradient(NOTHING_TO_EARN))
+    close(
+        microscope(swap(ladder.reinforce, kl=ExactKL(beta=1.0)), outcomes, 2).expected,
+        -kl_gradient(NOTHING_TO_EARN),
+    )
 
 
 def test_token_by_token_only_k1_in_the_reward_has_the_gradient_of_the_sequences_kl() -> None:
@@ -704,7 +914,11 @@ def test_token_by_token_only_k1_in_the_reward_has_the_gradient_of_the_sequences_
     truth = kl_gradient(outcomes)
     in_reward = microscope(swap(ladder.reinforce, kl=K1(beta=1.0, place=InReward())), outcomes, 2)
     close(in_reward.expected, -truth)
-    for penalty in (K2(beta=1.0), K1(beta=1.0, place=InLossTimesRatio()), K3(beta=1.0, place=InLossTimesRatio())):
+    for penalty in (
+        K2(beta=1.0),
+        K1(beta=1.0, place=InLossTimesRatio()),
+        K3(beta=1.0, place=InLossTimesRatio()),
+    ):
         missed = microscope(swap(ladder.reinforce, kl=penalty), outcomes, 2).expected + truth
         assert missed.norm() > 0.03 * truth.norm()
 
@@ -718,7 +932,12 @@ def test_gaussian_kl_moments_by_quadrature() -> None:
         log_r = mu * x - mu**2 / 2
         true, moments = mu**2 / 2, gaussian_kl_moments(mu)
         best = float(gaussian_control_variate(mu))
-        samples = {"k1": -log_r, "k2": log_r**2 / 2, "k3": log_r.exp() - 1 - log_r, "best": best * (log_r.exp() - 1) - log_r}
+        samples = {
+            "k1": -log_r,
+            "k2": log_r**2 / 2,
+            "k3": log_r.exp() - 1 - log_r,
+            "best": best * (log_r.exp() - 1) - log_r,
+        }
         assert set(samples) == set(moments)
         for name, k in samples.items():
             mean = (weight * k).sum()
@@ -759,17 +978,40 @@ def test_control_variate_has_the_least_variance() -> None:
 
 
 def test_compositions_and_members() -> None:
-    assert compositions(2, 3).tolist() == [[0, 0, 2], [0, 1, 1], [0, 2, 0], [1, 0, 1], [1, 1, 0], [2, 0, 0]]
-    assert members(compositions(2, 3), 2).tolist() == [[2, 2], [1, 2], [1, 1], [0, 2], [0, 1], [0, 0]]
+    assert compositions(2, 3).tolist() == [
+        [0, 0, 2],
+        [0, 1, 1],
+        [0, 2, 0],
+        [1, 0, 1],
+        [1, 1, 0],
+        [2, 0, 0],
+    ]
+    assert members(compositions(2, 3), 2).tolist() == [
+        [2, 2],
+        [1, 2],
+        [1, 1],
+        [0, 2],
+        [0, 1],
+        [0, 0],
+    ]
     assert compositions(0, 3).tolist() == [[0, 0, 0]]
     assert members(compositions(0, 3), 0).shape == (1, 0)
     assert len(compositions(16, 6)) == math.comb(21, 16)
-    close(log_multinomial(compositions(16, 6), f64([0.4, 0.1, 0.15, 0.15, 0.04, 0.16]).log()).exp().sum(), 1.0)
+    close(
+        log_multinomial(compositions(16, 6), f64([0.4, 0.1, 0.15, 0.15, 0.04, 0.16]).log())
+        .exp()
+        .sum(),
+        1.0,
+    )
 
 
 def test_too_much_to_list_is_refused_with_numbers() -> None:
-    many = Outcomes.of_arms(torch.full((40,), 1 / 40, dtype=torch.float64).log(), torch.arange(40, dtype=torch.float64))
-    with pytest.raises(CourseError, match=rf"compositions of 16 samples in 40 classes.*allowed is {LARGEST:,}"):
+    many = Outcomes.of_arms(
+        torch.full((40,), 1 / 40, dtype=torch.float64).log(), torch.arange(40, dtype=torch.float64)
+    )
+    with pytest.raises(
+        CourseError, match=rf"compositions of 16 samples in 40 classes.*allowed is {LARGEST:,}"
+    ):
         microscope(ladder.group_std, many, 16, "lumped")
     with pytest.raises(CourseError, match="multisets of 16 outcomes"):
         microscope(ladder.group_std, many, 16)
@@ -780,16 +1022,30 @@ def test_too_much_to_list_is_refused_with_numbers() -> None:
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        (lambda: microscope(ladder.rloo, ragged(False, prompts=2), 3, "lumped"), "allowed is one prompt"),
+        (
+            lambda: microscope(ladder.rloo, ragged(False, prompts=2), 3, "lumped"),
+            "allowed is one prompt",
+        ),
         (lambda: microscope(ladder.rloo, B3, 0), "group_size: got 0"),
         (lambda: microscope(ladder.rloo, B3, 1), "G ≥ 2"),
         (lambda: microscope(ladder.rloo, B3, 2, "sampling"), "method: got 'sampling'"),
         (lambda: microscope(ladder.grpo, B3, 2), "rollout.ref_log_prob: got None"),
-        (lambda: Outcomes.of_arms(f64([0.5, 0.4]).log(), f64([1.0, 0.0])), "log_prob: got .*sum to 1"),
-        (lambda: Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([1.0, 0.0]), old_log_prob=f64([0.5, 0.6]).log()), "old_log_prob: got"),
-        (lambda: Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([[1.0, 0.0], [1.0, 0.0]])), "chance: got None"),
+        (
+            lambda: Outcomes.of_arms(f64([0.5, 0.4]).log(), f64([1.0, 0.0])),
+            "log_prob: got .*sum to 1",
+        ),
+        (
+            lambda: Outcomes.of_arms(
+                f64([0.5, 0.5]).log(), f64([1.0, 0.0]), old_log_prob=f64([0.5, 0.6]).log()
+            ),
+            "old_log_prob: got",
+        ),
+        (
+            lambda: Outcomes.of_arms(f64([0.5, 0.5]).log(), f64([[1.0, 0.0], [1.0, 0.0]])),
+            "chance: got None",
+        ),
         (lambda: replace(B3, reward=B3.reward[:, :3]), "the shape"),
-        (lambda: replace(B3, dist=torch.zeros(1, 1, 1, 3)), "dist_score"),
+        (lambda: replace(B3, log_dist=torch.zeros(1, 1, 1, 3)), "log_dist_score"),
         (lambda: kl_gradient(B3), "ref_log_prob"),
         (lambda: kl_gradient(NOTHING_TO_EARN, "sideways"), "direction: got 'sideways'"),
         (lambda: rloo_covariance(replace(B3, old_log_prob=B3.log_prob), 2), "old_log_prob"),
@@ -803,4 +1059,7 @@ def test_refusals_say_what_is_wrong(refused, message: str) -> None:  # type: ign
 
 
 def test_old_policy_equal_to_the_policy_is_on_policy() -> None:
-    same(microscope(ladder.grpo, replace(ragged(False), old_log_prob=ragged(False).log_prob), 3), microscope(ladder.grpo, ragged(False), 3))
+    same(
+        microscope(ladder.grpo, replace(ragged(False), old_log_prob=ragged(False).log_prob), 3),
+        microscope(ladder.grpo, ragged(False), 3),
+    )

@@ -1,4 +1,6 @@
-"""The house style: rungs can be told apart, labels do not overlap, and the same data give the same bytes."""
+"""The house style: rungs can be told apart, labels do not overlap, and the same data give the same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,35 @@ from course.ladder import RUNGS, select
 # Machado, Oliveira & Fernandes 2009, severity 1: what a dichromat sees of linear RGB
 SEEN_BY = {
     "everyone": np.eye(3),
-    "protanopes": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deuteranopes": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-    "tritanopes": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+    "protanopes": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deuteranopes": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "tritanopes": np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
 }
-XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
 
 
 def lab(colour: str, eyes: np.ndarray) -> np.ndarray:
@@ -58,27 +84,44 @@ def test_the_eight_rungs_stay_apart_for_every_kind_of_colour_vision() -> None:
     colours = [figures.style_of(rung.name)["color"] for rung in select()]
     assert len(colours) == 8
     for eyes in SEEN_BY.values():
-        nearest = min(np.linalg.norm(lab(a, eyes) - lab(b, eyes)) for a, b in itertools.combinations(colours, 2))
+        nearest = min(
+            np.linalg.norm(lab(a, eyes) - lab(b, eyes))
+            for a, b in itertools.combinations(colours, 2)
+        )
         assert nearest > 15  # ΔE₇₆; about 2.3 is just noticeable
 
 
 def test_every_line_keeps_a_contrast_of_three_to_the_page() -> None:
-    colours = {colour for colour, _ in figures.STYLES.values()} | set(figures.OWN_COLOURS) | set(figures.shades(7))
+    colours = (
+        {colour for colour, _ in figures.STYLES.values()}
+        | set(figures.OWN_COLOURS)
+        | set(figures.shades(7))
+    )
     assert min(figures.contrast_to_white(to_rgb(colour)) for colour in colours) >= 2.3
-    assert min(figures.contrast_to_white(to_rgb(colour)) for colour, _ in figures.STYLES.values()) >= 3
+    assert (
+        min(figures.contrast_to_white(to_rgb(colour)) for colour, _ in figures.STYLES.values()) >= 3
+    )
 
 
 def test_contrast_and_readable_text_follow_wcag() -> None:
     assert figures.contrast_to_white((1, 1, 1)) == pytest.approx(1)
     assert figures.contrast_to_white((0, 0, 0)) == pytest.approx(21)
-    assert figures.contrast_to_white(to_rgb("#767676")) == pytest.approx(4.54, abs=0.005)  # WCAG's own example
+    assert figures.contrast_to_white(to_rgb("#767676")) == pytest.approx(
+        4.54, abs=0.005
+    )  # WCAG's own example
     assert figures.readable("#0057a3") == "#0057a3"
     assert figures.contrast_to_white(to_rgb(figures.readable("#b8860b"))) >= 4.5
 
 
 def test_an_own_rung_has_one_style_in_every_process() -> None:
     code = "from course.lab.figures import style_of; print(style_of('my_estimator'))"
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7"},
+    ).stdout
     assert elsewhere.strip() == str(figures.style_of("my_estimator"))
     known = {tuple(style) for style in figures.STYLES.values()}
     for name in map("own_{}".format, range(200)):
@@ -95,11 +138,17 @@ def test_spread_keeps_the_gap_the_bounds_and_the_order(wanted: list[float]) -> N
 
 
 def test_spread_is_the_least_squares_solution() -> None:
-    assert figures.spread([0, 50, 100], 12) == pytest.approx([0, 50, 100])  # nothing overlaps: nothing moves
+    assert figures.spread([0, 50, 100], 12) == pytest.approx(
+        [0, 50, 100]
+    )  # nothing overlaps: nothing moves
     assert figures.spread([50, 50], 12) == pytest.approx([44, 56])
     assert figures.spread([10, 9, 50], 12) == pytest.approx([15.5, 3.5, 50])
-    assert figures.spread([1, 2], 12, low=0) == pytest.approx([0, 12])  # −4.5 and 7.5 without the bound
-    assert figures.spread([5, 5, 5], 12, 0, 12) == pytest.approx([0, 6, 12])  # what does not fit comes nearer
+    assert figures.spread([1, 2], 12, low=0) == pytest.approx(
+        [0, 12]
+    )  # −4.5 and 7.5 without the bound
+    assert figures.spread([5, 5, 5], 12, 0, 12) == pytest.approx(
+        [0, 6, 12]
+    )  # what does not fit comes nearer
 
 
 @pytest.mark.parametrize("values", [[0.2, 0.5, 0.9], [0.5, 0.5, 0.5], [0.5, 0.501, 0.499]])
@@ -168,7 +217,12 @@ before = matplotlib.rcParams.copy()
 import sys
 from course.lab import figures
 figure, panels = figures.new_figure(1, 2, sharey=True)
-figures.band(panels[0], [0, 1], [0, 1], 0.1, "grpo"); figures.label_ends(panels[0]); figures.png(figure)
-same = all(before[key] == matplotlib.rcParams[key] for key in before if key != "backend")  # asking for that one imports pyplot
+figures.band(panels[0], [0, 1], [0, 1], 0.1, "grpo")
+figures.label_ends(panels[0])
+figures.png(figure)
+# asking for the backend imports pyplot
+same = all(before[key] == matplotlib.rcParams[key] for key in before if key != "backend")
 print("matplotlib.pyplot" in sys.modules, same, len(panels))"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "True", "2"]
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split() == ["False", "True", "2"]

@@ -1,4 +1,6 @@
-"""The registry: every rung complete and standing on another, its equation well-formed, and estimators of one's own as good as ours."""
+"""The registry: every rung complete and standing on another, its equation well-formed, and
+estimators of one's own as good as ours.
+"""
 
 from __future__ import annotations
 
@@ -79,20 +81,36 @@ def test_no_two_rungs_are_the_same_estimator() -> None:
 
 
 def test_rungs_branches_and_descendants_stand_where_the_derivation_puts_them() -> None:
-    """Above or beside the ladder; PPO with a critic is a second way to GRPO: take the critic away."""
+    """Above or beside the ladder; PPO with a critic is a second way to GRPO: take the
+    critic away.
+    """
     on = {name: rung.on for name, rung in OURS.items()}
     assert (on["rloo"], on["remax"], on["opo"]) == ("baseline", "baseline", "baseline")
-    assert (on["dr_grpo"], on["token_mean"], on["ppo_kl"], on["ppo_value"]) == ("group_mean", "group_std", "surrogate", "clip")
-    assert (on["dapo"], on["clip_higher"], on["gspo"], on["ppo"]) == ("clip_higher", "token_mean", "sequence_ratio", "ppo_value")
-    without_critic = replace(replace(replace(ladder.ppo, credit=TotalReturn()), value_coef=0.0), baseline=GroupMean())
+    assert (on["dr_grpo"], on["token_mean"], on["ppo_kl"], on["ppo_value"]) == (
+        "group_mean",
+        "group_std",
+        "surrogate",
+        "clip",
+    )
+    assert (on["dapo"], on["clip_higher"], on["gspo"], on["ppo"]) == (
+        "clip_higher",
+        "token_mean",
+        "sequence_ratio",
+        "ppo_value",
+    )
+    without_critic = replace(
+        replace(replace(ladder.ppo, credit=TotalReturn()), value_coef=0.0), baseline=GroupMean()
+    )
     assert without_critic == ladder.group_mean
     assert {rung.kind for rung in OURS.values()} == {"rung", "descendant", "branch"}
 
 
-REPLACED = {  # from the papers: what each algorithm changes in the one it stands on, settings that are not the defaults included
+# from the papers: what each algorithm changes in the one it stands on, settings that are not the
+# defaults included
+REPLACED = {
     "reinforce": "—",
     "baseline": "baseline: BatchMean()",
-    "surrogate": "surrogate: Ratio()",
+    "surrogate": "surrogate: ImportanceSampling()",
     "clip": "surrogate: Clip()",
     "group_mean": "baseline: GroupMean()",
     "group_std": "scale: GroupStd()",
@@ -117,7 +135,9 @@ REPLACED = {  # from the papers: what each algorithm changes in the one it stand
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",
-    "ppo_kl_adaptive": "kl: ExactKL(beta=AdaptiveBeta(initial=1.0, target=0.01), anchor=OldPolicy())",
+    "ppo_kl_adaptive": (
+        "kl: ExactKL(beta=AdaptiveBeta(initial=1.0, target=0.01), anchor=OldPolicy())"
+    ),
     "group_whitened": "scale: TokenWhitening()",
     "group_whitened_length": "aggregation: SequenceMean()",
     "reinforce_pp_baseline": "kl: K2(beta=0.01)",
@@ -129,8 +149,15 @@ def test_what_was_replaced_is_what_the_papers_replace() -> None:
 
 
 def test_the_defaults_are_the_published_settings() -> None:
-    """PPO's ε = .2, GRPO's population std, GAE's λ = .95, SAPO's temperatures, β = .04, halves and doubles about d = .01."""
-    assert (Clip().epsilon_low, Clip().high, Clip().ratio_cap, Clip().dual_clip) == (0.2, 0.2, None, None)
+    """PPO's ε = .2, GRPO's population std, GAE's λ = .95, SAPO's temperatures, β = .04, halves and
+    doubles about d = .01.
+    """
+    assert (Clip().epsilon_low, Clip().high, Clip().ratio_cap, Clip().dual_clip) == (
+        0.2,
+        0.2,
+        None,
+        None,
+    )
     assert (GroupStd().ddof, GroupStd().eps) == (0, 1e-6)
     assert (GAE().gamma, GAE().gae_lambda) == (1.0, 0.95)
     assert (SoftGate().tau_positive, SoftGate().tau_negative) == (1.0, 1.05)
@@ -159,7 +186,9 @@ def test_a_name_cannot_stand_for_two_estimators() -> None:
         register("my rung", ladder.grpo)
     with pytest.raises(CourseError, match=r"rung\.kind: got 'best'"):
         register("mine", replace(ladder.grpo, kl=K3(beta=0.1)), kind="best")
-    assert register("grpo", ladder.grpo) is OURS["grpo"]  # naming it again does not take it off the ladder
+    assert (
+        register("grpo", ladder.grpo) is OURS["grpo"]
+    )  # naming it again does not take it off the ladder
     assert len(ladder.select()) == 8
 
 
@@ -207,7 +236,9 @@ def test_the_equation_colours_what_differs_from_the_rung_below_and_nothing_else(
 
 
 def test_a_part_that_was_taken_away_is_coloured_too() -> None:
-    """Where the new part is «none», what stands in its place is shown in colour: − 0, or all samples."""
+    """Where the new part is «none», what stands in its place is shown in colour: − 0, or all
+    samples.
+    """
     assert coloured(replace(ladder.grpo, kl=NoKL()).latex()) == 1
     assert coloured(replace(ladder.clip, baseline=NoBaseline()).latex()) == 1
     assert coloured(replace(ladder.dapo, sample_filter=Estimator().sample_filter).latex()) == 1
@@ -216,22 +247,34 @@ def test_a_part_that_was_taken_away_is_coloured_too() -> None:
 def test_equations_on_one_line_for_the_terminal() -> None:
     assert ladder.reinforce.text() == "1/N Σ_i Σ_t [A·log π],  A = R"
     assert ladder.surrogate.text() == "1/N Σ_i Σ_t [ρ·A],  A = R − mean_batch(R)"
-    assert ladder.grpo.text() == (
-        "1/N Σ_i 1/|o_i| Σ_t [min(ρ·A, clip(ρ, 0.8, 1.2)·A) − 0.04·k3(π‖ref)],  A = (R − mean_group(R)) / (std_group(R) + 1e-06)"
+    assert (
+        ladder.grpo.text()
+        == "1/N Σ_i 1/|o_i| Σ_t [min(ρ·A, clip(ρ, 0.8, 1.2)·A) − 0.04·k3(π‖ref)],  A = (R −"
+        " mean_group(R)) / (std_group(R) + 1e-06)"
     )
     assert str(ladder.rloo) == "1/N Σ_i Σ_t [A·log π],  A = R − mean_others(R)"
     assert ladder.dapo.text().endswith(",  drop silent groups")
     assert "ρ = (π/π_old)^(1/|o|) per sequence" in ladder.gspo.text()
     assert ladder.reinforce_pp.text().endswith("r ← r − 0.01·k1(π‖ref)")
-    assert replace(ladder.reinforce, entropy_coef=0.01).text() == "1/N Σ_i Σ_t [A·log π + 0.01·H],  A = R"
+    assert (
+        replace(ladder.reinforce, entropy_coef=0.01).text()
+        == "1/N Σ_i Σ_t [A·log π + 0.01·H],  A = R"
+    )
     assert "- 0.5·½(V" not in ladder.ppo.text()
     assert "− 0.5·½(V − R)²" in ladder.ppo.text()
 
 
 @every_rung
 def test_every_rung_has_an_equation_of_its_own(name: str) -> None:
-    for shown in (lambda estimator: estimator.text(), lambda estimator: estimator.latex(colour=None)):
-        same = [other for other, rung in OURS.items() if shown(rung.estimator) == shown(OURS[name].estimator)]
+    for shown in (
+        lambda estimator: estimator.text(),
+        lambda estimator: estimator.latex(colour=None),
+    ):
+        same = [
+            other
+            for other, rung in OURS.items()
+            if shown(rung.estimator) == shown(OURS[name].estimator)
+        ]
         assert same == [name]
 
 
@@ -256,9 +299,13 @@ def test_an_estimator_is_its_parts_wherever_it_was_made_from() -> None:
 
 
 def test_a_replacement_that_is_no_part_is_refused() -> None:
-    with pytest.raises(CourseError, match=r"replace: got 'advantage'; allowed is one of credit, baseline"):
+    with pytest.raises(
+        CourseError, match=r"replace: got 'advantage'; allowed is one of credit, baseline"
+    ):
         replace(ladder.grpo, advantage=GroupStd())
-    with pytest.raises(CourseError, match=r"estimator\.baseline: got GroupStd.*a Baseline of course\.parts"):
+    with pytest.raises(
+        CourseError, match=r"estimator\.baseline: got GroupStd.*a Baseline of course\.parts"
+    ):
         replace(ladder.grpo, baseline=GroupStd())
 
 
@@ -324,18 +371,26 @@ def test_an_estimator_is_loaded_from_a_file_by_name(tmp_path: Path) -> None:
     half = ladder.get(f"{path}:half")
     assert (half.name, half.on, half.kind, half.source) == ("half", "grpo", "own", "your own")
     assert half.replaced == "baseline: Half()"
-    assert ladder.get(f"{path}:half").estimator == half.estimator  # a second time is no second estimator
+    assert (
+        ladder.get(f"{path}:half").estimator == half.estimator
+    )  # a second time is no second estimator
     assert ladder.get(f"{path}:quarter").on == "half"
     assert ladder.get("half").estimator is half.estimator
     assert [rung.name for rung in ladder.select(["clip", f"{path}:half"])] == ["clip", "half"]
     rollout = make_rollout([[[1.0], [0.0]]], ref_log_prob=[[[-1.0]] * 2])
-    close(replace(half.estimator, scale=Estimator().scale).freeze(rollout).advantage, [[[0.75], [-0.25]]])
+    close(
+        replace(half.estimator, scale=Estimator().scale).freeze(rollout).advantage,
+        [[[0.75], [-0.25]]],
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nowhere.py:half", "nowhere.py', which is no file; allowed is a registered name or FILE.py:NAME"),
+        (
+            "nowhere.py:half",
+            "nowhere.py', which is no file; allowed is a registered name or FILE.py:NAME",
+        ),
         ("mine.py:number", "mine.py:number: got 3; allowed is an Estimator"),
         ("mine.py:missing", "mine.py:missing: got None; allowed is an Estimator"),
     ],
@@ -349,7 +404,9 @@ def test_a_file_without_the_estimator_is_refused(name: str, says: str, tmp_path:
 def test_two_files_may_not_use_one_name_for_two_estimators(tmp_path: Path) -> None:
     for folder, share in (("a", "0.5"), ("b", "0.6")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(OWN_FILE.replace("share: float = 0.5", f"share: float = {share}"))
+        (tmp_path / folder / "mine.py").write_text(
+            OWN_FILE.replace("share: float = 0.5", f"share: float = {share}")
+        )
     ladder.get(f"{tmp_path}/a/mine.py:half")
     with pytest.raises(CourseError, match="'half', which stands for another estimator already"):
         ladder.get(f"{tmp_path}/b/mine.py:half")
@@ -367,11 +424,24 @@ def test_a_part_without_a_symbol_is_shown_by_its_class() -> None:
 
 
 def test_everything_at_once_still_makes_an_equation() -> None:
-    """All eight parts replaced, entropy and a penalty in the reward: nothing is shown twice or left out."""
+    """All eight parts replaced, entropy and a penalty in the reward: nothing is shown twice or left
+    out.
+    """
     whole = replace(
-        replace(ladder.gspo, ratio=SequenceRatio(), kl=K1(beta=3e-5, place=InReward())), sample_filter=DropSilentGroups(), entropy_coef=0.01
+        replace(ladder.gspo, ratio=SequenceRatio(), kl=K1(beta=3e-5, place=InReward())),
+        sample_filter=DropSilentGroups(),
+        entropy_coef=0.01,
     )
     latex = whole.latex()
-    for piece in (r"3\times 10^{-5}", r"\mathcal H", r"\max R\ne\min R", r"\leftarrow", r"\frac1{|o_i|}", r"10^{-6}"):
+    for piece in (
+        r"3\times 10^{-5}",
+        r"\mathcal H",
+        r"\max R\ne\min R",
+        r"\leftarrow",
+        r"\frac1{|o_i|}",
+        r"10^{-6}",
+    ):
         assert latex.count(piece) == 1, piece
-    assert torch.isfinite(whole.freeze(make_rollout([[[1.0], [0.0]]], ref_log_prob=[[[-1.0]] * 2])).weight).all()
+    assert torch.isfinite(
+        whole.freeze(make_rollout([[[1.0], [0.0]]], ref_log_prob=[[[-1.0]] * 2])).weight
+    ).all()

@@ -1,4 +1,6 @@
-"""The one loop: against plain loops written out by hand, and what it logs, halts, saves and refuses."""
+"""The one loop: against plain loops written out by hand, and what it logs, halts, saves and
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,15 @@ MEANS = [[0.2, 0.5, 0.8], [0.9, 0.4, 0.1], [0.5, 0.5, 0.2]]
 
 
 class Recorded(Bandit):
-    """A bandit that keeps every rollout, the logits it was sampled with, and which prompts each update asked for."""
+    """A bandit that keeps every rollout, the logits it was sampled with, and which prompts each
+    update asked for.
+    """
 
     def __init__(self, **options: object) -> None:
         environment = Bernoulli(f64(MEANS), lengths=torch.tensor(LENGTHS))
-        super().__init__(environment, Softmax(torch.zeros(2, 3, 3, dtype=torch.float64)), 4, **options)  # type: ignore[arg-type]
+        super().__init__(
+            environment, Softmax(torch.zeros(2, 3, 3, dtype=torch.float64)), 4, **options
+        )  # type: ignore[arg-type]
         self.seen: list[tuple[Rollout, Tensor]] = []
         self.asked: list[list[int]] = []
 
@@ -62,9 +68,17 @@ def kl(p: list[float], q: list[float]) -> float:
 
 
 def grpo_by_hand(
-    logits: list[list[float]], arms: list[list[int]], rewards: list[list[float]], orders: list[list[list[int]]], rate: float, beta: float
+    logits: list[list[float]],
+    arms: list[list[int]],
+    rewards: list[list[float]],
+    orders: list[list[list[int]]],
+    rate: float,
+    beta: float,
 ) -> dict[str, float]:
-    """One rollout of GRPO for one run, in place, from the papers' formulas: scalars and loops. Returns what is to be logged."""
+    """One rollout of GRPO for one run, in place, from the papers' formulas: scalars and loops.
+
+    Returns what is to be logged.
+    """
     prompts, group = len(arms), len(arms[0])
     old = [softmax(row) for row in logits]
     advantages = []
@@ -84,7 +98,9 @@ def grpo_by_hand(
                     rho = pi[arm] / old[q][arm]
                     clipped = (advantage > 0 and rho > 1.2) or (advantage < 0 and rho < 0.8)
                     weight = 1 / (prompts * group * LENGTHS[arm])
-                    push = weight * ((0.0 if clipped else rho * advantage) + beta * ((1 / 3) / pi[arm] - 1))
+                    push = weight * (
+                        (0.0 if clipped else rho * advantage) + beta * ((1 / 3) / pi[arm] - 1)
+                    )
                     for k in range(3):
                         gradient[q][k] += len(order) * push * ((k == arm) - pi[k])
                     flat += clipped
@@ -94,28 +110,68 @@ def grpo_by_hand(
                     kl_ref += kl(pi, [1 / 3] * 3)
                     tokens += LENGTHS[arm]
             norm = math.sqrt(sum(g**2 for row in gradient.values() for g in row))
-            rows.append((norm, flat / tokens, entropy / tokens, kl_old / tokens, kl_ref / tokens, min(ratios), max(ratios)))
+            rows.append(
+                (
+                    norm,
+                    flat / tokens,
+                    entropy / tokens,
+                    kl_old / tokens,
+                    kl_ref / tokens,
+                    min(ratios),
+                    max(ratios),
+                )
+            )
             for q in batch:
                 logits[q] = [x + rate * g for x, g in zip(logits[q], gradient[q], strict=True)]
-        names = ("gradient_norm", "clip_fraction", "entropy", "kl_old", "kl_ref", "ratio_min", "ratio_max")
-        logged = {name: sum(values) / len(values) for name, *values in zip(names, *rows, strict=True)}
-        logged["ratio_min"], logged["ratio_max"] = min(row[5] for row in rows), max(row[6] for row in rows)
+        names = (
+            "gradient_norm",
+            "clip_fraction",
+            "entropy",
+            "kl_old",
+            "kl_ref",
+            "ratio_min",
+            "ratio_max",
+        )
+        logged = {
+            name: sum(values) / len(values) for name, *values in zip(names, *rows, strict=True)
+        }
+        logged["ratio_min"], logged["ratio_max"] = (
+            min(row[5] for row in rows),
+            max(row[6] for row in rows),
+        )
     logged["reward"] = sum(map(sum, rewards)) / (prompts * group)
     logged["silent_groups"] = sum(max(row) == min(row) for row in rewards) / prompts
     logged["length"] = sum(LENGTHS[arm] for row in arms for arm in row) / (prompts * group)
     right = [means.index(max(means)) for means in MEANS]
     after = [softmax(row) for row in logits]
-    logged["expected_reward"] = sum(p * m for row, means in zip(after, MEANS, strict=True) for p, m in zip(row, means, strict=True)) / 3
+    logged["expected_reward"] = (
+        sum(
+            p * m
+            for row, means in zip(after, MEANS, strict=True)
+            for p, m in zip(row, means, strict=True)
+        )
+        / 3
+    )
     logged["optimal_action"] = sum(row[arm] for row, arm in zip(after, right, strict=True)) / 3
     return logged
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 3])
 def test_grpo_equals_loops_written_by_hand(minibatches: int) -> None:
-    """Five rollouts, three epochs each, ragged answers: every logit and every metric, from the recorded samples."""
+    """Five rollouts, three epochs each, ragged answers: every logit and every metric, from the
+    recorded samples.
+    """
     problem = Recorded(reference="start")
     estimator = replace(ladder.grpo, kl=K3(beta=0.2))
-    learner = Learner(problem, estimator, SGD(1.5), stream((2,), 1), epochs=3, minibatches=minibatches, shuffle_seed=5)
+    learner = Learner(
+        problem,
+        estimator,
+        SGD(1.5),
+        stream((2,), 1),
+        epochs=3,
+        minibatches=minibatches,
+        shuffle_seed=5,
+    )
     history = learner.train(5)
     for run in range(2):
         shuffle = np.random.Generator(np.random.PCG64(5))
@@ -127,48 +183,77 @@ def test_grpo_equals_loops_written_by_hand(minibatches: int) -> None:
                 order = list(range(3)) if minibatches == 1 else shuffle.permutation(3).tolist()
                 cut = {1: [order], 2: [order[:2], order[2:]], 3: [[q] for q in order]}[minibatches]
                 epochs.append(cut)
-            arms, rewards = rollout.data["action"][run].tolist(), rollout.score[run].tolist()
+            arms, rewards = rollout.data["action"][run].tolist(), rollout.total_reward[run].tolist()
             want = grpo_by_hand(logits, arms, rewards, epochs, rate=1.5, beta=0.2)
             assert {*want} == {*history.names}
             for name, value in want.items():
-                assert float(history[name][step, run]) == pytest.approx(value, rel=1e-10, abs=1e-12), name
+                assert float(history[name][step, run]) == pytest.approx(
+                    value, rel=1e-10, abs=1e-12
+                ), name
         close(problem.parameters[0][run].detach(), logits, rtol=1e-10, atol=1e-12)
     assert float(history["clip_fraction"].max()) > 0
     assert 0 < float(history["silent_groups"].mean()) < 1
 
 
 def test_a_critic_is_regressed_on_the_return_by_hand() -> None:
-    """V_q ← V_q + lr·c·Σ w(R − V) over all tokens, w = 1/N; the error is logged before the second epoch's update."""
+    """V_q ← V_q + lr·c·Σ w(R − V) over all tokens, w = 1/N; the error is logged before the second
+    epoch's update.
+    """
     problem = Recorded(critic=True)
     history = Learner(problem, ladder.ppo_value, SGD(0.3), stream((2,), 2), epochs=2).train(4)
     for run in range(2):
         value = [0.0] * 3
         for step, (rollout, _) in enumerate(problem.seen):
             close(rollout.value[run, :, 0, 0], value)  # type: ignore[index]
-            arms, rewards = rollout.data["action"][run].tolist(), rollout.score[run].tolist()
+            arms, rewards = rollout.data["action"][run].tolist(), rollout.total_reward[run].tolist()
             errors = tokens = 0.0
             for epoch in range(2):
                 for q in range(3):
                     lengths = [LENGTHS[arm] for arm in arms[q]]
-                    pull = sum(n * (r - value[q]) for n, r in zip(lengths, rewards[q], strict=True)) / 12
+                    pull = (
+                        sum(n * (r - value[q]) for n, r in zip(lengths, rewards[q], strict=True))
+                        / 12
+                    )
                     if epoch == 1:
-                        errors += sum(n * (value[q] - r) ** 2 for n, r in zip(lengths, rewards[q], strict=True))
+                        errors += sum(
+                            n * (value[q] - r) ** 2
+                            for n, r in zip(lengths, rewards[q], strict=True)
+                        )
                         tokens += sum(lengths)
                     value[q] += 0.3 * 0.5 * pull
-            assert float(history["value_error"][step, run]) == pytest.approx(errors / tokens, rel=1e-12)
+            assert float(history["value_error"][step, run]) == pytest.approx(
+                errors / tokens, rel=1e-12
+            )
         close(problem.parameters[1][run].detach(), value)
 
 
-@pytest.mark.parametrize("make", [lambda: SGD(0.3), lambda: Adam(f64(0.1)), lambda: NaturalGradient(0.1), TRPO])
+@pytest.mark.parametrize(
+    "make", [lambda: SGD(0.3), lambda: Adam(f64(0.1)), lambda: NaturalGradient(0.1), TRPO]
+)
 def test_no_run_axes_at_all_is_one_run(make) -> None:  # type: ignore[no-untyped-def]
-    """Shapes [Q, G, T] and metrics that are single numbers: the same bits as with one run on an axis."""
+    """Shapes [Q, G, T] and metrics that are single numbers: the same bits as with one run on an
+    axis.
+    """
     ends = []
     for runs in ((), (1,), (1, 1)):
         problem = bernoulli_bandit(runs, reference="start", means=MEANS)
-        learner = Learner(problem, ladder.grpo, make(), stream(runs, 3), epochs=2, minibatches=2, max_grad_norm=0.3)
+        learner = Learner(
+            problem,
+            ladder.grpo,
+            make(),
+            stream(runs, 3),
+            epochs=2,
+            minibatches=2,
+            max_grad_norm=0.3,
+        )
         history = learner.train(4)
         assert history["reward"].shape == (4, *runs)
-        ends.append([problem.parameters[0].detach().flatten(), *(history[name].flatten() for name in history.names)])
+        ends.append(
+            [
+                problem.parameters[0].detach().flatten(),
+                *(history[name].flatten() for name in history.names),
+            ]
+        )
     for other in ends[1:]:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True))
 
@@ -188,7 +273,15 @@ def test_the_first_every_kth_and_the_last_step_are_logged() -> None:
 def test_logging_does_not_change_what_is_learned() -> None:
     def final(log_every: int) -> Tensor:
         problem = bernoulli_bandit((3,), reference="start")
-        Learner(problem, ladder.grpo, Adam(0.1), stream((3,)), epochs=2, minibatches=2, log_every=log_every).train(7)
+        Learner(
+            problem,
+            ladder.grpo,
+            Adam(0.1),
+            stream((3,)),
+            epochs=2,
+            minibatches=2,
+            log_every=log_every,
+        ).train(7)
         return problem.parameters[0]
 
     assert torch.equal(final(1), final(5))
@@ -208,7 +301,9 @@ def test_a_progress_bar_wraps_the_steps() -> None:
 
 def test_a_metric_that_was_not_logged_is_named() -> None:
     history = Learner(bernoulli_bandit(), ladder.clip, SGD(0.1), stream()).train(1)
-    with pytest.raises(CourseError, match="metric: got 'kl_ref'; allowed is one of reward, silent_groups, length"):
+    with pytest.raises(
+        CourseError, match="metric: got 'kl_ref'; allowed is one of reward, silent_groups, length"
+    ):
         history["kl_ref"]
     with pytest.raises(CourseError, match="nothing was logged"):
         History()["reward"]
@@ -238,14 +333,36 @@ def gaussian() -> GaussianBandit:
 def test_every_logged_name_is_in_the_glossary_and_bandits_log_all_they_can() -> None:
     adaptive = replace(replace(ladder.ppo_kl_adaptive, baseline=Value()), value_coef=0.5)
     learners = [
-        Learner(bernoulli_bandit((3,), reference="start", critic=True), adaptive, SGD(0.1), stream((3,)), minibatches=2),
+        Learner(
+            bernoulli_bandit((3,), reference="start", critic=True),
+            adaptive,
+            SGD(0.1),
+            stream((3,)),
+            minibatches=2,
+        ),
         Learner(bernoulli_bandit((3,)), ladder.rloo, TRPO(), stream((3,))),
         Learner(gaussian(), ladder.rloo, SGD(0.1), stream((3,))),
     ]
     logged = {name for learner in learners for name in learner.train(1).names}
     samples = {"reward", "silent_groups", "length", "kl_coef"}
-    updates = {"gradient_norm", "clip_fraction", "ratio_min", "ratio_max", "kl_old", "kl_ref", "entropy", "value_error"}
-    own = {"trust_region_kl", "step_fraction", "expected_reward", "optimal_action", "action_mean", "action_std"}
+    updates = {
+        "gradient_norm",
+        "clip_fraction",
+        "ratio_min",
+        "ratio_max",
+        "kl_old",
+        "kl_ref",
+        "entropy",
+        "value_error",
+    }
+    own = {
+        "trust_region_kl",
+        "step_fraction",
+        "expected_reward",
+        "optimal_action",
+        "action_mean",
+        "action_std",
+    }
     assert logged == samples | updates | own
     assert logged <= {*GLOSSARY}
     for name, metric in GLOSSARY.items():
@@ -255,42 +372,75 @@ def test_every_logged_name_is_in_the_glossary_and_bandits_log_all_they_can() -> 
 
 def test_metrics_of_a_rollout_by_hand() -> None:
     """Two runs: one silent group of two in the first, and truncated samples in the second."""
-    reward = [[[[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]], [[[3.0, 0.0], [1.0, 0.0]], [[0.0, 2.0], [0.0, 4.0]]]]
+    reward = [
+        [[[0.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]]],
+        [[[3.0, 0.0], [1.0, 0.0]], [[0.0, 2.0], [0.0, 4.0]]],
+    ]
     mask = [[[[1, 1], [1, 0]], [[1, 0], [1, 0]]], [[[1, 1], [1, 1]], [[1, 1], [0, 1]]]]
     truncated = [[[0, 0], [0, 0]], [[1, 0], [1, 1]]]
-    logged = metrics.of_rollout(make_rollout(reward, mask=mask, truncated=truncated, kl_coef=[0.5, 8.0]))
-    want = {"reward": [0.75, 2.5], "silent_groups": [0.5, 0], "length": [1.25, 1.75], "truncated": [0, 0.75], "kl_coef": [0.5, 8]}
+    logged = metrics.of_rollout(
+        make_rollout(reward, mask=mask, truncated=truncated, kl_coef=[0.5, 8.0])
+    )
+    want = {
+        "reward": [0.75, 2.5],
+        "silent_groups": [0.5, 0],
+        "length": [1.25, 1.75],
+        "truncated": [0, 0.75],
+        "kl_coef": [0.5, 8],
+    }
     assert logged.keys() == want.keys()
     for name, values in want.items():
         close(logged[name], values)
 
 
 def test_metrics_of_an_update_without_distributions_use_the_samples() -> None:
-    """KL to old and to the reference as the mean of k3 over chosen tokens; the sequence's ratio where the estimator has one."""
+    """KL to old and to the reference as the mean of k3 over chosen tokens; the sequence's ratio
+    where the estimator has one.
+    """
     half, quarter = math.log(0.5), math.log(0.25)
-    rollout = make_rollout([[[0.0, 1.0], [0.0, 0.0]]], [[[half] * 2] * 2], [[[1, 1], [1, 0]]], ref_log_prob=[[[quarter] * 2] * 2])
+    rollout = make_rollout(
+        [[[0.0, 1.0], [0.0, 0.0]]],
+        [[[half] * 2] * 2],
+        [[[1, 1], [1, 0]]],
+        ref_log_prob=[[[quarter] * 2] * 2],
+    )
     policy = Policy(f64([[[quarter, quarter], [0.0, 50.0]]]))  # ρ = ½, ½ and 2
     logged = metrics.of_update(ladder.clip, policy, ladder.clip.freeze(rollout), f64(7.0))
     k3_old = [0.5 - 1 + math.log(2)] * 2 + [2 - 1 - math.log(2)]  # r = π/π_old
     k3_ref = [0.0, 0.0, 0.25 - 1 + math.log(4)]  # r = π_ref/π
-    assert logged.keys() == {"gradient_norm", "clip_fraction", "ratio_min", "ratio_max", "kl_old", "kl_ref"}
+    assert logged.keys() == {
+        "gradient_norm",
+        "clip_fraction",
+        "ratio_min",
+        "ratio_max",
+        "kl_old",
+        "kl_ref",
+    }
     close(logged["kl_old"], sum(k3_old) / 3)
     close(logged["kl_ref"], sum(k3_ref) / 3)
     close([logged["ratio_min"], logged["ratio_max"], logged["gradient_norm"]], [0.5, 2.0, 7.0])
-    assert float(logged["clip_fraction"]) == 0  # A > 0 with ρ = ½, A < 0 with ρ = 2: neither is flat
+    assert (
+        float(logged["clip_fraction"]) == 0
+    )  # A > 0 with ρ = ½, A < 0 with ρ = 2: neither is flat
     gspo = replace(ladder.gspo, surrogate=Clip(0.2))
-    swapped = Policy(f64([[[half + math.log(4), half], [quarter, 50.0]]]))  # geometric mean 2 and ratio ½: both flat
+    swapped = Policy(
+        f64([[[half + math.log(4), half], [quarter, 50.0]]])
+    )  # geometric mean 2 and ratio ½: both flat
     logged = metrics.of_update(gspo, swapped, gspo.freeze(rollout), f64(0.0))
     close([logged["ratio_min"], logged["ratio_max"], logged["clip_fraction"]], [0.5, 2.0, 1.0])
 
 
 def test_a_gaussian_policy_logs_its_mean_and_std() -> None:
-    """One step of REINFORCE by hand: μ + lr·mean(R·(a − μ)/σ²), log σ + lr·mean(R·((a − μ)²/σ² − 1)), and their means."""
+    """One step of REINFORCE by hand: μ + lr·mean(R·(a − μ)/σ²), log σ + lr·mean(R·((a − μ)²/σ² −
+    1)), and their means.
+    """
     problem = gaussian()
     action = gaussian().sample(stream((3,), 4)).data["action"]
     history = Learner(problem, ladder.reinforce, SGD(0.1), stream((3,), 4)).train(1)
     reward = -(action**2)
-    mean = 1 + 0.1 * (reward * (action - 1)).mean(-1) / 2  # Σ over the prompt's four of eight samples
+    mean = (
+        1 + 0.1 * (reward * (action - 1)).mean(-1) / 2
+    )  # Σ over the prompt's four of eight samples
     std = (0.1 * (reward * ((action - 1) ** 2 - 1)).mean(-1) / 2).exp()
     close(history["action_mean"][0], mean.mean(-1))
     close(history["action_std"][0], std.mean(-1))
@@ -300,9 +450,13 @@ def test_a_gaussian_policy_logs_its_mean_and_std() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (1, 2), (2, 3)])
-def test_updates_are_epochs_times_minibatches_and_every_prompt_has_its_turn(epochs: int, minibatches: int) -> None:
+def test_updates_are_epochs_times_minibatches_and_every_prompt_has_its_turn(
+    epochs: int, minibatches: int
+) -> None:
     problem, optimizer = Recorded(), SGD(0.1)
-    learner = Learner(problem, ladder.clip, optimizer, stream((2,)), epochs=epochs, minibatches=minibatches)
+    learner = Learner(
+        problem, ladder.clip, optimizer, stream((2,)), epochs=epochs, minibatches=minibatches
+    )
     learner.train(4)
     assert optimizer.updates == len(problem.asked) == 4 * epochs * minibatches
     assert len(problem.seen) == 4
@@ -313,11 +467,20 @@ def test_updates_are_epochs_times_minibatches_and_every_prompt_has_its_turn(epoc
 
 
 def test_a_rate_means_the_same_whatever_the_split() -> None:
-    """Far from the clip and at a tiny rate, one epoch in three minibatches goes as far as three epochs of the whole."""
+    """Far from the clip and at a tiny rate, one epoch in three minibatches goes as far as three
+    epochs of the whole.
+    """
     ends = []
     for epochs, minibatches in ((3, 1), (1, 3)):
         problem = Recorded()
-        Learner(problem, ladder.group_mean, SGD(1e-6), stream((2,), 3), epochs=epochs, minibatches=minibatches).train(1)
+        Learner(
+            problem,
+            ladder.group_mean,
+            SGD(1e-6),
+            stream((2,), 3),
+            epochs=epochs,
+            minibatches=minibatches,
+        ).train(1)
         ends.append(problem.parameters[0].detach() / 1e-6)
     close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
     assert float(ends[0].abs().max()) > 0.1
@@ -329,8 +492,12 @@ def test_more_minibatches_than_prompts_are_refused() -> None:
 
 
 def test_adaptive_beta_moves_by_the_rule() -> None:
-    """KL(π_old‖π) from the logits before and after each rollout's updates, by hand; target .01: halve below ⅔ of it, double above 1½."""
-    estimator = replace(ladder.ppo_kl_adaptive, kl=K1(beta=AdaptiveBeta(4.0, 0.01), anchor=OldPolicy()))
+    """KL(π_old‖π) from the logits before and after each rollout's updates, by hand; target .01:
+    halve below ⅔ of it, double above 1½.
+    """
+    estimator = replace(
+        ladder.ppo_kl_adaptive, kl=K1(beta=AdaptiveBeta(4.0, 0.01), anchor=OldPolicy())
+    )
     problem = Recorded()
     learner = Learner(problem, estimator, SGD(f64([0.2, 1.0])), stream((2,), 1), epochs=4)
     history = learner.train(12)
@@ -343,9 +510,17 @@ def test_adaptive_beta_moves_by_the_rule() -> None:
             divergence = tokens = 0.0
             for q in range(3):
                 for arm in rollout.data["action"][run, q].tolist():
-                    divergence += kl(softmax(before[run, q].tolist()), softmax(states[step + 1][run, q].tolist()))
+                    divergence += kl(
+                        softmax(before[run, q].tolist()), softmax(states[step + 1][run, q].tolist())
+                    )
                     tokens += LENGTHS[arm]
-            factor = 0.5 if divergence / tokens < 0.01 / 1.5 else 2.0 if divergence / tokens > 0.015 else 1.0
+            factor = (
+                0.5
+                if divergence / tokens < 0.01 / 1.5
+                else 2.0
+                if divergence / tokens > 0.015
+                else 1.0
+            )
             moves.append(factor)
             beta *= factor
         assert learner.kl_coef is not None
@@ -384,15 +559,22 @@ def test_running_mean_has_a_share_per_run() -> None:
 
 
 def test_a_running_mean_is_the_average_reward_baseline_in_the_loop() -> None:
-    """The gradient bandit by hand: θ_k ← θ_k + α(R − R̄)(1[k = a] − π_k) with R̄ the mean of the rewards before."""
-    problem = Bandit(Bernoulli(f64([[0.3, 0.9]])), Softmax(torch.zeros(1, 2, dtype=torch.float64)), 1)
+    """The gradient bandit by hand: θ_k ← θ_k + α(R − R̄)(1[k = a] − π_k) with R̄ the mean of the
+    rewards before.
+    """
+    problem = Bandit(
+        Bernoulli(f64([[0.3, 0.9]])), Softmax(torch.zeros(1, 2, dtype=torch.float64)), 1
+    )
     estimator = replace(ladder.reinforce, baseline=Value())
     twin = Bandit(Bernoulli(f64([[0.3, 0.9]])), Softmax(torch.zeros(1, 2, dtype=torch.float64)), 1)
-    learner, noise = Learner(problem, estimator, SGD(0.4), stream((), 6), critic=RunningMean()), stream((), 6)
+    learner, noise = (
+        Learner(problem, estimator, SGD(0.4), stream((), 6), critic=RunningMean()),
+        stream((), 6),
+    )
     theta, rewards = [0.0, 0.0], []
     for _ in range(30):
         rollout = twin.sample(noise)
-        arm, reward = int(rollout.data["action"]), float(rollout.score)
+        arm, reward = int(rollout.data["action"]), float(rollout.total_reward)
         mean = sum(rewards) / len(rewards) if rewards else 0.0
         pi = softmax(theta)
         theta = [x + 0.4 * (reward - mean) * ((k == arm) - pi[k]) for k, x in enumerate(theta)]
@@ -410,7 +592,9 @@ def exploding(**options: object) -> Learner:
     """Of four runs the second overflows k3 in float32 in the second epoch."""
     problem = bernoulli_bandit((4,), dtype=torch.float32, reference="start")
     rates = torch.tensor([0.1, 1e5, 0.1, 0.3])
-    return Learner(problem, ladder.grpo, SGD(rates), stream((4,), 8, dtype=torch.float32), epochs=2, **options)  # type: ignore[arg-type]
+    return Learner(
+        problem, ladder.grpo, SGD(rates), stream((4,), 8, dtype=torch.float32), epochs=2, **options
+    )  # type: ignore[arg-type]
 
 
 def test_runs_that_diverge_halt_and_the_others_do_not_notice() -> None:
@@ -431,7 +615,10 @@ def test_runs_that_diverge_halt_and_the_others_do_not_notice() -> None:
 
 def test_runs_that_are_halted_from_outside_stand_still_and_the_others_do_not_notice() -> None:
     """Without `halt_diverged`: a warm start that has reached its target in some runs."""
-    learners = [Learner(bernoulli_bandit((3,)), ladder.clip, Adam(0.1), stream((3,)), epochs=2) for _ in range(2)]
+    learners = [
+        Learner(bernoulli_bandit((3,)), ladder.clip, Adam(0.1), stream((3,)), epochs=2)
+        for _ in range(2)
+    ]
     learners[0].train(2)
     learners[1].train(2)
     where = learners[0].problem.parameters[0][1].detach().clone()
@@ -447,7 +634,9 @@ def test_runs_that_are_halted_from_outside_stand_still_and_the_others_do_not_not
 
 
 class Poisoned(Bandit):
-    """A bandit of four runs whose policy is NaN in its second run at the second rollout, and in its third run at the third."""
+    """A bandit of four runs whose policy is NaN in its second run at the second rollout, and in its
+    third run at the third.
+    """
 
     poison, rollouts = True, 0
 
@@ -461,33 +650,49 @@ class Poisoned(Bandit):
             return policy
         wrong = torch.ones(4, 1, 1, 1, dtype=torch.float64)
         wrong[self.rollouts - 1] = math.nan
-        return Policy(policy.log_prob * wrong, policy.dist)
+        return Policy(policy.log_prob * wrong, policy.log_dist)
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, NaturalGradient, lambda rate: TRPO()], ids=["SGD", "Adam", "NaturalGradient", "TRPO"])
+@pytest.mark.parametrize(
+    "make",
+    [SGD, Adam, NaturalGradient, lambda rate: TRPO()],
+    ids=["SGD", "Adam", "NaturalGradient", "TRPO"],
+)
 def test_a_halted_run_stays_under_every_optimizer_and_under_clipping(make) -> None:  # type: ignore[no-untyped-def]
     """One bad number halts a run for good, also when all would be well again, and another later."""
     after: list[list[Tensor]] = []  # the logits after each rollout, poisoned and not
     for poison in (True, False):
-        problem = Poisoned(Bernoulli(f64(MEANS)), Softmax(torch.zeros(4, 3, 3, dtype=torch.float64)), 4)
+        problem = Poisoned(
+            Bernoulli(f64(MEANS)), Softmax(torch.zeros(4, 3, 3, dtype=torch.float64)), 4
+        )
         problem.poison = poison
-        learner = Learner(problem, ladder.rloo, make(0.1), stream((4,), 2), max_grad_norm=0.2, halt_diverged=True)
+        learner = Learner(
+            problem, ladder.rloo, make(0.1), stream((4,), 2), max_grad_norm=0.2, halt_diverged=True
+        )
         after.append([])
         for _ in range(5):
             learner.train(1)
             after[-1].append(problem.parameters[0].detach().clone())
-        assert (learner.halted.tolist() if learner.halted is not None else None) == ([False, True, True, False] if poison else None)
+        assert (learner.halted.tolist() if learner.halted is not None else None) == (
+            [False, True, True, False] if poison else None
+        )
     poisoned, healthy = after
     assert torch.equal(poisoned[0], healthy[0])
-    assert torch.equal(poisoned[4][1], healthy[0][1])  # where it stood before the rollout that spoilt it
+    assert torch.equal(
+        poisoned[4][1], healthy[0][1]
+    )  # where it stood before the rollout that spoilt it
     assert torch.equal(poisoned[4][2], healthy[1][2])
     assert torch.equal(poisoned[4][[0, 3]], healthy[4][[0, 3]])
     assert not torch.equal(healthy[4][1], healthy[0][1])
 
 
-def test_divergence_stops_before_it_reaches_the_parameters_and_saves_the_last_good_state(tmp_path: Path) -> None:
+def test_divergence_stops_before_it_reaches_the_parameters_and_saves_the_last_good_state(
+    tmp_path: Path,
+) -> None:
     learner = exploding(rescue=tmp_path / "rescue")
-    with pytest.raises(Diverged, match=r"step 1: loss became inf; the last good state is in .*rescue$"):
+    with pytest.raises(
+        Diverged, match=r"step 1: loss became inf; the last good state is in .*rescue$"
+    ):
         learner.train(5)
     assert bool(torch.isfinite(learner.problem.parameters[0]).all())
     tensors, about = checkpoint.read(tmp_path / "rescue")
@@ -505,7 +710,9 @@ def test_a_gradient_that_is_not_a_number_is_named() -> None:
         def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
             return log_ratio.abs().sqrt()
 
-    learner = Learner(bernoulli_bandit(), replace(ladder.clip, surrogate=Rooted()), SGD(0.1), stream())
+    learner = Learner(
+        bernoulli_bandit(), replace(ladder.clip, surrogate=Rooted()), SGD(0.1), stream()
+    )
     with pytest.raises(Diverged, match=r"step 1: gradient of parameter 0 became (nan|inf|-inf)$"):
         learner.train(1)
 

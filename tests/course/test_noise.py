@@ -1,4 +1,6 @@
-"""Random numbers: every run has its own stream, whatever runs beside it, whatever is drawn in between, and across saving."""
+"""Random numbers: every run has its own stream, whatever runs beside it, whatever is drawn in
+between, and across saving.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ def test_a_run_draws_the_same_alone_as_among_others() -> None:
     together = stream((4,), 3)
     alone = {number: stream((1,), 3, numbers=[number]) for number in (0, 3)}
     pair = stream((2,), 3, numbers=[3, 1])
-    for kind, shape in (("uniform", (2, 5)), ("normal", (3,)), ("uniform", (BLOCK + 7,)), ("normal", (2, 2, 2)), ("uniform", (1,))):
+    for kind, shape in (
+        ("uniform", (2, 5)),
+        ("normal", (3,)),
+        ("uniform", (BLOCK + 7,)),
+        ("normal", (2, 2, 2)),
+        ("uniform", (1,)),
+    ):
         whole = getattr(together, kind)(*shape)
         assert whole.shape == (4, *shape)
         for number, noise in alone.items():
@@ -42,13 +50,17 @@ def test_run_axes_are_numbered_in_order() -> None:
 
 
 def test_numbers_are_uniform_and_normal() -> None:
-    """100,000 numbers: mean and variance within four standard errors; Kolmogorov–Smirnov at 1.95/√n (p ≈ .001)."""
+    """100,000 numbers: mean and variance within four standard errors; Kolmogorov–Smirnov at 1.95/√n
+    (p ≈ .001).
+    """
     count = 100_000
     noise = stream((100,), 0)
     uniform, normal = noise.uniform(count // 100).flatten(), noise.normal(count // 100).flatten()
     assert 0 <= uniform.min() < uniform.max() < 1
     assert abs(float(uniform.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / count)
-    assert abs(float(uniform.var()) - 1 / 12) < 4 * math.sqrt(1 / 180 / count)  # Var (u − ½)² = 1/80 − 1/144
+    assert abs(float(uniform.var()) - 1 / 12) < 4 * math.sqrt(
+        1 / 180 / count
+    )  # Var (u − ½)² = 1/80 − 1/144
     assert abs(float(normal.mean())) < 4 / math.sqrt(count)
     assert abs(float(normal.var()) - 1) < 4 * math.sqrt(2 / count)
     for sample, distribution in ((uniform, lambda x: x), (normal, torch.special.ndtr)):
@@ -58,10 +70,16 @@ def test_numbers_are_uniform_and_normal() -> None:
 
 
 def test_runs_seeds_and_kinds_are_uncorrelated() -> None:
-    """Correlations of 20,000 numbers between neighbouring runs, seeds and the two kinds: each within four standard errors."""
+    """Correlations of 20,000 numbers between neighbouring runs, seeds and the two kinds: each
+    within four standard errors.
+    """
     count = 20_000
     noise, other = stream((3,), 0), stream((3,), 1)
-    rows = [*noise.normal(count), *other.normal(count), *((noise.uniform(count) - 0.5) * math.sqrt(12))]
+    rows = [
+        *noise.normal(count),
+        *other.normal(count),
+        *((noise.uniform(count) - 0.5) * math.sqrt(12)),
+    ]
     correlation = torch.stack(rows) @ torch.stack(rows).T / count
     off = correlation - torch.diag(correlation.diagonal())
     assert float(off.abs().max()) < 4 / math.sqrt(count)
@@ -79,7 +97,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
 
 
 def test_a_saved_state_goes_on_to_the_bit() -> None:
-    """Saved in the middle of what was drawn ahead, of both kinds, and loaded by noise of another seed."""
+    """Saved in the middle of what was drawn ahead, of both kinds, and loaded by noise of another
+    seed.
+    """
     noise, later = stream((2, 2), 4), stream((2, 2), 99)
     noise.uniform(100)
     noise.normal(BLOCK + 3)
@@ -88,7 +108,9 @@ def test_a_saved_state_goes_on_to_the_bit() -> None:
     want = [noise.normal(5), noise.uniform(2 * BLOCK), noise.normal(BLOCK)]
     assert all(torch.equal(saved[name], copies[name]) for name in saved)
     later.load(saved)
-    for got, expected in zip([later.normal(5), later.uniform(2 * BLOCK), later.normal(BLOCK)], want, strict=True):
+    for got, expected in zip(
+        [later.normal(5), later.uniform(2 * BLOCK), later.normal(BLOCK)], want, strict=True
+    ):
         assert torch.equal(got, expected)
 
 

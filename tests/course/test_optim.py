@@ -1,4 +1,6 @@
-"""Optimisers over runs: against torch's own on the same numbers, against pseudo-inverses, and against what TRPO promises."""
+"""Optimisers over runs: against torch's own on the same numbers, against pseudo-inverses, and
+against what TRPO promises.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from course import ladder
 from course.errors import CourseError
 from course.learner import Learner
 from course.train.checkpoint import equal_states
-from course.train.optim import SGD, Adam, Closures, Constant, LinearDecay, Optimizer, clip_gradients, over_runs, per_run_dot
+from course.train.optim import (
+    SGD,
+    Adam,
+    Closures,
+    Constant,
+    LinearDecay,
+    Optimizer,
+    clip_gradients,
+    over_runs,
+    per_run_dot,
+)
 from course.train.trust_region import TRPO, NaturalGradient, conjugate_gradient, fisher_product
 from tests.helpers import bernoulli_bandit, close, f64, stream
 
@@ -30,7 +42,9 @@ def closures(parameters: Sequence[Tensor]) -> Closures:
 def leaves(seed: int) -> list[Tensor]:
     """Parameters of three runs: a matrix each, and one number each."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(3, *shape, generator=generator, dtype=torch.float64) for shape in ((2, 4), ())]
+    return [
+        torch.randn(3, *shape, generator=generator, dtype=torch.float64) for shape in ((2, 4), ())
+    ]
 
 
 # ---------------------------------------------------------------- first order
@@ -45,12 +59,17 @@ def leaves(seed: int) -> list[Tensor]:
             lambda lr, schedule: Adam(lr, schedule, betas=(0.5, 0.9), eps=1e-3),
             lambda p, lr: torch.optim.Adam(p, lr, betas=(0.5, 0.9), eps=1e-3),
         ),
-        (lambda lr, schedule: Adam(lr, schedule, weight_decay=0.1), lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.1)),
+        (
+            lambda lr, schedule: Adam(lr, schedule, weight_decay=0.1),
+            lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0.1),
+        ),
     ],
     ids=["SGD", "Adam", "Adam with other settings", "AdamW"],
 )
 @pytest.mark.parametrize("decays", [False, True])
-def test_first_order_optimisers_agree_with_torch(make: Callable, reference: Callable, decays: bool) -> None:
+def test_first_order_optimisers_agree_with_torch(
+    make: Callable, reference: Callable, decays: bool
+) -> None:
     """Each run has a rate of its own here, and an optimiser of its own there."""
     rates = [0.5, 0.1, 0.02]
     ours = leaves(0)
@@ -58,7 +77,9 @@ def test_first_order_optimisers_agree_with_torch(make: Callable, reference: Call
     schedule = LinearDecay(12, warmup=3, final=0.2) if decays else None
     optimizer = make(f64(rates), schedule)
     others = [reference(p, rate) for p, rate in zip(theirs, rates, strict=True)]
-    shares = [torch.optim.lr_scheduler.LambdaLR(other, schedule or (lambda step: 1.0)) for other in others]
+    shares = [
+        torch.optim.lr_scheduler.LambdaLR(other, schedule or (lambda step: 1.0)) for other in others
+    ]
     for step in range(15):
         gradients = leaves(100 + step)
         assert optimizer.step(gradients, closures(ours)) == {}
@@ -86,7 +107,10 @@ def test_one_rate_for_all_runs_is_that_rate_for_each() -> None:
 def test_linear_decay_by_hand() -> None:
     """Two updates of warm-up, then from 1 to a tenth over the other eight."""
     decay = LinearDecay(10, warmup=2, final=0.1)
-    close([decay(step) for step in (0, 1, 2, 6, 9, 10, 50)], [0.5, 1.0, 1.0, 0.55, 0.1 + 0.9 / 8, 0.1, 0.1])
+    close(
+        [decay(step) for step in (0, 1, 2, 6, 9, 10, 50)],
+        [0.5, 1.0, 1.0, 0.55, 0.1 + 0.9 / 8, 0.1, 0.1],
+    )
     close([LinearDecay(4)(step) for step in range(6)], [1.0, 0.75, 0.5, 0.25, 0.0, 0.0])
     assert [Constant()(step) for step in (0, 7)] == [1.0, 1.0]
 
@@ -99,7 +123,11 @@ def test_sgd_walks_by_its_decaying_rate() -> None:
     close(parameter, [-1.25, -1.25])
 
 
-@pytest.mark.parametrize("make", [lambda: SGD(0.1, LinearDecay(9)), lambda: Adam(0.1, LinearDecay(9))], ids=["SGD", "Adam"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SGD(0.1, LinearDecay(9)), lambda: Adam(0.1, LinearDecay(9))],
+    ids=["SGD", "Adam"],
+)
 def test_a_loaded_state_goes_on_where_it_was_saved(make: Callable[[], Optimizer]) -> None:
     first, second = make(), make()
     parameters = [torch.zeros(3, 2, 4, dtype=torch.float64)]
@@ -127,7 +155,9 @@ def test_each_runs_gradient_is_clipped_by_its_own_length() -> None:
     matrix, number = clip_gradients(gradients, norm, 1.0)
     close(matrix, [[0.6, 0.0], [0.3, 0.0], [0.0, 0.0]])
     close(number, [0.8, 0.4, 0.0])
-    assert torch.equal(matrix[1:], gradients[0][1:])  # what is short enough stays as it is, to the bit
+    assert torch.equal(
+        matrix[1:], gradients[0][1:]
+    )  # what is short enough stays as it is, to the bit
 
 
 def test_the_learner_clips_each_run_before_it_steps() -> None:
@@ -157,17 +187,17 @@ def test_sums_and_factors_per_run() -> None:
 def exact_closures(logits: Tensor, reward: Tensor) -> tuple[Closures, Tensor]:
     """The objective J = Σ π r itself, for runs [R] of one prompt, and its gradient of −J."""
 
-    def dist() -> Tensor:
+    def log_dist() -> Tensor:
         return logits.log_softmax(-1)[:, None, None, None]  # [R, Q, G, T, K]
 
     def mean_kl(q: Tensor, p: Tensor) -> Tensor:
         return (q.exp() * (q - p)).sum(-1).mean((-3, -2, -1))
 
     def loss() -> Tensor:
-        return -(dist().exp() * reward[:, None, None, None]).sum((-4, -3, -2, -1))
+        return -(log_dist().exp() * reward[:, None, None, None]).sum((-4, -3, -2, -1))
 
     gradient = torch.autograd.grad(loss().sum(), logits)[0]
-    return Closures([logits], loss, dist, mean_kl, dist().detach()), gradient
+    return Closures([logits], loss, log_dist, mean_kl, log_dist().detach()), gradient
 
 
 LOGITS = f64([[0.0, 3.0, 5.0], [0.1, -0.2, 0.4]])
@@ -176,7 +206,9 @@ REWARD = f64([[1.0, 0.7, 0.0], [0.0, -1.0, 2.0]])
 
 def fisher(p: Tensor) -> Tensor:
     """diag π − π πᵀ, by loops."""
-    return f64([[float(p[i]) * ((i == j) - float(p[j])) for j in range(len(p))] for i in range(len(p))])
+    return f64(
+        [[float(p[i]) * ((i == j) - float(p[j])) for j in range(len(p))] for i in range(len(p))]
+    )
 
 
 def test_fisher_products_are_those_of_the_fisher_matrix() -> None:
@@ -192,12 +224,16 @@ def test_conjugate_gradient_solves_every_run_for_itself() -> None:
     """Five runs of well and badly conditioned systems, one of them already solved by x = 0."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(5, 6, 6, generator=generator, dtype=torch.float64)
-    matrix = root @ root.mT + torch.logspace(-1, 2, 5, dtype=torch.float64)[:, None, None] * torch.eye(6)
+    matrix = root @ root.mT + torch.logspace(-1, 2, 5, dtype=torch.float64)[
+        :, None, None
+    ] * torch.eye(6)
     b = torch.randn(5, 6, generator=generator, dtype=torch.float64)
     b[3] = 0.0
 
     def product(vector: Sequence[Tensor]) -> list[Tensor]:
-        whole = torch.einsum("rij,rj->ri", matrix, torch.cat([vector[0], vector[1].unsqueeze(-1)], -1))
+        whole = torch.einsum(
+            "rij,rj->ri", matrix, torch.cat([vector[0], vector[1].unsqueeze(-1)], -1)
+        )
         return [whole[:, :5], whole[:, 5]]
 
     first, last = conjugate_gradient(product, [b[:, :5], b[:, 5]], 1, 40)
@@ -207,7 +243,9 @@ def test_conjugate_gradient_solves_every_run_for_itself() -> None:
 
 
 def test_the_natural_gradient_is_the_pseudo_inverse_of_fisher_times_the_gradient() -> None:
-    """θ moves by lr·F⁺∇J; for a softmax that is lr·(A − the unweighted mean of A), A = r − J, whatever π is."""
+    """θ moves by lr·F⁺∇J; for a softmax that is lr·(A − the unweighted mean of A), A = r − J,
+    whatever π is.
+    """
     logits = LOGITS.clone().requires_grad_()
     given, gradient = exact_closures(logits, REWARD)
     rates = f64([0.025, 0.4])
@@ -231,7 +269,9 @@ def test_damping_is_added_to_fisher() -> None:
 
 
 def test_the_natural_gradient_of_samples_through_the_learner() -> None:
-    """Two prompts: the KL is a mean over them, so each block of F has weight ½; ĝ by hand from the samples."""
+    """Two prompts: the KL is a mean over them, so each block of F has weight ½; ĝ by hand from the
+    samples.
+    """
     problem = bernoulli_bandit((3,), logits=[[0.0, 0.5, -0.5], [0.2, 0.0, 0.1]])
     start = problem.parameters[0].detach().clone()
     learner = Learner(problem, ladder.reinforce, NaturalGradient(0.1, damping=0.0), stream((3,), 2))
@@ -241,16 +281,31 @@ def test_the_natural_gradient_of_samples_through_the_learner() -> None:
     for run in range(3):
         for q in range(2):
             p = start[run, q].softmax(0)
-            g = sum(float(reward[run, q, i]) * (f64([float(a == k) for k in range(3)]) - p) for i, a in enumerate(action[run, q])) / 8
+            g = (
+                sum(
+                    float(reward[run, q, i]) * (f64([float(a == k) for k in range(3)]) - p)
+                    for i, a in enumerate(action[run, q])
+                )
+                / 8
+            )
             want = 0.1 * torch.linalg.pinv(fisher(p) / 2, hermitian=True) @ g
-            close(problem.parameters[0][run, q].detach() - start[run, q], want, rtol=1e-8, atol=1e-10)
+            close(
+                problem.parameters[0][run, q].detach() - start[run, q], want, rtol=1e-8, atol=1e-10
+            )
 
 
-@pytest.mark.parametrize("optimizer", [NaturalGradient(0.1), TRPO()], ids=["NaturalGradient", "TRPO"])
+@pytest.mark.parametrize(
+    "optimizer", [NaturalGradient(0.1), TRPO()], ids=["NaturalGradient", "TRPO"]
+)
 def test_a_critic_has_no_place_in_the_policys_geometry(optimizer: Optimizer) -> None:
-    """F is 0 on a critic's parameters, so F⁻¹ would throw them 1/damping far. Values that nothing trains are left alone."""
+    """F is 0 on a critic's parameters, so F⁻¹ would throw them 1/damping far.
+
+    Values that nothing trains are left alone.
+    """
     with pytest.raises(CourseError, match="does not move the policy"):
-        Learner(bernoulli_bandit((2,), critic=True), ladder.ppo_value, optimizer, stream((2,))).train(1)
+        Learner(
+            bernoulli_bandit((2,), critic=True), ladder.ppo_value, optimizer, stream((2,))
+        ).train(1)
     problem = bernoulli_bandit((2,), critic=True)
     Learner(problem, ladder.rloo, optimizer, stream((2,))).train(1)
     assert bool((problem.parameters[1] == 0).all())
@@ -279,7 +334,8 @@ def test_trpo_stays_within_its_bound_and_improves_in_every_run(max_kl: float) ->
     kl, fraction = history["trust_region_kl"][0], history["step_fraction"][0]
     assert bool((kl <= max_kl).all())
     close(kl, kl_by_hand(before, after), rtol=1e-9, atol=1e-15)
-    # what is maximised, by hand: mean of A·log π over the samples, A the reward minus the mean of the others
+    # what is maximised, by hand: mean of A·log π over the samples, A the reward minus the mean of
+    # the others
     action, reward = rollout.data["action"], rollout.reward[..., 0]
     advantage = reward - (reward.sum(-1, keepdim=True) - reward) / 2
     log_ratio = (after.log_softmax(-1) - before.log_softmax(-1)).gather(-1, action)
@@ -295,7 +351,9 @@ def test_trpo_stays_within_its_bound_and_improves_in_every_run(max_kl: float) ->
 
 
 def test_trpo_takes_the_natural_direction_at_the_length_where_kl_is_its_bound() -> None:
-    """KL = ½ δᵀFδ + O(δ³): for a small bound the full step meets it, and after h halvings a 4^h-th of it."""
+    """KL = ½ δᵀFδ + O(δ³): for a small bound the full step meets it, and after h halvings a 4^h-th
+    of it.
+    """
     logits = LOGITS.clone().requires_grad_()
     given, gradient = exact_closures(logits, REWARD)
     logged = TRPO(max_kl=1e-8, damping=0.0).step([gradient], given)
@@ -303,14 +361,20 @@ def test_trpo_takes_the_natural_direction_at_the_length_where_kl_is_its_bound() 
     for run in range(2):
         p = LOGITS[run].softmax(0)
         direction = torch.linalg.pinv(fisher(p), hermitian=True) @ -gradient[run]
-        length = float(logged["step_fraction"][run]) * math.sqrt(2e-8 / float(direction @ fisher(p) @ direction))
+        length = float(logged["step_fraction"][run]) * math.sqrt(
+            2e-8 / float(direction @ fisher(p) @ direction)
+        )
         close(step[run], length * direction, rtol=1e-6, atol=1e-12)
-        assert float(logged["trust_region_kl"][run]) == pytest.approx(1e-8 * float(logged["step_fraction"][run]) ** 2, rel=1e-3)
+        assert float(logged["trust_region_kl"][run]) == pytest.approx(
+            1e-8 * float(logged["step_fraction"][run]) ** 2, rel=1e-3
+        )
     assert bool((logged["step_fraction"] >= 0.5).all())
 
 
 def test_trpo_gives_up_after_its_backtracks_and_stays() -> None:
-    """One try at a long step: the third order overshoots in some runs, which then do not move at all."""
+    """One try at a long step: the third order overshoots in some runs, which then do not move at
+    all.
+    """
     logits = torch.linspace(-4, 4, 41, dtype=torch.float64).unsqueeze(-1) * f64([1.0, 0.0, -0.5])
     start = logits.clone()
     logits.requires_grad_()
@@ -325,7 +389,9 @@ def test_trpo_gives_up_after_its_backtracks_and_stays() -> None:
     given, gradient = exact_closures(several, f64([1.0, 0.7, 0.0]).expand(41, 3))
     logged = TRPO(max_kl=0.3, backtracks=10).step([gradient], given)
     assert bool((logged["step_fraction"] > 0).all())
-    assert {float(fraction) for fraction in logged["step_fraction"]} <= {0.5**power for power in range(10)}
+    assert {float(fraction) for fraction in logged["step_fraction"]} <= {
+        0.5**power for power in range(10)
+    }
 
 
 def test_trpo_measures_kl_from_the_policy_that_sampled() -> None:

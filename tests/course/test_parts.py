@@ -30,6 +30,7 @@ from course.parts import (
     Greedy,
     GroupMean,
     GroupStd,
+    ImportanceSampling,
     InLossTimesRatio,
     InReward,
     LeaveOneOut,
@@ -38,7 +39,6 @@ from course.parts import (
     NoKL,
     NoScale,
     OldPolicy,
-    Ratio,
     RewardToGo,
     ScoreFunction,
     SequenceMean,
@@ -72,7 +72,10 @@ def test_total_return_gives_every_token_the_whole_sum() -> None:
     ("gamma", "want"),
     [
         (1.0, [3.5, 3.5, 0.0, 2.0]),
-        (0.9, [0.9 * (1.5 + 0.9 * 2), 1.5 + 0.9 * 2, 0.0, 2.0]),  # γ per chosen token: the foreign one takes no time
+        (
+            0.9,
+            [0.9 * (1.5 + 0.9 * 2), 1.5 + 0.9 * 2, 0.0, 2.0],
+        ),  # γ per chosen token: the foreign one takes no time
         (0.0, [0.0, 1.5, 0.0, 2.0]),
     ],
 )
@@ -83,11 +86,17 @@ def test_reward_to_go_counts_time_in_chosen_tokens(gamma: float, want: list[floa
 @pytest.mark.parametrize(
     ("credit", "ended", "truncated"),
     [
-        # r = (0, 1.5, 2), V = (.5, 1, 1), γ = .9. Ended: δ = (.4, 1.4, 1); with V = 4 after a truncation δ_3 = 2 + 3.6 − 1
+        # r = (0, 1.5, 2), V = (.5, 1, 1), γ = .9. Ended: δ = (.4, 1.4, 1); with V = 4 after a
+        # truncation δ_3 = 2 + 3.6 − 1
         (TD(gamma=0.9), [0.9, 2.4, 0.0, 2.0], [0.9, 2.4, 0.0, 5.6]),
         (GAE(0.9, 0.0), [0.9, 2.4, 0.0, 2.0], [0.9, 2.4, 0.0, 5.6]),
-        # γλ = .45: A = (.4 + .45·1.85, 1.4 + .45·1, 1) and, truncated, (.4 + .45·3.47, 1.4 + .45·4.6, 4.6)
-        (GAE(0.9, 0.5), [0.5 + 1.2325, 1.0 + 1.85, 0.0, 1.0 + 1.0], [0.5 + 1.9615, 1.0 + 3.47, 0.0, 1.0 + 4.6]),
+        # γλ = .45: A = (.4 + .45·1.85, 1.4 + .45·1, 1) and, truncated, (.4 + .45·3.47, 1.4 +
+        # .45·4.6, 4.6)
+        (
+            GAE(0.9, 0.5),
+            [0.5 + 1.2325, 1.0 + 1.85, 0.0, 1.0 + 1.0],
+            [0.5 + 1.9615, 1.0 + 3.47, 0.0, 1.0 + 4.6],
+        ),
         (GAE(0.9, 1.0), [2.97, 3.3, 0.0, 2.0], [0.9 * 6.54, 1.5 + 0.9 * 5.6, 0.0, 5.6]),
         (GAE(1.0, 1.0), [3.5, 3.5, 0.0, 2.0], [7.5, 7.5, 0.0, 6.0]),
     ],
@@ -99,13 +108,26 @@ def test_gae_by_hand(credit: GAE, ended: list[float], truncated: list[float]) ->
     cut = make_rollout(PAID, mask=TURNS, value=VALUES, truncated=[[True]], bootstrap=[[4.0]])
     close(credit(cut.reward, cut), [[truncated]])
     whole = make_rollout(PAID, mask=TURNS, value=VALUES, truncated=[[False]], bootstrap=[[4.0]])
-    close(credit(whole.reward, whole), [[ended]])  # a sample that ended has nothing after it, whatever the critic says
+    close(
+        credit(whole.reward, whole), [[ended]]
+    )  # a sample that ended has nothing after it, whatever the critic says
 
 
-def gae_by_loops(reward: list[float], value: list[float], mask: list[bool], gamma: float, lam: float, after: float) -> list[float]:
-    """The textbook: take out the chosen tokens, each with the rewards up to the next one, and add up (γλ)^l δ_{t+l}."""
+def gae_by_loops(
+    reward: list[float],
+    value: list[float],
+    mask: list[bool],
+    gamma: float,
+    lam: float,
+    after: float,
+) -> list[float]:
+    """The textbook: take out the chosen tokens, each with the rewards up to the next one, and add
+    up (γλ)^l δ_{t+l}.
+    """
     chosen = [t for t, own in enumerate(mask) if own]
-    earned = [sum(reward[t:until]) for t, until in zip(chosen, [*chosen[1:], len(reward)], strict=True)]
+    earned = [
+        sum(reward[t:until]) for t, until in zip(chosen, [*chosen[1:], len(reward)], strict=True)
+    ]
     v = [value[t] for t in chosen] + [after]
     deltas = [earned[i] + gamma * v[i + 1] - v[i] for i in range(len(chosen))]
     returns = [0.0] * len(reward)
@@ -122,21 +144,37 @@ def test_gae_on_random_masks_rewards_and_truncations(gamma: float, lam: float) -
     reward, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     mask = torch.rand(shape, generator=generator) < 0.6
     mask[..., 2] = True
-    bootstrap, truncated = torch.randn(shape[:-1], generator=generator).double(), torch.rand(shape[:-1], generator=generator) < 0.5
+    bootstrap, truncated = (
+        torch.randn(shape[:-1], generator=generator).double(),
+        torch.rand(shape[:-1], generator=generator) < 0.5,
+    )
     rollout = make_rollout(reward, mask=mask, value=value, bootstrap=bootstrap, truncated=truncated)
     found = GAE(gamma, lam)(reward, rollout).reshape(-1, 6)
     after = torch.where(truncated, bootstrap, 0.0).flatten().tolist()
-    rows = zip(reward.reshape(-1, 6).tolist(), value.reshape(-1, 6).tolist(), mask.reshape(-1, 6).tolist(), after, strict=True)
+    rows = zip(
+        reward.reshape(-1, 6).tolist(),
+        value.reshape(-1, 6).tolist(),
+        mask.reshape(-1, 6).tolist(),
+        after,
+        strict=True,
+    )
     close(found, [gae_by_loops(r, v, m, gamma, lam, a) for r, v, m, a in rows])
     advantage = replace(ladder.ppo, credit=GAE(gamma, lam)).freeze(rollout).advantage
-    close(advantage.reshape(-1, 6), torch.where(mask.reshape(-1, 6), found - value.reshape(-1, 6), 0.0))
+    close(
+        advantage.reshape(-1, 6),
+        torch.where(mask.reshape(-1, 6), found - value.reshape(-1, 6), 0.0),
+    )
 
 
 def test_the_ends_of_gae_are_td_and_reward_to_go() -> None:
     rollout = make_rollout(PAID, mask=TURNS, value=VALUES)
-    assert torch.equal(GAE(0.9, 0.0)(rollout.reward, rollout), TD(gamma=0.9)(rollout.reward, rollout))
+    assert torch.equal(
+        GAE(0.9, 0.0)(rollout.reward, rollout), TD(gamma=0.9)(rollout.reward, rollout)
+    )
     close(GAE(0.9, 1.0)(rollout.reward, rollout), RewardToGo(0.9)(rollout.reward, rollout))
-    late = make_rollout([[[0.0, 0.0, 0.0, 1.0]]], mask=[[[True, True, True, False]]])  # the verdict comes after the answer
+    late = make_rollout(
+        [[[0.0, 0.0, 0.0, 1.0]]], mask=[[[True, True, True, False]]]
+    )  # the verdict comes after the answer
     close(TotalReturn()(late.reward, late)[..., :3], RewardToGo()(late.reward, late)[..., :3])
 
 
@@ -173,7 +211,9 @@ def test_the_length_weighted_mean() -> None:
 
 
 def test_group_baselines_compare_the_return_of_the_first_chosen_token() -> None:
-    """Reward to go differs from token to token; the group is compared by what the whole answers earned."""
+    """Reward to go differs from token to token; the group is compared by what the whole answers
+    earned.
+    """
     mask = [[[False, True, True], [False, True, True]]]
     rollout = make_rollout([[[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]]], mask=mask)
     estimator = replace(ladder.group_mean, credit=RewardToGo())
@@ -191,18 +231,25 @@ def test_group_baselines_compare_the_return_of_the_first_chosen_token() -> None:
         (GroupStd(ddof=1, eps=0.0), [1.0, math.sqrt(3)]),
         (GroupStd(ddof=1, eps=0.5), [1.5, math.sqrt(3) + 0.5]),
         (GroupStd(), [math.sqrt(2 / 3) + 1e-6, math.sqrt(2) + 1e-6]),
-        (BatchStd(eps=0.0), [math.sqrt(14 / 6)] * 2),  # about the batch's mean 2: 1 + 4 + 0 + 4 + 4 + 1
+        (
+            BatchStd(eps=0.0),
+            [math.sqrt(14 / 6)] * 2,
+        ),  # about the batch's mean 2: 1 + 4 + 0 + 4 + 4 + 1
         (BatchStd(ddof=1, eps=0.1), [math.sqrt(14 / 5) + 0.1] * 2),
     ],
     ids=lambda value: getattr(value, "short", None),
 )
 def test_each_scale_on_two_groups_of_three(scale, divisors: list[float]) -> None:  # type: ignore[no-untyped-def]
-    advantage = replace(ladder.group_mean, scale=scale).freeze(make_rollout(GROUPS)).advantage.squeeze(-1)
+    advantage = (
+        replace(ladder.group_mean, scale=scale).freeze(make_rollout(GROUPS)).advantage.squeeze(-1)
+    )
     close(advantage, f64([[0, -1, 1], [1, 1, -2]]) / f64(divisors).unsqueeze(-1))
 
 
 def test_token_whitening_counts_chosen_tokens_only() -> None:
-    """Advantages 3, 1, 1 on three chosen tokens: mean 5/3, variance 8/9, or 4/3 with one degree of freedom less."""
+    """Advantages 3, 1, 1 on three chosen tokens: mean 5/3, variance 8/9, or 4/3 with one degree of
+    freedom less.
+    """
     mask = [[[True, False], [True, True]]]
     rollout = make_rollout([[[3.0, 0.0], [0.0, 1.0]]], mask=mask)
     for eps, ddof, variance in ((0.0, 0, 8 / 9), (0.5, 0, 8 / 9), (0.5, 1, 4 / 3)):
@@ -214,13 +261,22 @@ def test_token_whitening_counts_chosen_tokens_only() -> None:
 def test_nearly_equal_rewards_are_not_silent() -> None:
     """Silence is max = min and nothing else: a difference of 1e-9 is divided up to ±1."""
     rollout = make_rollout([[[1.0], [1.0 + 1e-9]]])
-    close(replace(ladder.group_std, scale=GroupStd(eps=0.0)).freeze(rollout).advantage, [[[-1.0], [1.0]]])
+    close(
+        replace(ladder.group_std, scale=GroupStd(eps=0.0)).freeze(rollout).advantage,
+        [[[-1.0], [1.0]]],
+    )
     assert not bool(DropSilentGroups()(rollout).logical_not().any())
 
 
-@pytest.mark.parametrize("scale", [GroupStd(eps=0.0), BatchStd(eps=0.0), TokenWhitening(eps=0.0)], ids=lambda part: part.short)
+@pytest.mark.parametrize(
+    "scale",
+    [GroupStd(eps=0.0), BatchStd(eps=0.0), TokenWhitening(eps=0.0)],
+    ids=lambda part: part.short,
+)
 def test_every_scale_turns_silence_into_zeros(scale) -> None:  # type: ignore[no-untyped-def]
-    """0/0 is 0 here, also where no baseline was taken off first, and whatever stands on tokens that were not chosen."""
+    """0/0 is 0 here, also where no baseline was taken off first, and whatever stands on tokens that
+    were not chosen.
+    """
     mask = torch.tensor([[[True, False]] * 4 + [[True, True]] * 3])
     for paid in (0.7, -0.7):
         reward = torch.tensor([[[paid, 0.0]] * 4 + [[0.0, paid]] * 3])  # float32, on the last token
@@ -246,8 +302,12 @@ CHOSEN = torch.tensor([[[True, True, True], [True, False, False]]])
     ],
     ids=lambda value: getattr(value, "short", None),
 )
-def test_each_ratio_and_its_gradient(level, rho: list[list[float]], weights: list[list[float]]) -> None:  # type: ignore[no-untyped-def]
-    """A sequence's ratio acts on each token through that token alone: ∂ρ_t/∂log π_t = ρ, and no cross terms."""
+def test_each_ratio_and_its_gradient(
+    level, rho: list[list[float]], weights: list[list[float]]
+) -> None:  # type: ignore[no-untyped-def]
+    """A sequence's ratio acts on each token through that token alone: ∂ρ_t/∂log π_t = ρ, and no
+    cross terms.
+    """
     leaf = LOG_RATIO.clone().requires_grad_()
     ratio = level(leaf, CHOSEN).exp()
     close(ratio.detach(), [rho])
@@ -258,9 +318,13 @@ def test_each_ratio_and_its_gradient(level, rho: list[list[float]], weights: lis
         close(gradient, want)
 
 
-@pytest.mark.parametrize(("level", "share"), [(SequenceRatio(whole=True), 1.0), (SequenceMeanRatio(whole=True), 1 / 3)])
+@pytest.mark.parametrize(
+    ("level", "share"), [(SequenceRatio(whole=True), 1.0), (SequenceMeanRatio(whole=True), 1 / 3)]
+)
 def test_a_whole_ratio_moves_every_token(level, share: float) -> None:  # type: ignore[no-untyped-def]
-    """`whole`: the same numbers, and ∂ρ_t/∂log π_u = ρ (or ρ/|o|) for every pair of chosen tokens."""
+    """`whole`: the same numbers, and ∂ρ_t/∂log π_u = ρ (or ρ/|o|) for every pair of
+    chosen tokens.
+    """
     log_ratio = f64([[[math.log(8.0), 0.0, math.log(2.0)]]])
     mask = torch.ones(1, 1, 3, dtype=torch.bool)
     leaf = log_ratio.clone().requires_grad_()
@@ -294,7 +358,7 @@ def value_and_slope(surrogate, rho: float, advantage: float) -> tuple[float, flo
     ("surrogate", "rho", "advantage", "value", "slope"),
     [
         (ScoreFunction(), 1.7, 2.0, -2.0, 2.0 / 1.7),  # A log π at log π = −1; ∂/∂log π = A
-        (Ratio(), 1.7, 2.0, 3.4, 2.0),
+        (ImportanceSampling(), 1.7, 2.0, 3.4, 2.0),
         (Clip(0.2), 1.1, 2.0, 2.2, 2.0),
         (Clip(0.2), 1.3, 2.0, 2.4, 0.0),  # flat above 1 + ε where A > 0
         (Clip(0.2), 0.5, 2.0, 1.0, 2.0),  # and not below
@@ -308,17 +372,31 @@ def value_and_slope(surrogate, rho: float, advantage: float) -> tuple[float, flo
         (Clip(0.2, dual_clip=3.0), 2.5, -2.0, -5.0, -2.0),
         (Clip(0.2, ratio_cap=3.0), 5.0, -2.0, -6.0, 0.0),
         (Clip(0.2, ratio_cap=1.1), 1.15, 1.0, 1.1, 0.0),  # a low cap also cuts what is good
-        (Clip(0.2, ratio_cap=1.1), 1.15, -1.0, -1.15, -1.0),  # and leaves the clip's own slope where it is lower
+        (
+            Clip(0.2, ratio_cap=1.1),
+            1.15,
+            -1.0,
+            -1.15,
+            -1.0,
+        ),  # and leaves the clip's own slope where it is lower
         (CISPO(0.2), 1.7, 2.0, -2.4, 2.4 / 1.7),  # weight 1.2, times A log π
         (CISPO(0.2), 0.01, 2.0, -0.02, 2.0),  # the lower side is open
         (CISPO(0.2, 0.3), 0.01, -1.0, 0.7, -0.7 / 0.01),
         (SoftGate(1.0, 2.0), 1.0, 3.0, 6.0, 3.0),  # (4/τ)·½·A, slope A: 4 σ' = 1
         (SoftGate(1.0, 2.0), 1.0, -3.0, -3.0, -3.0),
-        (SoftGate(1.0, 2.0), 2.0, -3.0, -6 / (1 + math.exp(-2)), -12 * math.exp(-2) / (1 + math.exp(-2)) ** 2),
+        (
+            SoftGate(1.0, 2.0),
+            2.0,
+            -3.0,
+            -6 / (1 + math.exp(-2)),
+            -12 * math.exp(-2) / (1 + math.exp(-2)) ** 2,
+        ),
     ],
     ids=lambda value: getattr(value, "short", None),
 )
-def test_each_surrogate_and_its_slope(surrogate, rho: float, advantage: float, value: float, slope: float) -> None:  # type: ignore[no-untyped-def]
+def test_each_surrogate_and_its_slope(
+    surrogate, rho: float, advantage: float, value: float, slope: float
+) -> None:  # type: ignore[no-untyped-def]
     found = value_and_slope(surrogate, rho, advantage)
     assert found == pytest.approx((value, slope), rel=1e-12, abs=1e-13)
 
@@ -330,8 +408,12 @@ def test_ratio_cap_and_dual_clip_are_one_function_above_the_clip_and_two_below()
     for rho in RHOS:
         for advantage in (2.0, -2.0):
             cap, dual = Clip(0.2, 0.28, ratio_cap=1.5), Clip(0.2, 0.28, dual_clip=1.5)
-            assert value_and_slope(cap, rho, advantage) == pytest.approx(value_and_slope(dual, rho, advantage))
-    low = Clip(0.2, 0.28, ratio_cap=1.1)  # dual_clip=1.1 is refused: it would undo the clip where A < 0
+            assert value_and_slope(cap, rho, advantage) == pytest.approx(
+                value_and_slope(dual, rho, advantage)
+            )
+    low = Clip(
+        0.2, 0.28, ratio_cap=1.1
+    )  # dual_clip=1.1 is refused: it would undo the clip where A < 0
     plain = Clip(0.2, 0.28)
     assert value_and_slope(low, 1.2, 1.0)[0] == pytest.approx(1.1)
     assert value_and_slope(plain, 1.2, 1.0)[0] == pytest.approx(1.2)
@@ -342,7 +424,15 @@ def test_ratio_cap_and_dual_clip_are_one_function_above_the_clip_and_two_below()
 @pytest.mark.parametrize(
     "surrogate",
     [
-        *(ScoreFunction(), Ratio(), Clip(0.2), Clip(0.2, 0.28), Clip(0.2, dual_clip=3.0), CISPO(0.2, 0.3), SoftGate()),
+        *(
+            ScoreFunction(),
+            ImportanceSampling(),
+            Clip(0.2),
+            Clip(0.2, 0.28),
+            Clip(0.2, dual_clip=3.0),
+            CISPO(0.2, 0.3),
+            SoftGate(),
+        ),
         *(Clip(0.2, ratio_cap=cap) for cap in (0.5, 0.9, 1.1, 1.5, 4.0)),
         Clip(0.1, 0.3, ratio_cap=2.0, dual_clip=3.0),
     ],
@@ -359,11 +449,15 @@ def test_the_clip_is_a_lower_bound_of_the_ratio() -> None:
     for rho in RHOS:
         for advantage in (1.5, -1.5):
             bound = rho * advantage
-            assert value_and_slope(Clip(0.2, 0.28), rho, advantage)[0] <= bound + 4 * math.ulp(bound)  # exp(log ρ) is ρ up to rounding
+            assert value_and_slope(Clip(0.2, 0.28), rho, advantage)[0] <= bound + 4 * math.ulp(
+                bound
+            )  # exp(log ρ) is ρ up to rounding
 
 
 def test_cispos_gradient_is_the_clipped_weight_times_a_also_on_sequences() -> None:
-    """ρ = (2, ½) on two tokens, clipped to (1.28, ½): ∂/∂log π = w·clip(ρ)·A with w = 1/3 (three tokens in the batch)."""
+    """ρ = (2, ½) on two tokens, clipped to (1.28, ½): ∂/∂log π = w·clip(ρ)·A with w = 1/3 (three
+    tokens in the batch).
+    """
     rollout = make_rollout([[[0.0, 1.0], [0.0, 0.0]]], mask=[[[True, True], [True, False]]])
     estimator = replace(ladder.cispo, scale=NoScale())
     log_prob = rollout.log_prob + f64([[[math.log(2.0), math.log(0.5)], [math.log(3.0), 0.0]]])
@@ -380,11 +474,15 @@ def test_the_three_estimators_by_hand() -> None:
     close(k1(log_r), [-LN2, 0.0, LN2])
     close(k2(log_r), [LN2**2 / 2, 0.0, LN2**2 / 2])
     close(k3(log_r), [1 - LN2, 0.0, LN2 - 0.5])
-    close(k3(f64([1e-9])), [5e-19], rtol=1e-6, atol=0.0)  # no cancellation: ½ (log r)² for small log r
+    close(
+        k3(f64([1e-9])), [5e-19], rtol=1e-6, atol=0.0
+    )  # no cancellation: ½ (log r)² for small log r
 
 
 def kl_rollout(**optional: object):  # type: ignore[no-untyped-def]
-    """One prompt, two samples, T = 2 (the second sample is short): π_old = ½ everywhere, π_ref = ¼."""
+    """One prompt, two samples, T = 2 (the second sample is short): π_old = ½
+    everywhere, π_ref = ¼.
+    """
     mask = [[[True, True], [True, False]]]
     ref = [[[math.log(0.25)] * 2] * 2]
     return make_rollout([[[0.0, 1.0], [0.0, 0.0]]], mask=mask, ref_log_prob=ref, **optional)
@@ -414,7 +512,9 @@ def pi(*probabilities: float) -> Tensor:
     ids=lambda value: getattr(value, "short", None),
 )
 def test_each_penalty_in_the_loss(kl, per_token: list[float]) -> None:  # type: ignore[no-untyped-def]
-    """Mean over samples of the sum over tokens; nothing else in the objective, since the advantage is 0."""
+    """Mean over samples of the sum over tokens; nothing else in the objective, since the advantage
+    is 0.
+    """
     rollout = kl_rollout()
     estimator = replace(replace(ladder.reinforce, baseline=Constant(0.0)), kl=kl)
     quiet = make_rollout(torch.zeros(1, 2, 2), mask=rollout.mask, ref_log_prob=rollout.ref_log_prob)
@@ -423,7 +523,9 @@ def test_each_penalty_in_the_loss(kl, per_token: list[float]) -> None:  # type: 
 
 
 def test_a_penalty_in_the_reward_is_frozen_with_the_sample() -> None:
-    """r ← r − β log(old/ref) = r − ½·ln 2 on every chosen token; what the policy says later does not change it."""
+    """r ← r − β log(old/ref) = r − ½·ln 2 on every chosen token; what the policy says later does
+    not change it.
+    """
     rollout = kl_rollout()
     estimator = replace(ladder.reinforce, kl=K1(beta=0.5, place=InReward()))
     close(estimator.freeze(rollout).advantage, [[[1 - LN2, 1 - LN2], [-LN2 / 2, 0.0]]])
@@ -436,13 +538,19 @@ def test_a_penalty_in_the_reward_is_frozen_with_the_sample() -> None:
 
 def test_exact_kl_in_either_direction_and_in_the_reward() -> None:
     """π = (½, ½), old = (¼, ¾), ref = (⅛, ⅞); and 0·log 0 = 0 in value and gradient."""
-    pi_dist, old, ref = f64([0.5, 0.5]).log(), f64([0.25, 0.75]).log(), f64([0.125, 0.875]).log()
-    spread = [dist.expand(1, 1, 1, 2) for dist in (pi_dist, old, ref)]
-    rollout = make_rollout([[[0.0], [0.0]]], old_dist=spread[1], ref_dist=spread[2])
+    pi_log_dist, old, ref = (
+        f64([0.5, 0.5]).log(),
+        f64([0.25, 0.75]).log(),
+        f64([0.125, 0.875]).log(),
+    )
+    spread = [log_dist.expand(1, 1, 1, 2) for log_dist in (pi_log_dist, old, ref)]
+    rollout = make_rollout([[[0.0], [0.0]]], old_log_dist=spread[1], ref_log_dist=spread[2])
 
     def penalty(kl: ExactKL) -> float:
         estimator = replace(ladder.reinforce, kl=kl)
-        return -estimator.objective(Policy(rollout.log_prob, spread[0]), estimator.freeze(rollout)).item()
+        return -estimator.objective(
+            Policy(rollout.log_prob, spread[0]), estimator.freeze(rollout)
+        ).item()
 
     to_ref = 0.5 * math.log(0.5 / 0.125) + 0.5 * math.log(0.5 / 0.875)
     from_old = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
@@ -451,13 +559,19 @@ def test_exact_kl_in_either_direction_and_in_the_reward() -> None:
     in_reward = replace(ladder.reinforce, kl=ExactKL(beta=1.0, place=InReward(), accept_bias=True))
     old_to_ref = 0.25 * math.log(2.0) + 0.75 * math.log(0.75 / 0.875)
     close(in_reward.freeze(rollout).advantage, [[[-old_to_ref]] * 2])
-    partly = make_rollout([[[0.0, 0.0]]], mask=[[[True, False]]], old_dist=spread[1], ref_dist=spread[2])
-    close(in_reward.freeze(partly).advantage, [[[-old_to_ref, 0.0]]])  # and once only: the second token was not chosen
+    partly = make_rollout(
+        [[[0.0, 0.0]]], mask=[[[True, False]]], old_log_dist=spread[1], ref_log_dist=spread[2]
+    )
+    close(
+        in_reward.freeze(partly).advantage, [[[-old_to_ref, 0.0]]]
+    )  # and once only: the second token was not chosen
     sure = f64([0.0, -math.inf]).requires_grad_()
-    value = exact_kl(sure, pi_dist)
+    value = exact_kl(sure, pi_log_dist)
     assert value.item() == pytest.approx(LN2, rel=1e-15)
     close(torch.autograd.grad(value, sure)[0], [1 + LN2, 0.0])
-    assert exact_kl(pi_dist, f64([0.0, -math.inf])).item() == math.inf  # π does what the reference never does
+    assert (
+        exact_kl(pi_log_dist, f64([0.0, -math.inf])).item() == math.inf
+    )  # π does what the reference never does
 
 
 def test_adaptive_beta_halves_and_doubles_at_half_as_much_again() -> None:
@@ -474,19 +588,33 @@ def test_adaptive_beta_is_read_from_the_rollout_per_run() -> None:
     for kl_coef, betas in ((None, [0.7, 0.7]), ([0.5, 4.0], [0.5, 4.0])):
         rollout = make_rollout(reward, **({} if kl_coef is None else {"kl_coef": kl_coef}))
         policy = Policy(rollout.log_prob - LN2)  # π = ¼: log(old/π) = ln 2 on every token
-        close(estimator.objective(policy, estimator.freeze(rollout)), [-beta * LN2 for beta in betas])
+        close(
+            estimator.objective(policy, estimator.freeze(rollout)), [-beta * LN2 for beta in betas]
+        )
 
 
 def test_tokens_that_were_not_chosen_may_hold_anything_finite() -> None:
-    """Huge log-probabilities on masked tokens overflow no exponential, forwards or backwards (0·∞ would be NaN)."""
+    """Huge log-probabilities on masked tokens overflow no exponential, forwards or backwards (0·∞
+    would be NaN).
+    """
     rollout = kl_rollout()
     garbage = torch.where(rollout.mask, rollout.log_prob, f64(-2e3))
     reference = torch.where(rollout.mask, rollout.ref_log_prob, f64(3e3))  # type: ignore[arg-type]
     dirty = make_rollout(rollout.reward, garbage, rollout.mask, ref_log_prob=reference)
     clean_policy = pi(1 / 2, 1 / 8, 1 / 4)
     dirty_policy = torch.where(rollout.mask, clean_policy, f64(-4e3))
-    penalties = (K3(), K2(), K3(place=InLossTimesRatio()), K3(anchor=OldPolicy()), K1(place=InReward()))
-    for estimator in (ladder.gspo, ladder.cispo, *(replace(ladder.clip, kl=kl) for kl in penalties)):
+    penalties = (
+        K3(),
+        K2(),
+        K3(place=InLossTimesRatio()),
+        K3(anchor=OldPolicy()),
+        K1(place=InReward()),
+    )
+    for estimator in (
+        ladder.gspo,
+        ladder.cispo,
+        *(replace(ladder.clip, kl=kl) for kl in penalties),
+    ):
         found = slopes(estimator, dirty, dirty_policy)
         close(found, slopes(estimator, rollout, clean_policy))
         assert bool((found[~rollout.mask] == 0).all())
@@ -494,7 +622,9 @@ def test_tokens_that_were_not_chosen_may_hold_anything_finite() -> None:
 
 # ---------------------------------------------------------------- aggregation and sample filter
 
-LENGTHS = torch.tensor([[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]], dtype=torch.bool)  # 1, 3, 2 tokens, and none
+LENGTHS = torch.tensor(
+    [[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]], dtype=torch.bool
+)  # 1, 3, 2 tokens, and none
 
 
 @pytest.mark.parametrize(
@@ -513,12 +643,18 @@ LENGTHS = torch.tensor([[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]], dtype=t
 )
 def test_each_aggregation_on_ragged_lengths(aggregation, per_sample: list[list[float]]) -> None:  # type: ignore[no-untyped-def]
     rollout = make_rollout(torch.zeros(2, 2, 3), mask=LENGTHS, limit=5)
-    close(replace(ladder.reinforce, aggregation=aggregation).freeze(rollout).weight, f64(per_sample).unsqueeze(-1) * LENGTHS)
+    close(
+        replace(ladder.reinforce, aggregation=aggregation).freeze(rollout).weight,
+        f64(per_sample).unsqueeze(-1) * LENGTHS,
+    )
 
 
 def test_without_a_limit_a_constant_length_is_the_longest_sample() -> None:
     rollout = make_rollout(torch.zeros(2, 2, 3), mask=LENGTHS)
-    close(replace(ladder.reinforce, aggregation=ConstantLength()).freeze(rollout).weight[0, 0, 0], 1 / 9)
+    close(
+        replace(ladder.reinforce, aggregation=ConstantLength()).freeze(rollout).weight[0, 0, 0],
+        1 / 9,
+    )
 
 
 @pytest.mark.parametrize(
@@ -531,21 +667,36 @@ def test_without_a_limit_a_constant_length_is_the_longest_sample() -> None:
     ids=lambda value: getattr(value, "short", None),
 )
 def test_each_filter_and_what_the_mean_then_runs_over(sample_filter, kept: list[list[int]]) -> None:  # type: ignore[no-untyped-def]
-    """Scores 1, 0 and 1, 1; the second sample was cut. Dropped samples weigh 0, and no mean counts them unless told to."""
+    """Scores 1, 0 and 1, 1; the second sample was cut.
+
+    Dropped samples weigh 0, and no mean counts them unless told to.
+    """
     reward = [[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]]
     rollout = make_rollout(reward, truncated=[[False, True], [False, False]])
     keep = f64(kept).unsqueeze(-1).expand(2, 2, 2)
     count = sum(map(sum, kept))
-    for aggregation, divisor in ((SequenceSum(), count), (SequenceSum(count_empty=True), 4), (TokenMean(), 2 * count)):
+    for aggregation, divisor in (
+        (SequenceSum(), count),
+        (SequenceSum(count_empty=True), 4),
+        (TokenMean(), 2 * count),
+    ):
         estimator = Estimator(sample_filter=sample_filter, aggregation=aggregation)
         close(estimator.freeze(rollout).weight, keep / divisor)
-    close(Estimator(sample_filter=sample_filter, baseline=GroupMean()).freeze(rollout).advantage[0], [[0.5, 0.5], [-0.5, -0.5]])
+    close(
+        Estimator(sample_filter=sample_filter, baseline=GroupMean()).freeze(rollout).advantage[0],
+        [[0.5, 0.5], [-0.5, -0.5]],
+    )
 
 
 def test_silence_is_judged_by_raw_scores_and_not_by_the_shaped_reward() -> None:
-    """A KL in the reward makes every group look lively; dynamic sampling looks at what was earned."""
+    """A KL in the reward makes every group look lively; dynamic sampling looks at what
+    was earned.
+    """
     rollout = make_rollout([[[1.0], [1.0]]], [[[-0.1], [-0.9]]], ref_log_prob=[[[-0.5], [-0.5]]])
-    estimator = replace(replace(ladder.group_mean, kl=K1(beta=1.0, place=InReward())), sample_filter=DropSilentGroups())
+    estimator = replace(
+        replace(ladder.group_mean, kl=K1(beta=1.0, place=InReward())),
+        sample_filter=DropSilentGroups(),
+    )
     frozen = estimator.freeze(rollout)
     assert frozen.advantage.abs().min() > 0.1
     assert bool((frozen.weight == 0).all())
@@ -554,7 +705,9 @@ def test_silence_is_judged_by_raw_scores_and_not_by_the_shaped_reward() -> None:
 def test_a_batch_that_was_dropped_whole_is_zeros_and_finite() -> None:
     rollout = make_rollout([[[1.0], [1.0]]], ref_log_prob=[[[-0.5], [-0.5]]])
     for aggregation in (SequenceSum(), SequenceMean(), TokenMean(), ConstantLength()):
-        estimator = Estimator(baseline=GroupMean(), sample_filter=DropSilentGroups(), aggregation=aggregation, kl=K3())
+        estimator = Estimator(
+            baseline=GroupMean(), sample_filter=DropSilentGroups(), aggregation=aggregation, kl=K3()
+        )
         assert bool((slopes(estimator, rollout, rollout.log_prob - 0.3) == 0).all())
 
 
@@ -562,7 +715,9 @@ def test_a_batch_that_was_dropped_whole_is_zeros_and_finite() -> None:
 
 
 def test_grpos_objective_by_hand() -> None:
-    """Rewards 1, 0 for answers of 2 and 1 tokens. A = ±.5/(.5 + 1e-6); ρ = (1, ¼) and ½; ε = .2; β k3 as above.
+    """Rewards 1, 0 for answers of 2 and 1 tokens.
+
+    A = ±.5/(.5 + 1e-6); ρ = (1, ¼) and ½; ε = .2; β k3 as above.
 
     w = (¼, ¼), ½. Sample 1: min(ρA, clip(ρ)A) = A, A/4. Sample 2: A < 0 and ρ = ½ < .8, so .8·A.
     """
@@ -577,11 +732,15 @@ def test_grpos_objective_by_hand() -> None:
 
 
 def test_entropy_and_value_terms_by_hand() -> None:
-    """Entropies ln 2 and ¾·ln(4/3) + ¼·ln 4; value errors 1 − R with R = 3, 3 and 0 on the chosen tokens; w = ½."""
-    rollout = make_rollout([[[1.0, 2.0], [0.0, 0.0]]], mask=[[[True, True], [True, False]]], value=[[[0.0] * 2] * 2])
-    dist = f64([[[[0.5, 0.5], [0.75, 0.25]]]]).log()
+    """Entropies ln 2 and ¾·ln(4/3) + ¼·ln 4; value errors 1 − R with R = 3, 3 and 0 on the chosen
+    tokens; w = ½.
+    """
+    rollout = make_rollout(
+        [[[1.0, 2.0], [0.0, 0.0]]], mask=[[[True, True], [True, False]]], value=[[[0.0] * 2] * 2]
+    )
+    log_dist = f64([[[[0.5, 0.5], [0.75, 0.25]]]]).log()
     value = torch.ones(1, 2, 2, dtype=torch.float64, requires_grad=True)
-    policy = Policy(rollout.log_prob, dist, value)
+    policy = Policy(rollout.log_prob, log_dist, value)
     second = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
     estimator = replace(replace(ladder.ppo_value, value_coef=0.6), entropy_coef=0.1)
     frozen = estimator.freeze(rollout)
@@ -590,14 +749,19 @@ def test_entropy_and_value_terms_by_hand() -> None:
     errors = ((1 - 3) ** 2 + (1 - 3) ** 2 + 1) / 2 / 2
     objective = estimator.objective(policy, frozen)
     close(objective.detach(), surrogate + 0.1 * entropy - 0.6 * errors)
-    close(torch.autograd.grad(objective, value)[0], 0.6 / 2 * f64([[[2.0, 2.0], [-1.0, 0.0]]]))  # −w·c·(V − R)
+    close(
+        torch.autograd.grad(objective, value)[0], 0.6 / 2 * f64([[[2.0, 2.0], [-1.0, 0.0]]])
+    )  # −w·c·(V − R)
     close(policy.entropy, [[[LN2, second]]])
 
 
 def test_the_critics_target_is_the_return_and_not_the_advantage() -> None:
     rollout = make_rollout(PAID, mask=TURNS, value=VALUES)
     close(ladder.ppo_value.freeze(rollout).target, [[[3.5] * 4]])
-    close(replace(ladder.ppo, credit=GAE(0.9, 0.5)).freeze(rollout).target, [[[1.7325, 2.85, 0.0, 2.0]]])
+    close(
+        replace(ladder.ppo, credit=GAE(0.9, 0.5)).freeze(rollout).target,
+        [[[1.7325, 2.85, 0.0, 2.0]]],
+    )
     assert not ladder.ppo.freeze(rollout).target.requires_grad
 
 
@@ -605,6 +769,8 @@ def test_nothing_that_was_frozen_carries_a_gradient() -> None:
     """A is a constant, also where the rollout's own tensors still carry a graph."""
     value = f64([[[0.2], [0.3]]]).requires_grad_()
     rollout = make_rollout([[[1.0], [0.0]]])
-    frozen = ladder.ppo_value.freeze(type(rollout)(rollout.reward, rollout.log_prob, rollout.mask, value=value))
+    frozen = ladder.ppo_value.freeze(
+        type(rollout)(rollout.reward, rollout.log_prob, rollout.mask, value=value)
+    )
     assert not frozen.advantage.requires_grad
     assert not frozen.target.requires_grad

@@ -1,4 +1,6 @@
-"""Results: tolerances follow from stated errors, files are whole or absent, and the ledger counts what the numbers say."""
+"""Results: tolerances follow from stated errors, files are whole or absent, and the ledger counts
+what the numbers say.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ def fact(measured: object = 0.5, expected: object = 0.5, **more: object) -> Fact
 
 
 def result(**more: object) -> Result:
-    given = {"name": "coin", "title": "A coin", "settings": {"runs": 3}, "series": {"x": [1, 2]}, "facts": [fact(number=4)]}
+    given = {
+        "name": "coin",
+        "title": "A coin",
+        "settings": {"runs": 3},
+        "series": {"x": [1, 2]},
+        "facts": [fact(number=4)],
+    }
     return Result(**{**given, **more})
 
 
@@ -121,10 +129,14 @@ def test_impossible_facts_are_refused_by_field(make: object, field: str) -> None
 
 
 def test_tolerance_covers_what_it_says_it_covers() -> None:
-    """4 standard errors of a mean of 50 normal draws are passed with probability 2·P(t₄₉ > 4) = 2.1e-4: 0.8 in 4,000."""
+    """4 standard errors of a mean of 50 normal draws are passed with probability 2·P(t₄₉ > 4) =
+    2.1e-4: 0.8 in 4,000.
+    """
     draws = np.random.default_rng(0).normal(2.0, 3.0, (50, 4000))
     mean, error = statistics.mean_error(draws)
-    outside = sum(not Fact.simulated("c", "s", m, e, 2.0).holds for m, e in zip(mean, error, strict=True))
+    outside = sum(
+        not Fact.simulated("c", "s", m, e, 2.0).holds for m, e in zip(mean, error, strict=True)
+    )
     assert outside <= 6  # Poisson(0.8) is beyond 6 once in 50,000
 
 
@@ -146,10 +158,19 @@ def test_share_error_is_never_zero() -> None:
 
 
 def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
-    facts = [fact(number=12), Fact.simulated("σ → 0", "Šmíd 1999", 0.1, 0.2, 0.3), fact(True, True), fact(math.inf, math.inf)]
+    facts = [
+        fact(number=12),
+        Fact.simulated("σ → 0", "Šmíd 1999", 0.1, 0.2, 0.3),
+        fact(True, True),
+        fact(math.inf, math.inf),
+    ]
     saved = result(
         settings={"rates": (0.1, 0.4), "device": "cpu", "beta": None, "baseline": True},
-        series={"reward": torch.linspace(0, 1, 30).reshape(2, 15), "by G": {2: np.float32(1.5), 4: [True, "a", -0.0]}, "n": np.int64(7)},
+        series={
+            "reward": torch.linspace(0, 1, 30).reshape(2, 15),
+            "by G": {2: np.float32(1.5), 4: [True, "a", -0.0]},
+            "n": np.int64(7),
+        },
         facts=facts,
         environment=environment(),
         seconds=1.23456,
@@ -167,7 +188,9 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
 
 
 def test_not_a_number_and_infinities_survive_in_valid_json(tmp_path: Path) -> None:
-    result(series={"x": [math.nan, math.inf, -math.inf, 1.0]}, facts=[fact(math.nan, 1.0)]).save(tmp_path, PICTURE)
+    result(series={"x": [math.nan, math.inf, -math.inf, 1.0]}, facts=[fact(math.nan, 1.0)]).save(
+        tmp_path, PICTURE
+    )
     text = (tmp_path / "coin.json").read_text()
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     loaded = Result.load(tmp_path / "coin.json")
@@ -183,7 +206,9 @@ def test_series_are_rounded_to_seven_digits_and_settings_are_not() -> None:
 
 
 def test_json_is_laid_out_for_diffs() -> None:
-    """A list of numbers stands on lines of 12, a list of lists has a line for each, an entry of a dict its own."""
+    """A list of numbers stands on lines of 12, a list of lists has a line for each, an entry of a
+    dict its own.
+    """
     lines = result(series={"x": list(range(13)), "y": [[1, 2], [3, 4]]}).text().splitlines()
     assert '  "x": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,' in lines
     assert "   12]," in lines
@@ -230,13 +255,21 @@ def before(tmp_path: Path) -> Path:
 
 def is_as_before(folder: Path) -> bool:
     old = Result.load(folder / "coin.json").title == "the old one"
-    return old and (folder / "coin.png").read_bytes() == b"old picture" and names_in(folder) == {"coin.json", "coin.png"}
+    return (
+        old
+        and (folder / "coin.png").read_bytes() == b"old picture"
+        and names_in(folder) == {"coin.json", "coin.png"}
+    )
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_failure_between_the_files_leaves_both_as_before(
-    before: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
+    before: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    error: BaseException,
 ) -> None:
     empty = tmp_path_factory.mktemp("empty")
     replace, calls = os.replace, []
@@ -256,7 +289,9 @@ def test_a_failure_between_the_files_leaves_both_as_before(
     assert names_in(empty) == set()
 
 
-def test_a_disk_that_fills_up_leaves_both_as_before(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_leaves_both_as_before(
+    before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
@@ -272,7 +307,9 @@ def test_a_disk_that_fills_up_leaves_both_as_before(before: Path, monkeypatch: p
     assert is_as_before(before)
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_both_as_before(before: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_leaves_both_as_before(
+    before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from course.lab import figures
 
     def broken(figure: object) -> bytes:
@@ -327,7 +364,9 @@ def damaged(path: Path, change: object) -> Path:
         (lambda body: body.update(seconds="long"), "seconds"),
     ],
 )
-def test_damaged_results_are_refused_with_file_and_field(tmp_path: Path, change: object, says: str) -> None:
+def test_damaged_results_are_refused_with_file_and_field(
+    tmp_path: Path, change: object, says: str
+) -> None:
     path = damaged(tmp_path / "coin.json", change)
     with pytest.raises(CourseError, match=r"coin\.json.*" + says):
         Result.load(path)
@@ -380,7 +419,10 @@ def test_the_readme_count_is_generated(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("So far <!-- facts -->0 of 0<!-- /facts -->, measured.\n")
     assert ledger.update_readme(readme, {"facts": found.summary})
-    assert readme.read_text() == "So far <!-- facts -->1 of 1 claims reproduced<!-- /facts -->, measured.\n"
+    assert (
+        readme.read_text()
+        == "So far <!-- facts -->1 of 1 claims reproduced<!-- /facts -->, measured.\n"
+    )
     assert not ledger.update_readme(readme, {"facts": found.summary})
     readme.write_text("no markers")
     with pytest.raises(CourseError, match="markers"):
@@ -389,12 +431,28 @@ def test_the_readme_count_is_generated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("measured", "error", "shown"),
-    [(0.123456, 0.00123, "0.1235 ± 0.0012"), (1234.5, 67.0, "1234 ± 67"), (0.5, 0.0, "0.5"), (True, 0.0, "True"), (1 / 3, 0.0, "0.333333")],
+    [
+        (0.123456, 0.00123, "0.1235 ± 0.0012"),
+        (1234.5, 67.0, "1234 ± 67"),
+        (0.5, 0.0, "0.5"),
+        (True, 0.0, "True"),
+        (1 / 3, 0.0, "0.333333"),
+    ],
 )
-def test_measurements_are_shown_to_two_digits_of_their_error(measured: float, error: float, shown: str) -> None:
+def test_measurements_are_shown_to_two_digits_of_their_error(
+    measured: float, error: float, shown: str
+) -> None:
     assert Fact("c", "s", measured, error, measured, 0.0).found == shown
 
 
 def test_the_core_imports_without_matplotlib() -> None:
-    code = "import sys, course, course.lab.result, course.lab.figures, course.lab.ablation, course.cli; print('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    code = (
+        "import sys, course, course.lab.result, course.lab.figures, course.lab.ablation,"
+        " course.cli; print('matplotlib' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -11,7 +11,10 @@ from course.lesson import Lesson, build, info
 
 @cache
 def lesson_of(number: str) -> Lesson:
-    """What the lesson asks and draws; its source runs to its end, as a reader's notebook would. Leaves torch's threads as they were."""
+    """What the lesson asks and draws; its source runs to its end, as a reader's notebook would.
+
+    Leaves torch's threads as they were.
+    """
     threads = torch.get_num_threads()
     try:
         return build.collect(info(number))

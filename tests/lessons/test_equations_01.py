@@ -1,4 +1,6 @@
-"""The equations of lesson 01 in numbers: enumeration, finite differences and automatic differentiation of J."""
+"""The equations of lesson 01 in numbers: enumeration, finite differences and automatic
+differentiation of J.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def derivative_of_j(logits: Tensor, mean: Tensor) -> Tensor:
     """∇J by central differences of Σ π r: no score, no automatic differentiation."""
     step = 1e-5
     moves = step * torch.eye(len(logits), dtype=torch.float64)
-    return torch.stack([((logits + d).softmax(0) @ mean - (logits - d).softmax(0) @ mean) / (2 * step) for d in moves])
+    return torch.stack(
+        [
+            ((logits + d).softmax(0) @ mean - (logits - d).softmax(0) @ mean) / (2 * step)
+            for d in moves
+        ]
+    )
 
 
 def test_expected_reward_is_the_sum_over_all_answers() -> None:
@@ -41,7 +48,9 @@ def test_expected_reward_is_the_sum_over_all_answers() -> None:
 
 
 def test_one_step_policy_gradient_is_the_derivative_of_the_objective() -> None:
-    """eq:one-step-policy-gradient: E[R ∇log π] on B3 is π(r − J) and what finite differences of J say."""
+    """eq:one-step-policy-gradient: E[R ∇log π] on B3 is π(r − J) and what finite differences of J
+    say.
+    """
     close(gradient(b3()), [-0.105, 0.027, 0.078])
     close(gradient(b3()), derivative_of_j(PI.log(), MEAN), rtol=1e-7)
 
@@ -51,12 +60,16 @@ def test_softmax_score_is_one_minus_probability() -> None:
     step = 1e-5
     for b in range(3):
         move = step * torch.eye(3, dtype=torch.float64)[b]
-        difference = ((PI.log() + move).log_softmax(0) - (PI.log() - move).log_softmax(0)) / (2 * step)
+        difference = ((PI.log() + move).log_softmax(0) - (PI.log() - move).log_softmax(0)) / (
+            2 * step
+        )
         close(softmax_score(PI.log())[:, b], difference, rtol=1e-8, atol=1e-9)
 
 
 def walks() -> tuple[Outcomes, Tensor]:
-    """Two binary tokens, the second depending on the first: outcomes, and ∇J by automatic differentiation of the 2 × 2 table."""
+    """Two binary tokens, the second depending on the first: outcomes, and ∇J by automatic
+    differentiation of the 2 × 2 table.
+    """
     theta = f64([0.3, -0.2, 0.5, 0.0, -0.4, 0.1]).requires_grad_()
     pay = f64([[0.0, 0.2], [0.6, 1.0]])
 
@@ -67,19 +80,32 @@ def walks() -> tuple[Outcomes, Tensor]:
     rows, scores = [], []
     for walk in itertools.product(range(2), repeat=2):
         rows.append(tokens(walk).detach())
-        scores.append(torch.autograd.functional.jacobian(lambda t, walk=walk: _tokens(t, walk), theta.detach()))
+        scores.append(
+            torch.autograd.functional.jacobian(
+                lambda t, walk=walk: _tokens(t, walk), theta.detach()
+            )
+        )
     joint = theta[:2].softmax(0)[:, None] * theta[2:].reshape(2, 2).softmax(1)
     [true] = torch.autograd.grad((joint * pay).sum(), theta)
     reward = torch.stack([torch.zeros(4, dtype=torch.float64), pay.flatten()], -1)
-    return Outcomes.of_sequences(torch.stack(rows)[None], reward[None], score=torch.stack(scores)[None]), true
+    return (
+        Outcomes.of_sequences(
+            torch.stack(rows)[None], reward[None], score=torch.stack(scores)[None]
+        ),
+        true,
+    )
 
 
 def _tokens(theta: Tensor, walk: tuple[int, int]) -> Tensor:
-    return torch.stack([theta[:2].log_softmax(0)[walk[0]], theta[2:].reshape(2, 2).log_softmax(1)[walk]])
+    return torch.stack(
+        [theta[:2].log_softmax(0)[walk[0]], theta[2:].reshape(2, 2).log_softmax(1)[walk]]
+    )
 
 
 def test_answer_score_is_the_gradient_of_the_whole_answers_log_probability() -> None:
-    """eq:answer-score: Σ_t ∇log π(o_t) is the gradient of log Π_t π(o_t), and E[R · it] is ∇J of both choices."""
+    """eq:answer-score: Σ_t ∇log π(o_t) is the gradient of log Π_t π(o_t), and E[R · it] is ∇J of
+    both choices.
+    """
     listed, true = walks()
     for place, walk in enumerate(itertools.product(range(2), repeat=2)):
         theta = f64([0.3, -0.2, 0.5, 0.0, -0.4, 0.1]).requires_grad_()
@@ -100,9 +126,13 @@ def test_sum_over_the_answer_weighs_every_token_with_one_over_n() -> None:
 
 
 def test_score_function_surrogate_has_the_gradient_a_times_score_and_none_through_a() -> None:
-    """eq:score-function-surrogate: the derivative by log π is A; of a batch, R_i/N for each token."""
+    """eq:score-function-surrogate: the derivative by log π is A; of a batch, R_i/N for
+    each token.
+    """
     log_prob = f64([-0.7, -1.2]).requires_grad_()
-    [by_token] = torch.autograd.grad(ScoreFunction()(log_prob, log_prob, f64([2.0, -3.0])).sum(), log_prob)
+    [by_token] = torch.autograd.grad(
+        ScoreFunction()(log_prob, log_prob, f64([2.0, -3.0])).sum(), log_prob
+    )
     close(by_token, [2.0, -3.0])
     leaf = f64([[[[-0.7, -1.2], [-0.3, 0.0]]]]).requires_grad_()
     mask = torch.tensor([[[[True, True], [True, False]]]])
@@ -113,7 +143,9 @@ def test_score_function_surrogate_has_the_gradient_a_times_score_and_none_throug
 
 @pytest.mark.parametrize("group", [1, 2, 5])
 def test_gradient_bias_of_reinforce_is_zero(group: int) -> None:
-    """eq:gradient-bias: E[ĝ] of REINFORCE, all batches listed, against differences of J; a mean that includes the sample: −∇J/G."""
+    """eq:gradient-bias: E[ĝ] of REINFORCE, all batches listed, against differences of J; a mean
+    that includes the sample: −∇J/G.
+    """
     true = derivative_of_j(PI.log(), MEAN)
     seen = microscope(ladder.reinforce, b3(), group)
     close(seen.expected, true, rtol=1e-7)
@@ -135,7 +167,9 @@ def test_gradient_ascent_moves_the_logits_by_rate_times_gradient() -> None:
 
 @pytest.mark.parametrize(("arms", "rate"), [(2, 0.4), (10, 0.5)])
 def test_softmax_gradient_rate_is_one_over_t(arms: int, rate: float) -> None:
-    """eq:softmax-gradient-rate: t(1 − p) → (K−1)/(Kα), by the recursion u ← u + α K/(K−1) p(1−p) on the log-odds alone."""
+    """eq:softmax-gradient-rate: t(1 − p) → (K−1)/(Kα), by the recursion u ← u + α K/(K−1) p(1−p) on
+    the log-odds alone.
+    """
     u = -torch.tensor(arms - 1.0, dtype=torch.float64).log()
     slopes = []
     for step in range(1, 20_001):
@@ -145,4 +179,8 @@ def test_softmax_gradient_rate_is_one_over_t(arms: int, rate: float) -> None:
             slopes.append(1 + u.exp())
     close(1 / ((slopes[1] - slopes[0]) / 10_000), (arms - 1) / (arms * rate), rtol=2e-3)
     steps, missing = flows.exact_steps(flows.Settings(lr=rate, steps=2000), arms)
-    close((1 / missing[-1] - 1 / missing[-2]) / (steps[-1] - steps[-2]), arms * rate / (arms - 1), rtol=2e-2)
+    close(
+        (1 / missing[-1] - 1 / missing[-2]) / (steps[-1] - steps[-2]),
+        arms * rate / (arms - 1),
+        rtol=2e-2,
+    )

@@ -1,4 +1,6 @@
-"""Lesson 04's equations in numbers: PPO's clip sign by sign, its lower bound, where a clipped ratio stops, and three descendants."""
+"""Lesson 04's equations in numbers: PPO's clip sign by sign, its lower bound, where a clipped ratio
+stops, and three descendants.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,19 @@ def test_the_gradient_is_zero_where_the_clip_says_flat_and_the_surrogates_elsewh
     for ratio, advantage, low, high in CASES:
         if ratio == 0:
             continue
-        up, down = (float(Clip(low, high)(f64(ratio + d).log(), f64(0.0), f64(advantage))) for d in (1e-6, -1e-6))
+        up, down = (
+            float(Clip(low, high)(f64(ratio + d).log(), f64(0.0), f64(advantage)))
+            for d in (1e-6, -1e-6)
+        )
         flat = bool(Clip(low, high).clipped(f64(ratio).log(), f64(advantage)))
         assert flat == ((advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low))
         assert (up - down) / 2e-6 == pytest.approx(0.0 if flat else advantage, abs=1e-6)
 
 
 def test_the_clip_is_a_lower_bound_and_misses_what_lies_beyond() -> None:
-    """`eq:clip-lower-bound`: ρA − f is |A| times the excess over the bound on A's side, never negative."""
+    """`eq:clip-lower-bound`: ρA − f is |A| times the excess over the bound on A's side, never
+    negative.
+    """
     for ratio, advantage, low, high in CASES:
         missed = ratio * advantage - float(clipped_surrogate(f64(ratio), f64(advantage), low, high))
         excess = ratio - 1 - high if advantage > 0 else 1 - low - ratio
@@ -56,10 +63,19 @@ def test_the_clip_is_a_lower_bound_and_misses_what_lies_beyond() -> None:
 
 
 def two_arms(share: float, ratio: float, clip: Clip) -> float:
-    """The expected gradient of arm 1's logit at ρ₁ = `ratio`, rewards 1 and 0, b = π₁: by enumeration."""
+    """The expected gradient of arm 1's logit at ρ₁ = `ratio`, rewards 1 and 0, b = π₁: by
+    enumeration.
+    """
     now, old = (f64(p, 1 - p).log().unsqueeze(0) for p in (share * ratio, share))
     listed = outcomes(Deterministic(f64(1.0, 0.0).unsqueeze(0)), now, old=old)
-    return float(microscope(replace(ladder.clip, baseline=Constant(share), surrogate=clip), listed, 1, covariance=False).expected[0])
+    return float(
+        microscope(
+            replace(ladder.clip, baseline=Constant(share), surrogate=clip),
+            listed,
+            1,
+            covariance=False,
+        ).expected[0]
+    )
 
 
 @pytest.mark.parametrize("share", [0.005, 0.1, 0.3, 0.7])
@@ -94,14 +110,20 @@ def test_dual_clip_bounds_the_objective_of_bad_samples_from_below() -> None:
     for ratio, advantage in itertools.product((0.5, 1.0, 2.9, 3.1, 30.0), (1.5, -1.5)):
         plain = sign_by_sign(ratio, advantage, 0.2, 0.2)
         want = max(plain, 3 * advantage) if advantage < 0 else plain
-        assert float(Clip(0.2, dual_clip=3.0)(f64(ratio).log(), f64(0.0), f64(advantage))) == pytest.approx(want)
+        assert float(
+            Clip(0.2, dual_clip=3.0)(f64(ratio).log(), f64(0.0), f64(advantage))
+        ) == pytest.approx(want)
 
 
 def test_cispo_clips_the_weight_and_keeps_every_gradient() -> None:
     """`eq:cispo`: the derivative by log π is clip(ρ)·A, with bounds that are offsets from 1."""
     for ratio, advantage in itertools.product((0.1, 0.9, 1.27, 1.29, 40.0), (1.0, -2.0)):
         log_ratio = f64(ratio).log().requires_grad_()
-        [slope] = torch.autograd.grad(CISPO(epsilon_high=0.28)(log_ratio, log_ratio, f64(advantage)).sum(), log_ratio)
+        [slope] = torch.autograd.grad(
+            CISPO(epsilon_high=0.28)(log_ratio, log_ratio, f64(advantage)).sum(), log_ratio
+        )
         assert float(slope) == pytest.approx(min(ratio, 1.28) * advantage)
-        [slope] = torch.autograd.grad(CISPO(0.28, 0.2)(log_ratio, log_ratio, f64(advantage)).sum(), log_ratio)
+        [slope] = torch.autograd.grad(
+            CISPO(0.28, 0.2)(log_ratio, log_ratio, f64(advantage)).sum(), log_ratio
+        )
         assert float(slope) == pytest.approx(min(max(ratio, 0.8), 1.28) * advantage)

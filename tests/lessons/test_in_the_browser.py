@@ -1,4 +1,7 @@
-"""Lessons as their readers meet them: a real JupyterLab in headless Chromium. Needs the extra `browser` and the system's chromium."""
+"""Lessons as their readers meet them: a real JupyterLab in headless Chromium.
+
+Needs the extra `browser` and the system's chromium.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,38 @@ import pytest
 
 from course.lesson import build, info, progress
 
-playwright = pytest.importorskip("playwright.sync_api", reason='no playwright: pip install -c constraints.txt -e ".[browser]"')
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason='no playwright: pip install -c constraints.txt -e ".[browser]"'
+)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
+)
 LESSONS = ("01", "04", "07")
 SECONDS = 1000  # milliseconds, for the browser's time limits
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab on a copy of the lessons, so that running them leaves the committed ones alone."""
+    """The address of a JupyterLab on a copy of the lessons, so that running them leaves the
+    committed ones alone.
+    """
     pytest.importorskip("jupyterlab")
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     for number in LESSONS:
         shutil.copy(build.target(info(number)), folder / "notebooks")
-    shutil.copy(root / "pyproject.toml", folder)  # lessons look for the course they stand in, and for its figures
+    shutil.copy(
+        root / "pyproject.toml", folder
+    )  # lessons look for the course they stand in, and for its figures
     (folder / "figures").symlink_to(root / "figures")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -47,9 +65,24 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
     os.environ[progress.FILE] = environment[progress.FILE]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={folder / 'notebooks'}"]
-    server = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += [
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={folder / 'notebooks'}",
+    ]
+    server = subprocess.Popen(
+        command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
@@ -76,7 +109,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("number", LESSONS)
 def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) -> None:
-    """Run all cells; move a slider: another picture; answer a question: feedback; try an exercise wrongly and rightly: its verdicts."""
+    """Run all cells; move a slider: another picture; answer a question: feedback; try an exercise
+    wrongly and rightly: its verdicts.
+    """
     page = browser.new_page(viewport={"width": 1300, "height": 1400})
     page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90 * SECONDS)
@@ -85,7 +120,10 @@ def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) 
     page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
     page.wait_for_selector(".widget-vbox", timeout=150 * SECONDS)
     _finished(page)
-    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert (
+        page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count()
+        == 0
+    )
 
     page.wait_for_selector(".noUi-handle", timeout=150 * SECONDS)
     box = page.locator(".widget-vbox:has(.noUi-handle)").first
@@ -96,7 +134,9 @@ def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) 
     handle.focus()
     for _ in range(3):
         handle.press("ArrowRight" if _can_rise(handle) else "ArrowLeft")
-    _until(lambda: picture.get_attribute("src") != before, "the slider moved and the picture stayed")
+    _until(
+        lambda: picture.get_attribute("src") != before, "the slider moved and the picture stayed"
+    )
 
     question = page.locator(".widget-vbox:has(input[type=radio])").first
     question.scroll_into_view_if_needed()
@@ -105,27 +145,41 @@ def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) 
     for choice in range(question.locator("input[type=radio]").count()):
         question.locator("input[type=radio]").nth(choice).check()
         question.locator("button").first.click()
-        _until(lambda: said.inner_text().startswith(("Right.", "No.")) and said.inner_text() not in answers, "no feedback")
+        _until(
+            lambda: (
+                said.inner_text().startswith(("Right.", "No.")) and said.inner_text() not in answers
+            ),
+            "no feedback",
+        )
         answers.add(said.inner_text())
     assert sum(text.startswith("Right.") for text in answers) == 1
-    _until(lambda: len(progress.read().get(number, {}).get("questions", [])) == 1, "a right answer was not noted")
+    _until(
+        lambda: len(progress.read().get(number, {}).get("questions", [])) == 1,
+        "a right answer was not noted",
+    )
 
     place, name = _first_stub(number)
     cell = page.locator(".jp-Notebook .jp-Cell").nth(place)
     cell.scroll_into_view_if_needed()
-    _until(lambda: "Not attempted yet." in cell.locator(".jp-OutputArea").first.inner_text(), "the untouched stub has no verdict")
+    _until(
+        lambda: "Not attempted yet." in cell.locator(".jp-OutputArea").first.inner_text(),
+        "the untouched stub has no verdict",
+    )
     for attempt, verdict in (("wrong[0]", "Not yet."), ("solution", "Passed.")):
         cell.locator(".jp-InputArea-editor").click()
         page.keyboard.press("Control+a")
         page.keyboard.insert_text(f"{name}.check({name}.{attempt})")
         page.keyboard.press("Control+Enter")
-        _until(lambda: verdict in cell.locator(".jp-OutputArea").first.inner_text(), f"no «{verdict}»")  # noqa: B023
+        output = cell.locator(".jp-OutputArea").first
+        _until(lambda out=output, said=verdict: said in out.inner_text(), f"no «{verdict}»")
     assert progress.read()[number]["exercises"]
     page.close()
 
 
 def _first_stub(number: str) -> tuple[int, str]:
-    """The place of the first cell with an untouched stub among the lesson's cells, and the name of its exercise."""
+    """The place of the first cell with an untouched stub among the lesson's cells, and the name of
+    its exercise.
+    """
     for place, cell in enumerate(build.cells(info(number)).cells):
         found = re.search(r"^(\w+)\.check\(", cell.source, re.MULTILINE)
         if cell.cell_type == "code" and found and "return NotImplemented" in cell.source:
@@ -141,7 +195,9 @@ def _finished(page: Any) -> None:
 
 
 def _can_rise(handle: Any) -> bool:
-    now, most = (float(handle.get_attribute(name) or 0) for name in ("aria-valuenow", "aria-valuemax"))
+    now, most = (
+        float(handle.get_attribute(name) or 0) for name in ("aria-valuenow", "aria-valuemax")
+    )
     return now < most
 
 

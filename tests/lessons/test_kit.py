@@ -39,7 +39,9 @@ def test_every_choice_has_feedback_and_only_the_answer_is_right() -> None:
     [({"1": "x"}, "1"), ({"1": "x", "2": "y"}, "3"), ({"1": "x", "2": " "}, "1")],
     ids=["one choice", "no answer", "mute"],
 )
-def test_a_question_that_cannot_be_answered_is_refused(choices: dict[str, str], answer: str) -> None:
+def test_a_question_that_cannot_be_answered_is_refused(
+    choices: dict[str, str], answer: str
+) -> None:
     with pytest.raises(CourseError, match="question q"):
         Question("q", "?", choices, answer)
 
@@ -77,7 +79,9 @@ def line(slope: float, kind: str = "a"):  # type: ignore[no-untyped-def]
 
 
 def test_moving_a_slider_redraws_the_picture() -> None:
-    explore = Explore("line", line, {"slope": Slider(-2.0, 2.0, 0.5, 1.0), "kind": Choice(["a", "b"])})
+    explore = Explore(
+        "line", line, {"slope": Slider(-2.0, 2.0, 0.5, 1.0), "kind": Choice(["a", "b"])}
+    )
     assert len(list(explore.corners())) == 4
     live = explore.widget()
     slider, menu, shown = live.children
@@ -116,7 +120,14 @@ def double() -> Exercise:
                 return f"for {x} it gives {attempt(x)}, right is {2 * x}"
         return None
 
-    return Exercise("double", "Double it.", test, lambda x: x + x, [lambda x: x, lambda x: x * x], ["+", "x +", "x + x"])
+    return Exercise(
+        "double",
+        "Double it.",
+        test,
+        lambda x: x + x,
+        [lambda x: x, lambda x: x * x],
+        ["+", "x +", "x + x"],
+    )
 
 
 def test_a_checker_tells_right_wrong_untouched_and_broken_apart() -> None:
@@ -125,7 +136,10 @@ def test_a_checker_tells_right_wrong_untouched_and_broken_apart() -> None:
     assert exercise.verdict(lambda x: NotImplemented) == NOT_ATTEMPTED
     assert exercise.verdict(lambda x: 0.0) == "for 1.0 it gives 0.0, right is 2.0"
     assert exercise.verdict(lambda x: 1 / 0) == "it raised ZeroDivisionError: division by zero"
-    assert exercise.verdict(lambda x: 0.0 if x == 0 else NotImplemented) == "it returns NotImplemented for some inputs"
+    assert (
+        exercise.verdict(lambda x: 0.0 if x == 0 else NotImplemented)
+        == "it returns NotImplemented for some inputs"
+    )
 
 
 def test_an_exercise_has_three_hints_and_two_wrong_answers() -> None:
@@ -155,7 +169,14 @@ def test_progress_is_kept_deleted_and_survives_a_damaged_file() -> None:
 def test_passing_an_exercise_is_noted() -> None:
     lesson = setup("02")
     made = double()
-    lesson.exercise("double", made.task, test=made.test, solution=made.solution, wrong=made.wrong, hints=made.hints).check(lambda x: x)
+    lesson.exercise(
+        "double",
+        made.task,
+        test=made.test,
+        solution=made.solution,
+        wrong=made.wrong,
+        hints=made.hints,
+    ).check(lambda x: x)
     assert progress.read() == {}
     lesson.exercises["double"].check(lambda x: 2 * x)
     assert progress.read() == {"02": {"exercises": ["double"]}}
@@ -194,7 +215,9 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of lessons of its own."""
     (tmp_path / "src").mkdir()
     monkeypatch.setattr(build, "folder", lambda: tmp_path)
-    monkeypatch.setattr(build, "_rounded", lambda seconds, known: 5)  # whatever the machine is doing
+    monkeypatch.setattr(
+        build, "_rounded", lambda seconds, known: 5
+    )  # whatever the machine is doing
     return tmp_path
 
 
@@ -217,8 +240,15 @@ def test_building_executes_saves_and_measures(workshop: Path) -> None:
     build.refresh_index(["01"])
     notebook = nbformat.read(path, as_version=4)
     assert notebook.cells[1].outputs[0].text == "2\n"
-    assert notebook.cells[0].source.endswith("about 5 seconds of computing on two CPU cores, measured.")
-    assert json.loads((workshop / "lessons.json").read_text())["01"] == {"seconds": 5, "questions": [], "exercises": [], "explores": []}
+    assert notebook.cells[0].source.endswith(
+        "about 5 seconds of computing on two CPU cores, measured."
+    )
+    assert json.loads((workshop / "lessons.json").read_text())["01"] == {
+        "seconds": 5,
+        "questions": [],
+        "exercises": [],
+        "explores": [],
+    }
     before = path.read_bytes()
     build.build(["01"], report=lambda text: None)
     assert path.read_bytes() == before

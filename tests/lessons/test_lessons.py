@@ -1,4 +1,6 @@
-"""What every lesson promises: figures at every slider's ends, checkers that tell right from wrong, notebooks equal to their sources."""
+"""What every lesson promises: figures at every slider's ends, checkers that tell right from wrong,
+notebooks equal to their sources.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
 
 @each_lesson
 def test_checkers_know_right_from_wrong(number: str) -> None:
-    """The solution passes, the stub is «not attempted», and each plausible wrong answer gets a counter-example."""
+    """The solution passes, the stub is «not attempted», and each plausible wrong answer gets a
+    counter-example.
+    """
     for name, exercise in lesson_of(number).exercises.items():
         assert exercise.verdict(exercise.solution) is None, name
         assert exercise.verdict(lambda *a, **k: NotImplemented) == NOT_ATTEMPTED, name
@@ -73,10 +77,16 @@ def test_checkers_know_right_from_wrong(number: str) -> None:
 
 @each_lesson
 def test_a_notebook_is_its_source_executed(number: str) -> None:
-    """Same cells with the same text, counts 1..N, no widget state, ids that differ, under 500 kB."""
+    """Same cells with the same text, counts 1..N, no widget state, ids that differ,
+    under 500 kB.
+    """
     notebook, source = saved(number), build.cells(info(number), build.read_index())
-    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [(cell.cell_type, cell.source) for cell in source.cells]
-    assert [dict(cell.metadata) for cell in notebook.cells] == [dict(cell.metadata) for cell in source.cells]
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        (cell.cell_type, cell.source) for cell in source.cells
+    ]
+    assert [dict(cell.metadata) for cell in notebook.cells] == [
+        dict(cell.metadata) for cell in source.cells
+    ]
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
     ids = [cell.id for cell in notebook.cells]
@@ -107,9 +117,13 @@ def test_the_index_counts_what_the_lesson_asks(number: str) -> None:
 
 
 def test_ids_stay_where_a_cell_did_not_move() -> None:
-    old = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2")])
+    old = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2")]
+    )
     new = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in "abc"])
-    new.cells[0].outputs = [nbformat.v4.new_output("display_data", {"text/plain": "x", WIDGET: {"model_id": "1"}})]
+    new.cells[0].outputs = [
+        nbformat.v4.new_output("display_data", {"text/plain": "x", WIDGET: {"model_id": "1"}})
+    ]
     build.tidy(new, old)
     assert [cell.id for cell in new.cells][:2] == [cell.id for cell in old.cells]
     assert [cell.execution_count for cell in new.cells] == [1, 2, 3]
@@ -120,7 +134,11 @@ def test_ids_stay_where_a_cell_did_not_move() -> None:
 
 
 def test_an_equation_stands_once_in_a_lesson_once_in_the_code_and_in_a_test() -> None:
-    lessons, code, tests = pages.tags_in_lessons(), pages.tags_in_code(), pages.tags_in_code(("tests",))
+    lessons, code, tests = (
+        pages.tags_in_lessons(),
+        pages.tags_in_code(),
+        pages.tags_in_code(("tests",)),
+    )
     assert {tag: where for tag, where in lessons.items() if len(where) > 1} == {}
     assert {tag: where for tag, where in code.items() if len(where) > 1} == {}
     assert set(lessons) == set(code)
@@ -131,7 +149,9 @@ def test_an_equation_stands_once_in_a_lesson_once_in_the_code_and_in_a_test() ->
 def test_every_equation_of_a_test_is_checked_by_a_test_function() -> None:
     named = re.compile(r"test_\w+|\w*[tT]est\w*")
     for tag, places in pages.tags_in_code(("tests",)).items():
-        assert any(named.match(place.name) for place in places), f"eq:{tag} stands outside of any test"
+        assert any(named.match(place.name) for place in places), (
+            f"eq:{tag} stands outside of any test"
+        )
 
 
 def test_every_question_that_people_ask_is_answered() -> None:
@@ -160,9 +180,16 @@ def test_links_in_notebooks_lead_somewhere() -> None:
     for number in LESSONS:
         for cell in saved(number).cells:
             texts = [cell.source] if cell.cell_type == "markdown" else []
-            texts += [output["data"]["text/html"] for output in cell.get("outputs", ()) if "text/html" in output.get("data", {})]
+            texts += [
+                output["data"]["text/html"]
+                for output in cell.get("outputs", ())
+                if "text/html" in output.get("data", {})
+            ]
             for text in texts:
-                for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|png|json|py))\)|href=\"([\w./-]+\.ipynb)\"", "".join(text)):
+                for link in re.findall(
+                    r"\]\(([\w./-]+\.(?:ipynb|md|png|json|py))\)|href=\"([\w./-]+\.ipynb)\"",
+                    "".join(text),
+                ):
                     target = next(filter(None, link))
                     assert (build.folder() / target).exists(), f"{number}: {target}"
 

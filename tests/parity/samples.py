@@ -1,4 +1,6 @@
-"""Random samples that our estimators and a production library are both given: ragged, several groups, off policy."""
+"""Random samples that our estimators and a production library are both given: ragged, several
+groups, off policy.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,21 @@ from course.estimator import Estimator
 from course.rollout import Policy, Rollout
 
 TABLE = Path(__file__).parents[2] / "course" / "CONVENTIONS.md"
-LIMIT = 9  # tokens: the generation limit, longer than any sample, so that a divisor by the longest would be seen
+# tokens: the generation limit, longer than any sample, so that a divisor by the longest would be
+# seen
+LIMIT = 9
 TOLERANCE = 1e-9  # absolute, on losses and gradients of order 1
 
 
 @dataclass(frozen=True)
 class Samples:
-    """[Q, G, T] of two policies and a reference, float64. `length` [Q, G] tokens, of which `mask` are the policy's own.
+    """[Q, G, T] of two policies and a reference, float64.
 
-    `score` [Q, G] is the outcome reward, a multiple of 1/64 since TRL rounds rewards to float32; `dist` [Q, G, T, V]
-    log-probabilities of every token under the current policy (for the entropy only). All are garbage outside `mask`.
+    `length` [Q, G] tokens, of which `mask` are the policy's own.
+
+    `score` [Q, G] is the outcome reward, a multiple of 1/64 since TRL rounds rewards to float32;
+    `log_dist` [Q, G, T, V] log-probabilities of every token under the current policy (for the
+    entropy only). All are garbage outside `mask`.
     """
 
     score: Tensor
@@ -32,24 +39,43 @@ class Samples:
     old: Tensor
     ref: Tensor
     new: Tensor
-    dist: Tensor
+    log_dist: Tensor
 
     @property
     def rollout(self) -> Rollout:
         """What our estimators see: the outcome reward sits on the last token of its sample."""
-        reward = torch.zeros_like(self.old).scatter(-1, self.length.unsqueeze(-1) - 1, self.score.unsqueeze(-1))
-        return Rollout(reward, self.old, self.mask, ref_log_prob=self.ref, truncated=self.truncated, limit=LIMIT)
+        reward = torch.zeros_like(self.old).scatter(
+            -1, self.length.unsqueeze(-1) - 1, self.score.unsqueeze(-1)
+        )
+        return Rollout(
+            reward,
+            self.old,
+            self.mask,
+            ref_log_prob=self.ref,
+            truncated=self.truncated,
+            limit=LIMIT,
+        )
 
     def on_policy(self) -> Samples:
         """The same samples before any update: π = π_old."""
         return replace(self, new=self.old)
 
 
-def draw(seed: int, *, prompts: int = 3, group: int = 4, tokens: int = 7, holes: bool = False, truncated: bool = False) -> Samples:
-    """Samples of Q prompts × G completions of 1 to T tokens. The first group is silent: all its rewards are equal.
+def draw(
+    seed: int,
+    *,
+    prompts: int = 3,
+    group: int = 4,
+    tokens: int = 7,
+    holes: bool = False,
+    truncated: bool = False,
+) -> Samples:
+    """Samples of Q prompts × G completions of 1 to T tokens.
 
-    `holes` takes tokens out of the middle that the policy did not choose (a tool's answer); `truncated` marks some
-    samples as cut at the limit.
+    The first group is silent: all its rewards are equal.
+
+    `holes` takes tokens out of the middle that the policy did not choose (a tool's answer);
+    `truncated` marks some samples as cut at the limit.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (prompts, group, tokens)
@@ -70,13 +96,24 @@ def draw(seed: int, *, prompts: int = 3, group: int = 4, tokens: int = 7, holes:
     if prompts > 1:
         score[0] = score[0, 0]
     old = -0.2 - normal(*shape).abs()
-    dist = torch.log_softmax(normal(*shape, 5), -1)
-    return Samples(score, length, mask, cut, old, old + 0.4 * normal(*shape), old + 0.6 * normal(*shape), dist)
+    log_dist = torch.log_softmax(normal(*shape, 5), -1)
+    return Samples(
+        score,
+        length,
+        mask,
+        cut,
+        old,
+        old + 0.4 * normal(*shape),
+        old + 0.6 * normal(*shape),
+        log_dist,
+    )
 
 
 @dataclass(frozen=True)
 class Result:
-    """A loss, its gradient by every log-probability [Q, G, T] and by every entry of `dist` [Q, G, T, V]."""
+    """A loss, its gradient by every log-probability [Q, G, T] and by every entry of `log_dist` [Q,
+    G, T, V].
+    """
 
     loss: Tensor
     gradient: Tensor
@@ -84,10 +121,14 @@ class Result:
 
 
 def ours(estimator: Estimator, samples: Samples, rollout: Rollout | None = None) -> Result:
-    """Our loss and its gradients; `rollout` in place of the samples' own, where an estimator needs more of it."""
-    new, dist = samples.new.clone().requires_grad_(), samples.dist.clone().requires_grad_()
-    loss = estimator.loss(Policy(new, dist), samples.rollout if rollout is None else rollout)
-    gradient, by_dist = torch.autograd.grad(loss, (new, dist), allow_unused=True, materialize_grads=True)
+    """Our loss and its gradients; `rollout` in place of the samples' own, where an estimator needs
+    more of it.
+    """
+    new, log_dist = samples.new.clone().requires_grad_(), samples.log_dist.clone().requires_grad_()
+    loss = estimator.loss(Policy(new, log_dist), samples.rollout if rollout is None else rollout)
+    gradient, by_dist = torch.autograd.grad(
+        loss, (new, log_dist), allow_unused=True, materialize_grads=True
+    )
     return Result(loss.detach(), gradient, by_dist)
 
 
@@ -110,7 +151,12 @@ def apart(mine: Tensor, theirs: Tensor) -> None:
 
 
 def table(title: str) -> list[list[str]]:
-    """The rows, cell by cell, of the first table under the heading `title` of course/CONVENTIONS.md."""
+    """The rows, cell by cell, of the first table under the heading `title` of
+    course/CONVENTIONS.md.
+    """
     text = TABLE.read_text(encoding="utf-8").split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])] for line in lines[2:]]
+    return [
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+        for line in lines[2:]
+    ]

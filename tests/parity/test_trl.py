@@ -1,8 +1,10 @@
-"""Our estimators against TRL's trainers on the same tensors: the same loss and the same gradient, or a named difference.
+"""Our estimators against TRL's trainers on the same tensors: the same loss and the same gradient,
+or a named difference.
 
-The trainers are real: `GRPOTrainer` and `RLOOTrainer` as their constructors leave them, with a GPT-2 of a few hundred
-weights and a tokenizer made here (nothing is downloaded). Two things are put into their hands: the completions, and a
-`forward` that returns our log-probabilities. Rewards, advantages, masks, shuffling, micro-batches and losses are TRL's.
+The trainers are real: `GRPOTrainer` and `RLOOTrainer` as their constructors leave them, with a
+GPT-2 of a few hundred weights and a tokenizer made here (nothing is downloaded). Two things are put
+into their hands: the completions, and a `forward` that returns our log-probabilities. Rewards,
+advantages, masks, shuffling, micro-batches and losses are TRL's.
 """
 
 from __future__ import annotations
@@ -58,7 +60,11 @@ from tinylm.tasks import PAD
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 
-END, WORD, FIRST = 1, 2, 3  # token ids; from FIRST on, a prompt of one token says which sample it is
+END, WORD, FIRST = (
+    1,
+    2,
+    3,
+)  # token ids; from FIRST on, a prompt of one token says which sample it is
 STD = GroupStd(ddof=1, eps=1e-4)
 
 
@@ -70,13 +76,27 @@ class Peer:
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         self.folder = folder
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
-        self.config = GPT2Config(vocab_size=len(words), n_positions=32, n_embd=4, n_layer=1, n_head=1, bos_token_id=END, eos_token_id=END)
-        GPT2LMHeadModel(self.config).save_pretrained(folder)  # TRL loads the reference from where the model came from
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>"
+        )
+        self.config = GPT2Config(
+            vocab_size=len(words),
+            n_positions=32,
+            n_embd=4,
+            n_layer=1,
+            n_head=1,
+            bos_token_id=END,
+            eos_token_id=END,
+        )
+        GPT2LMHeadModel(self.config).save_pretrained(
+            folder
+        )  # TRL loads the reference from where the model came from
         self.config._name_or_path = folder
 
     def trainer(self, samples: Samples, loss: str = "GRPO", parts: int = 1, **options: Any) -> Any:
-        """A trainer that has these samples for one generation batch, cut into `parts` micro-batches."""
+        """A trainer that has these samples for one generation batch, cut into `parts`
+        micro-batches.
+        """
         prompts, group, _ = samples.mask.shape
         kinds = {"GRPO": (GRPOConfig, GRPOTrainer), "RLOO": (RLOOConfig, RLOOTrainer)}
         settings = {
@@ -88,37 +108,65 @@ class Peer:
             "max_completion_length": LIMIT,
         }
         args = kinds[loss][0](self.folder, use_cpu=True, bf16=False, report_to="none", **settings)
-        tokens = [[WORD] * (n - 1) + [WORD if cut else END] for n, cut in zip(_rows(samples.length), _rows(samples.truncated), strict=True)]
-        chosen = [row[:n] for row, n in zip(samples.mask.flatten(0, 1).int().tolist(), _rows(samples.length), strict=True)]
+        tokens = [
+            [WORD] * (n - 1) + [WORD if cut else END]
+            for n, cut in zip(_rows(samples.length), _rows(samples.truncated), strict=True)
+        ]
+        chosen = [
+            row[:n]
+            for row, n in zip(
+                samples.mask.flatten(0, 1).int().tolist(), _rows(samples.length), strict=True
+            )
+        ]
 
         def reward(prompts: list[str], **_: Any) -> list[float]:
             return [_rows(samples.score)[int(prompt[1:])] for prompt in prompts]
 
         def generate(prompts: list[str], _: Any) -> dict[str, Any]:
             index = [int(prompt[1:]) for prompt in prompts]
-            take = {"completion_ids": tokens, "env_mask": chosen, "logprobs": [[0.0] * len(row) for row in tokens]}
-            return {"prompt_ids": [[FIRST + i] for i in index], **{name: [rows[i] for i in index] for name, rows in take.items()}}
+            take = {
+                "completion_ids": tokens,
+                "env_mask": chosen,
+                "logprobs": [[0.0] * len(row) for row in tokens],
+            }
+            return {
+                "prompt_ids": [[FIRST + i] for i in index],
+                **{name: [rows[i] for i in index] for name, rows in take.items()},
+            }
 
         extra = {"rollout_func": generate} if loss == "GRPO" else {}
         data = Dataset.from_dict({"prompt": self.prompts(samples)})
         trainer = kinds[loss][1](
-            GPT2LMHeadModel(self.config), reward, args=args, train_dataset=data, processing_class=self.tokenizer, **extra
+            GPT2LMHeadModel(self.config),
+            reward,
+            args=args,
+            train_dataset=data,
+            processing_class=self.tokenizer,
+            **extra,
         )
         if loss == "RLOO":  # it has no `rollout_func`
-            trainer._generate_single_turn = lambda prompt_ids, *_: [tokens[row[0] - FIRST] for row in prompt_ids]
+            trainer._generate_single_turn = lambda prompt_ids, *_: [
+                tokens[row[0] - FIRST] for row in prompt_ids
+            ]
         trainer.model.train()
-        trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # the training loop sets it
+        trainer.current_gradient_accumulation_steps = (
+            args.gradient_accumulation_steps
+        )  # the training loop sets it
         if trainer.ref_model is not None:
             trainer.ref_model.forward = _forward(samples.ref)
         return trainer
 
     @staticmethod
     def prompts(samples: Samples) -> list[str]:
-        """«s0», «s1», …: TRL groups by place, so each sample may have a prompt of its own, which says which it is."""
+        """«s0», «s1», …: TRL groups by place, so each sample may have a prompt of its own, which
+        says which it is.
+        """
         return [f"s{i}" for i in range(samples.score.numel())]
 
     def batches(self, trainer: Any, samples: Samples) -> list[dict[str, Tensor]]:
-        """What TRL makes of the samples while log π is log π_old: its advantages, masks and divisors, by micro-batch."""
+        """What TRL makes of the samples while log π is log π_old: its advantages, masks and
+        divisors, by micro-batch.
+        """
         trainer.model.forward = _forward(samples.old)
         rows = [{"prompt": prompt} for prompt in self.prompts(samples)]
         found = []
@@ -131,25 +179,38 @@ class Peer:
         """TRL's loss and its gradients, for each micro-batch."""
         trainer = self.trainer(samples, loss, **options)
         batches = self.batches(trainer, samples)
-        new, dist = samples.new.clone().requires_grad_(), samples.dist.clone().requires_grad_()
-        trainer.model.forward = _forward(new, Policy(new, dist).entropy)
+        new, log_dist = (
+            samples.new.clone().requires_grad_(),
+            samples.log_dist.clone().requires_grad_(),
+        )
+        trainer.model.forward = _forward(new, Policy(new, log_dist).entropy)
         found = []
         for batch in batches:
             value = trainer.compute_loss(trainer.model, batch)
-            gradient, by_dist = torch.autograd.grad(value, (new, dist), allow_unused=True, materialize_grads=True, retain_graph=True)
+            gradient, by_dist = torch.autograd.grad(
+                value, (new, log_dist), allow_unused=True, materialize_grads=True, retain_graph=True
+            )
             found.append(Result(value.detach(), gradient, by_dist))
         return found
 
     def __call__(self, samples: Samples, loss: str = "GRPO", **options: Any) -> Result:
         """TRL's loss and its gradients, summed over the micro-batches."""
         found = self.losses(samples, loss, **options)
-        return Result(sum(r.loss for r in found), sum(r.gradient for r in found), sum(r.by_dist for r in found))  # type: ignore[arg-type]
+        return Result(
+            sum(r.loss for r in found),
+            sum(r.gradient for r in found),
+            sum(r.by_dist for r in found),
+        )  # type: ignore[arg-type]
 
     def advantage(self, samples: Samples, loss: str = "GRPO", **options: Any) -> Tensor:
         """TRL's advantages, [Q, G]."""
         (batch,) = self.batches(self.trainer(samples, loss, **options), samples)
         order = batch["prompt_ids"][:, -1] - FIRST
-        return torch.empty_like(batch["advantages"]).scatter(0, order, batch["advantages"]).view(samples.score.shape)
+        return (
+            torch.empty_like(batch["advantages"])
+            .scatter(0, order, batch["advantages"])
+            .view(samples.score.shape)
+        )
 
 
 def _rows(tensor: Tensor) -> list[Any]:
@@ -158,7 +219,10 @@ def _rows(tensor: Tensor) -> list[Any]:
 
 def _forward(log_prob: Tensor, entropy: Tensor | None = None) -> Callable[..., Any]:
     """A model's `forward` that looks log π [Q, G, T] up by the prompt."""
-    rows, other = log_prob.flatten(0, 1), (torch.zeros_like(log_prob) if entropy is None else entropy).flatten(0, 1)
+    rows, other = (
+        log_prob.flatten(0, 1),
+        (torch.zeros_like(log_prob) if entropy is None else entropy).flatten(0, 1),
+    )
 
     def forward(input_ids: Tensor, *, fused_lm_head: bool, **_: Any) -> SimpleNamespace:
         assert fused_lm_head
@@ -175,16 +239,25 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Peer:
 
 
 def trl(estimator: Estimator) -> Estimator:
-    """Ours with TRL's conventions for the std and for samples without a token; nothing else is touched."""
-    scale = with_fields(estimator.scale, ddof=1, eps=1e-4) if isinstance(estimator.scale, GroupStd) else estimator.scale
-    return replace(estimator, scale=scale, aggregation=with_fields(estimator.aggregation, count_empty=True))
+    """Ours with TRL's conventions for the std and for samples without a token; nothing else is
+    touched.
+    """
+    scale = (
+        with_fields(estimator.scale, ddof=1, eps=1e-4)
+        if isinstance(estimator.scale, GroupStd)
+        else estimator.scale
+    )
+    return replace(
+        estimator, scale=scale, aggregation=with_fields(estimator.aggregation, count_empty=True)
+    )
 
 
 GRPO = trl(replace(ladder.grpo, kl=K3(beta=0.1)))
 NO_KL = trl(ladder.length_mean)
 K3_RATIO = K3(beta=0.1, place=InLossTimesRatio())
 
-# name: TRL's options, our estimator. `KL` are TRL's options of GRPO's own penalty, which are not its defaults.
+# name: TRL's options, our estimator. `KL` are TRL's options of GRPO's own penalty, which are not
+# its defaults.
 KL = {"beta": 0.1, "use_bias_correction_kl": False}
 SEQUENCE = {"importance_sampling_level": "sequence"}
 CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
@@ -193,22 +266,37 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
     "grpo, k3 times ratio": ({"loss_type": "grpo", "beta": 0.1}, replace(GRPO, kl=K3_RATIO)),
     "bnpo": ({"loss_type": "bnpo"}, replace(NO_KL, aggregation=TokenMean())),
     "bnpo, k3": ({"loss_type": "bnpo", **KL}, replace(GRPO, aggregation=TokenMean())),
-    "dapo": ({"epsilon_high": 0.28}, replace(replace(NO_KL, aggregation=TokenMean()), surrogate=Clip(0.2, 0.28))),
-    "dapo, k3 times ratio": ({"beta": 0.1}, replace(replace(GRPO, aggregation=TokenMean()), kl=K3_RATIO)),
+    "dapo": (
+        {"epsilon_high": 0.28},
+        replace(replace(NO_KL, aggregation=TokenMean()), surrogate=Clip(0.2, 0.28)),
+    ),
+    "dapo, k3 times ratio": (
+        {"beta": 0.1},
+        replace(replace(GRPO, aggregation=TokenMean()), kl=K3_RATIO),
+    ),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, trl(ladder.dr_grpo)),
-    "dr_grpo, k3": ({"loss_type": "dr_grpo", "scale_rewards": "none", **KL}, replace(trl(ladder.dr_grpo), kl=K3(beta=0.1))),
+    "dr_grpo, k3": (
+        {"loss_type": "dr_grpo", "scale_rewards": "none", **KL},
+        replace(trl(ladder.dr_grpo), kl=K3(beta=0.1)),
+    ),
     "gspo": (
         {"loss_type": "grpo", **SEQUENCE, "epsilon": 0.03, "epsilon_high": 0.04},
         replace(trl(ladder.gspo), surrogate=Clip(0.03, 0.04)),
     ),
     "gspo, k3": ({"loss_type": "grpo", **SEQUENCE, **KL}, replace(GRPO, ratio=SequenceMeanRatio())),
-    "gspo, token mean": (SEQUENCE, replace(replace(NO_KL, aggregation=TokenMean()), ratio=SequenceMeanRatio())),
+    "gspo, token mean": (
+        SEQUENCE,
+        replace(replace(NO_KL, aggregation=TokenMean()), ratio=SequenceMeanRatio()),
+    ),
     "gspo, k3 times ratio": (
         {"loss_type": "grpo", **SEQUENCE, "beta": 0.1},
         replace(replace(GRPO, kl=K3_RATIO), ratio=SequenceMeanRatio(whole=True)),
     ),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 1.28}, trl(ladder.cispo)),
-    "cispo, k3": ({"loss_type": "cispo", "epsilon_high": 1.28, **KL}, replace(trl(ladder.cispo), kl=K3(beta=0.1))),
+    "cispo, k3": (
+        {"loss_type": "cispo", "epsilon_high": 1.28, **KL},
+        replace(trl(ladder.cispo), kl=K3(beta=0.1)),
+    ),
     "sapo": ({"loss_type": "sapo"}, trl(ladder.sapo)),
     "sapo, other temperatures": (
         {"loss_type": "sapo", "sapo_temperature_pos": 0.7, "sapo_temperature_neg": 2.0},
@@ -218,12 +306,27 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
         {"loss_type": "luspo", **SEQUENCE, "epsilon": 0.02, "epsilon_high": 0.025},
         replace(trl(ladder.luspo), surrogate=Clip(0.02, 0.025)),
     ),
-    "luspo, per token, k3": ({"loss_type": "luspo", **KL}, replace(GRPO, aggregation=SequenceSum())),
+    "luspo, per token, k3": (
+        {"loss_type": "luspo", **KL},
+        replace(GRPO, aggregation=SequenceSum()),
+    ),
     "delta": ({"loss_type": "grpo", "delta": 1.5}, replace(NO_KL, surrogate=Clip(ratio_cap=1.5))),
-    "delta within the clip": ({"loss_type": "grpo", "delta": 1.1}, replace(NO_KL, surrogate=Clip(ratio_cap=1.1))),
-    "dual clip": ({"loss_type": "grpo", "delta": 1.5}, replace(NO_KL, surrogate=Clip(dual_clip=1.5))),
-    "scale_rewards=batch": ({"scale_rewards": "batch"}, replace(replace(NO_KL, scale=BatchStd(1, 1e-4)), aggregation=TokenMean())),
-    "scale_rewards=none": ({"scale_rewards": "none"}, replace(replace(NO_KL, scale=NoScale()), aggregation=TokenMean())),
+    "delta within the clip": (
+        {"loss_type": "grpo", "delta": 1.1},
+        replace(NO_KL, surrogate=Clip(ratio_cap=1.1)),
+    ),
+    "dual clip": (
+        {"loss_type": "grpo", "delta": 1.5},
+        replace(NO_KL, surrogate=Clip(dual_clip=1.5)),
+    ),
+    "scale_rewards=batch": (
+        {"scale_rewards": "batch"},
+        replace(replace(NO_KL, scale=BatchStd(1, 1e-4)), aggregation=TokenMean()),
+    ),
+    "scale_rewards=none": (
+        {"scale_rewards": "none"},
+        replace(replace(NO_KL, scale=NoScale()), aggregation=TokenMean()),
+    ),
 }
 
 
@@ -236,17 +339,24 @@ def test_loss_and_gradient(peer: Peer, name: str, seed: int) -> None:
     agree(ours(estimator, samples), peer(samples, **options))
 
 
-@pytest.mark.parametrize("name", ["grpo, k3", "grpo, k3 times ratio", "dapo", "gspo", "cispo", "sapo", "luspo"])
+@pytest.mark.parametrize(
+    "name", ["grpo, k3", "grpo, k3 times ratio", "dapo", "gspo", "cispo", "sapo", "luspo"]
+)
 def test_on_policy(peer: Peer, name: str) -> None:
     """With one update per rollout TRL stores no log π_old and takes log π, detached, for it."""
     options, estimator = CASES[name]
     samples = draw(7).on_policy()
-    assert "old_per_token_logps" not in peer.batches(peer.trainer(samples, num_iterations=1, **options), samples)[0]
+    assert (
+        "old_per_token_logps"
+        not in peer.batches(peer.trainer(samples, num_iterations=1, **options), samples)[0]
+    )
     agree(ours(estimator, samples), peer(samples, num_iterations=1, **options))
 
 
 def test_the_samples_reach_every_branch() -> None:
-    """Else a parity test could pass without the clip: both sides of it, the cap, and every sign of A are in the samples."""
+    """Else a parity test could pass without the clip: both sides of it, the cap, and every sign of
+    A are in the samples.
+    """
     surrogate = Clip(ratio_cap=1.5)
     for seed in range(3):
         samples = draw(seed, holes=seed > 0)
@@ -266,7 +376,9 @@ def test_the_samples_reach_every_branch() -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "scale_rewards=batch", "scale_rewards=none"])
 def test_advantages(peer: Peer, name: str) -> None:
-    """The group's mean under every scale; ddof 1 and eps 1e-4; the std of the batch around the batch's own mean."""
+    """The group's mean under every scale; ddof 1 and eps 1e-4; the std of the batch around the
+    batch's own mean.
+    """
     samples, (options, estimator) = draw(3), CASES[name]
     mine = estimator.freeze(samples.rollout).advantage
     theirs = peer.advantage(samples, **options).unsqueeze(-1)
@@ -276,7 +388,9 @@ def test_advantages(peer: Peer, name: str) -> None:
 
 @pytest.mark.parametrize(("ddof", "eps"), [(0, 1e-4), (1, 1e-6), (0, 1e-6)])
 def test_std_differs_by_ddof_and_eps(peer: Peer, ddof: int, eps: float) -> None:
-    """Ours, by default, is the population's std + 1e-6: A differs from TRL's by (std₁ + 1e-4) / (std + eps), and by nothing else."""
+    """Ours, by default, is the population's std + 1e-6: A differs from TRL's by (std₁ + 1e-4) /
+    (std + eps), and by nothing else.
+    """
     samples, std = draw(3), lambda ddof: draw(3).score.std(-1, correction=ddof, keepdim=True)
     mine = replace(NO_KL, scale=GroupStd(ddof, eps)).freeze(samples.rollout).advantage[..., 0]
     theirs = peer.advantage(samples)
@@ -285,7 +399,9 @@ def test_std_differs_by_ddof_and_eps(peer: Peer, ddof: int, eps: float) -> None:
 
 
 def test_silent_groups(peer: Peer) -> None:
-    """Seven rewards of .7 in float32: exactly 0 here, since max = min; in TRL what the mean's rounding leaves, over eps."""
+    """Seven rewards of .7 in float32: exactly 0 here, since max = min; in TRL what the mean's
+    rounding leaves, over eps.
+    """
     torch.set_default_dtype(torch.float32)
     samples = draw(0, prompts=1, group=7)
     samples = with_fields(samples, score=torch.full((1, 7), 0.7))
@@ -304,12 +420,16 @@ def test_a_group_of_one_is_refused(peer: Peer) -> None:
         NO_KL.freeze(samples.rollout)
 
 
-# ---------------------------------------------------------------- samples without a token, micro-batches
+# --------------------------------------------------------- samples without a token, micro-batches
 
 
-@pytest.mark.parametrize("name", ["grpo, k3", "bnpo, k3", "dapo", "dr_grpo, k3", "gspo, k3", "cispo", "sapo", "luspo"])
+@pytest.mark.parametrize(
+    "name", ["grpo, k3", "bnpo, k3", "dapo", "dr_grpo, k3", "gspo, k3", "cispo", "sapo", "luspo"]
+)
 def test_overlong_masking(peer: Peer, name: str) -> None:
-    """TRL's truncated completions keep their part in mean and std, lose their tokens, and still count as samples (`count_empty`)."""
+    """TRL's truncated completions keep their part in mean and std, lose their tokens, and still
+    count as samples (`count_empty`).
+    """
     options, estimator = CASES[name]
     estimator = trl(replace(estimator, sample_filter=DropTruncated()))
     for seed in (5, 6):
@@ -320,31 +440,49 @@ def test_overlong_masking(peer: Peer, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["grpo, k3", "dr_grpo, k3", "luspo", "dapo"])
 def test_samples_without_a_token_do_not_count_by_default(peer: Peer, name: str) -> None:
-    """Ours averages over the samples that have a token left, TRL over all: the loss differs by that factor, a token mean by none."""
+    """Ours averages over the samples that have a token left, TRL over all: the loss differs by that
+    factor, a token mean by none.
+    """
     options, estimator = CASES[name]
-    estimator = replace(estimator, sample_filter=DropTruncated(), aggregation=with_fields(estimator.aggregation, count_empty=False))
+    estimator = replace(
+        estimator,
+        sample_filter=DropTruncated(),
+        aggregation=with_fields(estimator.aggregation, count_empty=False),
+    )
     samples = draw(5, truncated=True)
     factor = 1.0 if name == "dapo" else float((~samples.truncated).double().mean())
-    mine, theirs = ours(estimator, samples), peer(samples, mask_truncated_completions=True, **options)
+    mine, theirs = (
+        ours(estimator, samples),
+        peer(samples, mask_truncated_completions=True, **options),
+    )
     close(mine.loss * factor, theirs.loss)
     close(mine.gradient * factor, theirs.gradient)
 
 
-@pytest.mark.parametrize("name", ["grpo, k3", "dapo, k3 times ratio", "dr_grpo, k3", "gspo", "cispo, k3", "sapo", "luspo"])
+@pytest.mark.parametrize(
+    "name",
+    ["grpo, k3", "dapo, k3 times ratio", "dr_grpo, k3", "gspo", "cispo, k3", "sapo", "luspo"],
+)
 def test_micro_batches_add_up(peer: Peer, name: str) -> None:
-    """TRL shuffles samples over micro-batches, after the advantages: their losses add up to that of the whole batch."""
+    """TRL shuffles samples over micro-batches, after the advantages: their losses add up to that of
+    the whole batch.
+    """
     options, estimator = CASES[name]
     samples = draw(1)
     agree(ours(estimator, samples), peer(samples, parts=3, **options))
 
 
 def test_bnpo_depends_on_micro_batches(peer: Peer) -> None:
-    """TRL's "bnpo" divides by the tokens of the micro-batch: with several, a token's weight is 1/(parts · its batch's tokens)."""
+    """TRL's "bnpo" divides by the tokens of the micro-batch: with several, a token's weight is
+    1/(parts · its batch's tokens).
+    """
     samples, parts = draw(1), 3
     options, estimator = CASES["bnpo"]
     mine = ours(estimator, samples)
     theirs = peer.losses(samples, parts=parts, **options)
-    for batch, one in zip(peer.batches(peer.trainer(samples, parts=parts, **options), samples), theirs, strict=True):
+    for batch, one in zip(
+        peer.batches(peer.trainer(samples, parts=parts, **options), samples), theirs, strict=True
+    ):
         index = batch["prompt_ids"][:, -1] - FIRST
         factor = samples.mask.sum() / (parts * samples.mask.flatten(0, 1)[index].sum())
         close(one.gradient.flatten(0, 1)[index], mine.gradient.flatten(0, 1)[index] * factor)
@@ -353,14 +491,18 @@ def test_bnpo_depends_on_micro_batches(peer: Peer) -> None:
 
 @pytest.mark.parametrize("name", ["grpo, k3", "dapo", "dr_grpo", "luspo"])
 def test_minibatches_are_scaled(peer: Peer, name: str) -> None:
-    """A step on one of n minibatches: ours is its share of the batch's loss, TRL's is n times that, the size of a whole batch's.
+    """A step on one of n minibatches: ours is its share of the batch's loss, TRL's is n times that,
+    the size of a whole batch's.
 
-    For "dapo" and "cispo" the divisor is the average number of tokens per step, not the minibatch's own.
+    For "dapo" and "cispo" the divisor is the average number of tokens per step, not the minibatch's
+    own.
     """
     samples, steps = draw(1), 3
     options, estimator = CASES[name]
     mine = ours(estimator, samples)
-    theirs = peer(samples, parts=steps, gradient_accumulation_steps=1, steps_per_generation=steps, **options)
+    theirs = peer(
+        samples, parts=steps, gradient_accumulation_steps=1, steps_per_generation=steps, **options
+    )
     close(theirs.gradient, mine.gradient * steps)
     close(theirs.loss, mine.loss * steps)
 
@@ -390,11 +532,19 @@ def test_trl_defaults() -> None:
     }
     assert {name: getattr(args, name) for name in expected} == expected
     rloo = RLOOConfig("unused", use_cpu=True, bf16=False)
-    assert (rloo.num_generations, rloo.beta, rloo.epsilon, rloo.normalize_advantages) == (2, 0.05, 0.2, False)
+    assert (rloo.num_generations, rloo.beta, rloo.epsilon, rloo.normalize_advantages) == (
+        2,
+        0.05,
+        0.2,
+        False,
+    )
 
 
 def test_dr_grpo_leaves_the_std_on(peer: Peer) -> None:
-    """`loss_type="dr_grpo"` alone changes the divisor and nothing else: Dr. GRPO needs `scale_rewards="none"`, too."""
+    """`loss_type="dr_grpo"` alone changes the divisor and nothing else: Dr.
+
+    GRPO needs `scale_rewards="none"`, too.
+    """
     samples = draw(2)
     theirs = peer(samples, loss_type="dr_grpo")
     agree(ours(replace(NO_KL, aggregation=ConstantLength()), samples), theirs)
@@ -402,7 +552,9 @@ def test_dr_grpo_leaves_the_std_on(peer: Peer) -> None:
 
 
 def test_cispo_bound_is_absolute(peer: Peer) -> None:
-    """TRL's weight is min(ρ, epsilon_high), ours clip(ρ, ·, 1 + ε_high): left unset TRL's bound is 0.2, which ours refuses."""
+    """TRL's weight is min(ρ, epsilon_high), ours clip(ρ, ·, 1 + ε_high): left unset TRL's bound is
+    0.2, which ours refuses.
+    """
     samples = draw(2)
     weight = (samples.new - samples.old).exp().clamp(max=0.2)
     advantage = NO_KL.freeze(samples.rollout).advantage
@@ -413,7 +565,9 @@ def test_cispo_bound_is_absolute(peer: Peer) -> None:
 
 
 def test_delta_below_the_clip_also_cuts_what_is_good(peer: Peer) -> None:
-    """At δ < 1 + ε_high the cap binds where A > 0: `ratio_cap` does as TRL, `dual_clip` is refused there."""
+    """At δ < 1 + ε_high the cap binds where A > 0: `ratio_cap` does as TRL, `dual_clip` is refused
+    there.
+    """
     samples, name = draw(2), "delta within the clip"
     theirs = peer(samples, **CASES[name][0])
     apart(theirs.gradient, peer(samples, loss_type="grpo").gradient)
@@ -422,17 +576,24 @@ def test_delta_below_the_clip_also_cuts_what_is_good(peer: Peer) -> None:
 
 
 def test_kl_times_a_sequence_ratio(peer: Peer) -> None:
-    """TRL multiplies k3 of each token by the sequence's ratio, which moves all tokens: `whole=True`. Ours moves its own."""
+    """TRL multiplies k3 of each token by the sequence's ratio, which moves all tokens:
+    `whole=True`. Ours moves its own.
+    """
     samples = draw(2)
     options, estimator = CASES["gspo, k3 times ratio"]
-    mine, theirs = ours(replace(estimator, ratio=SequenceMeanRatio()), samples), peer(samples, **options)
+    mine, theirs = (
+        ours(replace(estimator, ratio=SequenceMeanRatio()), samples),
+        peer(samples, **options),
+    )
     close(mine.loss, theirs.loss)
     apart(mine.gradient, theirs.gradient)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
 def test_entropy_bonus(peer: Peer, loss_type: str) -> None:
-    """TRL's bonus is the mean entropy per token whatever the loss; ours is weighed as the loss is, so they agree for a token mean."""
+    """TRL's bonus is the mean entropy per token whatever the loss; ours is weighed as the loss is,
+    so they agree for a token mean.
+    """
     samples = draw(4)
     bonus = peer(samples, loss_type=loss_type, entropy_coef=0.3)
     plain = peer(samples, loss_type=loss_type)
@@ -450,14 +611,19 @@ def test_entropy_bonus(peer: Peer, loss_type: str) -> None:
 # ---------------------------------------------------------------- RLOO
 
 RLOO = replace(
-    replace(replace(replace(ladder.rloo, ratio=SequenceRatio(whole=True)), surrogate=Clip(0.2)), kl=K1(beta=0.05, place=InReward())),
+    replace(
+        replace(replace(ladder.rloo, ratio=SequenceRatio(whole=True)), surrogate=Clip(0.2)),
+        kl=K1(beta=0.05, place=InReward()),
+    ),
     aggregation=SequenceMean(count_empty=True),
 )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rloo(peer: Peer, seed: int) -> None:
-    """TRL's RLOOTrainer by its defaults: k1 in the reward, leave one out, the clipped ratio of the whole sequence."""
+    """TRL's RLOOTrainer by its defaults: k1 in the reward, leave one out, the clipped ratio of the
+    whole sequence.
+    """
     agree(ours(RLOO, draw(seed)), peer(draw(seed), "RLOO"))
 
 
@@ -468,7 +634,9 @@ def test_rloo_without_kl_and_with_another_clip(peer: Peer) -> None:
 
 
 def test_rloo_on_policy_is_the_policy_gradient(peer: Peer) -> None:
-    """At ρ = 1 the gradient is that of the rung, A·∇log π; the values differ, and mean nothing: −mean A·log π and −mean A."""
+    """At ρ = 1 the gradient is that of the rung, A·∇log π; the values differ, and mean nothing:
+    −mean A·log π and −mean A.
+    """
     samples = draw(1).on_policy()
     mine, theirs = ours(ladder.rloo, samples), peer(samples, "RLOO", beta=0.0)
     close(mine.gradient, theirs.gradient)
@@ -478,7 +646,9 @@ def test_rloo_on_policy_is_the_policy_gradient(peer: Peer) -> None:
 
 
 def test_rloo_ratio_by_token_sum(peer: Peer) -> None:
-    """Our sequence ratio under `SequenceSum` has TRL's gradient where the clip is open, and |o| times each sample's value."""
+    """Our sequence ratio under `SequenceSum` has TRL's gradient where the clip is open, and |o|
+    times each sample's value.
+    """
     samples = draw(1)
     estimator = replace(replace(RLOO, ratio=SequenceRatio()), aggregation=SequenceSum())
     mine, theirs = ours(estimator, samples), peer(samples, "RLOO")
@@ -487,7 +657,9 @@ def test_rloo_ratio_by_token_sum(peer: Peer) -> None:
 
 
 def test_rloo_truncated_samples_are_a_constant(peer: Peer) -> None:
-    """TRL empties a truncated sample's mask: ρ = 1, no KL, no gradient, and −A/N left in the loss's value; ours leaves 0."""
+    """TRL empties a truncated sample's mask: ρ = 1, no KL, no gradient, and −A/N left in the loss's
+    value; ours leaves 0.
+    """
     samples = draw(5, truncated=True)
     emptied = with_fields(samples, mask=samples.mask & ~samples.truncated.unsqueeze(-1))
     mine, theirs = ours(RLOO, emptied), peer(samples, "RLOO", mask_truncated_completions=True)
@@ -502,25 +674,36 @@ def test_rloo_truncated_samples_are_a_constant(peer: Peer) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_prob_and_entropy(peer: Peer, temperature: float) -> None:
-    """TRL scores the temperature's distribution, too, in float32 whatever the model's type; ours bars PAD from it, TRL does not."""
+    """TRL scores the temperature's distribution, too, in float32 whatever the model's type; ours
+    bars PAD from it, TRL does not.
+    """
     samples = draw(0)
     trainer = peer.trainer(samples, temperature=temperature)
-    model, generator = trainer.model.eval(), torch.Generator().manual_seed(1)  # while it trains, TRL leaves dropout on
+    model, generator = (
+        trainer.model.eval(),
+        torch.Generator().manual_seed(1),
+    )  # while it trains, TRL leaves dropout on
     tokens = torch.randint(FIRST, PAD, (5, 8), generator=generator)
     length = 6  # of the completion
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator))
-        found, entropy, _ = trainer._get_per_token_logps_and_entropies(model, tokens, torch.ones_like(tokens), length, compute_entropy=True)
+        found, entropy, _ = trainer._get_per_token_logps_and_entropies(
+            model, tokens, torch.ones_like(tokens), length, compute_entropy=True
+        )
         logits = model(tokens).logits[:, -length - 1 : -1]
-    dist = torch.log_softmax(logits / temperature, -1)
-    chosen = dist.gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
+    log_dist = torch.log_softmax(logits / temperature, -1)
+    chosen = log_dist.gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
     assert found.dtype == torch.float32
-    assert dist.dtype == torch.float64
+    assert log_dist.dtype == torch.float64
     torch.testing.assert_close(found.double(), chosen, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(entropy.double(), Policy(chosen, dist).entropy, rtol=1e-5, atol=1e-5)
-    barred = log_probs(logits, temperature).gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
-    close(barred, chosen - torch.log1p(-dist[..., PAD].exp()))
+    torch.testing.assert_close(
+        entropy.double(), Policy(chosen, log_dist).entropy, rtol=1e-5, atol=1e-5
+    )
+    barred = (
+        log_probs(logits, temperature).gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
+    )
+    close(barred, chosen - torch.log1p(-log_dist[..., PAD].exp()))
     apart(barred, chosen)
 
 
@@ -528,10 +711,10 @@ def test_log_prob_and_entropy_of_logits() -> None:
     """TRL's own functions on given logits, which keep float64."""
     logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
     index = torch.tensor([[0, 5, 10], [3, 3, 7]])
-    dist = torch.log_softmax(logits, -1)
-    chosen = dist.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    log_dist = torch.log_softmax(logits, -1)
+    chosen = log_dist.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     close(chosen, selective_log_softmax(logits, index))
-    close(Policy(chosen, dist).entropy, entropy_from_logits(logits))
+    close(Policy(chosen, log_dist).entropy, entropy_from_logits(logits))
 
 
 # ---------------------------------------------------------------- the table of names
@@ -541,16 +724,25 @@ SELECTED = [row for row in table("The same rung in TRL and verl") if row[1].star
 
 @pytest.mark.parametrize("row", SELECTED, ids=[row[0].strip("`") for row in SELECTED])
 def test_the_options_of_the_table_select_the_rung(peer: Peer, row: list[str]) -> None:
-    """What `course/CONVENTIONS.md` says selects a rung in TRL does: the same loss and gradient, given TRL's ddof, eps and count."""
+    """What `course/CONVENTIONS.md` says selects a rung in TRL does: the same loss and gradient,
+    given TRL's ddof, eps and count.
+    """
     estimator = trl(get(row[0].strip("`")).estimator)
     call = ast.parse(row[1].split("`")[1], mode="eval").body
     assert isinstance(call, ast.Call)
     assert isinstance(call.func, ast.Name)
-    options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+    options = {
+        word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None
+    }
     remark = row[1].split("`")[2].strip(" ,")
     samples = draw(8, prompts=1, group=8) if "one prompt per batch" in remark else draw(8)
     if "on policy" in remark:  # ρ = 1: the gradient is the rung's
         samples = samples.on_policy()
-        close(ours(estimator, samples).gradient, peer(samples, call.func.id.removesuffix("Config"), **options).gradient)
+        close(
+            ours(estimator, samples).gradient,
+            peer(samples, call.func.id.removesuffix("Config"), **options).gradient,
+        )
     else:
-        agree(ours(estimator, samples), peer(samples, call.func.id.removesuffix("Config"), **options))
+        agree(
+            ours(estimator, samples), peer(samples, call.func.id.removesuffix("Config"), **options)
+        )

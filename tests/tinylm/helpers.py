@@ -1,4 +1,6 @@
-"""What the tests of the tiny language model share: a very small model, and a transformer in plain loops to compare with."""
+"""What the tests of the tiny language model share: a very small model, and a transformer in plain
+loops to compare with.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,18 @@ from tinylm.tasks import CHARACTERS, END, PAD, Task, TaskSettings
 WIDTH, LAYERS, HEADS, HIDDEN = 8, 2, 2, 12
 
 
-def tiny(runs: Sequence[int] = (), *, seed: int = 0, context: int = 16, lively: float = 3.0, **options: object) -> Transformer:
-    """A float64 model of a few hundred numbers. `lively` scales the output layer: a new model's answers are too even to test with."""
+def tiny(
+    runs: Sequence[int] = (),
+    *,
+    seed: int = 0,
+    context: int = 16,
+    lively: float = 3.0,
+    **options: object,
+) -> Transformer:
+    """A float64 model of a few hundred numbers.
+
+    `lively` scales the output layer: a new model's answers are too even to test with.
+    """
     dtype = options.pop("dtype", torch.float64)
     layers = options.pop("layers", LAYERS)
     settings = ModelSettings(WIDTH, layers, HEADS, HIDDEN, context, **options)  # type: ignore[arg-type]
@@ -30,7 +42,9 @@ def tiny(runs: Sequence[int] = (), *, seed: int = 0, context: int = 16, lively: 
     with torch.no_grad():
         model.weights["head"] *= lively / 0.3
         if settings.value:
-            model.weights["value"] += torch.linspace(-1, 1, WIDTH, dtype=model.weights["value"].dtype).unsqueeze(-1)
+            model.weights["value"] += torch.linspace(
+                -1, 1, WIDTH, dtype=model.weights["value"].dtype
+            ).unsqueeze(-1)
     return model
 
 
@@ -43,12 +57,23 @@ def sums(digits: int = 1, **settings: object) -> Task:
 @cache
 def _school(runs: tuple[int, ...], seed: int, context: int, value: bool) -> dict[str, Tensor]:
     model = tiny(runs, seed=seed, context=context, value=value, lively=0.3)
-    Learner(Demonstrations(model, sums(), batch=64), LIKELIHOOD, Adam(0.02), stream(runs, seed)).train(25)
+    Learner(
+        Demonstrations(model, sums(), batch=64), LIKELIHOOD, Adam(0.02), stream(runs, seed)
+    ).train(25)
     return model.weights
 
 
-def schooled(runs: tuple[int, ...] = (), *, seed: int = 0, context: int = 16, value: bool = False, dtype=torch.float64) -> Transformer:  # type: ignore[no-untyped-def]
-    """A tiny model after a little school on one-digit sums: some of its answers are right, some are cut, some too short."""
+def schooled(
+    runs: tuple[int, ...] = (),
+    *,
+    seed: int = 0,
+    context: int = 16,
+    value: bool = False,
+    dtype=torch.float64,
+) -> Transformer:  # type: ignore[no-untyped-def]
+    """A tiny model after a little school on one-digit sums: some of its answers are right, some are
+    cut, some too short.
+    """
     model = tiny(runs, seed=seed, context=context, value=value, dtype=dtype)
     learned = _school(runs, seed, context, value)
     with torch.no_grad():
@@ -65,11 +90,18 @@ def tokens_of(text: str, width: int) -> list[int]:
 
 def rows_of(model: Transformer, run: int | None = None) -> dict[str, list]:
     """The weights of one run as nested lists of Python floats."""
-    return {name: (weight if run is None else weight[run]).tolist() for name, weight in model.weights.items()}
+    return {
+        name: (weight if run is None else weight[run]).tolist()
+        for name, weight in model.weights.items()
+    }
 
 
-def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: Sequence[int]) -> list[list[float]]:
-    """The transformer once more, in loops over positions, heads and numbers: tokens → the final state at every position."""
+def reference_states(
+    weights: dict[str, list], settings: ModelSettings, tokens: Sequence[int]
+) -> list[list[float]]:
+    """The transformer once more, in loops over positions, heads and numbers: tokens → the final
+    state at every position.
+    """
     width, heads = settings.width, settings.heads
     size = width // heads
 
@@ -91,12 +123,21 @@ def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: 
 
     stream = [list(weights["embedding"][token]) for token in tokens]
     if not settings.rotary:
-        stream = [[a + b for a, b in zip(x, weights["positions"][t], strict=True)] for t, x in enumerate(stream)]
+        stream = [
+            [a + b for a, b in zip(x, weights["positions"][t], strict=True)]
+            for t, x in enumerate(stream)
+        ]
     for layer in range(settings.layers):
         queries, keys, values = [], [], []
         for t, x in enumerate(stream):
             all_three = times(norm(x), weights[f"{layer}.qkv"])
-            split = [[all_three[part * width + h * size : part * width + (h + 1) * size] for h in range(heads)] for part in range(3)]
+            split = [
+                [
+                    all_three[part * width + h * size : part * width + (h + 1) * size]
+                    for h in range(heads)
+                ]
+                for part in range(3)
+            ]
             if settings.rotary:
                 split[0], split[1] = [turn(q, t) for q in split[0]], [turn(k, t) for k in split[1]]
             queries.append(split[0])
@@ -106,18 +147,29 @@ def reference_states(weights: dict[str, list], settings: ModelSettings, tokens: 
         for t, x in enumerate(stream):
             mixed: list[float] = []
             for h in range(heads):
-                scores = [sum(a * b for a, b in zip(queries[t][h], keys[s][h], strict=True)) / math.sqrt(size) for s in range(t + 1)]
+                scores = [
+                    sum(a * b for a, b in zip(queries[t][h], keys[s][h], strict=True))
+                    / math.sqrt(size)
+                    for s in range(t + 1)
+                ]
                 shares = [math.exp(score - max(scores)) for score in scores]
-                mixed += [sum(share * values[s][h][i] for s, share in enumerate(shares)) / sum(shares) for i in range(size)]
+                mixed += [
+                    sum(share * values[s][h][i] for s, share in enumerate(shares)) / sum(shares)
+                    for i in range(size)
+                ]
             x = [a + b for a, b in zip(x, times(mixed, weights[f"{layer}.out"]), strict=True)]
             inner = [max(value, 0.0) for value in times(norm(x), weights[f"{layer}.up"])]
-            after.append([a + b for a, b in zip(x, times(inner, weights[f"{layer}.down"]), strict=True)])
+            after.append(
+                [a + b for a, b in zip(x, times(inner, weights[f"{layer}.down"]), strict=True)]
+            )
         stream = after
     return [norm(x) for x in stream]
 
 
 def separate(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """States before each token [*runs, Q, G, T, d], every completion a sequence of its own behind a prompt of its own."""
+    """States before each token [*runs, Q, G, T, d], every completion a sequence of its own behind a
+    prompt of its own.
+    """
     group, limit = tokens.shape[-2:]
     repeated = prompt.unsqueeze(-2).expand(*tokens.shape[:-1], prompt.shape[-1])
     whole = torch.cat([repeated, tokens[..., :-1]], -1).flatten(-3, -2)  # [*runs, Q·G, P + T − 1]
@@ -125,7 +177,7 @@ def separate(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
     return hidden.unflatten(-3, (-1, group))
 
 
-def chosen(dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+def chosen(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """log-probabilities of the tokens where the mask is True, else 0."""
     index = torch.where(mask, tokens, 0).unsqueeze(-1)
-    return torch.where(mask, dist.gather(-1, index).squeeze(-1), 0.0)
+    return torch.where(mask, log_dist.gather(-1, index).squeeze(-1), 0.0)

@@ -1,7 +1,8 @@
-"""The bridge against brute force: probabilities, J, ∇J, mean and spread of sampled gradients, the bandit at sequence level, refusals.
+"""The bridge against brute force: probabilities, J, ∇J, mean and spread of sampled gradients, the
+bandit at sequence level, refusals.
 
-The model is tiny (width 8) and answers sums modulo 7 in at most two tokens: 307 completions, so that every completion can be
-scored, differentiated and listed one by one.
+The model is tiny (width 8) and answers sums modulo 7 in at most two tokens: 307 completions, so
+that every completion can be scored, differentiated and listed one by one.
 """
 
 from __future__ import annotations
@@ -21,11 +22,28 @@ from course.estimator import replace as swap
 from course.exact import among_others, kl, microscope, probability, softmax_score, total_variance
 from course.lab.result import Result
 from course.lab.terminal import QUIET
-from course.parts import K1, K2, K3, Clip, DropTruncated, ExactKL, InReward, SequenceMean, SequenceRatio
+from course.parts import (
+    K1,
+    K2,
+    K3,
+    Clip,
+    DropTruncated,
+    ExactKL,
+    InReward,
+    SequenceMean,
+    SequenceRatio,
+)
 from course.train.noise import Noise
 from tests.helpers import close
 from tinylm.ablations import bridge as ablation
-from tinylm.ablations.bridge import AT_SEQUENCE_LEVEL, RATIO, SEQUENCE_RATIO, TOKEN_KL, Settings, from_arms
+from tinylm.ablations.bridge import (
+    AT_SEQUENCE_LEVEL,
+    RATIO,
+    SEQUENCE_RATIO,
+    TOKEN_KL,
+    Settings,
+    from_arms,
+)
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
@@ -40,15 +58,19 @@ RIGHT = TASK.target[QUESTION].tolist()
 
 
 def model(seed: int, target: float = 0.0, **options: object) -> Transformer:
-    """Random weights in float64, and gradient ascent on the right answer until its probability is at least `target`."""
+    """Random weights in float64, and gradient ascent on the right answer until its probability is
+    at least `target`.
+    """
     made = Transformer(replace(SHAPE, **options), (), seed, dtype=torch.float64)  # type: ignore[arg-type]
     answer = torch.tensor(RIGHT)
     while True:
-        dist, _ = score(made, TASK.prompt[QUESTION][None], answer[None, None])
-        log_prob = dist[0, 0].gather(-1, answer.unsqueeze(-1)).sum()
+        log_dist, _ = score(made, TASK.prompt[QUESTION][None], answer[None, None])
+        log_prob = log_dist[0, 0].gather(-1, answer.unsqueeze(-1)).sum()
         if log_prob.detach().exp() >= target:
             return made
-        for weight, slope in zip(made.parameters, torch.autograd.grad(log_prob, made.parameters), strict=True):
+        for weight, slope in zip(
+            made.parameters, torch.autograd.grad(log_prob, made.parameters), strict=True
+        ):
             weight.data += 0.02 * slope
 
 
@@ -60,11 +82,22 @@ NOTHING = Bridge(NOW, TASK, QUESTION, reference=REF, reward=ExactMatch(weight=0.
 
 
 def one_by_one(bridge: Bridge) -> tuple[Tensor, list[Tensor]]:
-    """[K, T] log-probabilities of every completion scored by itself (no shared prefixes), and the weights they depend on."""
+    """[K, T] log-probabilities of every completion scored by itself (no shared prefixes), and the
+    weights they depend on.
+    """
     net = bridge.model
     rows = len(bridge.tokens)
-    dist, _ = score(net, bridge.prompt.expand(rows, -1), bridge.tokens.unsqueeze(1), temperature=bridge.temperature)
-    chosen = dist[:, 0].gather(-1, torch.where(bridge.mask, bridge.tokens, 0).unsqueeze(-1)).squeeze(-1)
+    log_dist, _ = score(
+        net,
+        bridge.prompt.expand(rows, -1),
+        bridge.tokens.unsqueeze(1),
+        temperature=bridge.temperature,
+    )
+    chosen = (
+        log_dist[:, 0]
+        .gather(-1, torch.where(bridge.mask, bridge.tokens, 0).unsqueeze(-1))
+        .squeeze(-1)
+    )
     return torch.where(bridge.mask, chosen, 0.0), net.parameters
 
 
@@ -79,7 +112,10 @@ def derivative(value: Tensor, weights: list[Tensor]) -> Tensor:
 def dense_scores(bridge: Bridge) -> Tensor:
     """[1, K, T, D] the score of every token, one backward pass each."""
     log_prob, weights = one_by_one(bridge)
-    rows = [[derivative(log_prob[k, t], weights) for t in range(bridge.limit)] for k in range(len(log_prob))]
+    rows = [
+        [derivative(log_prob[k, t], weights) for t in range(bridge.limit)]
+        for k in range(len(log_prob))
+    ]
     return torch.stack([torch.stack(row) for row in rows])[None] * bridge.mask[..., None]
 
 
@@ -95,7 +131,11 @@ def scores() -> Tensor:
 def test_every_completion_is_listed_once(limit: int) -> None:
     found = [tuple(row) for row in completions(limit).tolist()]
     letters = range(len(CHARACTERS))
-    ended = [(*start, END, *[PAD] * (limit - n - 1)) for n in range(limit) for start in itertools.product(letters, repeat=n)]
+    ended = [
+        (*start, END, *[PAD] * (limit - n - 1))
+        for n in range(limit)
+        for start in itertools.product(letters, repeat=n)
+    ]
     cut = list(itertools.product(letters, repeat=limit))
     assert len(found) == len(set(found)) == count(limit)
     assert set(found) == set(ended) | set(cut)
@@ -149,10 +189,14 @@ def test_exact_objective_is_the_mean_of_samples(reward: str) -> None:
 
 
 def test_samples_come_as_often_as_they_should() -> None:
-    made = sample(NOW, TASK.prompt[QUESTION][None], 40_000, TASK.limit, Noise((), 12, dtype=torch.float64))
+    made = sample(
+        NOW, TASK.prompt[QUESTION][None], 40_000, TASK.limit, Noise((), 12, dtype=torch.float64)
+    )
     p = ON.log_prob.exp()
     index = {tuple(row): k for k, row in enumerate(ON.tokens.tolist())}
-    counts = torch.bincount(torch.tensor([index[tuple(row)] for row in made.tokens[0].tolist()]), minlength=len(p))
+    counts = torch.bincount(
+        torch.tensor([index[tuple(row)] for row in made.tokens[0].tolist()]), minlength=len(p)
+    )
     often = p * 40_000 > 5
     chi_square = ((counts - 40_000 * p)[often] ** 2 / (40_000 * p)[often]).sum()
     freedom = int(often.sum())
@@ -163,11 +207,28 @@ def test_samples_come_as_often_as_they_should() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["reinforce", "surrogate", "clip", "group_std", "grpo", "rloo", "remax", "token_mean", "gspo", "cispo", "dapo"]
+    "name",
+    [
+        "reinforce",
+        "surrogate",
+        "clip",
+        "group_std",
+        "grpo",
+        "rloo",
+        "remax",
+        "token_mean",
+        "gspo",
+        "cispo",
+        "dapo",
+    ],
 )
 @pytest.mark.parametrize("group", [2, 3])
-def test_mean_and_spread_are_those_of_the_scores_themselves(name: str, group: int, scores: Tensor) -> None:
-    """Off policy, with partial rewards: total variance by classes against the core's own covariance by pairs of outcomes."""
+def test_mean_and_spread_are_those_of_the_scores_themselves(
+    name: str, group: int, scores: Tensor
+) -> None:
+    """Off policy, with partial rewards: total variance by classes against the core's own covariance
+    by pairs of outcomes.
+    """
     estimator = ladder.get(name).estimator
     found = PARTIAL.microscope(estimator, group)
     dense = microscope(estimator, replace(PARTIAL.outcomes, score=scores), group)
@@ -193,15 +254,27 @@ def test_the_bandits_mean_and_spread_are_those_of_a_softmax(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "surrogate"])
 def test_mean_and_spread_of_many_sampled_gradients(name: str) -> None:
-    """The path of training: `LanguageModel` samples with the old weights, `policy` scores with the new ones.
+    """The path of training: `LanguageModel` samples with the old weights, `policy` scores with the
+    new ones.
 
-    ĝ of R prompts is the mean of R independent groups where no part looks across prompts, so R‖ḡ − E[ĝ]‖² has the mean Var.
+    ĝ of R prompts is the mean of R independent groups where no part looks across prompts, so R‖ḡ −
+    E[ĝ]‖² has the mean Var.
     """
     estimator = swap(ladder.get(name).estimator, baseline=ladder.group_mean.baseline)
     blocks, prompts, group = 40, 250, 4
-    only = Task(TASK.settings, TASK.prompt, TASK.target, TASK.answer, TASK.difficulty, torch.tensor([QUESTION]), TASK.held_out)
+    only = Task(
+        TASK.settings,
+        TASK.prompt,
+        TASK.target,
+        TASK.answer,
+        TASK.difficulty,
+        torch.tensor([QUESTION]),
+        TASK.held_out,
+    )
     net, sampler = STALE.model, OLD.copy()
-    problem = LanguageModel(sampler, only, prompts=prompts, group=group, reference=REF, reward=ExactMatch())
+    problem = LanguageModel(
+        sampler, only, prompts=prompts, group=group, reference=REF, reward=ExactMatch()
+    )
     noise = Noise((), 5, dtype=torch.float64)
     gradients = []
     for _ in range(blocks):
@@ -209,15 +282,25 @@ def test_mean_and_spread_of_many_sampled_gradients(name: str) -> None:
         rollout = problem.sample(noise)
         problem.model = net
         frozen = estimator.freeze(replace(rollout, reward=rollout.reward.double()))
-        gradients.append(flat(torch.autograd.grad(estimator.objective(problem.policy(rollout), frozen).sum(), net.parameters)))
+        gradients.append(
+            flat(
+                torch.autograd.grad(
+                    estimator.objective(problem.policy(rollout), frozen).sum(), net.parameters
+                )
+            )
+        )
     drawn, exact = torch.stack(gradients), STALE.microscope(estimator, group)
     deviation = prompts * (drawn - exact.expected).square().sum(-1)
     error = float(deviation.std()) / blocks**0.5
     assert abs(float(deviation.mean()) - exact.variance) < 4 * error
     assert error < 0.25 * exact.variance
     total = blocks * prompts / exact.variance
-    assert total * float((drawn.mean(0) - exact.expected).square().sum()) < 1 + 4 * 2**0.5  # a weighted χ² of mean 1, std ≤ √2
-    assert total * float((drawn.mean(0) - exact.gradient).square().sum()) > 10  # ∇J would have been told apart
+    assert (
+        total * float((drawn.mean(0) - exact.expected).square().sum()) < 1 + 4 * 2**0.5
+    )  # a weighted χ² of mean 1, std ≤ √2
+    assert (
+        total * float((drawn.mean(0) - exact.gradient).square().sum()) > 10
+    )  # ∇J would have been told apart
 
 
 def test_unbiased_rungs_and_the_sequences_ratio() -> None:
@@ -229,7 +312,10 @@ def test_unbiased_rungs_and_the_sequences_ratio() -> None:
 
 def test_truncation_makes_classes_only_where_a_part_asks() -> None:
     cut = Estimator(sample_filter=DropTruncated())
-    assert among_others(cut, ON.outcomes, 2).others.shape[1] == among_others(ladder.reinforce, ON.outcomes, 2).others.shape[1] + 1
+    assert (
+        among_others(cut, ON.outcomes, 2).others.shape[1]
+        == among_others(ladder.reinforce, ON.outcomes, 2).others.shape[1] + 1
+    )
     found = microscope(cut, ON.outcomes, 2, covariance=False).coefficient[0]
     assert bool((found[ON.truncated] == 0).all())
 
@@ -242,7 +328,12 @@ def test_the_bandit_has_the_same_coefficients_at_sequence_level(estimator: Estim
     tokens = microscope(estimator, PARTIAL.outcomes, 3, covariance=False).coefficient
     arms = from_arms(PARTIAL, estimator, 3)
     close(arms, tokens)
-    close(PARTIAL.microscope(estimator, 3, spread=False).expected, PARTIAL.pull_back(arms), rtol=1e-10, atol=1e-14)
+    close(
+        PARTIAL.microscope(estimator, 3, spread=False).expected,
+        PARTIAL.pull_back(arms),
+        rtol=1e-10,
+        atol=1e-14,
+    )
 
 
 def test_token_ratios_have_other_coefficients() -> None:
@@ -254,12 +345,18 @@ def test_token_ratios_have_other_coefficients() -> None:
     "estimator",
     [
         *AT_SEQUENCE_LEVEL.values(),
-        swap(swap(swap(ladder.group_std, surrogate=Clip(0.2)), ratio=SequenceRatio()), aggregation=SequenceMean()),
+        swap(
+            swap(swap(ladder.group_std, surrogate=Clip(0.2)), ratio=SequenceRatio()),
+            aggregation=SequenceMean(),
+        ),
     ],
 )
 def test_one_sampled_group_has_the_same_gradient_through_the_bandit(estimator: Estimator) -> None:
     bandit = STALE.bandit(64)
-    close(bandit.metrics()["expected_reward"], float(STALE.outcomes.old[0].sum(-1).exp() @ STALE.reward))
+    close(
+        bandit.metrics()["expected_reward"],
+        float(STALE.outcomes.old[0].sum(-1).exp() @ STALE.reward),
+    )
     rollout = bandit.sample(Noise((), 3, dtype=torch.float64))
     with torch.no_grad():
         bandit.parameters[0].copy_(STALE.log_prob[None])
@@ -269,7 +366,12 @@ def test_one_sampled_group_has_the_same_gradient_through_the_bandit(estimator: E
     log_prob, weights = one_by_one(STALE)
     through = derivative(log_prob.sum(-1) @ by_logit, weights)
     same = STALE.rollout(rollout.data["action"][0])
-    direct = flat(torch.autograd.grad(estimator.objective(STALE.policy(same), estimator.freeze(same)).sum(), STALE.model.parameters))
+    direct = flat(
+        torch.autograd.grad(
+            estimator.objective(STALE.policy(same), estimator.freeze(same)).sum(),
+            STALE.model.parameters,
+        )
+    )
     assert float(direct.norm()) > 0
     close(through, direct, rtol=1e-10, atol=1e-13)
 
@@ -297,17 +399,29 @@ def test_only_k1_in_the_reward_has_the_gradient_of_the_answers_kl() -> None:
     close(penalty(Estimator(kl=K1(1.0, place=InReward()))), reverse, rtol=1e-9, atol=1e-12)
     for estimator in TOKEN_KL.values():
         assert float((penalty(estimator) - reverse).norm() / reverse.norm()) > 0.005
-    close(-NOTHING.pull_back(from_arms(NOTHING, Estimator(kl=K2(1.0)), 1)), reverse, rtol=1e-9, atol=1e-12)
-    close(-NOTHING.pull_back(from_arms(NOTHING, Estimator(kl=K3(1.0)), 1)), forward, rtol=1e-9, atol=1e-12)
+    close(
+        -NOTHING.pull_back(from_arms(NOTHING, Estimator(kl=K2(1.0)), 1)),
+        reverse,
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    close(
+        -NOTHING.pull_back(from_arms(NOTHING, Estimator(kl=K3(1.0)), 1)),
+        forward,
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_token_penalties_share_one_expected_gradient_that_drops_the_later_tokens() -> None:
-    """Σ_k p_k Σ_t KL(π(·|prefix)‖ref(·|prefix)) with p held fixed, by autograd; the exact KL goes through `dist`."""
+    """Σ_k p_k Σ_t KL(π(·|prefix)‖ref(·|prefix)) with p held fixed, by autograd; the exact KL goes
+    through `log_dist`.
+    """
     net, rows = ON.model, len(ON.tokens)
     prompt, tokens = ON.prompt.expand(rows, -1), ON.tokens.unsqueeze(1)
     real = [token for token in range(VOCABULARY) if token != PAD]
-    dist, ref = (score(each, prompt, tokens)[0][:, 0, :, real] for each in (net, REF.copy()))
-    by_token = (dist.exp() * (dist - ref)).sum(-1) * ON.mask
+    log_dist, ref = (score(each, prompt, tokens)[0][:, 0, :, real] for each in (net, REF.copy()))
+    by_token = (log_dist.exp() * (log_dist - ref)).sum(-1) * ON.mask
     wanted = derivative((ON.log_prob.exp() * by_token.sum(-1)).sum(), net.parameters)
     for estimator in TOKEN_KL.values():
         close(penalty(estimator), wanted, rtol=1e-9, atol=1e-12)
@@ -333,7 +447,10 @@ def test_the_spread_of_an_exact_kl_is_not_known() -> None:
         (lambda: Bridge(NOW, TASK, 0, temperature=0.0), "temperature"),
         (lambda: ON.microscope(ladder.get("ppo").estimator, 2), "value"),
         (lambda: ON.microscope(ladder.group_std, 64), "compositions of 64 samples"),
-        (lambda: PARTIAL.microscope(Estimator(kl=K1(1.0, place=InReward())), 6), "compositions of 6 samples"),
+        (
+            lambda: PARTIAL.microscope(Estimator(kl=K1(1.0, place=InReward())), 6),
+            "compositions of 6 samples",
+        ),
     ],
 )
 def test_refusals(refused, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -366,7 +483,15 @@ def test_the_same_on_cuda() -> None:
 @pytest.fixture(scope="module")
 def small() -> Result:
     settings = Settings(
-        rungs=("reinforce", "grpo"), group=2, groups=(2,), warm_target=0.2, rollouts=2, updates=(2, 12), stale=2, prompts=2, lr=3e-3
+        rungs=("reinforce", "grpo"),
+        group=2,
+        groups=(2,),
+        warm_target=0.2,
+        rollouts=2,
+        updates=(2, 12),
+        stale=2,
+        prompts=2,
+        lr=3e-3,
     )
     return replace(ablation.run(settings, QUIET), settings=settings)
 
@@ -383,14 +508,26 @@ def test_the_figure_is_drawn_from_the_json(small: Result) -> None:
     assert len(hollow) == 2 * 2  # a bandit for every rung and case
 
 
-@pytest.mark.parametrize("change", [{"group": 1}, {"groups": (9,)}, {"stale": 3}, {"prompts": 1}, {"warm_target": 0.0}, {"lr": 0.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"group": 1},
+        {"groups": (9,)},
+        {"stale": 3},
+        {"prompts": 1},
+        {"warm_target": 0.0},
+        {"lr": 0.0},
+    ],
+)
 def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(change))):
         Settings(**change)  # type: ignore[arg-type]
 
 
 def test_total_variance_needs_no_scores() -> None:
-    """Inner products alone: for one outcome in a class of its own nothing is left within, and the rest is by hand."""
+    """Inner products alone: for one outcome in a class of its own nothing is left within, and the
+    rest is by hand.
+    """
     among = among_others(ladder.reinforce, ON.outcomes, 1)
     own = torch.zeros(len(ON.tokens), ON.limit, ON.limit, dtype=torch.float64)
     own[:, 0, 0] = 1.0  # every completion's first token: a direction of its own; the second: none

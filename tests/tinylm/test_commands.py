@@ -1,4 +1,6 @@
-"""The commands on a model as a user types them: exit codes, one line per error, and what they show."""
+"""The commands on a model as a user types them: exit codes, one line per error, and
+what they show.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,20 @@ from tinylm.sampling import score
 from tinylm.tasks import decode, encode
 from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings
 
-NANO = ("--preset", "nano", "--digits", "1", "--warm-lr", "0.01", "--prompts", "8", "--group", "4", "--device", "cpu")
+NANO = (
+    "--preset",
+    "nano",
+    "--digits",
+    "1",
+    "--warm-lr",
+    "0.01",
+    "--prompts",
+    "8",
+    "--group",
+    "4",
+    "--device",
+    "cpu",
+)
 SHORT = (*NANO, "--warm-target", "0.2", "--rollouts", "20")
 
 
@@ -29,12 +44,19 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python -m tinylm …` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "tinylm", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Where a short training of nano is, and what it said. Its output goes to the default folder."""
+def trained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Where a short training of nano is, and what it said.
+
+    Its output goes to the default folder.
+    """
     place = tmp_path_factory.mktemp("trained")
     return place, typed("train", *SHORT, cwd=place)
 
@@ -52,12 +74,16 @@ def refused(capsys: pytest.CaptureFixture[str], says: str, *arguments: str) -> N
 # ---------------------------------------------------------------- train
 
 
-def test_train_goes_from_nothing_to_a_checkpoint_and_shows_how_long_it_takes(trained: tuple) -> None:
+def test_train_goes_from_nothing_to_a_checkpoint_and_shows_how_long_it_takes(
+    trained: tuple,
+) -> None:
     place, said = trained
     assert said.returncode == 0, said.stderr
     assert re.search(r"1 × nano model, 9,744 parameters, on cpu; → runs/latest", said.stdout)
     assert re.search(r"warm start: 0\.\d+ of samples right after \d+ steps", said.stdout)
-    assert re.search(r"greedy answers to 10 held-out questions: [\d.]+ % right; .* of training", said.stdout)
+    assert re.search(
+        r"greedy answers to 10 held-out questions: [\d.]+ % right; .* of training", said.stdout
+    )
     assert "warm start, % of samples right" in said.stderr
     assert re.search(r"grpo: .*0/20 \[\d\d:\d\d<", said.stderr)  # tqdm: elapsed < left
     folder = place / "runs" / "latest"
@@ -67,7 +93,9 @@ def test_train_goes_from_nothing_to_a_checkpoint_and_shows_how_long_it_takes(tra
     assert Training.load(folder / CHECKPOINT).done
 
 
-def test_what_was_finished_can_be_resumed_and_stays(trained: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_finished_can_be_resumed_and_stays(
+    trained: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = trained[0] / "runs" / "latest"
     before, log = checkpoint.read(folder / CHECKPOINT), (folder / METRICS).read_bytes()
     assert commands.main(["train", "--resume", "--out", str(folder)]) == 0
@@ -78,24 +106,49 @@ def test_what_was_finished_can_be_resumed_and_stays(trained: tuple, capsys: pyte
     assert (folder / METRICS).read_bytes() == log
 
 
-def test_the_warm_start_alone_and_then_reinforcement_learning_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_warm_start_alone_and_then_reinforcement_learning_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     warm, after = tmp_path / "warm", tmp_path / "after"
     assert commands.main(["train", *SHORT[:-2], "--only", "warm", "--out", str(warm)]) == 0
     assert Training.load(warm / CHECKPOINT).settings.rollouts == 0
     assert (
-        commands.main(["train", *NANO, "--rollouts", "2", "--start", str(warm), "--rung", "rloo", "--lr", "1e-9", "--out", str(after)]) == 0
+        commands.main(
+            [
+                "train",
+                *NANO,
+                "--rollouts",
+                "2",
+                "--start",
+                str(warm),
+                "--rung",
+                "rloo",
+                "--lr",
+                "1e-9",
+                "--out",
+                str(after),
+            ]
+        )
+        == 0
     )
-    began, ended = (checkpoint.under("model", checkpoint.read(folder / CHECKPOINT)[0]) for folder in (warm, after))
+    began, ended = (
+        checkpoint.under("model", checkpoint.read(folder / CHECKPOINT)[0])
+        for folder in (warm, after)
+    )
     assert all(torch.allclose(began[name], ended[name], atol=1e-7) for name in began)
     rows = [json.loads(line) for line in (after / METRICS).read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["train", "train"]
     capsys.readouterr()
-    assert commands.main(["train", *NANO, "--rollouts", "1", "--only", "rl", "--out", str(after)]) == 0  # from random weights
+    assert (
+        commands.main(["train", *NANO, "--rollouts", "1", "--only", "rl", "--out", str(after)]) == 0
+    )  # from random weights
     assert "this replaces the training in" in capsys.readouterr().out
     assert Training.load(after / CHECKPOINT).settings.warm_target == 0
 
 
-def test_help_shows_every_setting_with_its_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_setting_with_its_default_and_meaning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as ended:
         commands.main(["train", "--help"])
     assert ended.value.code == 0
@@ -106,7 +159,10 @@ def test_help_shows_every_setting_with_its_default_and_meaning(capsys: pytest.Ca
         assert commands._notes()[field.name].split("%")[0] in shown
     for option in ("--out", "--resume", "--only", "--start", "--save-every"):
         assert option in shown
-    for command, words in (("eval", ("--samples", "--questions", "--top-k")), ("sample", ("QUESTION", "--temperature", "--seed"))):
+    for command, words in (
+        ("eval", ("--samples", "--questions", "--top-k")),
+        ("sample", ("QUESTION", "--temperature", "--seed")),
+    ):
         with pytest.raises(SystemExit):
             commands.main([command, "--help"])
         shown = capsys.readouterr().out
@@ -121,7 +177,12 @@ def test_switches_need_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "Training", stop)
-    for words in (["--compile"], ["--compile", "true"], ["--bf16", "--scratchpad", "--task", "terms"], ["--bf16", "false"]):
+    for words in (
+        ["--compile"],
+        ["--compile", "true"],
+        ["--bf16", "--scratchpad", "--task", "terms"],
+        ["--bf16", "false"],
+    ):
         assert commands.main(["train", *words, "--out", str(tmp_path)]) == 130
     assert [settings.compile for settings in seen] == [True, True, False, False]
     assert [settings.bf16 for settings in seen] == [False, False, True, False]
@@ -147,10 +208,12 @@ def test_ctrl_c_ends_with_130_and_leaves_something_to_resume(
     assert Training.load(tmp_path / CHECKPOINT).done
 
 
-def test_a_rung_of_ones_own_trains_and_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rung_of_ones_own_trains_and_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.py").write_text(
-        "from course.estimator import replace\nfrom course.ladder import clip\nfrom course.parts import GroupMean\n"
-        "my_clip = replace(clip, baseline=GroupMean(), entropy_coef=0.01)\n"
+        "from course.estimator import replace\nfrom course.ladder import clip\nfrom course.parts"
+        " import GroupMean\nmy_clip = replace(clip, baseline=GroupMean(), entropy_coef=0.01)\n"
     )
     own, out = f"{tmp_path / 'mine.py'}:my_clip", str(tmp_path / "out")
     try:
@@ -159,7 +222,12 @@ def test_a_rung_of_ones_own_trains_and_is_evaluated(tmp_path: Path, capsys: pyte
         del RUNGS["my_clip"]  # another process
         capsys.readouterr()
         refused(capsys, "unknown rung 'my_clip'", "eval", "--from", out)
-        assert commands.main(["eval", "--from", out, "--rung", own, "--samples", "2", "--device", "cpu"]) == 0
+        assert (
+            commands.main(
+                ["eval", "--from", out, "--rung", own, "--samples", "2", "--device", "cpu"]
+            )
+            == 0
+        )
         assert commands.main(["train", "--resume", "--out", out, "--rung", own]) == 0
     finally:
         RUNGS.pop("my_clip", None)
@@ -168,17 +236,29 @@ def test_a_rung_of_ones_own_trains_and_is_evaluated(tmp_path: Path, capsys: pyte
 # ---------------------------------------------------------------- eval
 
 
-def test_eval_shows_greedy_sampled_and_pass_at_k_with_intervals_and_by_difficulty(trained: tuple) -> None:
+def test_eval_shows_greedy_sampled_and_pass_at_k_with_intervals_and_by_difficulty(
+    trained: tuple,
+) -> None:
     place, _ = trained
     shown = typed("eval", "--samples", "8", "--device", "cpu", cwd=place)
     assert shown.returncode == 0, shown.stderr
     number = r"[01]\.\d{3}"
     rows = dict(
         re.findall(
-            rf"(greedy|sampled|pass@\d+|greedy, difficulty \d)  +({number}  +{number} to {number}(?:   *\d+ questions)?)", shown.stdout
+            rf"(greedy|sampled|pass@\d+|greedy, difficulty \d)  +({number}  +{number} to"
+            rf" {number}(?:   *\d+ questions)?)",
+            shown.stdout,
         )
     )
-    assert rows.keys() == {"greedy", "sampled", "pass@2", "pass@4", "pass@8", "greedy, difficulty 0", "greedy, difficulty 1"}
+    assert rows.keys() == {
+        "greedy",
+        "sampled",
+        "pass@2",
+        "pass@4",
+        "pass@8",
+        "greedy, difficulty 0",
+        "greedy, difficulty 1",
+    }
     values = {name: tuple(map(float, re.findall(number, row))) for name, row in rows.items()}
     for share, low, high in values.values():
         assert 0 <= low <= share <= high <= 1
@@ -197,7 +277,24 @@ def test_eval_shows_every_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = str(tmp_path)
     assert commands.main(["train", *SHORT, "--runs", "2", "--rollouts", "1", "--out", out]) == 0
     assert re.search(r"held-out questions: [\d.]+ %, [\d.]+ % right", capsys.readouterr().out)
-    assert commands.main(["eval", "--from", out, "--samples", "1", "--questions", "3", "--top-k", "4", "--device", "cpu"]) == 0
+    assert (
+        commands.main(
+            [
+                "eval",
+                "--from",
+                out,
+                "--samples",
+                "1",
+                "--questions",
+                "3",
+                "--top-k",
+                "4",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert shown.startswith("3 held-out questions, 1 samples each at temperature 1, top-4")
     assert shown.count("greedy  ") == 2
@@ -220,19 +317,30 @@ def test_sample_shows_completions_rewards_and_the_probability_of_each_token(trai
     for i, line in enumerate(lines):
         question, answer = (("3+4=", "07"), ("9+9=", "18"))[i // 6]
         assert line.startswith(f"{question}  {'':4}{answer}" if i % 6 == 0 else " " * 10)
-        completion, reward, spelled = re.fullmatch(r"(?:\S+ +\d+)? *(\S*) +([01]) +(\S.*)", line).groups()  # type: ignore[union-attr]
-        told = [(token, float(chance)) for token, _, chance in (word.rpartition(":") for word in spelled.split())]
+        completion, reward, spelled = re.fullmatch(
+            r"(?:\S+ +\d+)? *(\S*) +([01]) +(\S.*)", line
+        ).groups()  # type: ignore[union-attr]
+        told = [
+            (token, float(chance))
+            for token, _, chance in (word.rpartition(":") for word in spelled.split())
+        ]
         assert "".join(token for token, _ in told).replace("⏎", "") == completion
         assert int(reward) == (completion == answer and told[-1][0] == "⏎")
         tokens = torch.tensor([[[*encode(completion), *[18] * (3 - len(completion))]]])
-        dist, _ = score(training.model, torch.tensor([encode(question)]), tokens)
+        log_dist, _ = score(training.model, torch.tensor([encode(question)]), tokens)
         for t, (_, chance) in enumerate(told):
-            assert chance == pytest.approx(float(dist[0, 0, t, tokens[0, 0, t]].exp().detach()), abs=0.0051)
+            assert chance == pytest.approx(
+                float(log_dist[0, 0, t, tokens[0, 0, t]].exp().detach()), abs=0.0051
+            )
 
 
-def test_sample_takes_held_out_questions_where_none_are_given(trained: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_takes_held_out_questions_where_none_are_given(
+    trained: tuple, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = trained[0] / "runs" / "latest"
-    assert commands.main(["sample", "--from", str(folder), "--samples", "1", "--device", "cpu"]) == 0
+    assert (
+        commands.main(["sample", "--from", str(folder), "--samples", "1", "--device", "cpu"]) == 0
+    )
     asked = re.findall(r"^(\d\+\d=)", capsys.readouterr().out, re.MULTILINE)
     task = Training.load(folder / CHECKPOINT).task
     assert len(asked) == 5
@@ -273,7 +381,11 @@ def test_sample_takes_held_out_questions_where_none_are_given(trained: tuple, ca
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_said_in_one_line(
-    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(device, "available", lambda: ["cpu"])
@@ -292,7 +404,9 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_questions_that_the_task_does_not_know_are_refused(
     question: str, says: str, trained: tuple, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, re.escape(says), "sample", question, "--from", str(trained[0] / "runs" / "latest"))
+    refused(
+        capsys, re.escape(says), "sample", question, "--from", str(trained[0] / "runs" / "latest")
+    )
 
 
 def test_an_error_ends_the_process_with_2_and_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The transformer against itself in plain loops, with a cache, and with several models in one program. Trees: `test_packing.py`."""
+"""The transformer against itself in plain loops, with a cache, and with several models in one
+program. Trees: `test_packing.py`.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,17 @@ def test_states_are_those_of_the_transformer_in_plain_loops(rotary: bool) -> Non
     got = whole(model, tokens)
     weights = rows_of(model)
     for row in range(3):
-        want = torch.tensor(reference_states(weights, model.settings, tokens[row].tolist()), dtype=torch.float64)
+        want = torch.tensor(
+            reference_states(weights, model.settings, tokens[row].tolist()), dtype=torch.float64
+        )
         close(got[row], want, rtol=1e-11, atol=1e-12)
         close(model.logits(got[row]), want @ model.weights["head"], rtol=1e-11, atol=1e-12)
-        close(model.values(got[row]), (want @ model.weights["value"]).squeeze(-1), rtol=1e-11, atol=1e-12)
+        close(
+            model.values(got[row]),
+            (want @ model.weights["value"]).squeeze(-1),
+            rtol=1e-11,
+            atol=1e-12,
+        )
 
 
 @POSITIONS
@@ -58,7 +67,9 @@ def test_states_of_several_models_are_those_of_each_in_plain_loops(rotary: bool)
 
 
 def test_the_norm_and_its_first_two_derivatives_are_torchs() -> None:
-    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    x = torch.randn(
+        5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     weigh = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
     found = []
     for norm in (_norm, lambda x: torch.nn.functional.rms_norm(x, (6,), eps=1e-6)):
@@ -85,12 +96,19 @@ def test_the_norm_is_computed_in_float32_where_products_are_not() -> None:
 def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
     """By derivatives: a state depends on exactly those embeddings that it may see."""
     model, length = tiny(layers=1), 5
-    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
-    tokens = torch.arange(length).unsqueeze(0)  # all different, so that rows of the embedding are places
+    mask = torch.tensor(
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
+        dtype=torch.bool,
+    )
+    tokens = torch.arange(length).unsqueeze(
+        0
+    )  # all different, so that rows of the embedding are places
     places = torch.arange(length)
     got = model.hidden(Packed(tokens.flatten(), places, 0, places, mask)).unsqueeze(0)
     for place in range(length):
-        (slope,) = torch.autograd.grad(got[0, place, 0], model.weights["embedding"], retain_graph=True)
+        (slope,) = torch.autograd.grad(
+            got[0, place, 0], model.weights["embedding"], retain_graph=True
+        )
         assert torch.equal(slope[:length].abs().sum(-1) > 0, mask[place])
 
 
@@ -98,11 +116,16 @@ def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
 @RUNS
 def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) -> None:
     model, (prompts, width, group, limit) = tiny(runs, rotary=rotary), (2, 4, 3, 5)
-    prompt, tokens = draw(*runs, prompts, width), draw(*runs, prompts, group, limit, below=VOCABULARY, seed=1)
+    prompt, tokens = (
+        draw(*runs, prompts, width),
+        draw(*runs, prompts, group, limit, below=VOCABULARY, seed=1),
+    )
     want = separate(model, prompt, tokens)
     state, cache = model.prefill(prompt)
     close(state.unsqueeze(-2).expand_as(want[..., 0, :]), want[..., 0, :], atol=1e-12)
-    each = torch.arange(prompts * group).unflatten(0, (prompts, group)).expand(*runs, -1, -1)  # every completion a row of its own
+    each = (
+        torch.arange(prompts * group).unflatten(0, (prompts, group)).expand(*runs, -1, -1)
+    )  # every completion a row of its own
     path, own = each[..., None][..., :0], []
     for step in range(limit - 1):
         path = torch.cat([path, (step * prompts * group + each).unsqueeze(-1)], -1)
@@ -116,28 +139,33 @@ def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_alone_begins_with_the_bits_it_has_among_others(dtype: torch.dtype) -> None:
     settings = ModelSettings(16, 2, 2, 24, value=True)
-    three, five = Transformer(settings, (3,), seed=5, dtype=dtype), Transformer(settings, (5,), seed=5, dtype=dtype)
+    three, five = (
+        Transformer(settings, (3,), seed=5, dtype=dtype),
+        Transformer(settings, (5,), seed=5, dtype=dtype),
+    )
     for number in range(3):
         alone = Transformer(settings, seed=5, numbers=[number], dtype=dtype)
         for name, weight in alone.weights.items():
             assert torch.equal(weight, three.weights[name][number])
             assert torch.equal(weight, five.weights[name][number])
     assert not torch.equal(three.weights["head"][0], three.weights["head"][1])
-    assert not torch.equal(three.weights["head"], Transformer(settings, (3,), seed=6, dtype=dtype).weights["head"])
+    assert not torch.equal(
+        three.weights["head"], Transformer(settings, (3,), seed=6, dtype=dtype).weights["head"]
+    )
 
 
 @POSITIONS
 def test_a_model_alone_scores_and_learns_as_among_others(rotary: bool) -> None:
     together = tiny((3,), rotary=rotary, seed=5)
     prompt, tokens = draw(3, 2, 4), draw(3, 2, 3, 4, seed=1)
-    dist, _ = score(together, prompt, tokens)
-    gradients = torch.autograd.grad(dist[..., 0].sum(), together.parameters)
+    log_dist, _ = score(together, prompt, tokens)
+    gradients = torch.autograd.grad(log_dist[..., 0].sum(), together.parameters)
     for run in range(3):
         alone = tiny(rotary=rotary, seed=5)
         for name, weight in alone.weights.items():
             weight.data = together.weights[name][run].detach().clone()
         own, _ = score(alone, prompt[run], tokens[run])
-        few_ulp(own[..., :-2], dist[run][..., :-2])  # PAD is −∞
+        few_ulp(own[..., :-2], log_dist[run][..., :-2])  # PAD is −∞
         own_gradients = torch.autograd.grad(own[..., 0].sum(), alone.parameters)
         norm = float(per_run_dot(own_gradients, own_gradients, 0).sqrt())
         for got, want in zip(own_gradients, gradients, strict=True):
@@ -150,7 +178,13 @@ def test_a_model_alone_scores_and_learns_as_among_others(rotary: bool) -> None:
 def parameters_by_hand(settings: ModelSettings) -> int:
     d, h, v = settings.width, settings.hidden, VOCABULARY
     block = 3 * d * d + d * d + 2 * d * h
-    return v * d + (0 if settings.rotary else settings.context * d) + settings.layers * block + d * v + (d if settings.value else 0)
+    return (
+        v * d
+        + (0 if settings.rotary else settings.context * d)
+        + settings.layers * block
+        + d * v
+        + (d if settings.value else 0)
+    )
 
 
 @pytest.mark.parametrize("runs", [(), (2,)])
@@ -202,7 +236,12 @@ def test_gradients_have_the_same_bits_with_two_threads_every_time() -> None:
     prompt, tokens = draw(64, 6), draw(64, 8, 4, seed=1)
     try:
         torch.set_num_threads(2)
-        seen = [torch.autograd.grad(states(model, prompt, tokens).square().sum(), model.parameters, allow_unused=True) for _ in range(6)]
+        seen = [
+            torch.autograd.grad(
+                states(model, prompt, tokens).square().sum(), model.parameters, allow_unused=True
+            )
+            for _ in range(6)
+        ]
     finally:
         torch.set_num_threads(threads)
     for again in seen[1:]:
@@ -245,13 +284,24 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @POSITIONS
 @RUNS
 def test_a_gpu_gives_the_numbers_of_the_cpu(runs: tuple[int, ...], rotary: bool) -> None:
-    there = Transformer(ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, device="cuda", dtype=torch.float64)
-    here = Transformer(ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, dtype=torch.float64)
+    there = Transformer(
+        ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True),
+        runs,
+        device="cuda",
+        dtype=torch.float64,
+    )
+    here = Transformer(
+        ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, dtype=torch.float64
+    )
     prompt, tokens = draw(*runs, 3, 4), draw(*runs, 3, 5, 4, seed=1)
     got, _ = score(there, prompt.cuda(), tokens.cuda())
     want, _ = score(here, prompt, tokens)
     close(got[..., : len(CHARACTERS)].cpu(), want[..., : len(CHARACTERS)], atol=1e-10)
-    mine = torch.autograd.grad(got[..., 0].sum(), there.parameters, allow_unused=True, materialize_grads=True)
-    theirs = torch.autograd.grad(want[..., 0].sum(), here.parameters, allow_unused=True, materialize_grads=True)
+    mine = torch.autograd.grad(
+        got[..., 0].sum(), there.parameters, allow_unused=True, materialize_grads=True
+    )
+    theirs = torch.autograd.grad(
+        want[..., 0].sum(), here.parameters, allow_unused=True, materialize_grads=True
+    )
     for a, b in zip(mine, theirs, strict=True):
         close(a.cpu(), b, rtol=1e-9, atol=1e-10)

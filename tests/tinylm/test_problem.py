@@ -1,4 +1,6 @@
-"""The language model as a problem: what a rollout holds, each entry computed a second time, and the warm start's objective."""
+"""The language model as a problem: what a rollout holds, each entry computed a second time, and the
+warm start's objective.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from course import ladder
 from course.errors import CourseError
 from course.estimator import Estimator, replace
 from course.learner import Learner
-from course.parts import GAE, Clip, GroupMean, Ratio, Value
+from course.parts import GAE, Clip, GroupMean, ImportanceSampling, Value
 from course.train.noise import Noise
 from course.train.optim import SGD
 from course.train.trust_region import TRPO
@@ -25,7 +27,10 @@ RUNS = pytest.mark.parametrize("runs", [(), (2,)], ids=["alone", "two"])
 
 
 def text(tokens: Tensor) -> str:
-    return "".join("⏎" if token == END else "_" if token == PAD else decode([token]) for token in tokens.tolist())
+    return "".join(
+        "⏎" if token == END else "_" if token == PAD else decode([token])
+        for token in tokens.tolist()
+    )
 
 
 # ---------------------------------------------------------------- a rollout
@@ -57,16 +62,42 @@ def test_a_rollout_holds_what_was_sampled(runs: tuple[int, ...]) -> None:
             assert rollout.mask[(*index, g)].tolist() == [True] * length + [False] * (3 - length)
             assert bool(rollout.truncated[(*index, g)]) == ("⏎" not in made)  # type: ignore[index]
             seen.add((right, length, "⏎" in made))
-    assert {(True, 3, True), (False, 3, True), (False, 3, False), (False, 1, True), (False, 2, True)} <= seen  # all kinds occurred
-    for name in ("ref_log_prob", "value", "bootstrap", "greedy_reward", "old_dist", "ref_dist", "kl_coef"):
+    assert {
+        (True, 3, True),
+        (False, 3, True),
+        (False, 3, False),
+        (False, 1, True),
+        (False, 2, True),
+    } <= seen  # all kinds occurred
+    for name in (
+        "ref_log_prob",
+        "value",
+        "bootstrap",
+        "greedy_reward",
+        "old_log_dist",
+        "ref_log_dist",
+        "kl_coef",
+    ):
         assert getattr(rollout, name) is None
 
 
 @RUNS
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_optional_entries_of_a_rollout_are_those_of_the_other_networks(runs: tuple[int, ...], temperature: float) -> None:
-    model, reference, critic = schooled(runs), schooled(runs, seed=1), schooled(runs, seed=2, value=True)
-    options = {"reference": reference, "critic": critic, "distributions": True, "greedy": True, "temperature": temperature}
+def test_optional_entries_of_a_rollout_are_those_of_the_other_networks(
+    runs: tuple[int, ...], temperature: float
+) -> None:
+    model, reference, critic = (
+        schooled(runs),
+        schooled(runs, seed=1),
+        schooled(runs, seed=2, value=True),
+    )
+    options = {
+        "reference": reference,
+        "critic": critic,
+        "distributions": True,
+        "greedy": True,
+        "temperature": temperature,
+    }
     problem = LanguageModel(model, sums(), prompts=8, group=4, **options)
     assert len(problem.parameters) == len(model.parameters) + len(critic.parameters)
     rollout = problem.sample(stream(runs))
@@ -78,12 +109,19 @@ def test_optional_entries_of_a_rollout_are_those_of_the_other_networks(runs: tup
     close(rollout.log_prob, chosen(distribution(model), tokens, mask), atol=1e-12)
     assert rollout.ref_log_prob is not None
     close(rollout.ref_log_prob, chosen(distribution(reference), tokens, mask), atol=1e-12)
-    assert rollout.old_dist is not None
-    assert rollout.ref_dist is not None
-    for got, of in ((rollout.old_dist, model), (rollout.ref_dist, reference)):  # behind the end they mean nothing
+    assert rollout.old_log_dist is not None
+    assert rollout.ref_log_dist is not None
+    for got, of in (
+        (rollout.old_log_dist, model),
+        (rollout.ref_log_dist, reference),
+    ):  # behind the end they mean nothing
         close(got.exp()[mask], distribution(of).exp()[mask], atol=1e-12)
     assert rollout.value is not None
-    close(rollout.value, torch.where(mask, critic.values(separate(critic, prompt, tokens)), 0.0), atol=1e-12)
+    close(
+        rollout.value,
+        torch.where(mask, critic.values(separate(critic, prompt, tokens)), 0.0),
+        atol=1e-12,
+    )
     assert torch.equal(rollout.bootstrap, torch.zeros(*runs, 8, 4))  # type: ignore[arg-type]  # a cut answer is over, and wrong
     best = sample(model, prompt, 1, 3, None).tokens[..., 0, :]
     right = (best == sums().target[rollout.data["question"]]).all(-1)
@@ -94,8 +132,14 @@ def test_optional_entries_of_a_rollout_are_those_of_the_other_networks(runs: tup
     close(torch.where(mask, policy.value, 0.0), rollout.value, atol=1e-12)
     for mine, of in ((policy.value.sum(), critic), (policy.log_prob.sum(), model)):
         slopes = torch.autograd.grad(mine, problem.parameters, allow_unused=True, retain_graph=True)
-        moved = {id(parameter) for parameter, slope in zip(problem.parameters, slopes, strict=True) if slope is not None}
-        assert moved <= {id(parameter) for parameter in of.parameters}  # two networks, and no gradient from one into the other
+        moved = {
+            id(parameter)
+            for parameter, slope in zip(problem.parameters, slopes, strict=True)
+            if slope is not None
+        }
+        assert moved <= {
+            id(parameter) for parameter in of.parameters
+        }  # two networks, and no gradient from one into the other
 
 
 def test_a_critic_on_the_policys_trunk_moves_the_trunk() -> None:
@@ -119,12 +163,14 @@ def test_rewards_are_the_ones_asked_for(scratchpad: bool, reward: Sum | None) ->
     problem = LanguageModel(schooled(context=20), task, prompts=4, group=3, reward=reward)
     rollout = problem.sample(stream())
     question = rollout.data["question"].unsqueeze(-1).expand(4, 3)
-    close(rollout.score, problem.reward(rollout.data["tokens"], question, task))
+    close(rollout.total_reward, problem.reward(rollout.data["tokens"], question, task))
     assert rollout.reward.dtype == torch.float64
 
 
 def test_the_reward_of_a_short_answer_sits_on_its_own_last_token() -> None:
-    rollout = LanguageModel(schooled(), sums(), prompts=60, group=6, reward=DigitCredit()).sample(stream())
+    rollout = LanguageModel(schooled(), sums(), prompts=60, group=6, reward=DigitCredit()).sample(
+        stream()
+    )
     last = torch.arange(3) == rollout.length.unsqueeze(-1) - 1
     assert bool((rollout.reward[~last] == 0).all())
     assert bool((rollout.reward[..., 1] > 0).any())  # a right first digit and the end
@@ -136,22 +182,34 @@ def test_the_reward_of_a_short_answer_sits_on_its_own_last_token() -> None:
 @RUNS
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_first_updates_ratio_is_one_up_to_rounding(runs: tuple[int, ...], temperature: float, dtype: torch.dtype) -> None:
-    problem = LanguageModel(schooled(runs, dtype=dtype), sums(), prompts=8, group=8, temperature=temperature)
+def test_the_first_updates_ratio_is_one_up_to_rounding(
+    runs: tuple[int, ...], temperature: float, dtype: torch.dtype
+) -> None:
+    problem = LanguageModel(
+        schooled(runs, dtype=dtype), sums(), prompts=8, group=8, temperature=temperature
+    )
     rollout = problem.sample(Noise(runs, dtype=dtype))
     ratio = ladder.grpo.log_ratio(problem.policy(rollout), rollout).detach().exp()
     assert ratio.dtype == dtype
-    assert float((ratio - 1).abs().max()) < 50 * torch.finfo(dtype).eps  # three tokens, each summed in another order
+    assert (
+        float((ratio - 1).abs().max()) < 50 * torch.finfo(dtype).eps
+    )  # three tokens, each summed in another order
 
 
 def test_scoring_at_another_temperature_than_was_sampled_with_makes_ratios_other_than_one() -> None:
-    """The sabotage: ρ = π_1(a)/π_0.5(a), so the surrogate weighs and clips although nothing was updated."""
+    """The sabotage: ρ = π_1(a)/π_0.5(a), so the surrogate weighs and clips although nothing was
+    updated.
+    """
     model = schooled()
-    problem = LanguageModel(model, sums(), prompts=8, group=8, temperature=0.5, scored_temperature=1.0)
+    problem = LanguageModel(
+        model, sums(), prompts=8, group=8, temperature=0.5, scored_temperature=1.0
+    )
     rollout = problem.sample(stream())
     logits = model.logits(separate(model, rollout.data["prompt"], rollout.data["tokens"]))
     tokens, mask = rollout.data["tokens"], rollout.mask
-    honest, scored = (chosen(log_probs(logits, temperature), tokens, mask) for temperature in (0.5, 1.0))
+    honest, scored = (
+        chosen(log_probs(logits, temperature), tokens, mask) for temperature in (0.5, 1.0)
+    )
     close(rollout.log_prob, honest, atol=1e-12)
     log_ratio = ladder.clip.log_ratio(problem.policy(rollout), rollout)
     close(log_ratio, torch.where(mask, scored - honest, 0.0), atol=1e-12)
@@ -174,7 +232,7 @@ def test_at_the_first_update_every_ratio_rung_has_the_gradient_of_the_policy_gra
 
     want = gradient(base)
     assert float(want.norm()) > 0.01
-    for surrogate in (Ratio(), Clip(0.2)):
+    for surrogate in (ImportanceSampling(), Clip(0.2)):
         got = gradient(replace(base, surrogate=surrogate))
         assert float((got - want).norm()) < 1e-11 * float(want.norm())
 
@@ -188,22 +246,37 @@ def test_minibatches_along_the_questions_add_up(runs: tuple[int, ...], name: str
     estimator = ladder.get(name).estimator
     model = schooled(runs)
     critic = schooled(runs, seed=2, value=True) if name == "ppo" else None
-    problem = LanguageModel(model, sums(), prompts=9, group=4, reference=schooled(runs, seed=1), critic=critic)
+    problem = LanguageModel(
+        model, sums(), prompts=9, group=4, reference=schooled(runs, seed=1), critic=critic
+    )
     rollout = problem.sample(stream(runs))
-    step = 2e-5 if name == "gspo" else 0.02  # off policy; GSPO's narrow clip would leave no gradient farther out
+    step = (
+        2e-5 if name == "gspo" else 0.02
+    )  # off policy; GSPO's narrow clip would leave no gradient farther out
     with torch.no_grad():
         for weight in model.parameters:
-            weight += step * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4), dtype=weight.dtype)
+            weight += step * torch.randn(
+                weight.shape, generator=torch.Generator().manual_seed(4), dtype=weight.dtype
+            )
     frozen = estimator.freeze(rollout)
 
     def gradient(parts: list) -> list[Tensor]:  # type: ignore[type-arg]
         total = sum(estimator.objective(problem.policy(part.rollout), part) for part in parts)
         values.append(total.detach())  # type: ignore[union-attr]
-        return list(torch.autograd.grad(total.sum(), problem.parameters, allow_unused=True, materialize_grads=True))  # type: ignore[union-attr]
+        return list(
+            torch.autograd.grad(
+                total.sum(), problem.parameters, allow_unused=True, materialize_grads=True
+            )
+        )  # type: ignore[union-attr]
 
     values: list[Tensor] = []
     whole = gradient([frozen])
-    parts = gradient([frozen.prompts(index) for index in (torch.tensor([4, 0, 7]), torch.tensor([1]), torch.tensor([8, 2, 3, 5, 6]))])
+    parts = gradient(
+        [
+            frozen.prompts(index)
+            for index in (torch.tensor([4, 0, 7]), torch.tensor([1]), torch.tensor([8, 2, 3, 5, 6]))
+        ]
+    )
     close(values[1], values[0], rtol=1e-11, atol=1e-12)
     scale = max(float(part.abs().max()) for part in whole)
     assert scale > 0
@@ -216,7 +289,9 @@ def test_minibatches_along_the_questions_add_up(runs: tuple[int, ...], name: str
 
 @RUNS
 def test_the_warm_starts_objective_is_minus_the_cross_entropy(runs: tuple[int, ...]) -> None:
-    """By torch's own cross-entropy of separate sequences under a causal mask; value and gradient."""
+    """By torch's own cross-entropy of separate sequences under a causal mask; value
+    and gradient.
+    """
     task = make(TaskSettings("subtraction", digits=1))  # answers of different length
     model = tiny(runs)
     problem = Demonstrations(model, task, batch=20)
@@ -234,10 +309,16 @@ def test_the_warm_starts_objective_is_minus_the_cross_entropy(runs: tuple[int, .
     want = []
     for run in torch.cartesian_prod(*(torch.arange(n) for n in runs)).tolist() if runs else [()]:
         index = (run,) if isinstance(run, int) else tuple(run)
-        want.append(torch.nn.functional.cross_entropy(logits[index].flatten(0, -2), targets[index].flatten(), ignore_index=PAD))
+        want.append(
+            torch.nn.functional.cross_entropy(
+                logits[index].flatten(0, -2), targets[index].flatten(), ignore_index=PAD
+            )
+        )
     close(-objective.flatten(), torch.stack(want), rtol=1e-11)
     close(problem.metrics()["cross_entropy"].flatten(), torch.stack(want), rtol=1e-11)
-    for got, theirs in zip(gradients, torch.autograd.grad(sum(want), model.parameters), strict=True):  # type: ignore[arg-type]
+    for got, theirs in zip(
+        gradients, torch.autograd.grad(sum(want), model.parameters), strict=True
+    ):  # type: ignore[arg-type]
         close(-got, theirs, rtol=0, atol=1e-12)
 
 
@@ -245,7 +326,9 @@ def test_the_warm_starts_objective_is_minus_the_cross_entropy(runs: tuple[int, .
 
 
 def test_questions_are_drawn_uniformly_from_the_training_split() -> None:
-    """90 questions, 90,000 draws: Pearson's χ² has 89 degrees of freedom, mean 89 and standard deviation 13.3."""
+    """90 questions, 90,000 draws: Pearson's χ² has 89 degrees of freedom, mean 89 and standard
+    deviation 13.3.
+    """
     counts = ask(sums(), stream(seed=3), 90_000).bincount(minlength=100)
     assert set(counts.nonzero().flatten().tolist()) == set(sums().train.tolist())
     assert abs(float((counts[sums().train] - 1000).double().square().sum() / 1000) - 89) < 4 * 13.3
@@ -274,7 +357,10 @@ def test_runs_ask_their_own_questions_alone_and_together() -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "ppo", "rloo"])
 def test_a_model_trains_alone_as_among_others(name: str) -> None:
-    """Three steps of two updates in minibatches. Float64, so that no rounding tips a sample over."""
+    """Three steps of two updates in minibatches.
+
+    Float64, so that no rounding tips a sample over.
+    """
     estimator = ladder.get(name).estimator
 
     def learner(runs: tuple[int, ...], number: int | None) -> Learner:
@@ -282,11 +368,23 @@ def test_a_model_trains_alone_as_among_others(name: str) -> None:
         if number is not None:
             for network in networks:
                 network.runs = torch.Size(())
-                network.weights = {k: weight[number].detach().clone().requires_grad_() for k, weight in network.weights.items()}
+                network.weights = {
+                    k: weight[number].detach().clone().requires_grad_()
+                    for k, weight in network.weights.items()
+                }
         model, reference, critic = networks
-        problem = LanguageModel(model, sums(), prompts=6, group=4, reference=reference, critic=critic if name == "ppo" else None)
+        problem = LanguageModel(
+            model,
+            sums(),
+            prompts=6,
+            group=4,
+            reference=reference,
+            critic=critic if name == "ppo" else None,
+        )
         noise = stream(runs, 5, numbers=None if number is None else [number])
-        return Learner(problem, estimator, SGD(0.5), noise, epochs=2, minibatches=2, max_grad_norm=1.0)
+        return Learner(
+            problem, estimator, SGD(0.5), noise, epochs=2, minibatches=2, max_grad_norm=1.0
+        )
 
     together = learner((3,), None)
     history = together.train(3)
@@ -300,7 +398,9 @@ def test_a_model_trains_alone_as_among_others(name: str) -> None:
 
 
 def test_a_trust_region_step_finds_its_way_through_the_attention() -> None:
-    """TRPO differentiates the gradient once more; its KL must stay within the bound and not far below."""
+    """TRPO differentiates the gradient once more; its KL must stay within the bound and not far
+    below.
+    """
     model = schooled()
     problem = LanguageModel(model, sums(), prompts=20, group=8, distributions=True)
     estimator = replace(ladder.surrogate, baseline=GroupMean())
@@ -320,7 +420,10 @@ def test_a_trust_region_step_finds_its_way_through_the_attention() -> None:
         ({"group": -1}, "group: got -1"),
         ({"temperature": 0.0}, "temperature: got 0"),
         ({"scored_temperature": 0.0}, "temperature: got 0"),
-        ({"critic": tiny()}, r"critic\.settings\.value: got False; allowed is a model with a value head"),
+        (
+            {"critic": tiny()},
+            r"critic\.settings\.value: got False; allowed is a model with a value head",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(options: dict, says: str) -> None:
@@ -331,7 +434,10 @@ def test_impossible_settings_are_refused(options: dict, says: str) -> None:
 def test_a_task_that_does_not_fit_the_model_is_refused() -> None:
     small = tiny(context=6)
     for make_problem in (LanguageModel, Demonstrations):
-        with pytest.raises(CourseError, match=r"model\.context: got 6; allowed is at least 7: prompt and answer, in tokens"):
+        with pytest.raises(
+            CourseError,
+            match=r"model\.context: got 6; allowed is at least 7: prompt and answer, in tokens",
+        ):
             make_problem(small, sums())
     with pytest.raises(CourseError, match="batch: got 0"):
         Demonstrations(tiny(), sums(), batch=0)
@@ -340,4 +446,6 @@ def test_a_task_that_does_not_fit_the_model_is_refused() -> None:
 def test_a_rung_with_a_critic_asks_for_one() -> None:
     problem = LanguageModel(tiny(), sums(), prompts=2, group=2)
     with pytest.raises(CourseError, match=r"rollout\.value: got None"):
-        Learner(problem, replace(ladder.clip, baseline=Value(), credit=GAE()), SGD(0.1), stream()).train(1)
+        Learner(
+            problem, replace(ladder.clip, baseline=Value(), credit=GAE()), SGD(0.1), stream()
+        ).train(1)

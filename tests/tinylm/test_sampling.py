@@ -23,10 +23,16 @@ SETTINGS = [(1.0, None), (0.7, None), (1.6, 5), (1.0, 1), (0.4, 18)]
 
 
 def exact(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """Probabilities of the next token, token by token: softmax of logits / T over the k best that are not PAD."""
+    """Probabilities of the next token, token by token: softmax of logits / T over the k best that
+    are not PAD.
+    """
     probabilities = torch.zeros_like(logits)
     for index in itertools.product(*map(range, logits.shape[:-1])):
-        row = {token: float(logits[(*index, token)]) / temperature for token in range(VOCABULARY) if token != PAD}
+        row = {
+            token: float(logits[(*index, token)]) / temperature
+            for token in range(VOCABULARY)
+            if token != PAD
+        }
         kept = sorted(row, key=row.__getitem__, reverse=True)[:top_k]
         top = max(row.values())
         total = sum(pow(2.718281828459045, row[token] - top) for token in kept)
@@ -39,8 +45,15 @@ def exact(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), SETTINGS)
-def test_the_distribution_is_the_softmax_of_the_k_best_that_are_not_padding(temperature: float, top_k: int | None) -> None:
-    logits = torch.randn(3, 2, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+def test_the_distribution_is_the_softmax_of_the_k_best_that_are_not_padding(
+    temperature: float, top_k: int | None
+) -> None:
+    logits = (
+        torch.randn(
+            3, 2, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        * 3
+    )
     logits[..., PAD] = 50.0  # would be chosen always
     got = log_probs(logits, temperature, top_k).exp()
     close(got, exact(logits, temperature, top_k), rtol=1e-11)
@@ -50,7 +63,12 @@ def test_the_distribution_is_the_softmax_of_the_k_best_that_are_not_padding(temp
 def test_ties_at_the_kth_place_stay_in() -> None:
     logits = torch.full((VOCABULARY,), -1.0)
     logits[:4] = torch.tensor([2.0, 1.0, 1.0, 0.0])
-    assert (log_probs(logits, top_k=2) > -torch.inf).tolist() == [True, True, True, *[False] * (VOCABULARY - 3)]
+    assert (log_probs(logits, top_k=2) > -torch.inf).tolist() == [
+        True,
+        True,
+        True,
+        *[False] * (VOCABULARY - 3),
+    ]
 
 
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:
@@ -68,14 +86,35 @@ def test_reported_log_probabilities_are_those_of_the_distribution_sampled(
     temperature: float, top_k: int | None, runs: tuple[int, ...], limit: int
 ) -> None:
     model = tiny(runs)
-    prompt = torch.randint(len(CHARACTERS), (*runs, 3, 4), generator=torch.Generator().manual_seed(3))
-    made = sample(model, prompt, 6, limit, stream(runs), temperature=temperature, top_k=top_k, keep_dist=True)
-    uncached = exact(model.logits(separate(model, prompt, made.tokens)).detach(), temperature, top_k)
-    assert made.dist is not None
-    close(made.dist.exp()[made.mask], uncached[made.mask], rtol=1e-10, atol=1e-12)
+    prompt = torch.randint(
+        len(CHARACTERS), (*runs, 3, 4), generator=torch.Generator().manual_seed(3)
+    )
+    made = sample(
+        model,
+        prompt,
+        6,
+        limit,
+        stream(runs),
+        temperature=temperature,
+        top_k=top_k,
+        keep_log_dist=True,
+    )
+    uncached = exact(
+        model.logits(separate(model, prompt, made.tokens)).detach(), temperature, top_k
+    )
+    assert made.log_dist is not None
+    close(made.log_dist.exp()[made.mask], uncached[made.mask], rtol=1e-10, atol=1e-12)
     close(made.log_prob, chosen(uncached.log(), made.tokens, made.mask), rtol=1e-10, atol=1e-12)
     if top_k is None:  # the scorer shares the temperature
-        close(made.log_prob, chosen(score(model, prompt, made.tokens, temperature=temperature)[0], made.tokens, made.mask), atol=1e-12)
+        close(
+            made.log_prob,
+            chosen(
+                score(model, prompt, made.tokens, temperature=temperature)[0],
+                made.tokens,
+                made.mask,
+            ),
+            atol=1e-12,
+        )
 
 
 def chi_square(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float]) -> float:
@@ -84,19 +123,31 @@ def chi_square(counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...
     assert counts.keys() <= expected.keys()  # nothing impossible was sampled
     often = [key for key, share in expected.items() if share * total >= 5]
     rest = 1 - sum(expected[key] for key in often)
-    seen = [counts.get(key, 0) for key in often] + [total - sum(counts.get(key, 0) for key in often)]
+    seen = [counts.get(key, 0) for key in often] + [
+        total - sum(counts.get(key, 0) for key in often)
+    ]
     wanted = [expected[key] * total for key in often] + [rest * total]
     if wanted[-1] < 1e-9:
         assert seen[-1] == 0
         seen, wanted = seen[:-1], wanted[:-1]
-    return float(stats.chisquare(seen, [value * sum(seen) / sum(wanted) for value in wanted]).pvalue)
+    return float(
+        stats.chisquare(seen, [value * sum(seen) / sum(wanted) for value in wanted]).pvalue
+    )
 
 
-def completions(model: Transformer, temperature: float, top_k: int | None) -> dict[tuple[int, ...], float]:
-    """Every completion of up to two tokens of `PROMPT` with its probability, by the uncached model."""
+def completions(
+    model: Transformer, temperature: float, top_k: int | None
+) -> dict[tuple[int, ...], float]:
+    """Every completion of up to two tokens of `PROMPT` with its probability, by the
+    uncached model.
+    """
     firsts = torch.arange(VOCABULARY).reshape(1, -1, 1)
-    tokens = torch.cat([firsts, firsts], -1)  # [1, V, 2]: the second token's distribution behind every first one
-    probability = exact(model.logits(separate(model, PROMPT, tokens)).detach(), temperature, top_k)[0]
+    tokens = torch.cat(
+        [firsts, firsts], -1
+    )  # [1, V, 2]: the second token's distribution behind every first one
+    probability = exact(model.logits(separate(model, PROMPT, tokens)).detach(), temperature, top_k)[
+        0
+    ]
     listed = {(END, PAD): float(probability[0, 0, END])}
     for first, second in itertools.product(range(VOCABULARY), repeat=2):
         if first not in (PAD, END) and second != PAD:
@@ -112,8 +163,13 @@ def counted(made: Completions) -> dict[tuple[int, ...], int]:
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.7, None), (1.6, 5)])
-def test_frequencies_of_whole_completions_are_their_exact_probabilities(temperature: float, top_k: int | None) -> None:
-    """20,000 completions of two tokens. Chance alone gives a p-value below .001 once in a thousand seeds."""
+def test_frequencies_of_whole_completions_are_their_exact_probabilities(
+    temperature: float, top_k: int | None
+) -> None:
+    """20,000 completions of two tokens.
+
+    Chance alone gives a p-value below .001 once in a thousand seeds.
+    """
     model = tiny(seed=1)
     made = sample(model, PROMPT, 20_000, 2, stream(seed=2), temperature=temperature, top_k=top_k)
     assert chi_square(counted(made), completions(model, temperature, top_k)) > 1e-3
@@ -137,24 +193,30 @@ def _of_run(made: Completions, run: int) -> Completions:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_at_the_edges_draw_possible_tokens(dtype: torch.dtype) -> None:
-    """Uniform numbers of exactly 0 and 1 (float32 rounds up to it), where the first and the last tokens are impossible."""
+    """Uniform numbers of exactly 0 and 1 (float32 rounds up to it), where the first and the last
+    tokens are impossible.
+    """
     for possible in ([3], [0, 3], [3, 9], [END], [5, END], [PAD - 1]):
         logits = torch.full((VOCABULARY,), -torch.inf, dtype=dtype)
-        logits[possible] = torch.randn(len(possible), generator=torch.Generator().manual_seed(0), dtype=dtype)
-        dist = torch.log_softmax(logits, -1).expand(4, -1)
-        got = _draw(dist, torch.tensor([0.0, 0.5, 1 - 1e-7, 1.0], dtype=dtype))
+        logits[possible] = torch.randn(
+            len(possible), generator=torch.Generator().manual_seed(0), dtype=dtype
+        )
+        log_dist = torch.log_softmax(logits, -1).expand(4, -1)
+        got = _draw(log_dist, torch.tensor([0.0, 0.5, 1 - 1e-7, 1.0], dtype=dtype))
         assert set(got.tolist()) <= set(possible)
         assert got[0] == min(possible)
         assert got[2] == max(possible)
 
 
-# ---------------------------------------------------------------- greedy, the end, what never happens
+# ------------------------------------------------------------ greedy, the end, what never happens
 
 
 @pytest.mark.parametrize("runs", [(), (2,)])
 def test_greedy_takes_the_best_token_each_time(runs: tuple[int, ...]) -> None:
     model = tiny(runs)
-    prompt = torch.randint(len(CHARACTERS), (*runs, 4, 4), generator=torch.Generator().manual_seed(1))
+    prompt = torch.randint(
+        len(CHARACTERS), (*runs, 4, 4), generator=torch.Generator().manual_seed(1)
+    )
     made = sample(model, prompt, 2, 5, None)
     probability = exact(model.logits(separate(model, prompt, made.tokens)).detach(), 1.0, None)
     assert torch.equal(made.tokens, torch.where(made.mask, probability.argmax(-1), PAD))
@@ -164,9 +226,11 @@ def test_greedy_takes_the_best_token_each_time(runs: tuple[int, ...]) -> None:
 def test_behind_the_end_is_nothing_and_what_has_none_is_truncated() -> None:
     model = tiny(lively=1.0)
     with torch.no_grad():
-        model.weights["head"][:, PAD] = 10 * model.weights["head"][:, END]  # a model that would love to pad
+        model.weights["head"][:, PAD] = (
+            10 * model.weights["head"][:, END]
+        )  # a model that would love to pad
     prompt = torch.randint(len(CHARACTERS), (8, 4), generator=torch.Generator().manual_seed(1))
-    made = sample(model, prompt, 50, 4, stream(), keep_dist=True)
+    made = sample(model, prompt, 50, 4, stream(), keep_log_dist=True)
     ended = 0
     for tokens, mask, log_prob, truncated in zip(
         made.tokens.flatten(0, 1).tolist(),
@@ -179,7 +243,9 @@ def test_behind_the_end_is_nothing_and_what_has_none_is_truncated() -> None:
         length = len(tokens) if end is None else end + 1
         assert PAD not in tokens[:length]
         assert tokens[length:] == [PAD] * (len(tokens) - length)
-        assert mask == [True] * length + [False] * (len(tokens) - length)  # the end is a choice, too
+        assert mask == [True] * length + [False] * (
+            len(tokens) - length
+        )  # the end is a choice, too
         assert all(value < 0 for value in log_prob[:length])
         assert log_prob[length:] == [0.0] * (len(tokens) - length)
         assert truncated == (end is None)
@@ -197,17 +263,33 @@ def test_an_end_at_the_last_token_is_no_truncation_and_an_empty_completion_is_on
     assert made.mask.all()  # empty: the end alone
 
 
-def test_the_prompt_and_every_common_beginning_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_and_every_common_beginning_is_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[tuple[str, int]] = []
     prefill, extend = Transformer.prefill, Transformer.extend
-    monkeypatch.setattr(Transformer, "prefill", lambda self, prompt: (calls.append(("prompt", prompt.numel())), prefill(self, prompt))[1])
     monkeypatch.setattr(
-        Transformer, "extend", lambda self, token, *rest: (calls.append(("token", token.numel())), extend(self, token, *rest))[1]
+        Transformer,
+        "prefill",
+        lambda self, prompt: (calls.append(("prompt", prompt.numel())), prefill(self, prompt))[1],
+    )
+    monkeypatch.setattr(
+        Transformer,
+        "extend",
+        lambda self, token, *rest: (
+            calls.append(("token", token.numel())),
+            extend(self, token, *rest),
+        )[1],
     )
     made = sample(tiny(), PROMPT.repeat(2, 1), 7, 4, stream())
     different = []
     for t in (1, 2, 3):  # beginnings of t tokens behind which another one is drawn
-        rows = [(q, *tokens[:t]) for q, group in enumerate(made.tokens.tolist()) for tokens in group if tokens[t] != PAD]
+        rows = [
+            (q, *tokens[:t])
+            for q, group in enumerate(made.tokens.tolist())
+            for tokens in group
+            if tokens[t] != PAD
+        ]
         different.append(len(set(rows)))
         assert different[-1] < len(rows) or t == 3  # there was something to share
     assert calls == [("prompt", 2 * 4), *[("token", count) for count in different]]
@@ -237,7 +319,9 @@ def test_models_sample_alone_what_they_sample_together() -> None:
 def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
     prompt = PROMPT.clone()
     prompt[0, 2] = token
-    with pytest.raises(CourseError, match=f"prompt: got {token}; allowed is tokens from 0 to {len(CHARACTERS) - 1}"):
+    with pytest.raises(
+        CourseError, match=f"prompt: got {token}; allowed is tokens from 0 to {len(CHARACTERS) - 1}"
+    ):
         sample(tiny(), prompt, 2, 2, stream())
 
 
@@ -258,7 +342,14 @@ def test_an_empty_group_and_empty_completions_are_refused() -> None:
 @pytest.mark.parametrize(
     ("temperature", "top_k", "says"),
     [
-        (0.0, None, r"temperature: got 0\.0; allowed is a number > 0 \(greedy decoding is an option of its own\)"),
+        (
+            0.0,
+            None,
+            (
+                r"temperature: got 0\.0; allowed is a number > 0 \(greedy decoding is an option of"
+                r" its own\)"
+            ),
+        ),
         (-1.0, None, "temperature"),
         (float("inf"), None, "temperature"),
         (float("nan"), None, "temperature"),
@@ -274,4 +365,11 @@ def test_sampling_that_is_none_is_refused(temperature: float, top_k: int | None,
 
 
 def test_everything_public_is_named() -> None:
-    assert set(sampling.__all__) == {"Completions", "check_sampling", "log_probs", "sample", "score", "states"}
+    assert set(sampling.__all__) == {
+        "Completions",
+        "check_sampling",
+        "log_probs",
+        "sample",
+        "score",
+        "states",
+    }

@@ -13,7 +13,18 @@ from course.errors import CourseError
 from tests.tinylm.helpers import tokens_of
 from tinylm import tasks
 from tinylm.rewards import REWARDS, DigitCredit, ExactMatch, Format, Reward, Sum
-from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Question, Task, TaskSettings, decode, encode, make
+from tinylm.tasks import (
+    CHARACTERS,
+    END,
+    PAD,
+    VOCABULARY,
+    Question,
+    Task,
+    TaskSettings,
+    decode,
+    encode,
+    make,
+)
 
 
 def written(task: Task, row: int) -> tuple[str, str, str]:
@@ -115,7 +126,9 @@ def test_sums_modulo(digits: int, modulus: int) -> None:
 @pytest.mark.parametrize("scratchpad", [False, True])
 @pytest.mark.parametrize(("terms", "digits"), [(2, 1), (3, 1), (4, 2)])
 def test_sums_of_several_terms(terms: int, digits: int, scratchpad: bool) -> None:
-    task = make(TaskSettings("terms", terms=terms, digits=digits, scratchpad=scratchpad, limit=1500))
+    task = make(
+        TaskSettings("terms", terms=terms, digits=digits, scratchpad=scratchpad, limit=1500)
+    )
     width = len(str(terms * (10**digits - 1)))
     assert task.marked == scratchpad
     for row in range(len(task.prompt)):
@@ -127,7 +140,10 @@ def test_sums_of_several_terms(terms: int, digits: int, scratchpad: bool) -> Non
         assert answer == f"{partial[-1]:0{width}d}⏎"
         steps = "".join(f"{value:0{width}d};" for value in partial[:-1]) + "#" if scratchpad else ""
         assert target == steps + answer  # the answer stands behind the marker
-        hard = sum(columns_that_carry(before, number) for before, number in zip([numbers[0], *partial], numbers[1:], strict=False))
+        hard = sum(
+            columns_that_carry(before, number)
+            for before, number in zip([numbers[0], *partial], numbers[1:], strict=False)
+        )
         assert int(task.difficulty[row]) == hard
 
 
@@ -136,7 +152,9 @@ def test_few_of_very_many_questions_are_drawn_at_random_and_none_twice() -> None
     prompts = {decode(row) for row in task.prompt.tolist()}
     assert len(prompts) == 500
     numbers = [int(number) for prompt in prompts for number in prompt[:-1].split("+")]
-    assert abs(sum(numbers) / len(numbers) - 5e5) < 4 * 1e6 / 12**0.5 / len(numbers) ** 0.5  # four standard errors of uniform numbers
+    assert (
+        abs(sum(numbers) / len(numbers) - 5e5) < 4 * 1e6 / 12**0.5 / len(numbers) ** 0.5
+    )  # four standard errors of uniform numbers
     again, other = (
         make(TaskSettings("terms", terms=8, digits=6, limit=500)),
         make(TaskSettings("terms", terms=8, digits=6, limit=500, seed=1)),
@@ -193,7 +211,10 @@ def test_the_split_is_drawn_by_its_seed_alone() -> None:
         ({"held_out": 1.0}, r"task\.held_out: got 1\.0"),
         ({"held_out": float("nan")}, r"task\.held_out: got nan"),
         ({"limit": 1}, r"task\.limit: got 1"),
-        ({"scratchpad": True}, r"task\.scratchpad: got True; allowed is False, except for the task 'terms'"),
+        (
+            {"scratchpad": True},
+            r"task\.scratchpad: got True; allowed is False, except for the task 'terms'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, says: str) -> None:
@@ -202,7 +223,13 @@ def test_impossible_settings_are_refused(settings: dict, says: str) -> None:
 
 
 def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(CourseError, match=r"task\.held_out: got 0\.001; allowed is a share that leaves both parts of 100 questions"):
+    with pytest.raises(
+        CourseError,
+        match=(
+            r"task\.held_out: got 0\.001; allowed is a share that leaves both parts of 100"
+            r" questions"
+        ),
+    ):
         make(TaskSettings(digits=1, held_out=0.001))
 
 
@@ -228,16 +255,29 @@ def test_a_new_task_takes_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(TaskSettings("doubling"))
     assert written(task, 7) == ("07*2=", "14⏎", "14⏎")
     assert task.target.shape == (100, 4)
-    reward = ExactMatch()(torch.tensor([tokens_of("14⏎", 4), tokens_of("114⏎", 4)]), torch.tensor([7, 57]), task)
+    reward = ExactMatch()(
+        torch.tensor([tokens_of("14⏎", 4), tokens_of("114⏎", 4)]), torch.tensor([7, 57]), task
+    )
     assert reward.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("prompts", "says"),
-    [(["1=", "22="], "prompts of one width"), (["1=", "1="], "each question once"), (["1=", "x="], "got 'x' in 'x='"), ([], "one width")],
+    [
+        (["1=", "22="], "prompts of one width"),
+        (["1=", "1="], "each question once"),
+        (["1=", "x="], "got 'x' in 'x='"),
+        ([], "one width"),
+    ],
 )
-def test_a_task_that_cannot_be_is_refused(prompts: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "TASKS", {"own": lambda settings, generator: (Question(prompt, "", "1", 0) for prompt in prompts)})
+def test_a_task_that_cannot_be_is_refused(
+    prompts: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        tasks,
+        "TASKS",
+        {"own": lambda settings, generator: (Question(prompt, "", "1", 0) for prompt in prompts)},
+    )
     with pytest.raises(CourseError, match=says):
         make(TaskSettings("own", held_out=0.5))
 
@@ -246,14 +286,22 @@ def test_a_task_that_cannot_be_is_refused(prompts: list[str], says: str, monkeyp
 
 
 def check_rewards(task: Task, prompt: str, cases: dict[str, tuple[float, float, float]]) -> None:
-    """Completion → (exact, digits, format) for the question `prompt`; all completions at once, and on leading axes."""
+    """Completion → (exact, digits, format) for the question `prompt`; all completions at once, and
+    on leading axes.
+    """
     row = [decode(tokens) for tokens in task.prompt.tolist()].index(prompt)
     made = torch.tensor([tokens_of(text, task.limit) for text in cases])
     question = torch.full((len(cases),), row)
     for i, reward in enumerate((ExactMatch(), DigitCredit(), Format())):
         got = reward(made, question, task)
         want = torch.tensor([float(values[i]) for values in cases.values()])
-        torch.testing.assert_close(got, want, msg=lambda text, r=reward, g=got: f"{r}: {dict(zip(cases, g.tolist(), strict=True))}\n{text}")
+        torch.testing.assert_close(
+            got,
+            want,
+            msg=lambda text, r=reward, g=got: (
+                f"{r}: {dict(zip(cases, g.tolist(), strict=True))}\n{text}"
+            ),
+        )
         stacked = reward(made.expand(2, 3, *made.shape), question.expand(2, 3, -1), task)
         assert torch.equal(stacked, got.expand(2, 3, -1))
 
@@ -281,13 +329,29 @@ def test_rewards_of_a_sum() -> None:
 
 
 def test_the_end_is_part_of_the_answer_even_without_room_behind_it() -> None:
-    check_rewards(make(TaskSettings()), "12+34=", {"046⏎": (1, 1, 1), "0460": (0, 1, 0), "04⏎": (0, 2 / 3, 1)})
+    check_rewards(
+        make(TaskSettings()), "12+34=", {"046⏎": (1, 1, 1), "0460": (0, 1, 0), "04⏎": (0, 2 / 3, 1)}
+    )
 
 
 def test_rewards_of_answers_of_different_length() -> None:
     task = make(TaskSettings("subtraction", digits=1))
-    check_rewards(task, "3-5=", {"-2⏎": (1, 1, 1), "2⏎": (0, 0, 1), "-3⏎": (0, 0.5, 1), "-2-": (0, 1, 0), "--⏎": (0, 0.5, 0)})
-    check_rewards(task, "5-3=", {"2⏎": (1, 1, 1), "-2⏎": (0, 0, 1), "22⏎": (0, 1, 1), "222": (0, 1, 0), "⏎": (0, 0, 0)})
+    check_rewards(
+        task,
+        "3-5=",
+        {
+            "-2⏎": (1, 1, 1),
+            "2⏎": (0, 0, 1),
+            "-3⏎": (0, 0.5, 1),
+            "-2-": (0, 1, 0),
+            "--⏎": (0, 0.5, 0),
+        },
+    )
+    check_rewards(
+        task,
+        "5-3=",
+        {"2⏎": (1, 1, 1), "-2⏎": (0, 0, 1), "22⏎": (0, 1, 1), "222": (0, 1, 0), "⏎": (0, 0, 0)},
+    )
 
 
 def test_rewards_behind_a_marker() -> None:
@@ -324,20 +388,31 @@ def test_weights_multiply_and_sums_add_up() -> None:
     third = 2 / 3
     want = torch.tensor([0.5 + 0.3 - 0.1, 0.3 * third - 0.1, 0.3, 0.0]) * 2
     torch.testing.assert_close(both(made, question, task), want)
-    torch.testing.assert_close(REWARDS["exact+format"](made, question, task), torch.tensor([1.1, 0.1, 0, 0]))
-    torch.testing.assert_close(REWARDS["exact+digits"](made, question, task), torch.tensor([1.5, 0.5 * third, 0.5, 0]))
+    torch.testing.assert_close(
+        REWARDS["exact+format"](made, question, task), torch.tensor([1.1, 0.1, 0, 0])
+    )
+    torch.testing.assert_close(
+        REWARDS["exact+digits"](made, question, task), torch.tensor([1.5, 0.5 * third, 0.5, 0])
+    )
     assert torch.equal(REWARDS["exact"](made, question, task), ExactMatch()(made, question, task))
     assert torch.equal(REWARDS["digits"](made, question, task), DigitCredit()(made, question, task))
 
 
-@pytest.mark.parametrize("make_reward", [lambda: ExactMatch(float("nan")), lambda: Sum(float("inf")), lambda: Sum(parts=())])
+@pytest.mark.parametrize(
+    "make_reward",
+    [lambda: ExactMatch(float("nan")), lambda: Sum(float("inf")), lambda: Sum(parts=())],
+)
 def test_rewards_that_are_none_are_refused(make_reward) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CourseError, match=r"reward\.(weight|parts)"):
         make_reward()
 
 
 def test_every_target_earns_the_full_reward_and_no_other_questions_target_does() -> None:
-    for settings in (TaskSettings(digits=1), TaskSettings("subtraction", digits=1), TaskSettings("terms", digits=1, scratchpad=True)):
+    for settings in (
+        TaskSettings(digits=1),
+        TaskSettings("subtraction", digits=1),
+        TaskSettings("terms", digits=1, scratchpad=True),
+    ):
         task = make(settings)
         rows = torch.arange(len(task.prompt))
         for reward in (ExactMatch(), DigitCredit(), Format()):

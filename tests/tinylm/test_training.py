@@ -1,4 +1,6 @@
-"""Training: killed and resumed to the bit, checkpoints that are refused, full disks, and learning with a known outcome."""
+"""Training: killed and resumed to the bit, checkpoints that are refused, full disks, and learning
+with a known outcome.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,19 @@ def options(settings: TrainSettings) -> list[str]:
     """The settings that are not the default, as a user types them."""
     default = TrainSettings()
     fields = [(name, getattr(settings, name)) for name in TrainSettings.__dataclass_fields__]
-    return [word for name, value in fields if value != getattr(default, name) for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        word
+        for name, value in fields
+        if value != getattr(default, name)
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def same_training(one: Path, two: Path) -> None:
     """The same tensors to the bit, the same description, the same log to the byte."""
-    (tensors, about), (others, others_about) = (checkpoint.read(folder / CHECKPOINT) for folder in (one, two))
+    (tensors, about), (others, others_about) = (
+        checkpoint.read(folder / CHECKPOINT) for folder in (one, two)
+    )
     assert checkpoint.equal_states(tensors, others)
     assert about == others_about
     assert (one / METRICS).read_bytes() == (two / METRICS).read_bytes()
@@ -83,15 +92,29 @@ def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("phase", ["warm", "train"])
-def test_killed_without_warning_and_resumed_it_ends_as_if_never_stopped(phase: str, unstopped: Path, tmp_path: Path) -> None:
+def test_killed_without_warning_and_resumed_it_ends_as_if_never_stopped(
+    phase: str, unstopped: Path, tmp_path: Path
+) -> None:
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "tinylm", "train", "--out", str(killed), "--save-every", "7", *options(KILLED)]
+    command = [
+        sys.executable,
+        "-m",
+        "tinylm",
+        "train",
+        "--out",
+        str(killed),
+        "--save-every",
+        "7",
+        *options(KILLED),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        rows = (killed / METRICS).read_text().splitlines()[:-1] if (killed / METRICS).exists() else []
+        rows = (
+            (killed / METRICS).read_text().splitlines()[:-1] if (killed / METRICS).exists() else []
+        )
         if any(json.loads(row)["phase"] == phase and json.loads(row)["step"] > 10 for row in rows):
             break
         time.sleep(0.003)
@@ -120,14 +143,20 @@ class Stopped(Exception):
     ],
     ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()) or "grpo",
 )
-def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(changes: dict, tmp_path: Path) -> None:
-    """What is on the disk in the middle of a training, kept at every 13th step and around the change of phase, and gone on from."""
+def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(
+    changes: dict, tmp_path: Path
+) -> None:
+    """What is on the disk in the middle of a training, kept at every 13th step and around the
+    change of phase, and gone on from.
+    """
     whole = tmp_path / "whole"
     phases: list[str] = []
 
     def keep(now: Training) -> None:
         phases.append(now.phase)
-        new = phases[-3:-1] != [now.phase] * 2  # the first two steps, and the two at which a phase begins
+        new = (
+            phases[-3:-1] != [now.phase] * 2
+        )  # the first two steps, and the two at which a phase begins
         if new or len(phases) % 13 == 0:
             shutil.copytree(whole, tmp_path / f"after {len(phases)}")
 
@@ -160,7 +189,9 @@ def test_the_log_of_an_earlier_training_in_the_same_folder_is_gone(tmp_path: Pat
 
 
 def test_a_saved_training_goes_on_from_a_model_of_that_moment(tmp_path: Path) -> None:
-    """The reference too: a snapshot from where reinforcement learning began, or was last synchronised."""
+    """The reference too: a snapshot from where reinforcement learning began, or was last
+    synchronised.
+    """
     training = Training(with_changes(QUICK, warm_target=0.0, reward="digits"))
     for _ in range(7):
         training.step()
@@ -168,7 +199,9 @@ def test_a_saved_training_goes_on_from_a_model_of_that_moment(tmp_path: Path) ->
     assert training.reference is not None
     assert loaded.reference is not None
     for mine, saved in ((training.model, loaded.model), (training.reference, loaded.reference)):
-        assert all(torch.equal(weight, saved.weights[name]) for name, weight in mine.weights.items())
+        assert all(
+            torch.equal(weight, saved.weights[name]) for name, weight in mine.weights.items()
+        )
     assert not torch.equal(loaded.model.weights["head"], loaded.reference.weights["head"])
     assert loaded.learner.steps == 7
     described = json.loads((tmp_path / "state.json").read_text())
@@ -186,7 +219,9 @@ def test_the_reference_is_synchronised_when_asked(tmp_path: Path) -> None:
             training.step()
             same = torch.equal(training.reference.weights["head"], first)
             assert same == (not every or step < 3)
-            assert torch.equal(training.reference.weights["head"], training.model.weights["head"]) == (step == every)
+            assert torch.equal(
+                training.reference.weights["head"], training.model.weights["head"]
+            ) == (step == every)
 
 
 def test_reinforcement_learning_can_begin_from_another_trainings_model(tmp_path: Path) -> None:
@@ -196,9 +231,14 @@ def test_reinforcement_learning_can_begin_from_another_trainings_model(tmp_path:
         training = Training(with_changes(QUICK, warm_target=0.0, rung=rung, critic="shared"))
         training.adopt(tmp_path / CHECKPOINT)
         for network in (training.model, training.reference):
-            assert network is None or all(torch.equal(network.weights[name], weight) for name, weight in warm.items())
+            assert network is None or all(
+                torch.equal(network.weights[name], weight) for name, weight in warm.items()
+            )
         training.step()
-    with pytest.raises(CourseError, match=rf"{CHECKPOINT}: model\.embedding: got \(19, 24\); allowed is \(2, 19, 24\)"):
+    with pytest.raises(
+        CourseError,
+        match=rf"{CHECKPOINT}: model\.embedding: got \(19, 24\); allowed is \(2, 19, 24\)",
+    ):
         Training(with_changes(QUICK, warm_target=0.0, runs=2)).adopt(tmp_path / CHECKPOINT)
 
 
@@ -213,7 +253,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training.save(tmp_path_factory.mktemp("saved") / CHECKPOINT)
 
 
-def rewritten(saved: Path, path: Path, *, drop: str = "", tensors: dict[str, Tensor] | None = None, **about: object) -> Path:
+def rewritten(
+    saved: Path,
+    path: Path,
+    *,
+    drop: str = "",
+    tensors: dict[str, Tensor] | None = None,
+    **about: object,
+) -> Path:
     """The checkpoint with something else in it, whole as a file."""
     kept, told = checkpoint.read(saved)
     kept = {name: tensor for name, tensor in kept.items() if not drop or not name.startswith(drop)}
@@ -233,7 +280,11 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(saved: Path, tmp_pa
     for size in (0, 7, 1000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         refused("damaged")
-    for place in (len(whole) - 1, len(whole) // 2, 2 * len(whole) // 3):  # one bit among the numbers
+    for place in (
+        len(whole) - 1,
+        len(whole) // 2,
+        2 * len(whole) // 3,
+    ):  # one bit among the numbers
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         refused("damaged: the checksum")
     path.write_bytes(whole.replace(b"warm_lr", b"warm_lt", 1))
@@ -264,7 +315,9 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(saved: Path, tmp_pa
     assert Training.load(path).learner.steps == 1
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No room when it is written, when it is put in place, and for the log."""
 
     def full(*_: object, **__: object) -> None:
@@ -275,11 +328,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch
     for step in ("fsync", "replace"):
         training = Training(QUICK)
         with pytest.raises(Stopped):
-            run(training, cut, save_every=4, tick=lambda now: (_ for _ in ()).throw(Stopped) if now.learner.steps == 9 else None)
+            run(
+                training,
+                cut,
+                save_every=4,
+                tick=lambda now: (_ for _ in ()).throw(Stopped) if now.learner.steps == 9 else None,
+            )
         before = (cut / CHECKPOINT).read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(os, step, full)
-            with pytest.raises(CourseError, match=rf"{CHECKPOINT}: cannot be written \(No space left on device\)"):
+            with pytest.raises(
+                CourseError, match=rf"{CHECKPOINT}: cannot be written \(No space left on device\)"
+            ):
                 run(Training.load(cut / CHECKPOINT), cut, save_every=4)
         assert (cut / CHECKPOINT).read_bytes() == before
         assert not [name for name in os.listdir(cut) if name.endswith(".tmp")]
@@ -290,8 +350,16 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch
 
     real = builtins.open
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", lambda path, mode="r", *rest, **more: full() if mode == "a" else real(path, mode, *rest, **more))
-        with pytest.raises(CourseError, match=rf"{METRICS}: cannot be written \(No space left on device\)"):
+        patch.setattr(
+            builtins,
+            "open",
+            lambda path, mode="r", *rest, **more: (
+                full() if mode == "a" else real(path, mode, *rest, **more)
+            ),
+        )
+        with pytest.raises(
+            CourseError, match=rf"{METRICS}: cannot be written \(No space left on device\)"
+        ):
             run(Training(QUICK), cut)
     assert Training.load(cut / CHECKPOINT).learner.steps == 0
 
@@ -301,9 +369,16 @@ def test_a_device_that_is_not_there_is_refused_and_the_default_is_what_there_is(
 ) -> None:
     monkeypatch.setattr(device, "available", lambda: ["cpu"])
     assert TrainSettings().device == "cpu"
-    with pytest.raises(CourseError, match=r"device: got 'cuda:3'; allowed is what this machine has: cpu \(or auto\)"):
+    with pytest.raises(
+        CourseError,
+        match=r"device: got 'cuda:3'; allowed is what this machine has: cpu \(or auto\)",
+    ):
         TrainSettings(device="cuda:3")
-    elsewhere = rewritten(saved, tmp_path / "state", settings={**checkpoint.read(saved)[1]["settings"], "device": "cuda"})
+    elsewhere = rewritten(
+        saved,
+        tmp_path / "state",
+        settings={**checkpoint.read(saved)[1]["settings"], "device": "cuda"},
+    )
     with pytest.raises(CourseError, match=r"state: device: got 'cuda'"):
         Training.load(elsewhere)
     assert Training.load(elsewhere, "cpu").learner.steps == 1  # on another machine
@@ -312,8 +387,14 @@ def test_a_device_that_is_not_there_is_refused_and_the_default_is_what_there_is(
     assert TrainSettings(device="cpu").device == "cpu"
     assert (TrainSettings().compile, TrainSettings().bf16) == (False, False)
     assert (TrainSettings(preset="gpu").compile, TrainSettings(preset="gpu").bf16) == (True, True)
-    assert (TrainSettings(preset="gpu", bf16=False).compile, TrainSettings(preset="gpu", bf16=False).bf16) == (True, False)
-    assert (TrainSettings(preset="gpu", device="cpu").compile, TrainSettings(preset="gpu", device="cpu").bf16) == (False, False)
+    assert (
+        TrainSettings(preset="gpu", bf16=False).compile,
+        TrainSettings(preset="gpu", bf16=False).bf16,
+    ) == (True, False)
+    assert (
+        TrainSettings(preset="gpu", device="cpu").compile,
+        TrainSettings(preset="gpu", device="cpu").bf16,
+    ) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +407,10 @@ def test_a_device_that_is_not_there_is_refused_and_the_default_is_what_there_is(
         ({"rung": "gprpo"}, "unknown rung 'gprpo': did you mean 'grpo'"),
         ({"critic": "other"}, "critic: got 'other'"),
         ({"warm_target": 1.0}, "warm_target: got 1"),
-        ({"warm_target": 0.0, "rollouts": 0}, "rollouts: got 0; allowed is more than 0 where there is no warm start"),
+        (
+            {"warm_target": 0.0, "rollouts": 0},
+            "rollouts: got 0; allowed is more than 0 where there is no warm start",
+        ),
         ({"lr": 0.0}, "lr: got 0"),
         ({"lr": float("nan")}, "lr: got nan"),
         ({"max_grad_norm": -1.0}, "max_grad_norm"),
@@ -350,7 +434,9 @@ def test_a_warm_start_that_does_not_get_there_says_so() -> None:
     training = Training(with_changes(QUICK, warm_target=0.99, warm_limit=20))
     for _ in range(19):
         training.step()
-    with pytest.raises(CourseError, match=r"warm_target: got 0\.99; after 20 steps the accuracy is 0\.\d\d"):
+    with pytest.raises(
+        CourseError, match=r"warm_target: got 0\.99; after 20 steps the accuracy is 0\.\d\d"
+    ):
         training.step()
 
 
@@ -364,7 +450,9 @@ def test_measuring_the_warm_start_does_not_disturb_it() -> None:
 
 
 def test_a_longer_task_gets_a_longer_context() -> None:
-    training = Training(with_changes(QUICK, task="terms", terms=4, scratchpad=True, warm_target=0.0))
+    training = Training(
+        with_changes(QUICK, task="terms", terms=4, scratchpad=True, warm_target=0.0)
+    )
     assert training.task.context > PRESETS["nano"].context
     assert training.model.settings.context == training.task.context
     training.step()
@@ -377,13 +465,34 @@ def test_rows_of_the_log_hold_what_they_should(tmp_path: Path) -> None:
     run(Training(QUICK), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     warm, train = ([row for row in rows if row["phase"] == phase] for phase in ("warm", "train"))
-    assert [row["step"] for row in train] == [1, 3, 4, 6, 8, 9, 12]  # every third, every fourth for its accuracy
+    assert [row["step"] for row in train] == [
+        1,
+        3,
+        4,
+        6,
+        8,
+        9,
+        12,
+    ]  # every third, every fourth for its accuracy
     assert [row["step"] for row in train if "accuracy" in row] == [4, 8, 12]
     assert {"cross_entropy", "entropy", "gradient_norm", "length"} <= warm[0].keys()
     assert not {"reward", "kl_old", "ratio_max"} & warm[0].keys()  # mean nothing there
-    assert [row["step"] for row in warm if "warm_accuracy" in row] == list(range(CHECK_EVERY, warm[-1]["step"] + 1, CHECK_EVERY))
+    assert [row["step"] for row in warm if "warm_accuracy" in row] == list(
+        range(CHECK_EVERY, warm[-1]["step"] + 1, CHECK_EVERY)
+    )
     assert warm[-1]["warm_accuracy"] >= 0.1
-    names = {"reward", "silent_groups", "length", "truncated", "entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_min", "ratio_max"}
+    names = {
+        "reward",
+        "silent_groups",
+        "length",
+        "truncated",
+        "entropy",
+        "kl_old",
+        "kl_ref",
+        "clip_fraction",
+        "ratio_min",
+        "ratio_max",
+    }
     assert names | {"gradient_norm", "phase", "step"} == train[0].keys()
 
 
@@ -400,7 +509,9 @@ def test_several_models_are_logged_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_training_alone_gives_what_it_gives_among_others() -> None:
-    """Two of three models reach the target of the warm start before the last one and stand still until it does."""
+    """Two of three models reach the target of the warm start before the last one and stand still
+    until it does.
+    """
     settings = with_changes(QUICK, warm_target=0.15, warm_batch=16, rollouts=3)
     together = Training(with_changes(settings, runs=3))
     ended: dict[int, int] = {}
@@ -423,7 +534,9 @@ def test_a_training_alone_gives_what_it_gives_among_others() -> None:
             for mine, theirs in zip(alone.model.parameters, starts, strict=True):
                 few_ulp(mine, theirs, 3000)
         alone.step()
-        for mine, theirs in zip(alone.learner.problem.parameters, together.learner.problem.parameters, strict=True):
+        for mine, theirs in zip(
+            alone.learner.problem.parameters, together.learner.problem.parameters, strict=True
+        ):
             few_ulp(mine, theirs[number], 3000)
 
 
@@ -431,9 +544,21 @@ def test_a_training_alone_gives_what_it_gives_among_others() -> None:
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("name", [name for name, rung in ladder.RUNGS.items() if rung.kind != "own"])
+@pytest.mark.parametrize(
+    "name", [name for name, rung in ladder.RUNGS.items() if rung.kind != "own"]
+)
 def test_every_rung_takes_a_step_and_moves_the_policy(name: str, runs: int) -> None:
-    settings = with_changes(QUICK, rung=name, warm_target=0.0, reward="digits", rollouts=1, log_every=1, epochs=2, runs=runs, group=6)
+    settings = with_changes(
+        QUICK,
+        rung=name,
+        warm_target=0.0,
+        reward="digits",
+        rollouts=1,
+        log_every=1,
+        epochs=2,
+        runs=runs,
+        group=6,
+    )
     training = Training(settings)
     before = [weight.detach().clone() for weight in training.model.parameters]
     row = training.step()
@@ -442,7 +567,10 @@ def test_every_rung_takes_a_step_and_moves_the_policy(name: str, runs: int) -> N
     values = [value for name, value in row.items() if name not in ("phase", "step")]
     assert torch.isfinite(torch.tensor(values)).all()
     assert all(bool(torch.isfinite(weight).all()) for weight in training.learner.problem.parameters)
-    moved = [not torch.equal(weight, old) for weight, old in zip(training.model.parameters, before, strict=True)]
+    moved = [
+        not torch.equal(weight, old)
+        for weight, old in zip(training.model.parameters, before, strict=True)
+    ]
     assert any(moved)
     assert (training.reference is not None) == ("kl_ref" in row)
     assert ("value_error" in row) == uses_critic(settings.estimator)
@@ -464,8 +592,20 @@ def test_a_rollout_in_which_nothing_is_right_is_survived(name: str) -> None:
 
 
 def test_the_second_update_in_bfloat16_sees_the_weights_that_the_first_one_left() -> None:
-    """Casts that are kept from one update to the next would leave KL(π_old‖π) where it was: at 0."""
-    settings = with_changes(QUICK, warm_target=0.0, reward="digits", minibatches=1, epochs=4, lr=1e-2, lr_warmup=0, prompts=32, log_every=1)
+    """Casts that are kept from one update to the next would leave KL(π_old‖π) where
+    it was: at 0.
+    """
+    settings = with_changes(
+        QUICK,
+        warm_target=0.0,
+        reward="digits",
+        minibatches=1,
+        epochs=4,
+        lr=1e-2,
+        lr_warmup=0,
+        prompts=32,
+        log_every=1,
+    )
     exact, rounded = (Training(with_changes(settings, bf16=on)).step() for on in (False, True))
     assert exact is not None
     assert rounded is not None
@@ -486,21 +626,29 @@ def one_question() -> tuple[Task, int]:
 def chance(model: Transformer, task: Task, row: int) -> Tensor:
     """[*runs] the probability of the right completion, exactly: Π π over its tokens."""
     target = task.target[row].expand(*model.runs, 1, 1, -1)
-    dist, _ = score(model, task.prompt[row].expand(*model.runs, 1, -1), target)
-    return dist.gather(-1, target.unsqueeze(-1)).flatten(len(model.runs)).sum(-1).exp()
+    log_dist, _ = score(model, task.prompt[row].expand(*model.runs, 1, -1), target)
+    return log_dist.gather(-1, target.unsqueeze(-1)).flatten(len(model.runs)).sum(-1).exp()
 
 
 def std_weight(p: float, group: int) -> float:
-    """w_G(p) = E[√(N(G − N))] / (G p (1 − p)), N ~ Bin(G, p): what dividing by the group's std does to ∇p."""
-    tail = sum(math.comb(group, n) * p**n * (1 - p) ** (group - n) * math.sqrt(n * (group - n)) for n in range(group + 1))
+    """w_G(p) = E[√(N(G − N))] / (G p (1 − p)), N ~ Bin(G, p): what dividing by the group's std does
+    to ∇p.
+    """
+    tail = sum(
+        math.comb(group, n) * p**n * (1 - p) ** (group - n) * math.sqrt(n * (group - n))
+        for n in range(group + 1)
+    )
     return tail / (group * p * (1 - p))
 
 
 def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> None:
-    """One question, G = 8, sum aggregation: E[ĝ] = w_G(p)∇p. Twelve models × 48 groups a step, twelve steps from p = .04.
+    """One question, G = 8, sum aggregation: E[ĝ] = w_G(p)∇p.
 
-    The exact path is θ ← θ + η·w_G(p)·∇p, with ∇p of the real transformer. Stated error: four standard errors over the
-    models, and 0.01 for what noise does through the curvature of p (the second order of the step).
+    Twelve models × 48 groups a step, twelve steps from p = .04.
+
+    The exact path is θ ← θ + η·w_G(p)·∇p, with ∇p of the real transformer. Stated error: four
+    standard errors over the models, and 0.01 for what noise does through the curvature of p (the
+    second order of the step).
     """
     (task, row), group, steps, rate = one_question(), 8, 12, 0.14
 
@@ -510,7 +658,9 @@ def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> No
             p = chance(model, task, row)
             path.append(p.item())
             with torch.no_grad():
-                for parameter, slope in zip(model.parameters, torch.autograd.grad(p, model.parameters), strict=True):
+                for parameter, slope in zip(
+                    model.parameters, torch.autograd.grad(p, model.parameters), strict=True
+                ):
                     parameter += rate * weight(path[-1]) * slope
         return [*path, chance(model, task, row).item()]
 
@@ -520,7 +670,9 @@ def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> No
         for name, weight in start.weights.items():
             model.weights[name].copy_(weight.expand_as(model.weights[name]))
     estimator = Estimator(baseline=GroupMean(), scale=GroupStd(eps=0.0))
-    learner = Learner(LanguageModel(model, task, prompts=48, group=group), estimator, SGD(rate), stream((12,)))
+    learner = Learner(
+        LanguageModel(model, task, prompts=48, group=group), estimator, SGD(rate), stream((12,))
+    )
     path = [chance(model, task, row).detach()]
     for _ in range(steps):
         learner.step()
@@ -534,8 +686,11 @@ def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> No
 
 
 def test_grpo_on_six_questions_answers_all_six() -> None:
-    """The whole of GRPO on the preset nano, two seeds. Every right answer is sampled now and then at the start, and six
-    questions can be learned by heart, so nothing less than all six will do."""
+    """The whole of GRPO on the preset nano, two seeds.
+
+    Every right answer is sampled now and then at the start, and six questions can be learned by
+    heart, so nothing less than all six will do.
+    """
     task = make(TaskSettings(digits=1, limit=8, held_out=0.25))
     warm = Training(with_changes(QUICK, runs=2, rollouts=0, warm_target=0.3))
     while not warm.done:

@@ -1,14 +1,20 @@
-"""A prompt of the language model IS a bandit: every completion of a real transformer is an arm, and everything is exact.
+"""A prompt of the language model IS a bandit: every completion of a real transformer is an arm, and
+everything is exact.
 
-A nano model (8,280 weights) learns one-digit sums; a prompt such as 3+7= has 5,220 completions of at most three tokens, and all are
-listed. Nothing below is sampled, except the training that moves the policy.
+A nano model (8,280 weights) learns one-digit sums; a prompt such as 3+7= has 5,220 completions of
+at most three tokens, and all are listed. Nothing below is sampled, except the training that moves
+the policy.
 
-    each rung   bias, direction and spread of E[ĝ] and ĝ on the transformer, beside the bandit that has a logit for every completion:
+    each rung   bias, direction and spread of E[ĝ] and ĝ on the transformer, beside the bandit that
+    has a logit for every completion:
                 on policy, and with stale samples, after several updates on one rollout
-    the ratio   with the sequence's ratio the bandit is exact: E[ĝ] = ∇J however far the policy has moved. With a ratio for each
+    the ratio   with the sequence's ratio the bandit is exact: E[ĝ] = ∇J however far the policy has
+    moved. With a ratio for each
                 token it is an approximation: how good, as the updates move the policy away
-    the KL      summed token by token, k2, ρ·k1, ρ·k3 and the exact KL of every token have one expected gradient, and it is not that of
-                the answers' KL: it drops what a token does to the tokens behind it. k1 in the reward has it exactly
+    the KL      summed token by token, k2, ρ·k1, ρ·k3 and the exact KL of every token have one
+    expected gradient, and it is not that of
+                the answers' KL: it drops what a token does to the tokens behind it. k1 in the
+                reward has it exactly
     the std     E[ĝ] = w_G(p) ∇p for every prompt, whatever the network; with 1/|o| it is ∇p no more
 """
 
@@ -31,7 +37,19 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.terminal import Progress
 from course.learner import Learner
-from course.parts import K1, K2, K3, Clip, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward, Ratio, SequenceRatio
+from course.parts import (
+    K1,
+    K2,
+    K3,
+    Clip,
+    ExactKL,
+    GroupMean,
+    GroupStd,
+    ImportanceSampling,
+    InLossTimesRatio,
+    InReward,
+    SequenceRatio,
+)
 from course.rollout import Policy, Rollout
 from course.train.noise import Noise
 from course.train.optim import Adam
@@ -46,7 +64,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "a prompt is a bandit: exact bias and spread of each rung on a transformer, and what token by token costs"
+TITLE = (
+    "a prompt is a bandit: exact bias and spread of each rung on a transformer, and what token by"
+    " token costs"
+)
 EXPECTED_SECONDS = 30.0
 
 
@@ -62,7 +83,8 @@ class Settings:
     groups: tuple[int, ...] = (2, 4, 8)  # sizes of the group for w_G(p)
     warm_target: float = 0.3  # sampled accuracy of the reference, which the warm start ends with
     rollouts: int = 20  # of GRPO between the reference and the policy that samples
-    updates: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # on one rollout, after which the policy is looked at again
+    # on one rollout, after which the policy is looked at again
+    updates: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     stale: int = 8  # updates of the stale case of each rung
     lr: float = 2e-3  # of these updates (Adam, importance ratio)
     prompts: int = 5  # looked at, from hard to easy
@@ -70,11 +92,25 @@ class Settings:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
-        require(2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed")
-        require(len(self.groups) > 0 and all(2 <= g <= 8 for g in self.groups), "groups", self.groups, "numbers from 2 to 8")
-        require(len(self.updates) > 0 and min(self.updates) > 0, "updates", self.updates, "numbers of updates > 0")
+        require(
+            2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed"
+        )
+        require(
+            len(self.groups) > 0 and all(2 <= g <= 8 for g in self.groups),
+            "groups",
+            self.groups,
+            "numbers from 2 to 8",
+        )
+        require(
+            len(self.updates) > 0 and min(self.updates) > 0,
+            "updates",
+            self.updates,
+            "numbers of updates > 0",
+        )
         require(self.stale in self.updates, "stale", self.stale, f"one of updates = {self.updates}")
-        require(0 < self.warm_target < 0.9, "warm_target", self.warm_target, "a share between 0 and 0.9")
+        require(
+            0 < self.warm_target < 0.9, "warm_target", self.warm_target, "a share between 0 and 0.9"
+        )
         require(self.rollouts > 0, "rollouts", self.rollouts, "a whole number > 0")
         require(2 <= self.prompts <= 100, "prompts", self.prompts, "from 2 to 100")
         require(self.lr > 0, "lr", self.lr, "a number > 0")
@@ -82,9 +118,13 @@ class Settings:
 
 
 SETTINGS = Settings()
-RATIO = replace(ladder.rloo, surrogate=Ratio())  # ρ·A with the others' mean: unbiased where the ratio is exact
+RATIO = replace(
+    ladder.rloo, surrogate=ImportanceSampling()
+)  # ρ·A with the others' mean: unbiased where the ratio is exact
 SEQUENCE_RATIO = replace(RATIO, ratio=SequenceRatio())
-AT_SEQUENCE_LEVEL: dict[str, Estimator] = {  # what a bandit and the transformer must agree on, token by token
+AT_SEQUENCE_LEVEL: dict[
+    str, Estimator
+] = {  # what a bandit and the transformer must agree on, token by token
     "ratio": SEQUENCE_RATIO,
     "clip": replace(SEQUENCE_RATIO, surrogate=Clip(0.2)),
     "std": replace(replace(SEQUENCE_RATIO, baseline=GroupMean()), scale=GroupStd()),
@@ -116,7 +156,9 @@ class Watched(LanguageModel):
 
 @dataclass(frozen=True)
 class Policies:
-    """The task, the reference, the policy that samples, and that policy after n updates on one rollout of its own."""
+    """The task, the reference, the policy that samples, and that policy after n updates on one
+    rollout of its own.
+    """
 
     task: Task
     reference: Transformer
@@ -126,8 +168,22 @@ class Policies:
 
 def train(settings: Settings, progress: Progress) -> Policies:
     """Warm start, some GRPO, and then one rollout that is used again and again."""
-    options = {"rollouts": settings.rollouts, "warm_target": settings.warm_target, "seed": settings.seed, "device": settings.device}
-    training = Training(TrainSettings(preset="nano", digits=1, rung="grpo", warm_batch=256, eval_every=0, **options))  # type: ignore[arg-type]
+    options = {
+        "rollouts": settings.rollouts,
+        "warm_target": settings.warm_target,
+        "seed": settings.seed,
+        "device": settings.device,
+    }
+    training = Training(
+        TrainSettings(
+            preset="nano",
+            digits=1,
+            rung="grpo",
+            warm_batch=256,
+            eval_every=0,
+            **options,  # type: ignore[arg-type]
+        )
+    )
     with progress.bar(2 + settings.rollouts, "training") as bar:
         while training.phase == "warm":
             training.step()
@@ -140,16 +196,29 @@ def train(settings: Settings, progress: Progress) -> Policies:
         problem.seen = []
         noise = Noise((), settings.seed + 77, device=settings.device)
         epochs = max(settings.updates) + 1  # the last one is looked at before it is updated
-        Learner(problem, ladder.get("surrogate").estimator, Adam(settings.lr), noise, epochs=epochs, max_grad_norm=1.0).step()
+        Learner(
+            problem,
+            ladder.get("surrogate").estimator,
+            Adam(settings.lr),
+            noise,
+            epochs=epochs,
+            max_grad_norm=1.0,
+        ).step()
         bar.update(1)
-    return Policies(training.task, reference, problem.seen[0], {n: problem.seen[n] for n in settings.updates})
+    return Policies(
+        training.task, reference, problem.seen[0], {n: problem.seen[n] for n in settings.updates}
+    )
 
 
 def choose(model: Transformer, task: Task, count: int) -> list[int]:
-    """Up to `count` rows of the task whose success probabilities are spread from the hardest prompt's to the easiest's."""
+    """Up to `count` rows of the task whose success probabilities are spread from the hardest
+    prompt's to the easiest's.
+    """
     p = torch.tensor([Bridge(model, task, row).objective for row in range(len(task.prompt))])
     wanted = torch.linspace(float(p.min()), float(p.max()), count)
-    return sorted({int((p - level).abs().argmin()) for level in wanted}, key=lambda row: float(p[row]))
+    return sorted(
+        {int((p - level).abs().argmin()) for level in wanted}, key=lambda row: float(p[row])
+    )
 
 
 # ---------------------------------------------------------------- what is measured
@@ -170,19 +239,27 @@ def off(vector: Tensor, truth: Tensor) -> float:
 def seen(found: Microscope) -> dict[str, float]:
     """Bias and spread as a share of ‖∇J‖, and the angle to ∇J in degrees."""
     size = float(found.gradient.norm())
-    return {"bias": found.relative_bias, "angle": angle(found.expected, found.gradient), "spread": found.std / size}
+    return {
+        "bias": found.relative_bias,
+        "angle": angle(found.expected, found.gradient),
+        "spread": found.std / size,
+    }
 
 
 def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
-    """[1, K, T] the bandit's expected coefficient of each arm, on every token of the completion that the arm is."""
+    """[1, K, T] the bandit's expected coefficient of each arm, on every token of the completion
+    that the arm is.
+    """
     found = microscope(estimator, bridge.arms, group, covariance=False).coefficient
     return found[..., :1] * bridge.mask
 
 
 def ratio_row(bridge: Bridge) -> dict[str, float]:
-    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and per sequence.
+    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and
+    per sequence.
 
-    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G. The forecasts: eq:token-ratio-forecast.
+    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G. The forecasts:
+    eq:token-ratio-forecast.
     """
     outcomes = bridge.outcomes
     old = outcomes.old[0].sum(-1).exp()
@@ -202,8 +279,13 @@ def ratio_row(bridge: Bridge) -> dict[str, float]:
 
 
 def kl_row(bridge: Bridge) -> dict[str, float]:
-    """How far the expected gradients of penalties are from that of the answers' KL. The bridge's rewards are 0 and its π samples."""
-    reverse, forward = (bridge.pull_back(exact.kl_coefficient(bridge.outcomes, d)) for d in ("reverse", "forward"))
+    """How far the expected gradients of penalties are from that of the answers' KL.
+
+    The bridge's rewards are 0 and its π samples.
+    """
+    reverse, forward = (
+        bridge.pull_back(exact.kl_coefficient(bridge.outcomes, d)) for d in ("reverse", "forward")
+    )
 
     def descent(estimator: Estimator) -> Tensor:
         return -bridge.microscope(estimator, 1, spread=False).expected
@@ -218,21 +300,29 @@ def kl_row(bridge: Bridge) -> dict[str, float]:
 
 
 def identity(bridge: Bridge, settings: Settings) -> dict[str, float]:
-    """The bandit and the transformer: the largest difference in J, in coefficients, and in the gradient of one sampled group."""
+    """The bandit and the transformer: the largest difference in J, in coefficients, and in the
+    gradient of one sampled group.
+    """
     bandit = bridge.bandit(BATCH)
-    rollout = bandit.sample(Noise((), settings.seed + 78, dtype=torch.float64, device=settings.device))  # of π_old: both stand there
+    rollout = bandit.sample(
+        Noise((), settings.seed + 78, dtype=torch.float64, device=settings.device)
+    )  # of π_old: both stand there
     with torch.no_grad():
         bandit.parameters[0].copy_(bridge.log_prob[None])  # and now both are π
     differences, batch = [], []
     for estimator in AT_SEQUENCE_LEVEL.values():
-        tokens = microscope(estimator, bridge.outcomes, settings.group, covariance=False).coefficient
+        tokens = microscope(
+            estimator, bridge.outcomes, settings.group, covariance=False
+        ).coefficient
         differences.append(off(from_arms(bridge, estimator, settings.group), tokens))
         objective = estimator.objective(bandit.policy(rollout), estimator.freeze(rollout))
         by_logit = torch.autograd.grad(objective.sum(), bandit.parameters)[0][0]
         through_bandit = bridge.pull_back(by_logit.unsqueeze(-1).expand(bridge.mask.shape)[None])
         same = bridge.rollout(rollout.data["action"][0])
         direct = torch.autograd.grad(
-            estimator.objective(bridge.policy(same), estimator.freeze(same)).sum(), bridge.model.parameters, materialize_grads=True
+            estimator.objective(bridge.policy(same), estimator.freeze(same)).sum(),
+            bridge.model.parameters,
+            materialize_grads=True,
         )
         batch.append(off(through_bandit, torch.cat([g.flatten() for g in direct])))
     return {
@@ -243,7 +333,9 @@ def identity(bridge: Bridge, settings: Settings) -> dict[str, float]:
 
 
 def weight_row(bridge: Bridge, settings: Settings) -> dict[str, Any]:
-    """E[ĝ] of the group std along ∇p, and what is left over; with the sum and with 1/|o| (times the right answer's length)."""
+    """E[ĝ] of the group std along ∇p, and what is left over; with the sum and with 1/|o| (times the
+    right answer's length).
+    """
     right = int(bridge.mask[bridge.reward.argmax()].sum())
     row: dict[str, Any] = {"p": bridge.objective, "right": right, "sum": [], "rest": []}
     along = bridge.gradient / bridge.gradient.square().sum()
@@ -273,7 +365,10 @@ def run(settings: Settings, progress: Progress) -> Result:
     for case, bridge in progress(cases.items(), "rungs"):
         for name in progress(settings.rungs, case):
             estimator = ladder.get(name).estimator
-            transformer, bandit = (look(estimator, settings.group) for look in (bridge.microscope, bridge.bandit_microscope))
+            transformer, bandit = (
+                look(estimator, settings.group)
+                for look in (bridge.microscope, bridge.bandit_microscope)
+            )
             rungs[name][case] = {"transformer": seen(transformer), "bandit": seen(bandit)}
     bridge = cases["on policy"]
     series: dict[str, Any] = {
@@ -294,9 +389,14 @@ def run(settings: Settings, progress: Progress) -> Result:
             found = ratio_row(Bridge(now, task, row, old=old, reference=old))
             path.append(found | kl_row(Bridge(now, task, row, reference=old, reward=nothing)))
         distances.append(path)
-    series["distance"] = {name: [[step[name] for step in path] for path in distances] for name in distances[0][0]}
+    series["distance"] = {
+        name: [[step[name] for step in path] for path in distances] for name in distances[0][0]
+    }
     spread = choose(policies.reference, task, settings.prompts)
-    weights = [weight_row(Bridge(policies.reference, task, row), settings) for row in progress(spread, "w_G(p)")]
+    weights = [
+        weight_row(Bridge(policies.reference, task, row), settings)
+        for row in progress(spread, "w_G(p)")
+    ]
     series["weight"] = {name: [row[name] for row in weights] for name in weights[0]}
     return Result(series=series, facts=_facts(settings, series), caption=CAPTION)
 
@@ -308,51 +408,90 @@ def _facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
         here = rungs["reinforce"]["on policy"]["transformer"]
         text = "REINFORCE is unbiased on the transformer (relative bias on policy)"
         facts.append(Fact.exact(text, "Williams 1992, theorem 1", here["bias"], 0.0, number=9))
-        claim = "One completion alone pays, so REINFORCE's relative spread is √((1−p)/(pG)), on the transformer and on its bandit"
+        claim = (
+            "One completion alone pays, so REINFORCE's relative spread is √((1−p)/(pG)), on the"
+            " transformer and on its bandit"
+        )
         facts.append(Fact.exact(claim, "derived", here["spread"], math.sqrt((1 - p) / (p * group))))
     facts.append(
-        Fact.exact("RLOO is unbiased on the transformer (relative bias)", "Kool et al. 2019", series["rloo"]["bias"], 0.0, number=3)
+        Fact.exact(
+            "RLOO is unbiased on the transformer (relative bias)",
+            "Kool et al. 2019",
+            series["rloo"]["bias"],
+            0.0,
+            number=3,
+        )
     )
     for name in ("baseline", "clip", "group_mean"):
         if name in rungs:
             text = (
-                f"{name}: a mean that includes the sample shrinks the transformer's gradient by 1/G (relative bias, on policy, G = {group})"
+                f"{name}: a mean that includes the sample shrinks the transformer's gradient by 1/G"
+                f" (relative bias, on policy, G = {group})"
             )
             measured = rungs[name]["on policy"]["transformer"]["bias"]
-            facts.append(Fact.exact(text, "Kool et al. 2019", measured, 1 - group_mean_factor(group), number=3))
+            facts.append(
+                Fact.exact(
+                    text, "Kool et al. 2019", measured, 1 - group_mean_factor(group), number=3
+                )
+            )
     distance = {name: np.array(values) for name, values in series["distance"].items()}
     facts += _bandit_facts(settings, series["identity"], distance) + _kl_facts(distance)
     weight = {name: np.array(values) for name, values in series["weight"].items()}
     for i, g in enumerate(settings.groups):
-        want = group_std_weight(torch.tensor(weight["p"]), g, eps=ladder.group_std.scale.eps).numpy()  # type: ignore[attr-defined]
-        text = f"Sum aggregation, group std, G = {g}: E[ĝ] = w_G(p) ∇p for every prompt (largest relative difference, direction included)"
+        want = group_std_weight(
+            torch.tensor(weight["p"]),
+            g,
+            eps=ladder.group_std.scale.eps,  # type: ignore[attr-defined]
+        ).numpy()
+        text = (
+            f"Sum aggregation, group std, G = {g}: E[ĝ] = w_G(p) ∇p for every prompt (largest"
+            " relative difference, direction included)"
+        )
         worst = float((np.abs(weight["sum"][:, i] / want - 1) + weight["rest"][:, i]).max())
-        facts.append(Fact.exact(text, "Davis & Recht 2025; Mroueh 2025; derived for every G", worst, 0.0, number=12))
-    text = "With 1/|o| it is not: mean angle between E[ĝ] and ∇p over the prompts, in degrees, is above 0"
+        facts.append(
+            Fact.exact(
+                text, "Davis & Recht 2025; Mroueh 2025; derived for every G", worst, 0.0, number=12
+            )
+        )
+    text = (
+        "With 1/|o| it is not: mean angle between E[ĝ] and ∇p over the prompts, in degrees, is"
+        " above 0"
+    )
     facts.append(Fact.above(text, "derived", float(weight["angle"].mean()), ROUNDING, number=12))
     return facts
 
 
-def _bandit_facts(settings: Settings, same: dict[str, float], distance: dict[str, np.ndarray]) -> list[Fact]:
+def _bandit_facts(
+    settings: Settings, same: dict[str, float], distance: dict[str, np.ndarray]
+) -> list[Fact]:
     last = max(settings.updates)
     facts = [
-        Fact.exact("The bandit of completions and the transformer have one J (difference)", "derived", same["J"], 0.0, 10),
         Fact.exact(
-            "At sequence level (ratio, clip, std, 1/|o|) they have the same expected coefficients, off policy (relative difference)",
+            "The bandit of completions and the transformer have one J (difference)",
+            "derived",
+            same["J"],
+            0.0,
+            10,
+        ),
+        Fact.exact(
+            "At sequence level (ratio, clip, std, 1/|o|) they have the same expected coefficients,"
+            " off policy (relative difference)",
             "derived",
             same["coefficient"],
             0.0,
             10,
         ),
         Fact.exact(
-            "At sequence level one sampled group has the same gradient through the bandit's logits (relative difference)",
+            "At sequence level one sampled group has the same gradient through the bandit's logits"
+            " (relative difference)",
             "derived",
             same["batch"],
             0.0,
             10,
         ),
         Fact.exact(
-            "With the sequence's ratio E[ĝ] = ∇J after every number of updates (largest relative bias)",
+            "With the sequence's ratio E[ĝ] = ∇J after every number of updates (largest relative"
+            " bias)",
             "derived",
             float(distance["sequence"].max()),
             0.0,
@@ -370,10 +509,16 @@ def _bandit_facts(settings: Settings, same: dict[str, float], distance: dict[str
     ]
     order = np.argsort(settings.updates)
     final = float(distance["token"][:, order[-1]].mean())
-    text = f"With token ratios E[ĝ] is off ∇J: mean relative bias over the prompts after {last} updates is above 0"
+    text = (
+        f"With token ratios E[ĝ] is off ∇J: mean relative bias over the prompts after {last}"
+        " updates is above 0"
+    )
     facts.append(Fact.above(text, "derived", final, ROUNDING, number=8))
     wrong = np.abs(distance["forecast_token"] - distance["J"])[:, order[-1]].mean()
-    text = f"With token ratios the surrogate's forecast of J is off: mean error over the prompts after {last} updates is above 0"
+    text = (
+        "With token ratios the surrogate's forecast of J is off: mean error over the prompts after"
+        f" {last} updates is above 0"
+    )
     facts.append(Fact.above(text, "derived", float(wrong), ROUNDING, number=8))
     return facts
 
@@ -382,15 +527,25 @@ def _kl_facts(distance: dict[str, np.ndarray]) -> list[Fact]:
     source = "Tang & Munos 2025; derived"
     facts = [
         Fact.exact(
-            f"{name}: E[gradient] is ∇KL of whole answers (largest relative difference)", source, distance[name].max(), 0.0, number=20
+            f"{name}: E[gradient] is ∇KL of whole answers (largest relative difference)",
+            source,
+            distance[name].max(),
+            0.0,
+            number=20,
         )
         for name in ("k1 in the reward", "k2 of the sequence", "k3 of the sequence")
     ]
     apart = max(float(np.abs(distance[name] - distance["k2"]).max()) for name in TOKEN_KL)
-    text = "Token by token k2, ρ·k1, ρ·k3 and the exact KL are equally far from it (largest difference of relative errors)"
+    text = (
+        "Token by token k2, ρ·k1, ρ·k3 and the exact KL are equally far from it (largest difference"
+        " of relative errors)"
+    )
     facts.append(Fact.exact(text, source, apart, 0.0, number=20))
     for name, which in (("k2", "∇KL(π‖ref)"), ("k3", "∇KL(ref‖π)")):
-        text = f"{name} token by token misses {which} of whole answers: mean relative error over prompts and updates is above 0"
+        text = (
+            f"{name} token by token misses {which} of whole answers: mean relative error over"
+            " prompts and updates is above 0"
+        )
         facts.append(Fact.above(text, source, float(distance[name].mean()), ROUNDING, number=20))
     return facts
 
@@ -399,8 +554,9 @@ def _kl_facts(distance: dict[str, np.ndarray]) -> list[Fact]:
 
 
 CAPTION = (
-    "Every completion of a nano transformer is listed, nothing is sampled. Its bandit has a logit of its own for each completion. "
-    "Below: points near 1e-15 are exact up to rounding, and what is exactly 0 stands at 1e-16."
+    "Every completion of a nano transformer is listed, nothing is sampled. Its bandit has a logit"
+    " of its own for each completion. Below: points near 1e-15 are exact up to rounding, and what"
+    " is exactly 0 stands at 1e-16."
 )
 FLOOR = 1e-16  # what is exactly 0 is drawn here
 TOKEN, SEQUENCE, FORWARD = "#b8320f", "#00875f", "#5566aa"
@@ -409,23 +565,45 @@ WHO = (("transformer", "full"), ("bandit", "none"))
 
 
 def plot(result: Result) -> Figure:
-    """Above a row per rung: bias, angle and spread. Below: token against sequence for the ratio and the KL, and w_G(p)."""
+    """Above a row per rung: bias, angle and spread.
+
+    Below: token against sequence for the ratio and the KL, and w_G(p).
+    """
     from matplotlib.lines import Line2D
 
     names = list(result.settings["rungs"])
     above = 1.2 + 0.42 * len(names)
-    figure, panels = figures.new_figure(2, 3, width=14.5, height=above + 5.8, height_ratios=[above, 4.6])
+    figure, panels = figures.new_figure(
+        2, 3, width=14.5, height=above + 5.8, height_ratios=[above, 4.6]
+    )
     _rungs(result, panels[:3], names)
     _ratio(result, panels[3])
     _kl(result, panels[4])
     _weight(result, panels[5])
-    called = {"on policy": "on policy", "stale": f"after {result.settings['stale']} updates on its rollout"}
+    called = {
+        "on policy": "on policy",
+        "stale": f"after {result.settings['stale']} updates on its rollout",
+    }
     handles = [
-        Line2D([], [], linestyle="none", color="#444444", markersize=8, marker=marker, fillstyle=fill, label=f"{who}, {called[case]}")  # type: ignore[arg-type]
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            color="#444444",
+            markersize=8,
+            marker=marker,
+            fillstyle=fill,  # type: ignore[arg-type]
+            label=f"{who}, {called[case]}",
+        )
         for case, marker in CASES
         for who, fill in WHO
     ]
-    closed = [line for ax in panels[:3] for line in ax.get_lines() if str(line.get_label()).startswith("closed form")]
+    closed = [
+        line
+        for ax in panels[:3]
+        for line in ax.get_lines()
+        if str(line.get_label()).startswith("closed form")
+    ]
     figure.legend(handles=[*handles, *closed], loc="outside upper center", ncols=3, frameon=False)
     return figure
 
@@ -445,15 +623,35 @@ def _rungs(result: Result, panels: list[Axes], names: list[str]) -> None:
         ax.set_ylim(len(names) - 0.4, -0.6)
     figures.expectation(panels[0], x=1 / group, label=f"closed form 1/G = 1/{group}")
     if "reinforce" in names:
-        figures.expectation(panels[2], -0.3, math.sqrt((1 - p) / (p * group)), marker="D", label="closed form √((1−p)/(pG))")
-    figures.describe(panels[0], f"{result.series['question']} how far off on average", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "")
+        figures.expectation(
+            panels[2],
+            -0.3,
+            math.sqrt((1 - p) / (p * group)),
+            marker="D",
+            label="closed form √((1−p)/(pG))",
+        )
+    figures.describe(
+        panels[0], f"{result.series['question']} how far off on average", "‖E[ĝ] − ∇J‖ / ‖∇J‖", ""
+    )
     figures.describe(panels[1], "which way on average", "angle between E[ĝ] and ∇J, degrees", "")
-    figures.describe(panels[2], f"how noisy one group is (G = {group})", "standard deviation of ĝ / ‖∇J‖", "")
+    figures.describe(
+        panels[2], f"how noisy one group is (G = {group})", "standard deviation of ĝ / ‖∇J‖", ""
+    )
 
 
-def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, marker: str = "o") -> None:
+def _scatter(
+    ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, marker: str = "o"
+) -> None:
     """A point for each prompt and number of updates."""
-    ax.plot(x.ravel(), np.maximum(y, FLOOR).ravel(), linestyle="none", marker=marker, color=colour, markersize=5.5, label=label)
+    ax.plot(
+        x.ravel(),
+        np.maximum(y, FLOOR).ravel(),
+        linestyle="none",
+        marker=marker,
+        color=colour,
+        markersize=5.5,
+        label=label,
+    )
 
 
 def _log_log(ax: Axes, title: str, y: str, x: str) -> None:
@@ -467,17 +665,43 @@ def _log_log(ax: Axes, title: str, y: str, x: str) -> None:
 def _ratio(result: Result, ax: Axes) -> None:
     kl = result.array("distance", "kl")
     _scatter(ax, kl, result.array("distance", "token"), TOKEN, "a ratio per token")
-    _scatter(ax, kl, result.array("distance", "sequence"), SEQUENCE, "the sequence's ratio, as on the bandit", "^")
-    _log_log(ax, "the ratio, as samples grow stale", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "KL(π‖π_old) of whole answers, nats")
+    _scatter(
+        ax,
+        kl,
+        result.array("distance", "sequence"),
+        SEQUENCE,
+        "the sequence's ratio, as on the bandit",
+        "^",
+    )
+    _log_log(
+        ax,
+        "the ratio, as samples grow stale",
+        "‖E[ĝ] − ∇J‖ / ‖∇J‖",
+        "KL(π‖π_old) of whole answers, nats",
+    )
 
 
 def _kl(result: Result, ax: Axes) -> None:
     kl = result.array("distance", "kl")
     _scatter(ax, kl, result.array("distance", "k3"), FORWARD, "k3 per token, for ∇KL(ref‖π)", "s")
     _scatter(ax, kl, result.array("distance", "k2"), TOKEN, "k2, ρ·k1, ρ·k3, exact KL per token")
-    _scatter(ax, kl, result.array("distance", "k2 of the sequence"), SEQUENCE, "k2 of the sequence, as on the bandit", "^")
-    _scatter(ax, kl, result.array("distance", "k1 in the reward"), "#222222", "k1 in the reward", "v")
-    _log_log(ax, "the KL, away from the reference", "‖E[gradient] − ∇KL‖ / ‖∇KL‖", "KL(π‖ref) of whole answers, nats")
+    _scatter(
+        ax,
+        kl,
+        result.array("distance", "k2 of the sequence"),
+        SEQUENCE,
+        "k2 of the sequence, as on the bandit",
+        "^",
+    )
+    _scatter(
+        ax, kl, result.array("distance", "k1 in the reward"), "#222222", "k1 in the reward", "v"
+    )
+    _log_log(
+        ax,
+        "the KL, away from the reference",
+        "‖E[gradient] − ∇KL‖ / ‖∇KL‖",
+        "KL(π‖ref) of whole answers, nats",
+    )
 
 
 def _weight(result: Result, ax: Axes) -> None:
@@ -485,17 +709,36 @@ def _weight(result: Result, ax: Axes) -> None:
     p, line = result.array("weight", "p"), torch.linspace(0.0, 1.0, 201, dtype=torch.float64)
     curves = []
     for i, (group, colour) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
-        curve = figures.expectation(ax, group_std_weight(line, group, eps=eps).numpy(), line.numpy(), label=f"G = {group}")
+        curve = figures.expectation(
+            ax, group_std_weight(line, group, eps=eps).numpy(), line.numpy(), label=f"G = {group}"
+        )
         curve.set_color(colour)
         curves.append(curve)
         ax.plot(p, result.array("weight", "sum")[:, i], "o", color=colour, markersize=7)
-    mean, degrees, group = result.array("weight", "mean"), result.array("weight", "angle"), result.settings["group"]
+    mean, degrees, group = (
+        result.array("weight", "mean"),
+        result.array("weight", "angle"),
+        result.settings["group"],
+    )
     right = int(result.array("weight", "right")[0])
     label = f"with 1/|o|, × {right}, G = {group}; angle to ∇p"
     [crosses] = ax.plot(p, mean, "x", color=TOKEN, markersize=7, markeredgewidth=1.8, label=label)
     for x, y, turned in zip(p, mean, degrees, strict=True):
-        ax.annotate(f"{turned:.1f}°", (x, y), xytext=(0, -21), textcoords="offset points", ha="center", color=TOKEN, fontsize=10)
-    figures.describe(ax, "dividing by the std: E[ĝ] = w_G(p) ∇p", "success probability p of the prompt", "E[ĝ]·∇p / ‖∇p‖²")
+        ax.annotate(
+            f"{turned:.1f}°",
+            (x, y),
+            xytext=(0, -21),
+            textcoords="offset points",
+            ha="center",
+            color=TOKEN,
+            fontsize=10,
+        )
+    figures.describe(
+        ax,
+        "dividing by the std: E[ĝ] = w_G(p) ∇p",
+        "success probability p of the prompt",
+        "E[ĝ]·∇p / ‖∇p‖²",
+    )
     ax.set_ylim(top=3.0)
     ax.legend(handles=[crosses], frameon=False, loc="upper center")
     figures.label_ends(ax, curves)

@@ -1,13 +1,20 @@
-"""A critic or a group? PPO with a learned value of every token, on the policy's trunk or as a network of its own, against the group mean.
+"""A critic or a group?
 
-Both answer the same question, how well this policy does on this prompt: the critic by what it has learned, the group by the other
-answers to the same prompt. Everything else is equal: clip, samples, updates, warm start. On these sums the exact value is known:
-only one answer is right, so the value of a prefix is the probability of the rest of that answer, or 0 where the prefix is wrong.
-The critic starts from the weights of the warm start, with a value head of zeros.
+PPO with a learned value of every token, on the policy's trunk or as a network of its own, against
+the group mean.
 
-    accuracy   held-out, by GAE's λ: with λ = 1 the critic is only a baseline; with less the policy learns from its guesses
-    values     root mean squared error against the exact ones, beside the error of a mean of G answers, √(E[p(1−p)]/G)
-    price      parameters, memory for weights, gradients and Adam's two moments, and the time of a step
+Both answer the same question, how well this policy does on this prompt: the critic by what it has
+learned, the group by the other answers to the same prompt. Everything else is equal: clip, samples,
+updates, warm start. On these sums the exact value is known: only one answer is right, so the value
+of a prefix is the probability of the rest of that answer, or 0 where the prefix is wrong. The
+critic starts from the weights of the warm start, with a value head of zeros.
+
+    accuracy   held-out, by GAE's λ: with λ = 1 the critic is only a baseline; with less the policy
+               learns from its guesses
+    values     root mean squared error against the exact ones, beside the error of a mean of G
+               answers, √(E[p(1−p)]/G)
+    price      parameters, memory for weights, gradients and Adam's two moments, and the time of a
+               step
 """
 
 from __future__ import annotations
@@ -41,7 +48,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "PPO's critic against the group mean: accuracy by λ, how good the values are, and what they cost"
+TITLE = (
+    "PPO's critic against the group mean: accuracy by λ, how good the values are, and what they"
+    " cost"
+)
 FIGURE = "tinylm_critic"
 EXPECTED_SECONDS = 240.0
 PLACES = ("own", "shared")
@@ -52,7 +62,9 @@ WORDS = {"own": "own network", "shared": "shared trunk"}
 
 @dataclass(frozen=True)
 class Settings(Budget):
-    """The critics, and the group they are compared with; both see the same number of completions."""
+    """The critics, and the group they are compared with; both see the same number of
+    completions.
+    """
 
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.95, 1.0)  # of GAE
     rung: str = "group_mean"  # what the critic is compared with
@@ -70,8 +82,18 @@ class Settings(Budget):
         require(len(self.lambdas) > 0, "lambdas", self.lambdas, "numbers from 0 to 1")
         for number in self.lambdas:
             require(0 <= number <= 1, "lambdas", number, "numbers from 0 to 1")
-        require(not uses_critic(ladder.get(self.rung).estimator), "rung", self.rung, "one without a critic")
-        require(len(self.rates) > 0 and min(self.rates, default=0) > 0, "rates", self.rates, "numbers > 0")
+        require(
+            not uses_critic(ladder.get(self.rung).estimator),
+            "rung",
+            self.rung,
+            "one without a critic",
+        )
+        require(
+            len(self.rates) > 0 and min(self.rates, default=0) > 0,
+            "rates",
+            self.rates,
+            "numbers > 0",
+        )
         require(self.group > 1, "group", self.group, "at least 2")
         require(self.samples > 1, "samples", self.samples, "at least 2")
         require(self.timed > 0, "timed", self.timed, "a whole number > 0")
@@ -84,7 +106,8 @@ SETTINGS = Settings()
 
 
 def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
-    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer will be right.
+    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer
+    will be right.
 
     question [*runs, Q] or [Q], tokens [*runs, Q, G, T]. It is 0 behind a wrong token.
     """
@@ -94,10 +117,14 @@ def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tenso
 
 
 def errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token), and of all later tokens'."""
+    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token),
+    and of all later tokens'.
+    """
     square = (value - exact).double().square()
     later = mask[..., 1:]
-    return square[..., 0].mean((-2, -1)), (square[..., 1:] * later).sum((-3, -2, -1)) / later.sum((-3, -2, -1)).clamp(min=1)
+    return square[..., 0].mean((-2, -1)), (square[..., 1:] * later).sum((-3, -2, -1)) / later.sum(
+        (-3, -2, -1)
+    ).clamp(min=1)
 
 
 class Watched(LanguageModel):
@@ -106,27 +133,42 @@ class Watched(LanguageModel):
     found: dict[str, Tensor]
 
     def sample(self, noise: Noise) -> Rollout:
-        """New completions; and how far the values they come with are from the exact ones, of the same policy."""
+        """New completions; and how far the values they come with are from the exact ones, of the
+        same policy.
+        """
         rollout = super().sample(noise)
-        exact = exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
+        exact = exact_values(
+            self.model, self.task, rollout.data["question"], rollout.data["tokens"]
+        )
         p = exact[..., 0, 0].double()  # every answer of a group starts from the same state
-        self.found = {"p": p.mean(-1), "p_variance": p.var(-1), "sampling_variance": (p * (1 - p)).mean(-1)}
+        self.found = {
+            "p": p.mean(-1),
+            "p_variance": p.var(-1),
+            "sampling_variance": (p * (1 - p)).mean(-1),
+        }
         if rollout.value is not None:
-            self.found["prompt_error"], self.found["token_error"] = errors(rollout.value, exact, rollout.mask)
+            self.found["prompt_error"], self.found["token_error"] = errors(
+                rollout.value, exact, rollout.mask
+            )
         return rollout
 
     def metrics(self) -> dict[str, Tensor]:
-        """Mean squared errors of the last rollout's values; and p's mean, its variance over prompts, and the mean of p(1 − p)."""
+        """Mean squared errors of the last rollout's values; and p's mean, its variance over
+        prompts, and the mean of p(1 − p).
+        """
         return self.found
 
 
 def group_mean_error(p: Tensor, group: int) -> Tensor:
-    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over questions p [..., Q]. eq:group-mean-error"""
+    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over
+    questions p [..., Q]. eq:group-mean-error
+    """
     return ((p * (1 - p)).mean(-1) / group).sqrt()
 
 
 def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[str, Any]:
-    """The values of the trained critic on held-out questions, per seed: root mean squared errors, and p's own spread.
+    """The values of the trained critic on held-out questions, per seed: root mean squared errors,
+    and p's own spread.
 
     Beside them "group", what the mean of G answers would be off by.
     """
@@ -151,10 +193,14 @@ def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[s
 
 
 def check(curves: Curves, start: Start, settings: Settings) -> dict[str, float]:
-    """Exact values against many samples of each held-out question: both means, and the samples' standard error given the values."""
+    """Exact values against many samples of each held-out question: both means, and the samples'
+    standard error given the values.
+    """
     model, rows = curves.model, judged(start, settings)
     noise = Noise(model.runs, 13_000 + settings.seed, device=settings.device)
-    sampled = accuracy(model, start.task, noise, questions=rows, samples=settings.samples, batch=64)[0].double()
+    sampled = accuracy(
+        model, start.task, noise, questions=rows, samples=settings.samples, batch=64
+    )[0].double()
     p = right_to_go(model, start.task, rows)[0, ..., 0].double()
     error = (p * (1 - p) / settings.samples).sum().sqrt() / p.numel()
     return {
@@ -182,32 +228,56 @@ def with_lambda(number: float) -> Estimator:
 def run(settings: Settings, progress: Progress) -> Result:
     """The group, and each critic at each λ, from one warm start; then what each costs."""
     start = warm_start(settings, progress)
-    group = _train(ladder.get(settings.rung).estimator, settings, start, progress, text=settings.rung)
-    series: dict[str, Any] = {"start": start.accuracy, "group": summary(group, settings), "check": check(group, start, settings)}
+    group = _train(
+        ladder.get(settings.rung).estimator, settings, start, progress, text=settings.rung
+    )
+    series: dict[str, Any] = {
+        "start": start.accuracy,
+        "group": summary(group, settings),
+        "check": check(group, start, settings),
+    }
     for place in PLACES:
         series[place] = {}
         for number in progress(settings.lambdas, f"λ, {WORDS[place]}"):
-            curves = _train(with_lambda(number), settings, start, progress, place, f"λ = {number:g}")
+            curves = _train(
+                with_lambda(number), settings, start, progress, place, f"λ = {number:g}"
+            )
             kept = summary(curves, settings)
-            series[place][f"{number:g}"] = kept | {"values": judge(curves, kept["best"], start, settings)}
+            series[place][f"{number:g}"] = kept | {
+                "values": judge(curves, kept["best"], start, settings)
+            }
     series["price"] = price(settings, start, progress)
     caption = (
-        f"{settings.prompts} prompts × {settings.group} completions per rollout for all, {settings.epochs} updates, each at its best"
-        f" learning rate. Gain of each seed over its own warm start: mean of {settings.seeds} seeds and its 95 % interval (Student's t). "
-        "Times are ratios within one run."
+        f"{settings.prompts} prompts × {settings.group} completions per rollout for all,"
+        f" {settings.epochs} updates, each at its best learning rate. Gain of each seed over its"
+        f" own warm start: mean of {settings.seeds} seeds and its 95 % interval (Student's t)."
+        " Times are ratios within one run."
     )
     return Result(series=series, facts=_facts(settings, series), caption=caption)
 
 
-def _train(estimator: Estimator, settings: Settings, start: Start, progress: Progress, place: str = "own", text: str = "") -> Curves:
-    return train(estimator, settings, start, settings.rates, progress, critic=place, asks=Watched, text=text)
+def _train(
+    estimator: Estimator,
+    settings: Settings,
+    start: Start,
+    progress: Progress,
+    place: str = "own",
+    text: str = "",
+) -> Curves:
+    return train(
+        estimator, settings, start, settings.rates, progress, critic=place, asks=Watched, text=text
+    )
 
 
 def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
-    """At the best learning rate: accuracy and errors of the values along the way, seeds [S] last where they are kept apart."""
+    """At the best learning rate: accuracy and errors of the values along the way, seeds [S] last
+    where they are kept apart.
+    """
     final = curves.values["accuracy"][-1]  # [L, S]
     best = int(final.mean(-1).argmax())
-    gain = curves.values["accuracy"][:, best] - curves.values["accuracy"][0, best]  # [logs, S], seed by seed
+    gain = (
+        curves.values["accuracy"][:, best] - curves.values["accuracy"][0, best]
+    )  # [logs, S], seed by seed
     way, half = interval(gain)
     kept: dict[str, Any] = {
         "samples": [step * settings.prompts * settings.group for step in curves.steps],
@@ -219,7 +289,9 @@ def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
         "gain": way,
         "gain_half": half,
         "spread": curves.values["p_variance"][1:, best].mean(-1).sqrt(),
-        "group_error": (curves.values["sampling_variance"][1:, best].mean(-1) / settings.group).sqrt(),
+        "group_error": (
+            (curves.values["sampling_variance"][1:, best].mean(-1) / settings.group).sqrt()
+        ),
     }
     for name in ("prompt_error", "token_error"):
         if name in curves.values:
@@ -228,10 +300,14 @@ def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
 
 
 def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any]:
-    """Of the group and both critics: parameters and their memory per model, seconds of a step (the best of several rounds, taken in
-    turn), and on a GPU the peak memory of a step of all models, in bytes."""
+    """Of the group and both critics: parameters and their memory per model, seconds of a step (the
+    best of several rounds, taken in turn), and on a GPU the peak memory of a step of all models, in
+    bytes.
+    """
     budget = replace(settings, rollouts=3, log_every=3, judged=1)
-    cases = {"group": (ladder.get(settings.rung).estimator, "own")} | {place: (ladder.ppo, place) for place in PLACES}
+    cases = {"group": (ladder.get(settings.rung).estimator, "own")} | {
+        place: (ladder.ppo, place) for place in PLACES
+    }
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     found: dict[str, Any] = {"parameters": {}, "bytes": {}, "peak": {}}
     on_gpu = settings.device.startswith("cuda")
@@ -249,19 +325,22 @@ def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any
 
 
 def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
-    """The exact values against samples; the price; and, where they differ by more than their error, critics and group."""
+    """The exact values against samples; the price; and, where they differ by more than their error,
+    critics and group.
+    """
     checked, cost = series["check"], series["price"]["parameters"]
     facts = [
         Fact.simulated(
-            "The probability of the one right answer is a prompt's value: its mean over held-out sums against the share of "
-            f"{settings.samples} sampled answers each that are right",
+            "The probability of the one right answer is a prompt's value: its mean over held-out"
+            f" sums against the share of {settings.samples} sampled answers each that are right",
             "this course",
             checked["sampled"],
             checked["error"],
             checked["exact"],
         ),
         Fact.exact(
-            "A critic of its own doubles the parameters: twice the policy's and a value head, one number per hidden state's entry",
+            "A critic of its own doubles the parameters: twice the policy's and a value head, one"
+            " number per hidden state's entry",
             "Shao et al. 2024 (DeepSeekMath, 2402.03300), §4.1.1",
             cost["own"],
             2 * cost["group"] + settings.width,
@@ -275,33 +354,60 @@ def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
     ]
     last, first = f"{max(settings.lambdas):g}", f"{min(settings.lambdas):g}"
     if settings.seeds > 1:
-        apart = [torch.as_tensor(series[place][last]["values"]["prompt"]) for place in ("shared", "own")]
-        claim = f"On held-out prompts the values' root mean squared error of a shared trunk is {{}} that of an own network (λ = {last})"
+        apart = [
+            torch.as_tensor(series[place][last]["values"]["prompt"]) for place in ("shared", "own")
+        ]
+        claim = (
+            "On held-out prompts the values' root mean squared error of a shared trunk is {}"
+            f" that of an own network (λ = {last})"
+        )
         facts += _difference(claim, apart[0] - apart[1], settings)
         for place in PLACES:
             found = series[place][last]
-            guesses = torch.as_tensor(series[place][first]["final_seeds"]) - torch.as_tensor(found["final_seeds"])
-            claim = f"PPO with λ = {first} ({WORDS[place]}) ends {{}} λ = {last} in held-out accuracy, each at its best rate"
-            facts += _difference(claim, guesses, settings)
-            accuracies = torch.as_tensor(found["final_seeds"]) - torch.as_tensor(series["group"]["final_seeds"])
-            claim = f"PPO with a critic ({WORDS[place]}, λ = {last}) ends {{}} the group mean in held-out accuracy, each at its best rate"
-            facts += _difference(claim, accuracies, settings)
-            values = torch.as_tensor(found["values"]["prompt"]) - torch.as_tensor(found["values"]["group"])
+            guesses = torch.as_tensor(series[place][first]["final_seeds"]) - torch.as_tensor(
+                found["final_seeds"]
+            )
             claim = (
-                f"On held-out prompts the critic's root mean squared error ({WORDS[place]}, λ = {last}) is {{}} that of a mean of "
-                f"{settings.group} answers"
+                f"PPO with λ = {first} ({WORDS[place]}) ends {{}} λ = {last} in held-out accuracy,"
+                " each at its best rate"
+            )
+            facts += _difference(claim, guesses, settings)
+            accuracies = torch.as_tensor(found["final_seeds"]) - torch.as_tensor(
+                series["group"]["final_seeds"]
+            )
+            claim = (
+                f"PPO with a critic ({WORDS[place]}, λ = {last}) ends {{}} the group mean in"
+                " held-out accuracy, each at its best rate"
+            )
+            facts += _difference(claim, accuracies, settings)
+            values = torch.as_tensor(found["values"]["prompt"]) - torch.as_tensor(
+                found["values"]["group"]
+            )
+            claim = (
+                f"On held-out prompts the critic's root mean squared error ({WORDS[place]}, λ ="
+                f" {last}) is {{}} that of a mean of {settings.group} answers"
             )
             facts += _difference(claim, values, settings)
     return facts
 
 
 def _difference(claim: str, difference: Tensor, settings: Settings) -> list[Fact]:
-    """A fact if the seeds' mean difference [S] is more than four standard errors from 0; none otherwise."""
+    """A fact if the seeds' mean difference [S] is more than four standard errors from 0; none
+    otherwise.
+    """
     mean, error = float(difference.mean()), float(difference.std()) / settings.seeds**0.5
     if not abs(mean) > 4 * error:
         return []
     word, relation = ("above", Fact.above) if mean > 0 else ("below", Fact.below)
-    return [relation(f"{claim.format(word)} (difference, {settings.seeds} seeds)", "this course", mean, 0.0, error)]
+    return [
+        relation(
+            f"{claim.format(word)} (difference, {settings.seeds} seeds)",
+            "this course",
+            mean,
+            0.0,
+            error,
+        )
+    ]
 
 
 # ---------------------------------------------------------------- figure
@@ -319,12 +425,23 @@ def plot(result: Result) -> Figure:
 
 
 def _draw_way(ax: Axes, result: Result, last: str) -> None:
-    cases = {"group mean": ("group",)} | {f"{WORDS[place]}, λ = {last}": (place, last) for place in PLACES}
+    cases = {"group mean": ("group",)} | {
+        f"{WORDS[place]}, λ = {last}": (place, last) for place in PLACES
+    }
     for label, keys in cases.items():
         x, y, half = (result.array(*keys, name) for name in ("samples", "gain", "gain_half"))
-        line = {"color": COLOURS[keys[0]], "linestyle": "-"} if keys[0] in COLOURS else figures.style_of(result.settings["rung"])
+        line = (
+            {"color": COLOURS[keys[0]], "linestyle": "-"}
+            if keys[0] in COLOURS
+            else figures.style_of(result.settings["rung"])
+        )
         figures.band(ax, x, y, half, label=label, **line)
-    figures.describe(ax, "The same samples: a critic or a group", "completions", "held-out accuracy, above the warm start")
+    figures.describe(
+        ax,
+        "The same samples: a critic or a group",
+        "completions",
+        "held-out accuracy, above the warm start",
+    )
     figures.label_ends(ax)
 
 
@@ -335,13 +452,19 @@ def _draw_end(ax: Axes, result: Result) -> None:
     ax.axhspan(group - half, group + half, color=colour, alpha=0.15, linewidth=0)
     ax.axhline(group, color=colour, linewidth=2, label="group mean")
     for aside, place in zip((-0.06, 0.06), PLACES, strict=True):
-        y, error = ([float(result.array(place, name, what)[-1]) for name in names] for what in ("gain", "gain_half"))
+        y, error = (
+            [float(result.array(place, name, what)[-1]) for name in names]
+            for what in ("gain", "gain_half")
+        )
         x = [i + aside for i in range(len(names))]
         ax.errorbar(x, y, error, marker="o", capsize=3, color=COLOURS[place], label=WORDS[place])
     ax.set_xticks(range(len(names)), names)
     ax.margins(x=0.1)
     figures.describe(
-        ax, "How far to trust the critic's guesses", "λ of GAE (0: one token ahead, 1: the outcome)", "final gain over the warm start"
+        ax,
+        "How far to trust the critic's guesses",
+        "λ of GAE (0: one token ahead, 1: the outcome)",
+        "final gain over the warm start",
     )
     ax.legend(frameon=False, loc="lower right")
 
@@ -349,17 +472,44 @@ def _draw_end(ax: Axes, result: Result) -> None:
 def _draw_values(ax: Axes, result: Result, last: str) -> None:
     for place in PLACES:
         x = result.array(place, last, "samples")[1:]
-        for name, dashes, what in (("prompt_error", "-", "prompt"), ("token_error", figures.DOT, "later tokens")):
+        for name, dashes, what in (
+            ("prompt_error", "-", "prompt"),
+            ("token_error", figures.DOT, "later tokens"),
+        ):
             label = f"{WORDS[place]}, {what}"
-            figures.band(ax, x, result.array(place, last, name), label=label, color=COLOURS[place], linestyle=dashes)
+            figures.band(
+                ax,
+                x,
+                result.array(place, last, name),
+                label=label,
+                color=COLOURS[place],
+                linestyle=dashes,
+            )
     colour = figures.style_of(result.settings["rung"])["color"]
     x = result.array("group", "samples")[1:]
     figures.band(
-        ax, x, result.array("group", "group_error"), label=f"mean of {result.settings['group']} answers", color=colour, linestyle="-"
+        ax,
+        x,
+        result.array("group", "group_error"),
+        label=f"mean of {result.settings['group']} answers",
+        color=colour,
+        linestyle="-",
     )
-    figures.band(ax, x, result.array("group", "spread"), label="one number for all", color="#777777", linestyle=figures.DASH)
+    figures.band(
+        ax,
+        x,
+        result.array("group", "spread"),
+        label="one number for all",
+        color="#777777",
+        linestyle=figures.DASH,
+    )
     ax.set_ylim(bottom=0)
-    figures.describe(ax, f"How far the values are off (λ = {last})", "completions", "RMS error against the exact value")
+    figures.describe(
+        ax,
+        f"How far the values are off (λ = {last})",
+        "completions",
+        "RMS error against the exact value",
+    )
     figures.label_ends(ax)
 
 
@@ -369,11 +519,22 @@ def _draw_price(ax: Axes, result: Result) -> None:
     for i, (case, colour) in enumerate(colours.items()):
         cost = {kind: float(result.array("price", kind, case)) for kind in units}
         ratios = {kind: cost[kind] / float(result.array("price", kind, "group")) for kind in units}
-        bars = ax.bar([k + 0.26 * (i - 1) for k in range(len(units))], list(ratios.values()), 0.24, color=colour)
-        words = [word.format(scale * cost[kind]) if word else f"{ratios[kind]:.2f}" for kind, (scale, word) in units.items()]
+        bars = ax.bar(
+            [k + 0.26 * (i - 1) for k in range(len(units))],
+            list(ratios.values()),
+            0.24,
+            color=colour,
+        )
+        words = [
+            word.format(scale * cost[kind]) if word else f"{ratios[kind]:.2f}"
+            for kind, (scale, word) in units.items()
+        ]
         ax.bar_label(bars, words, padding=2, fontsize=10)
         bars.set_label(WORDS.get(case, "group mean"))
-    ax.set_xticks(range(len(units)), ["parameters,\nthousands", "weights, gradients,\nAdam, in MB", "time of a step,\nratio"])
+    ax.set_xticks(
+        range(len(units)),
+        ["parameters,\nthousands", "weights, gradients,\nAdam, in MB", "time of a step,\nratio"],
+    )
     ax.set_ylim(0, 2.8)
     figures.describe(ax, "What it costs", "", "relative to the group mean")
     ax.legend(frameon=False, loc="upper left", ncols=3, columnspacing=1.0, handlelength=1.2)

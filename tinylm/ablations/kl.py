@@ -1,15 +1,19 @@
 """The KL anchor on a language model: what it holds, what it costs, and what it buys.
 
-A small transformer is warm-started on addition AND subtraction; reinforcement learning then rewards sums alone. GRPO is trained
-with each estimator of the KL at each place (k1, k2, k3 in the loss, k3 times the ratio, k1 in the reward, the exact KL of every
-token) and each β. What to look for:
+A small transformer is warm-started on addition AND subtraction; reinforcement learning then rewards
+sums alone. GRPO is trained with each estimator of the KL at each place (k1, k2, k3 in the loss, k3
+times the ratio, k1 in the reward, the exact KL of every token) and each β. What to look for:
 
     the distance really travelled from the reference, which is what β is meant to set
-    k1 in the loss: on policy its gradient has mean 0, so it holds nothing. From the second update of a rollout on it is worse: to
-      descend β·E_old[log π] is to ascend β·KL(π_old‖π), so it drives the policy away from what it has just sampled
+    k1 in the loss: on policy its gradient has mean 0, so it holds nothing. From the second update
+    of a rollout on it is worse: to
+      descend β·E_old[log π] is to ascend β·KL(π_old‖π), so it drives the policy away from what it
+      has just sampled
     sums, which are rewarded: here an anchor that is not too strong costs them nothing
-    differences, which nobody asks for any more: a part of them is lost on the way (the dotted line is the warm start), and anchors
-      keep some of it; what is beyond the scatter of the seeds stands among the facts, the rest does not
+    differences, which nobody asks for any more: a part of them is lost on the way (the dotted line
+    is the warm start), and anchors
+      keep some of it; what is beyond the scatter of the seeds stands among the facts, the rest does
+      not
 """
 
 from __future__ import annotations
@@ -41,13 +45,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-TITLE = "the KL anchor: β × estimator × place, against the distance really travelled and what it does to another skill"
+TITLE = (
+    "the KL anchor: β × estimator × place, against the distance really travelled and what it does"
+    " to another skill"
+)
 FIGURE = "tinylm_kl"
 EXPECTED_SECONDS = 350.0
 SEEN = "measured here"
 TRAINED, KEPT = "addition", "subtraction"  # rewarded, and not
 LOOSE = "k1 in the loss"
-ANCHORS = ("k2 in the loss", "k3 in the loss", "ρ·k3 in the loss", "exact in the loss")  # with the gradient of a KL, in the loss
+ANCHORS = (
+    "k2 in the loss",
+    "k3 in the loss",
+    "ρ·k3 in the loss",
+    "exact in the loss",
+)  # with the gradient of a KL, in the loss
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,9 @@ SHOWN = ("accuracy", KEPT, "kl_start", "silent_groups")
 
 
 def two_skills(digits: int) -> tuple[Task, Task, Tensor]:
-    """Both tasks as one table, to warm-start on; the same table with sums alone to train on and to judge; held-out differences' rows."""
+    """Both tasks as one table, to warm-start on; the same table with sums alone to train on and to
+    judge; held-out differences' rows.
+    """
     first, second = (tasks.make(TaskSettings(name=name, digits=digits)) for name in (TRAINED, KEPT))
     count = len(first.prompt)
     whole = replace(
@@ -116,7 +130,11 @@ def two_skills(digits: int) -> tuple[Task, Task, Tensor]:
         train=torch.cat([first.train, second.train + count]),
         held_out=torch.cat([first.held_out, second.held_out + count]),
     )
-    return whole, replace(whole, train=first.train, held_out=first.held_out), second.held_out + count
+    return (
+        whole,
+        replace(whole, train=first.train, held_out=first.held_out),
+        second.held_out + count,
+    )
 
 
 def ends(curves: Curves) -> dict[str, Any]:
@@ -128,47 +146,88 @@ def ends(curves: Curves) -> dict[str, Any]:
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """One warm start; then one training without KL, and one for each penalty and β, all seeds at once."""
+    """One warm start; then one training without KL, and one for each penalty and β, all seeds at
+    once.
+    """
     both, sums, others = two_skills(settings.digits)
     start = warm_start(settings, progress, task=both)
     start = replace(start, task=sums.to(settings.device))
-    others = others[:: max(1, len(others) // settings.judged)][: settings.judged].to(settings.device)
+    others = others[:: max(1, len(others) // settings.judged)][: settings.judged].to(
+        settings.device
+    )
     base = ladder.get("length_mean").estimator  # GRPO less its KL
 
     def trained(estimator: Estimator, text: str) -> Curves:
-        return train(estimator, settings, start, (settings.rate,), progress, also={KEPT: others}, text=text)
+        return train(
+            estimator, settings, start, (settings.rate,), progress, also={KEPT: others}, text=text
+        )
 
     free = trained(base, "no KL")
     found: dict[str, dict[str, Any]] = {}
     for name in progress(settings.penalties, "penalties"):
-        every = [ends(trained(swap(base, kl=PENALTIES[name].at(beta)), f"{name}, β = {beta:g}")) for beta in settings.betas]
-        found[name] = {key: torch.stack([torch.as_tensor(one[key]) for one in every]) for key in every[0]}
+        every = [
+            ends(trained(swap(base, kl=PENALTIES[name].at(beta)), f"{name}, β = {beta:g}"))
+            for beta in settings.betas
+        ]
+        found[name] = {
+            key: torch.stack([torch.as_tensor(one[key]) for one in every]) for key in every[0]
+        }
     none = ends(free)
     before = {name: free.values[name][0, 0] for name in ("accuracy", KEPT)}
-    series = {"none": none, "penalties": found, "start": {name: value.mean() for name, value in before.items()}, "sampled": start.accuracy}
+    series = {
+        "none": none,
+        "penalties": found,
+        "start": {name: value.mean() for name, value in before.items()},
+        "sampled": start.accuracy,
+    }
     return Result(series=series, facts=_facts(settings, found, none, before), caption=CAPTION)
 
 
-def _facts(s: Settings, found: Mapping[str, Mapping[str, Tensor]], none: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[Fact]:
+def _facts(
+    s: Settings,
+    found: Mapping[str, Mapping[str, Tensor]],
+    none: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+) -> list[Fact]:
     """Differences seed by seed (same warm start, same questions), with their standard errors."""
     facts: list[Fact] = []
     most = f"With β = {s.betas[-1]:g}"
 
-    def compare(claim: str, difference: Tensor, above: bool = False, open_question: bool = False) -> None:
+    def compare(
+        claim: str, difference: Tensor, above: bool = False, open_question: bool = False
+    ) -> None:
         mean, error = mean_error(difference)
         fact = (Fact.above if above else Fact.below)(claim, SEEN, mean, 0.0, error)
         if fact.holds or not open_question:
             facts.append(fact)
 
-    claim = "Rewarding sums alone costs differences: accuracy on them after training without KL, less that before"
+    claim = (
+        "Rewarding sums alone costs differences: accuracy on them after training without KL, less"
+        " that before"
+    )
     compare(claim, none[KEPT] - before[KEPT], open_question=True)
     for name in (*ANCHORS, "k1 in the reward"):
         if name in found:
-            claim = f"{most} {name} ends nearer to the reference than no KL does (log of the ratio of the distances)"
-            compare(claim, found[name]["kl_start"][-1].log() - none["kl_start"].log(), open_question=True)
+            claim = (
+                f"{most} {name} ends nearer to the reference than no KL does (log of the ratio of"
+                " the distances)"
+            )
+            compare(
+                claim,
+                found[name]["kl_start"][-1].log() - none["kl_start"].log(),
+                open_question=True,
+            )
     if all(name in found for name in ANCHORS):
-        claim = f"{most} differences are kept better than without KL (accuracy less that without, mean of {', '.join(ANCHORS)})"
-        compare(claim, torch.stack([found[name][KEPT][-1] for name in ANCHORS]).mean(0) - none[KEPT], above=True, open_question=True)
+        claim = (
+            f"{most} differences are kept better than without KL (accuracy less that without, mean"
+            f" of {', '.join(ANCHORS)})"
+        )
+        compare(
+            claim,
+            torch.stack([found[name][KEPT][-1] for name in ANCHORS]).mean(0) - none[KEPT],
+            above=True,
+            open_question=True,
+        )
     if LOOSE in found and s.epochs > 1:
         claim = f"{most} {LOOSE} destroys what is rewarded: accuracy on sums, less that without KL"
         compare(claim, found[LOOSE]["accuracy"][-1] - none["accuracy"])
@@ -176,24 +235,43 @@ def _facts(s: Settings, found: Mapping[str, Mapping[str, Tensor]], none: Mapping
 
 
 CAPTION = (
-    "Addition and subtraction by supervision, then GRPO rewarded for addition alone. Accuracies are greedy, on held-out questions, less "
-    "those of the same seed without KL: mean of the seeds and its 95 % interval (Student's t). The distance is KL(π‖reference) along "
-    "greedy answers. Points of one β are moved apart a little."
+    "Addition and subtraction by supervision, then GRPO rewarded for addition alone. Accuracies are"
+    " greedy, on held-out questions, less those of the same seed without KL: mean of the seeds and"
+    " its 95 % interval (Student's t). The distance is KL(π‖reference) along greedy answers. Points"
+    " of one β are moved apart a little."
 )
 
 
 def plot(result: Result) -> Figure:
-    """Distance, the skill that is rewarded and the one that is not, against β; and one skill against the other."""
+    """Distance, the skill that is rewarded and the one that is not, against β; and one skill
+    against the other.
+    """
     figure, (distance, rewarded, kept, both) = figures.new_figure(2, 2, width=13.6, height=9.2)
     names = list(result.series["penalties"])
-    _against_beta(distance, result, "kl_start", lambda name: _mean_half(result.array("penalties", name, "kl_start")))
+    _against_beta(
+        distance,
+        result,
+        "kl_start",
+        lambda name: _mean_half(result.array("penalties", name, "kl_start")),
+    )
     figures.expectation(distance, float(result.array("none", "kl_start_mean")), label="no KL")
     distance.set_yscale("log")
     figures.describe(
-        distance, "How far it really went: k1 in the loss holds nothing", "strength β of the penalty", "KL(π‖reference) of an answer (nats)"
+        distance,
+        "How far it really went: k1 in the loss holds nothing",
+        "strength β of the penalty",
+        "KL(π‖reference) of an answer (nats)",
     )
-    for ax, what, title in ((rewarded, "accuracy", "Sums: rewarded"), (kept, KEPT, "Differences: not asked for any more")):
-        _against_beta(ax, result, what, lambda name, what=what: _mean_half(_gain(result, name, what)))  # type: ignore[misc]
+    for ax, what, title in (
+        (rewarded, "accuracy", "Sums: rewarded"),
+        (kept, KEPT, "Differences: not asked for any more"),
+    ):
+        _against_beta(
+            ax,
+            result,
+            what,
+            lambda name, what=what: _mean_half(_gain(result, name, what)),  # type: ignore[misc]
+        )
         figures.expectation(ax, 0.0, label="no KL")
         level = float(result.array("start", what) - result.array("none", f"{what}_mean"))
         ax.axhline(level, color="#777777", linewidth=1.2, linestyle=":", label="warm start")
@@ -204,15 +282,33 @@ def plot(result: Result) -> Figure:
             x, y = (_gain(result, name, what).mean(-1) for what in ("accuracy", KEPT))
             look = {"color": PENALTIES[name].colour, "linestyle": PENALTIES[name].dashes}
             both.plot(x, y, linewidth=1.4, label=name, **look)
-            both.scatter(x, y, s=[20 + 45 * place for place in range(len(x))], color=look["color"], zorder=3)
-    begun = [float(result.array("start", what) - result.array("none", f"{what}_mean")) for what in ("accuracy", KEPT)]
+            both.scatter(
+                x, y, s=[20 + 45 * place for place in range(len(x))], color=look["color"], zorder=3
+            )
+    begun = [
+        float(result.array("start", what) - result.array("none", f"{what}_mean"))
+        for what in ("accuracy", KEPT)
+    ]
     for where, label, marker in ((begun, "warm start", "s"), ([0.0, 0.0], "no KL", "X")):
         both.scatter(where[0], where[1], s=90, marker=marker, color=figures.INK, zorder=4)
-        both.annotate(label, (where[0], where[1]), (10, -4), textcoords="offset points", color=figures.INK)
-    figures.describe(both, "One against the other (larger point: larger β)", "sums: accuracy less that without KL", "differences: the same")
+        both.annotate(
+            label, (where[0], where[1]), (10, -4), textcoords="offset points", color=figures.INK
+        )
+    figures.describe(
+        both,
+        "One against the other (larger point: larger β)",
+        "sums: accuracy less that without KL",
+        "differences: the same",
+    )
     both.margins(0.12)
     if LOOSE in names:
-        both.text(0.02, 0.03, f"{LOOSE} leaves the picture to the lower left", transform=both.transAxes, color=PENALTIES[LOOSE].colour)
+        both.text(
+            0.02,
+            0.03,
+            f"{LOOSE} leaves the picture to the lower left",
+            transform=both.transAxes,
+            color=PENALTIES[LOOSE].colour,
+        )
     for ax in (distance, rewarded, kept):
         figures.label_ends(ax)
     both.legend(frameon=False, fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -229,8 +325,13 @@ def _mean_half(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     return mean.numpy(), half.numpy()
 
 
-def _against_beta(ax: Axes, result: Result, what: str, measured: Callable[[str], tuple[Any, Any]]) -> None:
-    betas, names = np.asarray(result.settings["betas"], dtype=float), list(result.series["penalties"])
+def _against_beta(
+    ax: Axes, result: Result, what: str, measured: Callable[[str], tuple[Any, Any]]
+) -> None:
+    betas, names = (
+        np.asarray(result.settings["betas"], dtype=float),
+        list(result.series["penalties"]),
+    )
     for place, name in enumerate(names):
         mean, half = measured(name)
         if what == "kl_start":
@@ -244,4 +345,14 @@ def _against_beta(ax: Axes, result: Result, what: str, measured: Callable[[str],
     ax.set_xticks([], minor=True)
 
 
-__all__ = ["EXPECTED_SECONDS", "FIGURE", "PENALTIES", "SETTINGS", "TITLE", "Settings", "plot", "run", "two_skills"]
+__all__ = [
+    "EXPECTED_SECONDS",
+    "FIGURE",
+    "PENALTIES",
+    "SETTINGS",
+    "TITLE",
+    "Settings",
+    "plot",
+    "run",
+    "two_skills",
+]

@@ -26,7 +26,9 @@ from course.lab.terminal import QUIET
 SMALL = Settings(groups=(2, 3, 4), listed=3)
 PI, MU = (0.5, 0.3, 0.2), (0.2, 0.5, 0.8)
 SCORE = [[(a == b) - PI[b] for b in range(3)] for a in range(3)]
-OUTCOMES = [(PI[a] * (MU[a] if r else 1 - MU[a]), float(r), SCORE[a]) for a in range(3) for r in (1, 0)]
+OUTCOMES = [
+    (PI[a] * (MU[a] if r else 1 - MU[a]), float(r), SCORE[a]) for a in range(3) for r in (1, 0)
+]
 
 
 def by_hand(group: int, leave_one_out: bool) -> float:
@@ -51,8 +53,12 @@ def test_all_facts_hold_on_a_small_setting() -> None:
 def test_variances_are_the_sums_over_ordered_groups() -> None:
     result = ablation.run(Settings(rungs=("rloo", "reinforce"), groups=(2, 3), listed=2), QUIET)
     for place, group in enumerate((2, 3)):
-        assert result.array("rungs", "rloo", "variance")[place] == pytest.approx(group * by_hand(group, True), rel=1e-6)
-        assert result.array("rungs", "reinforce", "variance")[place] == pytest.approx(group * by_hand(group, False), rel=1e-6)
+        assert result.array("rungs", "rloo", "variance")[place] == pytest.approx(
+            group * by_hand(group, True), rel=1e-6
+        )
+        assert result.array("rungs", "reinforce", "variance")[place] == pytest.approx(
+            group * by_hand(group, False), rel=1e-6
+        )
     assert by_hand(2, True) > by_hand(2, False)
     assert by_hand(3, True) < by_hand(3, False)
 
@@ -71,7 +77,12 @@ def test_the_best_constant_and_what_an_offset_costs() -> None:
     # ‖s_a‖² = (.38, .78, .98): E[r‖s‖²] = .3118, E‖s‖² = .62
     assert lowest_point(here) == pytest.approx(0.3118 / 0.62)
     assert enumerated_variance(here, baselines(here)["none"]) == pytest.approx(0.3118 - 0.017838)
-    shifted = sum(PI[a] * (MU[a] * 25 + (1 - MU[a]) * 16) * sum(x * x for x in SCORE[a]) for a in range(3)) - 0.017838
+    shifted = (
+        sum(
+            PI[a] * (MU[a] * 25 + (1 - MU[a]) * 16) * sum(x * x for x in SCORE[a]) for a in range(3)
+        )
+        - 0.017838
+    )
     assert enumerated_variance(there, baselines(there)["none"]) == pytest.approx(shifted)
 
 
@@ -81,10 +92,14 @@ def test_every_group_of_two_is_listed_once_with_its_probability() -> None:
     assert float(every.chance.sum()) == pytest.approx(1)
     same = every.outcome[:, 0, 0] == every.outcome[:, 0, 1]
     p = torch.tensor([p for p, _, _ in OUTCOMES], dtype=torch.float64)
-    torch.testing.assert_close(every.chance, torch.where(same, 1.0, 2.0) * p[every.outcome[:, 0]].prod(-1))
+    torch.testing.assert_close(
+        every.chance, torch.where(same, 1.0, 2.0) * p[every.outcome[:, 0]].prod(-1)
+    )
 
 
-@pytest.mark.parametrize("change", [{"groups": (1, 2)}, {"groups": (4, 2)}, {"listed": 20}, {"offset": -1.0}])
+@pytest.mark.parametrize(
+    "change", [{"groups": (1, 2)}, {"groups": (4, 2)}, {"listed": 20}, {"offset": -1.0}]
+)
 def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(change))):
         Settings(**change)  # type: ignore[arg-type]

@@ -32,7 +32,10 @@ def quiet(steps):
     return steps
 
 
-@pytest.mark.parametrize(("name", "group"), [("group_std", 8), ("grpo", 2), ("remax", 8), ("reinforce", 8), ("ppo_value", 8)])
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [("group_std", 8), ("grpo", 2), ("remax", 8), ("reinforce", 8), ("ppo_value", 8)],
+)
 def test_every_policy_gradient_gets_exactly_the_pulls(name, group):
     arms = gradient(SMALL, name, group, quiet)
     assert arms.pulls == SMALL.pulls
@@ -65,7 +68,9 @@ def test_the_setting_is_chosen_on_the_tuning_runs_alone():
     settings = dataclasses.replace(SMALL, runs=3, tuning_runs=2, pulls=16, group=4, groups=(4,))
     arms = Metered(Bernoulli(torch.zeros(2, 5, 1, 2)), every=4)
     arms.marks = [4, 8, 12, 16]
-    per_pull = torch.tensor([[1.0, 1.0, 9.0, 9.0, 9.0], [2.0, 2.0, 0.0, 0.0, 0.0]])  # the first value is better on the tuning runs only
+    per_pull = torch.tensor(
+        [[1.0, 1.0, 9.0, 9.0, 9.0], [2.0, 2.0, 0.0, 0.0, 0.0]]
+    )  # the first value is better on the tuning runs only
     arms._rows = [mark * per_pull for mark in arms.marks]
     arms.regret = arms._rows[-1]
     judged = judge(settings, "group_std", arms)
@@ -82,11 +87,22 @@ def test_the_claims_are_made_for_the_default_experiment_only():
     assert result.facts == []
     assert set(result.series["algorithms"]) == {"group_std", *ablation.LABELS}
     assert len(result.series["by_group"]["group_std"]["regret"]) == 2
-    assert float(result.array("algorithms", "thompson", "regret")[-1]) < 0.5 * result.series["uniform"]
+    assert (
+        float(result.array("algorithms", "thompson", "regret")[-1]) < 0.5 * result.series["uniform"]
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"group": 3}, {"groups": (1,)}, {"pulls": 32}, {"rungs": ()}, {"epsilons": (2.0,)}, {"learning_rates": (0.0,)}, {"runs": 1}]
+    "wrong",
+    [
+        {"group": 3},
+        {"groups": (1,)},
+        {"pulls": 32},
+        {"rungs": ()},
+        {"epsilons": (2.0,)},
+        {"learning_rates": (0.0,)},
+        {"runs": 1},
+    ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(CourseError, match="allowed is"):

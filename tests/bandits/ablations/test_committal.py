@@ -1,4 +1,6 @@
-"""Committal baselines: the natural step, the baseline of least variance, and the chance of a pull sequence by listing all."""
+"""Committal baselines: the natural step, the baseline of least variance, and the chance of a pull
+sequence by listing all.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ from course.train.trust_region import NaturalGradient
 SMALL = replace(committal.SETTINGS, lrs=(0.025, 0.4), steps=60, runs=200, shown=3, longer=2)
 
 
-def closed_form_path(settings: committal.Settings, kind: str, lr: float, arms: tuple[int, ...]) -> tuple[float, torch.Tensor]:
-    """Probability of pulling exactly `arms`, and the policy afterwards, by the recursion θ_a += lr·(r − b)/π(a)."""
+def closed_form_path(
+    settings: committal.Settings, kind: str, lr: float, arms: tuple[int, ...]
+) -> tuple[float, torch.Tensor]:
+    """Probability of pulling exactly `arms`, and the policy afterwards, by the recursion θ_a +=
+    lr·(r − b)/π(a).
+    """
     theta = torch.tensor(settings.start, dtype=torch.float64)
     reward = torch.tensor(settings.rewards, dtype=torch.float64)
     chance = 1.0
@@ -28,7 +34,9 @@ def closed_form_path(settings: committal.Settings, kind: str, lr: float, arms: t
         p, inverse = log_p.exp(), (log_p.min() - log_p).exp()  # 1/π over the largest 1/π
         best = (reward * inverse).sum() / inverse.sum()
         shift = {"below": -settings.shift, "above": settings.shift}.get(kind, 0.0)
-        baseline = {"value": p @ reward, "fixed": reward.max() + settings.shift}.get(kind, best + shift)
+        baseline = {"value": p @ reward, "fixed": reward.max() + settings.shift}.get(
+            kind, best + shift
+        )
         chance *= float(p[arm])
         if chance == 0:
             break
@@ -37,7 +45,9 @@ def closed_form_path(settings: committal.Settings, kind: str, lr: float, arms: t
 
 
 def test_a_few_pulls_agree_with_every_sequence_of_pulls_listed() -> None:
-    """Exact mean and standard deviation of π(best) after 4 pulls, over all 81 sequences, against 4,000 simulated runs."""
+    """Exact mean and standard deviation of π(best) after 4 pulls, over all 81 sequences, against
+    4,000 simulated runs.
+    """
     settings, pulls, runs, lr = SMALL, 4, 4000, 0.4
     kinds = tuple(committal.BASELINES)
     start = torch.tensor(settings.start, dtype=torch.float64)
@@ -45,7 +55,10 @@ def test_a_few_pulls_agree_with_every_sequence_of_pulls_listed() -> None:
     committal.learner(settings, bandit, lr, 1).train(pulls)
     simulated = bandit.arm_policy.log_probs().detach()[..., 0, 0].exp()
     for i, kind in enumerate(kinds):
-        listed = [closed_form_path(settings, kind, lr, arms) for arms in itertools.product(range(3), repeat=pulls)]
+        listed = [
+            closed_form_path(settings, kind, lr, arms)
+            for arms in itertools.product(range(3), repeat=pulls)
+        ]
         weight = torch.tensor([chance for chance, _ in listed], dtype=torch.float64)
         value = torch.stack([policy[0] for _, policy in listed])
         assert float(weight.sum()) == pytest.approx(1.0)
@@ -57,22 +70,30 @@ def test_a_few_pulls_agree_with_every_sequence_of_pulls_listed() -> None:
 
 
 @pytest.mark.parametrize("logits", [(0.0, 3.0, 5.0), (0.0, 0.0, 0.0), (2.0, -1.0, 0.5)])
-def test_one_natural_step_in_closed_form_by_conjugate_gradient_and_by_hand(logits: tuple[float, float, float]) -> None:
+def test_one_natural_step_in_closed_form_by_conjugate_gradient_and_by_hand(
+    logits: tuple[float, float, float],
+) -> None:
     settings = replace(SMALL, start=logits)
     p = torch.softmax(torch.tensor(logits, dtype=torch.float64), 0)
     for arm, b in itertools.product(range(3), (-0.3, 0.5, 1.4)):
         unit = torch.eye(3, dtype=torch.float64)[arm]
         by_hand = (settings.rewards[arm] - b) / p[arm] * (unit - 1 / 3)
         closed = committal.one_step(settings, SoftmaxNaturalGradient(1.0), arm, b)
-        by_conjugate_gradient = committal.one_step(settings, NaturalGradient(1.0, damping=0.0), arm, b)
+        by_conjugate_gradient = committal.one_step(
+            settings, NaturalGradient(1.0, damping=0.0), arm, b
+        )
         assert torch.allclose(closed, by_hand, rtol=1e-10, atol=1e-12)
-        assert torch.allclose(by_conjugate_gradient - by_conjugate_gradient.mean(), by_hand, rtol=1e-8, atol=1e-10)
+        assert torch.allclose(
+            by_conjugate_gradient - by_conjugate_gradient.mean(), by_hand, rtol=1e-8, atol=1e-10
+        )
 
 
 def test_the_least_variance_baseline_survives_probabilities_that_underflow() -> None:
     reward = torch.tensor(SMALL.rewards, dtype=torch.float64)
     log_prob = log_softmax(torch.tensor([-1e4, 0.0, -2e4], dtype=torch.float64))  # 1/π overflows
-    assert float(committal.least_variance_baseline(log_prob, reward)) == 0.0  # the rarest arm's reward
+    assert (
+        float(committal.least_variance_baseline(log_prob, reward)) == 0.0
+    )  # the rarest arm's reward
     gradient = torch.tensor([0.0, 1e-3, -1e-3], dtype=torch.float64)
     assert bool(torch.isfinite(natural_direction(gradient, log_prob)).all())
 
@@ -80,7 +101,11 @@ def test_the_least_variance_baseline_survives_probabilities_that_underflow() -> 
 @pytest.mark.parametrize("shift", [0.25, 0.5, 2.0])
 def test_baselines_equally_far_below_and_above_have_equal_variance(shift: float) -> None:
     reward = torch.tensor(SMALL.rewards, dtype=torch.float64)
-    best = float(committal.least_variance_baseline(log_softmax(torch.tensor(SMALL.start, dtype=torch.float64)), reward))
+    best = float(
+        committal.least_variance_baseline(
+            log_softmax(torch.tensor(SMALL.start, dtype=torch.float64)), reward
+        )
+    )
     low, middle, high = (committal.measured_variance(SMALL, best + s) for s in (-shift, 0.0, shift))
     assert low == pytest.approx(high, rel=1e-10)
     assert middle < low
@@ -88,14 +113,19 @@ def test_baselines_equally_far_below_and_above_have_equal_variance(shift: float)
 
 def test_facts_that_need_no_long_run_hold() -> None:
     result = committal.run(SMALL, QUIET)
-    sure = [fact for fact in result.facts if fact.standard_error == 0 and "every run" not in fact.claim]
+    sure = [
+        fact for fact in result.facts if fact.standard_error == 0 and "every run" not in fact.claim
+    ]
     assert len(sure) >= 6
     assert [fact.claim for fact in sure if not fact.holds] == []
     assert {fact.number for fact in result.facts} == {6}
     assert result.array("paths", "below").shape == (3, len(result.array("updates")), 2)
 
 
-@pytest.mark.parametrize("wrong", [{"rewards": (0.7, 1.0, 0.0)}, {"lr": 0.0}, {"runs": 1}, {"shown": 500}, {"start": (0.0, 1.0)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rewards": (0.7, 1.0, 0.0)}, {"lr": 0.0}, {"runs": 1}, {"shown": 500}, {"start": (0.0, 1.0)}],
+)
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         replace(SMALL, **wrong)

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from bandits.ablations import difficulty as ablation
-from bandits.ablations.difficulty import LENGTH_MEAN, STD, Settings, angle, four_answers, right_or_wrong, silent_share, weight
+from bandits.ablations.difficulty import (
+    LENGTH_MEAN,
+    STD,
+    Settings,
+    angle,
+    four_answers,
+    right_or_wrong,
+    silent_share,
+    weight,
+)
 from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
@@ -17,7 +26,9 @@ SMALL = Settings(groups=(2, 5), group=3, points=3)
 
 
 def binomial(group: int, p: float, lengths: tuple[float, float] = (1, 1)) -> float:
-    """Σ_n P(n) of the coefficient of ∇p: n right answers of G, each ±√((G−n)/n) or −√(n/(G−n)), over its length, on scores ±."""
+    """Σ_n P(n) of the coefficient of ∇p: n right answers of G, each ±√((G−n)/n) or −√(n/(G−n)),
+    over its length, on scores ±.
+    """
     total = 0.0
     for n in range(1, group):
         chance = math.comb(group, n) * p**n * (1 - p) ** (group - n)
@@ -37,14 +48,20 @@ def test_all_facts_hold_on_a_small_setting() -> None:
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.8])
 def test_the_weight_is_the_sum_over_binomials(group: int, p: float) -> None:
     assert weight(STD, right_or_wrong(p), group) == pytest.approx(binomial(group, p), rel=1e-12)
-    assert weight(LENGTH_MEAN, right_or_wrong(p, (2, 8)), group) == pytest.approx(binomial(group, p, (2, 8)), rel=1e-12)
-    assert weight(ladder.group_mean, right_or_wrong(p), group) == pytest.approx((group - 1) / group, rel=1e-12)
+    assert weight(LENGTH_MEAN, right_or_wrong(p, (2, 8)), group) == pytest.approx(
+        binomial(group, p, (2, 8)), rel=1e-12
+    )
+    assert weight(ladder.group_mean, right_or_wrong(p), group) == pytest.approx(
+        (group - 1) / group, rel=1e-12
+    )
 
 
 def test_length_turns_the_gradient_only_where_right_and_wrong_have_both() -> None:
     assert angle(LENGTH_MEAN, right_or_wrong(0.3, (2, 8)), 4) == pytest.approx(0, abs=1e-5)
     # uniform: pushes ±(1/2, 1/8) against ±(1, 1)
-    assert angle(LENGTH_MEAN, four_answers(0.5, 2, 8), 4) == pytest.approx(math.degrees(math.acos(0.625 / math.sqrt(2 * (0.25 + 1 / 64)))))
+    assert angle(LENGTH_MEAN, four_answers(0.5, 2, 8), 4) == pytest.approx(
+        math.degrees(math.acos(0.625 / math.sqrt(2 * (0.25 + 1 / 64))))
+    )
     assert angle(STD, four_answers(0.5, 2, 8), 4) == pytest.approx(0, abs=1e-5)
 
 
@@ -53,12 +70,21 @@ def test_silent_groups_of_three() -> None:
 
 
 def test_settings_are_refused_at_the_door() -> None:
-    changes = ({"groups": (1,)}, {"groups": (500,)}, {"group": 1}, {"points": 2}, {"eps": 0.0}, {"long": 2})
+    changes = (
+        {"groups": (1,)},
+        {"groups": (500,)},
+        {"group": 1},
+        {"points": 2},
+        {"eps": 0.0},
+        {"long": 2},
+    )
     for change in changes:
         with pytest.raises(CourseError, match=next(iter(change))):
             Settings(**change)  # type: ignore[arg-type]
 
 
 def test_the_arcsine_gradient_is_one_over_the_root_of_the_variance() -> None:
-    expected = torch.tensor([0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)], dtype=torch.float64) / math.sqrt(0.41 * 0.59)
+    expected = torch.tensor(
+        [0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)], dtype=torch.float64
+    ) / math.sqrt(0.41 * 0.59)
     torch.testing.assert_close(ablation.arcsine_gradient(), expected)

@@ -1,4 +1,6 @@
-"""Edge cases: the formula as it stands against numbers worked out by hand, and the course's parts on the same input."""
+"""Edge cases: the formula as it stands against numbers worked out by hand, and the course's parts
+on the same input.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ import pytest
 import torch
 
 from bandits.ablations import edge_cases as ablation
-from bandits.ablations.edge_cases import LeaveOneOutStd, Settings, advantages, equal, largest, near, ours, overflow_point, plain
+from bandits.ablations.edge_cases import (
+    LeaveOneOutStd,
+    Settings,
+    advantages,
+    equal,
+    largest,
+    near,
+    ours,
+    overflow_point,
+    plain,
+)
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
@@ -35,14 +47,20 @@ def test_seven_equal_rewards_added_up_in_float32() -> None:
 
 def test_the_formula_is_right_where_rewards_differ() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 2.5]], dtype=torch.float64)
-    torch.testing.assert_close(advantages(plain(1e-6, ddof=1), rewards), advantages(ours(1e-6, ddof=1), rewards))
+    torch.testing.assert_close(
+        advantages(plain(1e-6, ddof=1), rewards), advantages(ours(1e-6, ddof=1), rewards)
+    )
     torch.testing.assert_close(advantages(plain(None), rewards), advantages(ours(None), rewards))
 
 
 def test_leave_one_out_std_by_hand() -> None:
     estimator = replace(ladder.rloo, scale=LeaveOneOutStd(eps=1e-6))
-    got = advantages(estimator, torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64))[0].tolist()
-    others = -(1 / 3) / (math.sqrt(2) / 3 + 1e-6)  # the others of a 0 are (1, 0, 0): mean 1/3, std √2/3
+    got = advantages(estimator, torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64))[
+        0
+    ].tolist()
+    others = -(1 / 3) / (
+        math.sqrt(2) / 3 + 1e-6
+    )  # the others of a 0 are (1, 0, 0): mean 1/3, std √2/3
     assert got == pytest.approx([1e6, others, others, others])
 
 
@@ -57,7 +75,9 @@ def test_k3_overflows_at_the_log_of_the_largest_float() -> None:
     assert overflow_point() == pytest.approx(math.log(3.4028235e38), abs=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"group": 2}, {"reward": math.nan}, {"large": 0.0}, {"log_r": 5.0}, {"points": 1}])
+@pytest.mark.parametrize(
+    "change", [{"group": 2}, {"reward": math.nan}, {"large": 0.0}, {"log_r": 5.0}, {"points": 1}]
+)
 def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(change))):
         Settings(**change)  # type: ignore[arg-type]

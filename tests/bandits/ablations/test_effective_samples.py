@@ -1,4 +1,6 @@
-"""The surrogate's identity and effective samples: sums written out, tables of logits against autograd, sampled groups."""
+"""The surrogate's identity and effective samples: sums written out, tables of logits against
+autograd, sampled groups.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def f64(values: object) -> torch.Tensor:
 def any_policy(settings: ablation.Settings, seed: int) -> torch.Tensor:
     """log π over answers of a random table."""
     count = settings.words**settings.tokens
-    return torch.log_softmax(torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), 0)
+    return torch.log_softmax(
+        torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), 0
+    )
 
 
 @pytest.mark.parametrize(("tokens", "words"), [(2, 3), (3, 2), (3, 3), (4, 2)])
@@ -41,14 +45,18 @@ def test_listed_gradient_is_the_derivative_of_the_expected_reward() -> None:
     now, old = any_policy(SMALL, 2), any_policy(SMALL, 3)
     listed = ablation.sequences(SMALL, now, old)
     logits = ablation.logits_of(now, SMALL).requires_grad_()
-    value = (ablation.token_log_probs(logits, SMALL).sum(-1).exp() * ablation.answers(SMALL)[1]).sum()
+    value = (
+        ablation.token_log_probs(logits, SMALL).sum(-1).exp() * ablation.answers(SMALL)[1]
+    ).sum()
     [derivative] = torch.autograd.grad(value, logits)
     assert objective(listed) == pytest.approx(value.item())
     assert torch.allclose(gradient(listed), derivative.flatten(), atol=1e-12)
 
 
 def test_one_token_moments_written_out() -> None:
-    """E and spread of ρ(r − J) on B3 for a π' that is on no path, by summing over arms and rewards."""
+    """E and spread of ρ(r − J) on B3 for a π' that is on no path, by summing over arms
+    and rewards.
+    """
     old, now, mean = f64(B3_POLICY), f64((0.1, 0.25, 0.65)), f64(B3_MEANS)
     before = float(old @ mean)
     estimator = replace(ladder.surrogate, baseline=Constant(before))
@@ -63,14 +71,18 @@ def test_one_token_moments_written_out() -> None:
 def test_effective_samples_and_distance_written_out() -> None:
     old, now = f64(B3_POLICY), f64((0.1, 0.25, 0.65))
     listed = ablation.bernoulli_arms(now.log(), old.log())
-    assert ablation.second_moment(listed) == pytest.approx(0.1**2 / 0.5 + 0.25**2 / 0.3 + 0.65**2 / 0.2)
+    assert ablation.second_moment(listed) == pytest.approx(
+        0.1**2 / 0.5 + 0.25**2 / 0.3 + 0.65**2 / 0.2
+    )
     assert ablation.distance(listed) == pytest.approx(float((now * (now / old).log()).sum()))
 
 
 def test_effective_samples_are_what_weighted_samples_are_worth() -> None:
     """Kish's (Σρ)²/Σρ² of many real samples, against G/E[ρ²]."""
     old, now = f64(B3_POLICY), f64((0.1, 0.25, 0.65))
-    arm = torch.multinomial(old, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    arm = torch.multinomial(
+        old, 200_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     ratio = (now / old)[arm]
     assert float(ratio.sum() ** 2 / (ratio**2).sum()) / len(arm) == pytest.approx(
         1 / ablation.second_moment(ablation.bernoulli_arms(now.log(), old.log())), rel=0.01
@@ -84,7 +96,9 @@ def test_all_facts_hold(tokens: int, words: int) -> None:
     assert {fact.number for fact in result.facts} == {8}
 
 
-@pytest.mark.parametrize("wrong", [{"rungs": ()}, {"group": 1}, {"tokens": 1}, {"words": 9}, {"farthest": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rungs": ()}, {"group": 1}, {"tokens": 1}, {"words": 9}, {"farthest": 0.0}]
+)
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         replace(SMALL, **wrong)

@@ -1,4 +1,6 @@
-"""Flows: speeds by hand, times against an ODE solver, escape times, and exact steps by the plain recursion."""
+"""Flows: speeds by hand, times against an ODE solver, escape times, and exact steps by the plain
+recursion.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ SMALL = replace(flows.SETTINGS, groups=(2, 5), span=8.0, arms=(2, 4), steps=400)
 
 
 def group_std_speed(u: float, group: int) -> float:
-    """du/dt of GRPO by hand: one right answer's advantage √((G−N)/N), a wrong one's −√(N/(G−N)), summed over N ~ Bin(G, p)."""
+    """du/dt of GRPO by hand: one right answer's advantage √((G−N)/N), a wrong one's −√(N/(G−N)),
+    summed over N ~ Bin(G, p).
+    """
     p = 1 / (1 + math.exp(-u))
     total = 0.0
     for n in range(1, group):
         right, wrong = math.sqrt((group - n) / n), -math.sqrt(n / (group - n))
-        derivative = n * right * (1 - p) - (group - n) * wrong * p  # of the best arm's logit, summed over the group
+        derivative = (
+            n * right * (1 - p) - (group - n) * wrong * p
+        )  # of the best arm's logit, summed over the group
         total += binom.pmf(n, group, p) * derivative / group
     return 2 * total
 
@@ -32,10 +38,18 @@ def group_std_speed(u: float, group: int) -> float:
 @pytest.mark.parametrize("u", [-6.0, -1.0, 0.0, 2.5, 7.0])
 def test_speeds_by_hand(u: float) -> None:
     p = 1 / (1 + math.exp(-u))
-    assert flows.speed(ladder.reinforce, 1, u, 0.3) == pytest.approx(2 * 0.3 * p * (1 - p), rel=1e-12)
-    assert flows.speed(ladder.reinforce, 1, u, 1.0, arms=5) == pytest.approx(p * (1 - p) * 5 / 4, rel=1e-12)
-    assert flows.speed(ladder.group_std, 2, u, 0.3) == pytest.approx(2 * p * (1 - p), rel=1e-5)  # w ≡ 1: REINFORCE at gap 1
-    assert flows.speed(ladder.group_std, 6, u, 1.0) == pytest.approx(group_std_speed(u, 6), rel=2e-5)  # eps of the std
+    assert flows.speed(ladder.reinforce, 1, u, 0.3) == pytest.approx(
+        2 * 0.3 * p * (1 - p), rel=1e-12
+    )
+    assert flows.speed(ladder.reinforce, 1, u, 1.0, arms=5) == pytest.approx(
+        p * (1 - p) * 5 / 4, rel=1e-12
+    )
+    assert flows.speed(ladder.group_std, 2, u, 0.3) == pytest.approx(
+        2 * p * (1 - p), rel=1e-5
+    )  # w ≡ 1: REINFORCE at gap 1
+    assert flows.speed(ladder.group_std, 6, u, 1.0) == pytest.approx(
+        group_std_speed(u, 6), rel=2e-5
+    )  # eps of the std
     assert flows.natural_speed(2 * 0.3 * p * (1 - p), u) == pytest.approx(0.3, rel=1e-10)
 
 
@@ -69,7 +83,9 @@ def test_all_facts_hold_at_the_default_span() -> None:
     assert {fact.number for fact in result.facts} == {7}
 
 
-@pytest.mark.parametrize("wrong", [{"groups": (1,)}, {"gap": 0.0}, {"span": 50.0}, {"arms": (1,)}, {"lr": 2.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"groups": (1,)}, {"gap": 0.0}, {"span": 50.0}, {"arms": (1,)}, {"lr": 2.0}]
+)
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         replace(SMALL, **wrong)

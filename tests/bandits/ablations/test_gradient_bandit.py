@@ -1,4 +1,6 @@
-"""The gradient bandit: every rule for the running mean against the book's pseudocode, and the identities behind them."""
+"""The gradient bandit: every rule for the running mean against the book's pseudocode, and the
+identities behind them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SMALL = Settings(learning_rates=(0.1, 0.4), runs=4, steps=60, log_every=60)
 
 
 def by_hand(settings: Settings, rule: str, rate: float, share: float, run: int) -> float:
-    """One run of Sutton & Barto 2018, eq. 2.12, in a plain loop; the probability of the best arm at the end."""
+    """One run of Sutton & Barto 2018, eq. 2.12, in a plain loop; the probability of the best arm at
+    the end.
+    """
     noise = Noise((1,), settings.seed, numbers=[run], dtype=torch.float64)
     truth = settings.mean + noise.normal(1, settings.arms).flatten().numpy()
     preference, rewards = np.zeros(settings.arms), []
@@ -26,7 +30,9 @@ def by_hand(settings: Settings, rule: str, rate: float, share: float, run: int) 
         policy = np.exp(preference) / np.exp(preference).sum()
         arm = int(np.searchsorted(policy.cumsum(), float(noise.uniform(1, 1)), side="right"))
         reward = truth[arm] + float(noise.normal(1, 1))
-        earlier = {OWN: reward, INCLUDED: reward, ZERO: 0.0}[rule] if not rewards else np.mean(rewards)
+        earlier = (
+            {OWN: reward, INCLUDED: reward, ZERO: 0.0}[rule] if not rewards else np.mean(rewards)
+        )
         rewards.append(reward)
         baseline = share * (np.mean(rewards) if rule == INCLUDED else earlier)
         preference += rate * (reward - baseline) * (np.eye(settings.arms)[arm] - policy)
@@ -39,7 +45,9 @@ def test_every_rule_is_the_books_pseudocode(rule):
     ends = train(SMALL, rule, rates, shares, dtype=torch.float64)["optimal_action"][-1]
     for place, (rate, share) in enumerate(zip(rates, shares, strict=True)):
         for run in range(SMALL.runs):
-            assert float(ends[place, run]) == pytest.approx(by_hand(SMALL, rule, rate, share, run), abs=1e-9)
+            assert float(ends[place, run]) == pytest.approx(
+                by_hand(SMALL, rule, rate, share, run), abs=1e-9
+            )
 
 
 def test_the_identities_hold_exactly():
@@ -50,19 +58,27 @@ def test_the_identities_hold_exactly():
 
 def test_an_offset_is_not_invisible_to_the_rule_that_starts_from_zero():
     shifted, plain = (
-        train(dataclasses.replace(SMALL, mean=mean), ZERO, [0.4], [1.0], dtype=torch.float64)["optimal_action"][-1] for mean in (4.0, 0.0)
+        train(dataclasses.replace(SMALL, mean=mean), ZERO, [0.4], [1.0], dtype=torch.float64)[
+            "optimal_action"
+        ][-1]
+        for mean in (4.0, 0.0)
     )
     assert float((shifted - plain).abs().max()) > 0.01
 
 
 def test_the_order_of_the_rules_and_the_published_ends_at_fewer_runs():
     settings = Settings(runs=1500, log_every=1000)
-    ends = {rule: train(settings, rule, [0.1, 0.4], [1.0, 1.0])["optimal_action"][-1] for rule in (OWN, ZERO)}
+    ends = {
+        rule: train(settings, rule, [0.1, 0.4], [1.0, 1.0])["optimal_action"][-1]
+        for rule in (OWN, ZERO)
+    }
     difference, error = mean_error(ends[OWN][1] - ends[ZERO][1])
     assert difference > 2 * error
     for place, rate in enumerate((0.1, 0.4)):
         mean, error = mean_error(ends[OWN][place])
-        assert abs(mean - ablation.PUBLISHED[rate, True]) < 4 * np.hypot(error, ablation.printed_error(ablation.PUBLISHED[rate, True]))
+        assert abs(mean - ablation.PUBLISHED[rate, True]) < 4 * np.hypot(
+            error, ablation.printed_error(ablation.PUBLISHED[rate, True])
+        )
 
 
 def test_published_numbers_are_expected_of_the_books_experiment_only():
@@ -74,7 +90,14 @@ def test_published_numbers_are_expected_of_the_books_experiment_only():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"runs": 1}, {"learning_rates": ()}, {"learning_rates": (0.0,)}, {"log_every": 0}, {"mean": float("inf")}]
+    "wrong",
+    [
+        {"runs": 1},
+        {"learning_rates": ()},
+        {"learning_rates": (0.0,)},
+        {"log_every": 0},
+        {"mean": float("inf")},
+    ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(CourseError, match="allowed is"):

@@ -8,7 +8,15 @@ import math
 import pytest
 
 from bandits.ablations import heavy_tail as ablation
-from bandits.ablations.heavy_tail import STD, Settings, first_group, first_listed, listed, push, push_by_counts
+from bandits.ablations.heavy_tail import (
+    STD,
+    Settings,
+    first_group,
+    first_listed,
+    listed,
+    push,
+    push_by_counts,
+)
 from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
@@ -19,14 +27,22 @@ SMALL = Settings(sure=0.9, large=3.0, chance=0.4, groups=(2, 3, 5), trained=(2,)
 
 def by_hand(settings: Settings, group: int, b: float) -> float:
     """Every ordered group, written out."""
-    kinds = [(1 - b, settings.sure, -b), (b * settings.chance, settings.large, 1 - b), (b * (1 - settings.chance), 0.0, 1 - b)]
+    kinds = [
+        (1 - b, settings.sure, -b),
+        (b * settings.chance, settings.large, 1 - b),
+        (b * (1 - settings.chance), 0.0, 1 - b),
+    ]
     total = 0.0
     for drawn in itertools.product(kinds, repeat=group):
         rewards = [r for _, r, _ in drawn]
         mean = sum(rewards) / group
         std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / group)
         if max(rewards) > min(rewards):
-            total += math.prod(p for p, _, _ in drawn) * sum((r - mean) / std * s for _, r, s in drawn) / group
+            total += (
+                math.prod(p for p, _, _ in drawn)
+                * sum((r - mean) / std * s for _, r, s in drawn)
+                / group
+            )
     return total
 
 
@@ -34,8 +50,12 @@ def by_hand(settings: Settings, group: int, b: float) -> float:
 @pytest.mark.parametrize("b", [0.2, 0.5])
 def test_the_push_is_the_sum_over_ordered_groups(group: int, b: float) -> None:
     settings = Settings()
-    assert push_by_counts(settings, group, b) == pytest.approx(by_hand(settings, group, b), rel=1e-11)
-    assert push(STD, listed(settings, b), group) == pytest.approx(by_hand(settings, group, b), rel=1e-11)
+    assert push_by_counts(settings, group, b) == pytest.approx(
+        by_hand(settings, group, b), rel=1e-11
+    )
+    assert push(STD, listed(settings, b), group) == pytest.approx(
+        by_hand(settings, group, b), rel=1e-11
+    )
 
 
 def test_the_first_right_group_has_44_samples() -> None:
@@ -48,14 +68,26 @@ def test_the_first_right_group_has_44_samples() -> None:
 
 def test_exact_facts_hold_on_a_small_setting() -> None:
     result = ablation.run(SMALL, QUIET)
-    exact = [fact for fact in result.facts if "runs with" not in fact.claim and "is larger than" not in fact.claim]
+    exact = [
+        fact
+        for fact in result.facts
+        if "runs with" not in fact.claim and "is larger than" not in fact.claim
+    ]
     assert len(exact) == 6
     assert [fact.claim for fact in exact if not fact.holds] == []
     assert {fact.number for fact in result.facts} == {14}
 
 
 @pytest.mark.parametrize(
-    "change", [{"groups": (2, 500)}, {"chance": 0.0}, {"sure": 1.0}, {"trained": (1,)}, {"runs": 1}, {"learning_rate": 0.0}]
+    "change",
+    [
+        {"groups": (2, 500)},
+        {"chance": 0.0},
+        {"sure": 1.0},
+        {"trained": (1,)},
+        {"runs": 1},
+        {"learning_rate": 0.0},
+    ],
 )
 def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(change))):

@@ -1,4 +1,6 @@
-"""KL estimators: gradients by hand and by finite differences of the divergences, values by closed forms, the bug, refusals."""
+"""KL estimators: gradients by hand and by finite differences of the divergences, values by closed
+forms, the bug, refusals.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ POLICY, REFERENCE = (torch.tensor(values, dtype=torch.float64).log() for values 
 
 def by_hand(weight: list[float]) -> torch.Tensor:
     """Σ_a π_a·weight_a·(e_a − π), written out."""
-    return torch.tensor([sum(PI[a] * weight[a] * ((a == b) - PI[b]) for a in range(3)) for b in range(3)], dtype=torch.float64)
+    return torch.tensor(
+        [sum(PI[a] * weight[a] * ((a == b) - PI[b]) for a in range(3)) for b in range(3)],
+        dtype=torch.float64,
+    )
 
 
 LOG_R = [math.log(r / p) for r, p in zip(REF, PI, strict=True)]
@@ -64,7 +69,12 @@ def test_all_facts_hold_on_a_small_setting() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_placement_has_the_gradient_written_out_by_hand(name: str) -> None:
-    torch.testing.assert_close(penalty_gradient(placements()[name], POLICY, REFERENCE), EXPECTED[name], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(
+        penalty_gradient(placements()[name], POLICY, REFERENCE),
+        EXPECTED[name],
+        rtol=1e-11,
+        atol=1e-13,
+    )
 
 
 def test_hand_written_gradients_are_finite_differences_of_the_divergences() -> None:
@@ -73,9 +83,16 @@ def test_hand_written_gradients_are_finite_differences_of_the_divergences() -> N
 
     step, found = 1e-6, divergence_gradients(POLICY, REFERENCE)
     for b in range(3):
-        up, down = (torch.log_softmax(POLICY + sign * step * torch.eye(3, dtype=torch.float64)[b], 0) for sign in (1, -1))
-        assert (kl(up, REFERENCE) - kl(down, REFERENCE)) / (2 * step) == pytest.approx(float(REVERSE[b]), abs=1e-8)
-        assert (kl(REFERENCE, up) - kl(REFERENCE, down)) / (2 * step) == pytest.approx(float(FORWARD[b]), abs=1e-8)
+        up, down = (
+            torch.log_softmax(POLICY + sign * step * torch.eye(3, dtype=torch.float64)[b], 0)
+            for sign in (1, -1)
+        )
+        assert (kl(up, REFERENCE) - kl(down, REFERENCE)) / (2 * step) == pytest.approx(
+            float(REVERSE[b]), abs=1e-8
+        )
+        assert (kl(REFERENCE, up) - kl(REFERENCE, down)) / (2 * step) == pytest.approx(
+            float(FORWARD[b]), abs=1e-8
+        )
     for name, expected in (("KL(π‖ref)", REVERSE), ("KL(ref‖π)", FORWARD), ("½χ²(π‖ref)", CHI)):
         torch.testing.assert_close(found[name], expected, rtol=1e-11, atol=1e-13)
 
@@ -97,7 +114,9 @@ def test_two_token_scores_are_derivatives_of_the_log_probabilities() -> None:
     listed = two_tokens()
     probability = listed.log_prob.sum(-1).exp()
     assert float(probability.sum()) == pytest.approx(1)
-    assert float(torch.einsum("qk,qktd->d", probability, listed.score).abs().max()) < 1e-15  # E[score] = 0
+    assert (
+        float(torch.einsum("qk,qktd->d", probability, listed.score).abs().max()) < 1e-15
+    )  # E[score] = 0
     true, dropped = kl_gradient(listed), later_tokens(listed)
     found = sequence_gradients(listed)
     torch.testing.assert_close(found.pop("k1 in the reward"), true)
@@ -108,12 +127,24 @@ def test_two_token_scores_are_derivatives_of_the_log_probabilities() -> None:
 
 def test_inverted_reference_flips_the_sign_of_log_r() -> None:
     wrong, right = K1(1.0, InReward(), InvertedReference()), K1(1.0, InReward())
-    torch.testing.assert_close(penalty_gradient(wrong, POLICY, REFERENCE), -penalty_gradient(right, POLICY, REFERENCE))
-    assert not torch.allclose(penalty_gradient(K3(1.0, anchor=InvertedReference()), POLICY, REFERENCE), FORWARD)
+    torch.testing.assert_close(
+        penalty_gradient(wrong, POLICY, REFERENCE), -penalty_gradient(right, POLICY, REFERENCE)
+    )
+    assert not torch.allclose(
+        penalty_gradient(K3(1.0, anchor=InvertedReference()), POLICY, REFERENCE), FORWARD
+    )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"means": (0.0,)}, {"means": ()}, {"reference": (0.5, 0.5, 0.5)}, {"group": 1}, {"rate": 0.0}, {"runs": 1}]
+    "wrong",
+    [
+        {"means": (0.0,)},
+        {"means": ()},
+        {"reference": (0.5, 0.5, 0.5)},
+        {"group": 1},
+        {"rate": 0.0},
+        {"runs": 1},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):

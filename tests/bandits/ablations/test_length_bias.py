@@ -17,14 +17,18 @@ REWARD, LENGTH = (1, 1, 0, 0), (2, 8, 2, 8)
 
 
 def by_hand(weigh: Callable[[int, int], float]) -> list[float]:
-    """E[ĝ] of pairs at the uniform policy: the right one of a mixed pair gets +1, the wrong one −1; `weigh` own and other length."""
+    """E[ĝ] of pairs at the uniform policy: the right one of a mixed pair gets +1, the wrong one −1;
+    `weigh` own and other length.
+    """
     total = [0.0] * 4
     for i, j in itertools.product(range(4), repeat=2):
         if REWARD[i] != REWARD[j]:
             for own, other in ((i, j), (j, i)):
                 advantage = 2 * REWARD[own] - 1
                 for d in range(4):
-                    total[d] += advantage * weigh(LENGTH[own], LENGTH[other]) * ((own == d) - 0.25) / 16
+                    total[d] += (
+                        advantage * weigh(LENGTH[own], LENGTH[other]) * ((own == d) - 0.25) / 16
+                    )
     return total
 
 
@@ -35,12 +39,19 @@ def by_hand(weigh: Callable[[int, int], float]) -> list[float]:
         ("length_mean", lambda own, other: 1 / (2 * own)),
         ("grpo", lambda own, other: 1 / (2 * own)),
         ("token_mean", lambda own, other: 1 / (own + other)),
-        ("dr_grpo", lambda own, other: 0.5 / (2 * 8)),  # no std: the advantages of a mixed pair are ±½
+        (
+            "dr_grpo",
+            lambda own, other: 0.5 / (2 * 8),
+        ),  # no std: the advantages of a mixed pair are ±½
     ],
 )
-def test_the_first_push_is_the_sum_over_pairs(name: str, weigh: Callable[[int, int], float]) -> None:
+def test_the_first_push_is_the_sum_over_pairs(
+    name: str, weigh: Callable[[int, int], float]
+) -> None:
     found = first_push(Settings(group=2), name)
-    assert found.tolist() == pytest.approx(by_hand(weigh), rel=3e-6, abs=1e-12)  # the rungs' eps of 1e-6 beside a std of ½
+    assert found.tolist() == pytest.approx(
+        by_hand(weigh), rel=3e-6, abs=1e-12
+    )  # the rungs' eps of 1e-6 beside a std of ½
 
 
 def test_mean_inverse_tokens_of_a_pair() -> None:

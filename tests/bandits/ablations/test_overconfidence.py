@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from bandits.ablations import overconfidence as ablation
-from bandits.ablations.overconfidence import STD, Settings, even, event, limit_gradient, pair, pair_by_majority, pull
+from bandits.ablations.overconfidence import (
+    STD,
+    Settings,
+    even,
+    event,
+    limit_gradient,
+    pair,
+    pair_by_majority,
+    pull,
+)
 from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
@@ -43,12 +52,18 @@ def test_the_pull_is_the_sum_over_events_and_ordered_groups() -> None:
 
 def test_the_majority_wins_between_two_forecasts_however_close() -> None:
     for higher in (0.71, 1.0):
-        assert pair(Settings(group=3), STD, higher, 0.3) == pytest.approx(pair_by_majority(Settings(group=3), 0.3), rel=1e-9)
-        assert pair(Settings(), ladder.group_mean, higher, 0.3) == pytest.approx(-0.75 * 0.21 * (higher - 0.7) ** 2, rel=1e-9)
+        assert pair(Settings(group=3), STD, higher, 0.3) == pytest.approx(
+            pair_by_majority(Settings(group=3), 0.3), rel=1e-9
+        )
+        assert pair(Settings(), ladder.group_mean, higher, 0.3) == pytest.approx(
+            -0.75 * 0.21 * (higher - 0.7) ** 2, rel=1e-9
+        )
 
 
 def test_the_limit_is_approached_by_large_groups() -> None:
-    """Between two forecasts the limit is (2p − 1)√(π(1−π)); groups of finite size fall short of it."""
+    """Between two forecasts the limit is (2p − 1)√(π(1−π)); groups of finite size fall
+    short of it.
+    """
     environment = event(Settings(), torch.tensor([0.7, 1.0], dtype=torch.float64))
     half = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     assert float(limit_gradient(environment, half)[1]) == pytest.approx(0.4 * 0.5)
@@ -57,7 +72,13 @@ def test_the_limit_is_approached_by_large_groups() -> None:
 
 def test_exact_facts_hold_and_runs_start_at_one_half() -> None:
     result = ablation.run(SMALL, QUIET)
-    exact = [fact for fact in result.facts if fact.standard_error == 0 and "Following" not in fact.claim and "infinitely" not in fact.claim]
+    exact = [
+        fact
+        for fact in result.facts
+        if fact.standard_error == 0
+        and "Following" not in fact.claim
+        and "infinitely" not in fact.claim
+    ]
     assert len(exact) == 5
     assert [fact.claim for fact in exact if not fact.holds] == []
     assert result.array("runs", "group_std", "forecast")[0] == pytest.approx(0.5)
@@ -65,7 +86,16 @@ def test_exact_facts_hold_and_runs_start_at_one_half() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"p": 0.4}, {"forecasts": 10}, {"group": 1}, {"groups": (1,)}, {"runs": 1}, {"steps": 12}, {"learning_rate": 0.0}]
+    "change",
+    [
+        {"p": 0.4},
+        {"forecasts": 10},
+        {"group": 1},
+        {"groups": (1,)},
+        {"runs": 1},
+        {"steps": 12},
+        {"learning_rate": 0.0},
+    ],
 )
 def test_settings_are_refused_at_the_door(change: dict[str, object]) -> None:
     with pytest.raises(CourseError, match=next(iter(change))):

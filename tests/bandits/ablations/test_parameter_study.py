@@ -14,7 +14,14 @@ from course.errors import CourseError
 from course.lab.statistics import mean_error
 from course.lab.terminal import QUIET
 
-SMALL = Settings(epsilons=(1 / 16, 1.0), learning_rates=(1e-9, 0.25), bonuses=(1.0, 1e6), optimism=(1.0,), runs=400, steps=300)
+SMALL = Settings(
+    epsilons=(1 / 16, 1.0),
+    learning_rates=(1e-9, 0.25),
+    bonuses=(1.0, 1e6),
+    optimism=(1.0,),
+    runs=400,
+    steps=300,
+)
 
 
 def test_expected_maximum_of_two_and_three_normal_numbers():
@@ -25,10 +32,14 @@ def test_expected_maximum_of_two_and_three_normal_numbers():
 
 def test_luck_is_the_spread_of_the_maximum():
     # Var max of two N(0, 1) is 1 − 1/π
-    assert ablation._luck(2) == pytest.approx(math.sqrt((1 - 1 / math.pi) / ablation.PUBLISHED_RUNS), abs=1e-12)
+    assert ablation._luck(2) == pytest.approx(
+        math.sqrt((1 - 1 / math.pi) / ablation.PUBLISHED_RUNS), abs=1e-12
+    )
 
 
-@pytest.mark.parametrize(("name", "place"), [("epsilon_greedy", 1), ("gradient_bandit", 0), ("ucb", 1)])
+@pytest.mark.parametrize(
+    ("name", "place"), [("epsilon_greedy", 1), ("gradient_bandit", 0), ("ucb", 1)]
+)
 def test_who_does_not_learn_pays_the_whole_maximum(name, place):
     mean, error = mean_error(regret(SMALL, name, QUIET)[place])
     assert abs(mean - expected_maximum(10)) < 4 * error
@@ -44,7 +55,9 @@ def test_learners_pay_less_and_ucb_the_least():
 def test_the_same_arms_for_every_algorithm_and_value():
     settings = dataclasses.replace(SMALL, epsilons=(0.5, 1.0), bonuses=(1e6,), runs=50, steps=20)
     never = regret(settings, "epsilon_greedy", QUIET)[1], regret(settings, "ucb", QUIET)[0]
-    assert float(torch.corrcoef(torch.stack(never))[0, 1]) > 0.5  # pulls are independent, the arms are not
+    assert (
+        float(torch.corrcoef(torch.stack(never))[0, 1]) > 0.5
+    )  # pulls are independent, the arms are not
 
 
 def test_published_numbers_are_expected_of_the_books_experiment_only():
@@ -54,7 +67,14 @@ def test_published_numbers_are_expected_of_the_books_experiment_only():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"runs": 1}, {"epsilons": (0.5, 1.5)}, {"bonuses": ()}, {"learning_rates": (0.2, 0.1)}, {"optimism": (0.0, 1.0)}]
+    "wrong",
+    [
+        {"runs": 1},
+        {"epsilons": (0.5, 1.5)},
+        {"bonuses": ()},
+        {"learning_rates": (0.2, 0.1)},
+        {"optimism": (0.0, 1.0)},
+    ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(CourseError, match="allowed is"):

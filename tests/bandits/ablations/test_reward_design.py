@@ -1,4 +1,6 @@
-"""Reward design on a Gaussian policy: the closed forms of the ablation against quadrature, and both effects at small size."""
+"""Reward design on a Gaussian policy: the closed forms of the ablation against quadrature, and both
+effects at small size.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from course.lab.ablation import with_settings
 from course.lab.terminal import QUIET
 from course.parts import GroupStd
 
-SMALL = dataclasses.replace(ablation.SETTINGS, runs=8, steps=150, far=5.0, learning_rates=(0.3,), drift_groups=4000)
+SMALL = dataclasses.replace(
+    ablation.SETTINGS, runs=8, steps=150, far=5.0, learning_rates=(0.3,), drift_groups=4000
+)
 
 
 def mean_reward(theta: torch.Tensor, alpha: float, delta: float) -> torch.Tensor:
@@ -26,16 +30,25 @@ def mean_reward(theta: torch.Tensor, alpha: float, delta: float) -> torch.Tensor
         step = (high - low) / 20_000
         x = torch.linspace(low + step / 2, high - step / 2, 20_000, dtype=torch.float64)
         density = torch.exp(-((x - theta) ** 2) / 2) / math.sqrt(2 * math.pi)
-        paid = ablation.reward(x, torch.tensor(alpha, dtype=torch.float64), torch.tensor(delta, dtype=torch.float64))
+        paid = ablation.reward(
+            x, torch.tensor(alpha, dtype=torch.float64), torch.tensor(delta, dtype=torch.float64)
+        )
         total = total + (density * paid).sum() * step
     return total
 
 
-@pytest.mark.parametrize(("theta", "alpha", "delta"), [(-1.0, 0.0, 2.0), (0.3, 0.01, 2.0), (3.0, 0.3, 4.0), (-2.0, 0.9, 3.0)])
-def test_the_true_gradient_is_the_derivative_of_the_mean_reward(theta: float, alpha: float, delta: float) -> None:
+@pytest.mark.parametrize(
+    ("theta", "alpha", "delta"),
+    [(-1.0, 0.0, 2.0), (0.3, 0.01, 2.0), (3.0, 0.3, 4.0), (-2.0, 0.9, 3.0)],
+)
+def test_the_true_gradient_is_the_derivative_of_the_mean_reward(
+    theta: float, alpha: float, delta: float
+) -> None:
     place = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
     [slope] = torch.autograd.grad(mean_reward(place, alpha, delta), place)
-    assert float(ablation.true_gradient(place.detach(), alpha, delta)) == pytest.approx(float(slope), abs=1e-8)
+    assert float(ablation.true_gradient(place.detach(), alpha, delta)) == pytest.approx(
+        float(slope), abs=1e-8
+    )
 
 
 def test_the_chance_of_a_hit_counts_the_window() -> None:
@@ -45,7 +58,9 @@ def test_the_chance_of_a_hit_counts_the_window() -> None:
     torch.testing.assert_close(ablation.chance_of_a_hit(theta, 7), 1 - miss**7)
 
 
-def test_without_the_std_the_expected_gradient_is_the_true_one_less_the_self_included_share() -> None:
+def test_without_the_std_the_expected_gradient_is_the_true_one_less_the_self_included_share() -> (
+    None
+):
     places = [-2.0, -0.7, 1.2]
     samples = ablation.drift(ladder.get("group_mean").estimator, (0.2, 2.0), places, 4, 20_000, 3)
     mean, error = samples.mean(0), samples.std(0) / math.sqrt(len(samples))
@@ -66,16 +81,32 @@ def test_both_effects_at_small_size() -> None:
     result = ablation.run(SMALL, QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []
     start = result.array("starts").tolist().index
-    published, looser, exact, none = (result.array("share", name) for name in result.series["rates"])
+    published, looser, exact, none = (
+        result.array("share", name) for name in result.series["rates"]
+    )
     assert published[0][start(-4.5)] < 0.5 < published[1][start(-4.5)]  # the bonus opens a way …
     assert looser[1][start(-4.5)] < 0.5 < exact[1][start(-4.5)]  # … if eps lets it
     assert abs(none[1] - none[0]).max() <= 0.5  # … and never without the std
-    assert published[-1][start(3.0)] < 0.5 < none[-1][start(3.0)]  # δ = 4 catches, but not without the std
-    assert result.array("ends", next(iter(result.series["rates"])))[-1][1][start(3.0)] == pytest.approx(4.0, abs=0.5)
+    assert (
+        published[-1][start(3.0)] < 0.5 < none[-1][start(3.0)]
+    )  # δ = 4 catches, but not without the std
+    assert result.array("ends", next(iter(result.series["rates"])))[-1][1][
+        start(3.0)
+    ] == pytest.approx(4.0, abs=0.5)
 
 
 @pytest.mark.parametrize(
-    "assignment", ["group=1", "alphas=0.1,0.2", "alphas=0,1", "eps=-1e-8", "learning_rates=0", "runs=1", "far=0.2", "deltas="]
+    "assignment",
+    [
+        "group=1",
+        "alphas=0.1,0.2",
+        "alphas=0,1",
+        "eps=-1e-8",
+        "learning_rates=0",
+        "runs=1",
+        "far=0.2",
+        "deltas=",
+    ],
 )
 def test_settings_are_refused_at_the_door(assignment: str) -> None:
     with pytest.raises(CourseError, match=assignment.partition("=")[0]):

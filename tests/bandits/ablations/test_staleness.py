@@ -1,4 +1,6 @@
-"""Staleness: agreement at π_old for every registered ratio rung, the stale limit by hand, one curve, the shared bandit, refusals."""
+"""Staleness: agreement at π_old for every registered ratio rung, the stale limit by hand, one
+curve, the shared bandit, refusals.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ from course.lab.terminal import QUIET
 from course.train.noise import Noise
 
 SMALL = Settings(
-    rungs=("baseline", "surrogate", "clip"), epochs=(1, 3), runs=3, rollouts=4, prompts=3, features=9, arms=4, group=4, stale_updates=40
+    rungs=("baseline", "surrogate", "clip"),
+    epochs=(1, 3),
+    runs=3,
+    rollouts=4,
+    prompts=3,
+    features=9,
+    arms=4,
+    group=4,
+    stale_updates=40,
 )
 ZERO = torch.zeros(2, dtype=torch.float64)
 
@@ -45,7 +55,9 @@ def test_at_the_old_policy_a_ratio_rung_is_policy_gradient(name: str) -> None:
 
 def test_one_update_is_one_curve_and_three_are_three() -> None:
     def final(name: str, epochs: int) -> torch.Tensor:
-        return train(ladder.get(name).estimator, SMALL, epochs, torch.tensor([16.0, 64.0]), ZERO, range(3))
+        return train(
+            ladder.get(name).estimator, SMALL, epochs, torch.tensor([16.0, 64.0]), ZERO, range(3)
+        )
 
     one, three = (torch.stack([final(name, epochs) for name in SMALL.rungs]) for epochs in (1, 3))
     torch.testing.assert_close(one[1:], one[:1].expand(2, -1, -1), rtol=0, atol=1e-12)
@@ -64,7 +76,9 @@ def test_stale_paths_follow_their_closed_forms() -> None:
     long = dataclasses.replace(SMALL, stale_updates=100, stale_rate=1.5)
     paths = stale_paths(long, QUIET)
     torch.testing.assert_close(paths["baseline"], centred_path(long), rtol=1e-10, atol=1e-12)
-    moved = {name: float((path[0].exp() * (path[0] - path[-1])).sum()) for name, path in paths.items()}
+    moved = {
+        name: float((path[0].exp() * (path[0] - path[-1])).sum()) for name, path in paths.items()
+    }
     assert moved["clip"] < moved["reinforce"] < moved["surrogate"] < moved["baseline"]
 
 
@@ -74,7 +88,9 @@ def test_settings_beside_each_other_are_the_same_bandit_alone() -> None:
     alone, own = linear_bandit((3, 4, 5), offset[1:], range(4, 5), 6, 7)
     assert isinstance(noise, Noise)
     first, second = both.sample(noise), alone.sample(own)
-    assert torch.equal(first.data["action"][0], first.data["action"][1])  # one stream for all settings
+    assert torch.equal(
+        first.data["action"][0], first.data["action"][1]
+    )  # one stream for all settings
     assert torch.equal(first.reward[0] - 1, first.reward[1])
     assert torch.equal(first.reward[1, 2], second.reward[0, 0])
     assert set(first.reward[0].unique().tolist()) <= {0.0, 1.0}
@@ -82,7 +98,15 @@ def test_settings_beside_each_other_are_the_same_bandit_alone() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": (2, 4)}, {"epochs": (1,)}, {"learning_rates": ()}, {"offsets": (1.0,)}, {"group": 1}, {"stale_rate": 0.0}, {"runs": 1}],
+    [
+        {"epochs": (2, 4)},
+        {"epochs": (1,)},
+        {"learning_rates": ()},
+        {"offsets": (1.0,)},
+        {"group": 1},
+        {"stale_rate": 0.0},
+        {"runs": 1},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):

@@ -1,4 +1,6 @@
-"""TRPO, clip and plain ascent: the bound per run, the closed-form step of one softmax, a rung of one's own, refusals."""
+"""TRPO, clip and plain ascent: the bound per run, the closed-form step of one softmax, a rung of
+one's own, refusals.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from course.parts.kl import exact_kl
 from course.train.noise import Noise
 from course.train.trust_region import TRPO
 
-SMALL = Settings(bounds=(0.01, 0.3), learning_rates=(4.0, 64.0), epochs=3, runs=6, rollouts=8, prompts=4, features=12)
+SMALL = Settings(
+    bounds=(0.01, 0.3),
+    learning_rates=(4.0, 64.0),
+    epochs=3,
+    runs=6,
+    rollouts=8,
+    prompts=4,
+    features=12,
+)
 
 
 def test_the_exact_facts_hold_on_a_small_setting() -> None:
@@ -31,8 +41,12 @@ def test_the_exact_facts_hold_on_a_small_setting() -> None:
 def test_every_run_keeps_the_bound_of_its_own() -> None:
     climb = train(ladder.surrogate, (0.001, 0.03, 1.0), True, SMALL, QUIET, "TRPO")
     largest = climb.moved.amax((0, 2))
-    assert bool((largest <= torch.tensor([0.001, 0.03, 1.0], dtype=torch.float64) * (1 + 1e-9)).all())
-    assert bool((largest > torch.tensor([0.0005, 0.015, 0.5], dtype=torch.float64)).all())  # and uses it
+    assert bool(
+        (largest <= torch.tensor([0.001, 0.03, 1.0], dtype=torch.float64) * (1 + 1e-9)).all()
+    )
+    assert bool(
+        (largest > torch.tensor([0.0005, 0.015, 0.5], dtype=torch.float64)).all()
+    )  # and uses it
 
 
 def test_the_step_is_the_natural_gradient_of_a_softmax_in_closed_form() -> None:
@@ -62,12 +76,24 @@ def test_a_bound_that_is_none_is_refused(bound: float | torch.Tensor) -> None:
 
 
 def test_other_rungs_stand_beside_trpo() -> None:
-    settings = Settings(rungs=("grpo",), bounds=(0.1,), learning_rates=(4.0,), epochs=2, runs=2, rollouts=3, prompts=2, features=6)
+    settings = Settings(
+        rungs=("grpo",),
+        bounds=(0.1,),
+        learning_rates=(4.0,),
+        epochs=2,
+        runs=2,
+        rollouts=3,
+        prompts=2,
+        features=6,
+    )
     result = ablation.run(settings, QUIET)
     assert set(result.series["methods"]) == {"trpo", "grpo"}
 
 
-@pytest.mark.parametrize("wrong", [{"bounds": (0.1, 0.01)}, {"learning_rates": (0.0,)}, {"epochs": 0}, {"runs": 1}, {"group": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bounds": (0.1, 0.01)}, {"learning_rates": (0.0,)}, {"epochs": 0}, {"runs": 1}, {"group": 1}],
+)
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         Settings(**wrong)

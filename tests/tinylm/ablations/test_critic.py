@@ -1,4 +1,6 @@
-"""The critic's ablation: exact values against enumeration and the Bellman equation, errors by hand, the price, refusals."""
+"""The critic's ablation: exact values against enumeration and the Bellman equation, errors by hand,
+the price, refusals.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def test_a_prompts_value_is_what_listing_every_completion_gives() -> None:
         assert float(values[i, 0, 0]) == pytest.approx(Bridge(model, task, row).objective, rel=1e-9)
 
 
-def test_a_value_is_the_probability_of_the_right_token_times_the_next_value_and_0_behind_a_wrong_one() -> None:
+def test_a_value_is_the_right_tokens_probability_times_the_next_value_0_after_a_wrong_one() -> None:
     task = sums()
     model = tiny((2,), context=task.context)
     rows = task.held_out[:4]
@@ -54,8 +56,8 @@ def test_a_value_is_the_probability_of_the_right_token_times_the_next_value_and_
     tokens = task.target[rows].unsqueeze(-2).expand(2, 4, 2, -1).clone()
     tokens[:, :, 1, 1] = (tokens[:, :, 1, 1] + 1) % 10  # the second answer errs in its second token
     values = exact_values(model, task, rows, tokens)
-    dist, _ = score(model, prompt, tokens)
-    chosen = dist[:, :, 0].gather(-1, tokens[:, :, 0].unsqueeze(-1)).squeeze(-1).exp()
+    log_dist, _ = score(model, prompt, tokens)
+    chosen = log_dist[:, :, 0].gather(-1, tokens[:, :, 0].unsqueeze(-1)).squeeze(-1).exp()
     torch.testing.assert_close(values[:, :, 0, :-1], chosen[..., :-1] * values[:, :, 0, 1:])
     torch.testing.assert_close(values[:, :, 0, -1], chosen[..., -1])
     torch.testing.assert_close(values[:, :, 1, :2], values[:, :, 0, :2])
@@ -100,17 +102,29 @@ def test_a_small_run_counts_parameters_and_its_facts_hold() -> None:
 @pytest.mark.parametrize("place", ablation.PLACES)
 def test_a_critic_starts_from_the_warm_start_with_a_head_of_zeros(place: str) -> None:
     start = warm_start(dataclasses.replace(SMALL, warm_target=0.0))
-    curves = train(ladder.ppo, dataclasses.replace(SMALL, rollouts=1), start, (1e-9, 1e-9), critic=place)
+    curves = train(
+        ladder.ppo, dataclasses.replace(SMALL, rollouts=1), start, (1e-9, 1e-9), critic=place
+    )
     assert curves.critic is not None
     assert (curves.critic is curves.model) == (place == "shared")
     for name, weight in start.weights.items():
-        torch.testing.assert_close(curves.critic.weights[name], weight.expand(2, *weight.shape), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            curves.critic.weights[name], weight.expand(2, *weight.shape), rtol=0, atol=1e-7
+        )
     assert float(curves.critic.weights["value"].detach().abs().max()) < 1e-7
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("lambdas", (0.5, 1.5)), ("lambdas", ()), ("rung", "ppo"), ("rates", ()), ("group", 1), ("samples", 1), ("timed", 0)],
+    [
+        ("lambdas", (0.5, 1.5)),
+        ("lambdas", ()),
+        ("rung", "ppo"),
+        ("rates", ()),
+        ("group", 1),
+        ("samples", 1),
+        ("timed", 0),
+    ],
 )
 def test_refused_settings(field: str, value: object) -> None:
     with pytest.raises(CourseError, match=field):

@@ -1,4 +1,6 @@
-"""The KL ablation: two skills in one table, and penalties that cannot be felt where the policy still is its reference."""
+"""The KL ablation: two skills in one table, and penalties that cannot be felt where the policy
+still is its reference.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ def test_the_merged_table_keeps_each_questions_answer() -> None:
     both, _, others = two_skills(2)
     for row in [int(both.train[0]), int(others[0]), int(others[-1])]:
         left, right = decode(both.prompt[row].tolist())[:2], decode(both.prompt[row].tolist())[3:5]
-        value = int(left) + int(right) if "+" in decode(both.prompt[row].tolist()) else int(left) - int(right)
+        value = (
+            int(left) + int(right)
+            if "+" in decode(both.prompt[row].tolist())
+            else int(left) - int(right)
+        )
         assert int(decode(both.target[row].tolist())) == value
     rows = torch.arange(len(both.prompt))
     assert bool((ExactMatch()(both.target, rows, both) == 1).all())
@@ -56,7 +62,9 @@ def test_one_update_from_the_reference_feels_no_penalty_but_k1s_noise() -> None:
     assert (none > 0).all()
     for name in PENALTIES:
         small, large = found.array("penalties", name, "kl_start")
-        measured = small if name == "k1 in the reward" else large  # there the std would blow rounding errors times β up
+        measured = (
+            small if name == "k1 in the reward" else large
+        )  # there the std would blow rounding errors times β up
         if name == "k1 in the loss":
             assert not np.allclose(measured, none, rtol=0.01)
         else:
@@ -65,9 +73,14 @@ def test_one_update_from_the_reference_feels_no_penalty_but_k1s_noise() -> None:
 
 def test_an_exact_penalty_holds_as_firmly_as_its_beta_says() -> None:
     name = "exact in the loss"
-    settings = Settings(**SMALL, rollouts=6, epochs=4, log_every=6, betas=(1e-9, 10.0), penalties=(name,))
+    settings = Settings(
+        **SMALL, rollouts=6, epochs=4, log_every=6, betas=(1e-9, 10.0), penalties=(name,)
+    )
     found = run(settings, QUIET)
-    none, (without, firm) = found.array("none", "kl_start"), found.array("penalties", name, "kl_start")
+    none, (without, firm) = (
+        found.array("none", "kl_start"),
+        found.array("penalties", name, "kl_start"),
+    )
     np.testing.assert_allclose(without, none, rtol=0.05)
     assert (firm < 0.5 * none).all()
 
@@ -75,7 +88,9 @@ def test_an_exact_penalty_holds_as_firmly_as_its_beta_says() -> None:
 def test_distance_is_zero_to_itself_and_positive_to_another() -> None:
     both, sums, _ = two_skills(1)
     model, other = tiny((2,)), tiny((2,), seed=1)
-    torch.testing.assert_close(distance(model, model.copy(), both, sums.held_out), torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(
+        distance(model, model.copy(), both, sums.held_out), torch.zeros(2, dtype=torch.float64)
+    )
     assert bool((distance(model, other, both, sums.held_out) > 0).all())
 
 
@@ -85,7 +100,15 @@ def test_penalties_stand_where_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"penalties": ("k4",)}, {"penalties": ()}, {"betas": (0.0,)}, {"betas": ()}, {"rate": 0.0}, {"seeds": 1}]
+    "wrong",
+    [
+        {"penalties": ("k4",)},
+        {"penalties": ()},
+        {"betas": (0.0,)},
+        {"betas": ()},
+        {"rate": 0.0},
+        {"seeds": 1},
+    ],
 )
 def test_settings_are_refused_at_the_door(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))[:4]):

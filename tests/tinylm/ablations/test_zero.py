@@ -24,7 +24,9 @@ def test_chance_is_the_enumerated_probability_of_the_right_answer() -> None:
     assert p.shape == (2, len(start.task.train))
     for seed in range(2):
         model = Transformer(start.settings)
-        model.weights.update({name: weight[seed].requires_grad_() for name, weight in start.weights.items()})
+        model.weights.update(
+            {name: weight[seed].requires_grad_() for name, weight in start.weights.items()}
+        )
         for place in (0, 40):
             bridge = Bridge(model, start.task, int(start.task.train[place]))
             assert float(bridge.log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-12)
@@ -39,14 +41,22 @@ def test_the_silent_share_follows_from_chance_and_curves_start_untrained() -> No
     assert silent.expected == pytest.approx(float((p**8 + (1 - p) ** 8).mean()), rel=1e-6)
     for name in Settings().rewards:
         assert found.array("rewards", name, "completions").tolist() == [0.0, 64.0, 128.0]
-        np.testing.assert_array_equal(found.array("rewards", name, "trained")[0], found.array("rewards", "exact", "trained")[0])
+        np.testing.assert_array_equal(
+            found.array("rewards", name, "trained")[0],
+            found.array("rewards", "exact", "trained")[0],
+        )
         assert np.isnan(found.array("rewards", name, "silent_groups")[0]).all()
 
 
 def test_credit_for_digits_does_not_ask_for_the_end() -> None:
     task: Task = from_nothing(Settings(seeds=2)).task
     row = torch.tensor([3 * 10 + 4])
-    for text, exact, digits in (("07⏎", 1.0, 1.0), ("075", 0.0, 1.0), ("05⏎", 0.0, 0.5), ("⏎", 0.0, 0.0)):
+    for text, exact, digits in (
+        ("07⏎", 1.0, 1.0),
+        ("075", 0.0, 1.0),
+        ("05⏎", 0.0, 0.5),
+        ("⏎", 0.0, 0.0),
+    ):
         answer = torch.tensor([tokens_of(text, task.limit)])
         assert float(REWARDS["exact"](answer, row, task)) == exact
         assert float(REWARDS["digits"](answer, row, task)) == digits

@@ -1,4 +1,6 @@
-"""Packed trees: every distinct token once, with the values and gradients of completions that each stand alone."""
+"""Packed trees: every distinct token once, with the values and gradients of completions that each
+stand alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ RUNS = pytest.mark.parametrize("runs", [(), (3,), (2, 2)], ids=["alone", "three"
 
 
 def ragged(*shape: int, letters: int = 2, seed: int = 0) -> Tensor:
-    """Completions [..., T] of a few letters, so that beginnings agree; an end in a third of the places, and padding behind it."""
+    """Completions [..., T] of a few letters, so that beginnings agree; an end in a third of the
+    places, and padding behind it.
+    """
     drawn = torch.randint(letters + 1, shape, generator=torch.Generator().manual_seed(seed))
     drawn[drawn == letters] = END
     ended = (drawn == END).cumsum(-1) - (drawn == END).long()
@@ -29,7 +33,9 @@ def questions(*shape: int) -> Tensor:
 
 
 def beginnings(tokens: Tensor) -> list[set[tuple[int, ...]]]:
-    """Of each prompt's completions [Q, G, T]: what has to be computed, every different beginning behind which a token is drawn."""
+    """Of each prompt's completions [Q, G, T]: what has to be computed, every different beginning
+    behind which a token is drawn.
+    """
     found = []
     for group in tokens.tolist():
         drawn = [[token for token in row if token != PAD] for row in group]
@@ -45,7 +51,9 @@ def test_the_tree_by_hand() -> None:
     positions, mask = tree(2, 2, 2)
     assert positions.tolist() == [0, 1, 2, 3, 2, 3]
     want = ["p     ", "pq    ", "pqa   ", "pqab  ", "pq  c ", "pq  cd"]
-    assert ["".join("pqabcd"[j] if seen else " " for j, seen in enumerate(row)) for row in mask.tolist()] == want
+    assert [
+        "".join("pqabcd"[j] if seen else " " for j, seen in enumerate(row)) for row in mask.tolist()
+    ] == want
 
 
 def test_a_tree_without_branches_is_a_sequence() -> None:
@@ -58,21 +66,49 @@ def test_a_tree_without_branches_is_a_sequence() -> None:
 
 
 def test_the_merged_tree_by_hand() -> None:
-    """Prompt 8 9; completions 1 2 end, 1 2 3, 1 end, 4 5 end: the 1 is there once, 1 2 too, and what nobody draws behind is not."""
+    """Prompt 8 9; completions 1 2 end, 1 2 3, 1 end, 4 5 end: the 1 is there once, 1 2 too, and
+    what nobody draws behind is not.
+    """
     prompt = torch.tensor([[8, 9]])
     tokens = torch.tensor([[[1, 2, END, PAD], [1, 2, 3, 7], [1, END, PAD, PAD], [4, 5, END, PAD]]])
     packed, before = pack(prompt, tokens)
     assert packed.unread == 1
     assert packed.row is not None
     assert packed.first is not None
-    assert packed.tokens.tolist() == [8, 9, 1, 2, 3, 4, 5] or sorted(packed.tokens.tolist()) == [1, 2, 3, 4, 5, 8, 9]
+    assert packed.tokens.tolist() == [8, 9, 1, 2, 3, 4, 5] or sorted(packed.tokens.tolist()) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        8,
+        9,
+    ]
     position = dict(zip(packed.tokens.tolist(), packed.positions.tolist(), strict=True))
     assert position == {8: 0, 9: 1, 1: 2, 2: 3, 3: 4, 4: 2, 5: 3}
     stands = packed.tokens[packed.row][0].tolist()  # the token at each place
-    seen = {token: {stands[j] for j in range(len(stands)) if packed.mask[0, i, j]} for i, token in enumerate(stands)}
-    assert seen == {8: {8}, 9: {8, 9}, 1: {8, 9, 1}, 2: {8, 9, 1, 2}, 3: {8, 9, 1, 2, 3}, 4: {8, 9, 4}, 5: {8, 9, 4, 5}}
-    last = packed.tokens[packed.unread :][before][0].tolist()  # the token whose state each token is drawn from
-    assert [row[:n] for row, n in zip(last, (3, 4, 2, 3), strict=True)] == [[9, 1, 2], [9, 1, 2, 3], [9, 1], [9, 4, 5]]
+    seen = {
+        token: {stands[j] for j in range(len(stands)) if packed.mask[0, i, j]}
+        for i, token in enumerate(stands)
+    }
+    assert seen == {
+        8: {8},
+        9: {8, 9},
+        1: {8, 9, 1},
+        2: {8, 9, 1, 2},
+        3: {8, 9, 1, 2, 3},
+        4: {8, 9, 4},
+        5: {8, 9, 4, 5},
+    }
+    last = packed.tokens[packed.unread :][before][
+        0
+    ].tolist()  # the token whose state each token is drawn from
+    assert [row[:n] for row, n in zip(last, (3, 4, 2, 3), strict=True)] == [
+        [9, 1, 2],
+        [9, 1, 2, 3],
+        [9, 1],
+        [9, 4, 5],
+    ]
 
 
 def test_a_completion_that_was_cut_hides_no_twin_that_goes_on() -> None:
@@ -82,7 +118,12 @@ def test_a_completion_that_was_cut_hides_no_twin_that_goes_on() -> None:
     want = separate(model, prompt, tokens)[tokens != PAD]
     for order in ([0, 1], [1, 0]):
         packed, before = pack(prompt, tokens[:, order])
-        close(look_up(model.hidden(packed), before)[:, order][tokens != PAD], want, rtol=1e-12, atol=1e-12)
+        close(
+            look_up(model.hidden(packed), before)[:, order][tokens != PAD],
+            want,
+            rtol=1e-12,
+            atol=1e-12,
+        )
 
 
 def test_twins_are_the_first_that_began_alike() -> None:
@@ -93,7 +134,9 @@ def test_twins_are_the_first_that_began_alike() -> None:
 
 
 def test_nodes_are_numbered_in_their_group_and_among_all() -> None:
-    marks = torch.tensor([[[False, True, True, False], [True, False, False, False], [False, False, False, False]]])
+    marks = torch.tensor(
+        [[[False, True, True, False], [True, False, False, False], [False, False, False, False]]]
+    )
     nodes = Nodes.of(marks)
     assert nodes.used.tolist() == [[[True, True], [True, False], [False, False]]]
     assert nodes.where[nodes.used].tolist() == [1, 2, 0]
@@ -111,7 +154,9 @@ def test_every_distinct_beginning_is_computed_once_and_nothing_else(letters: int
     packed, before = pack(prompt, tokens)
     want = beginnings(tokens)
     assert packed.tokens.shape == (6 * 4 + sum(map(len, want)),)
-    for q, group in enumerate(tokens.tolist()):  # one row for each beginning, and different ones for different beginnings
+    for q, group in enumerate(
+        tokens.tolist()
+    ):  # one row for each beginning, and different ones for different beginnings
         rows: dict[tuple[int, ...], set[int]] = {}
         for g, row in enumerate(group):
             for t, token in enumerate(row):
@@ -142,9 +187,20 @@ def test_the_packed_tree_has_the_values_and_gradients_of_repeated_prompts(
     prompt, tokens = questions(*runs, 3, 4), ragged(*runs, 3, group, limit, seed=1)
     chosen = (tokens != PAD).unsqueeze(-1)
     packed, before = pack(prompt, tokens, merge=merge)
-    mine, apart = (torch.where(chosen, each, 0.0) for each in (look_up(model.hidden(packed), before), separate(model, prompt, tokens)))
+    mine, apart = (
+        torch.where(chosen, each, 0.0)
+        for each in (look_up(model.hidden(packed), before), separate(model, prompt, tokens))
+    )
     close(mine, apart, rtol=1e-12, atol=1e-12)
-    weigh = torch.randn(*runs, 3, group, limit, VOCABULARY + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weigh = torch.randn(
+        *runs,
+        3,
+        group,
+        limit,
+        VOCABULARY + 1,
+        generator=torch.Generator().manual_seed(2),
+        dtype=torch.float64,
+    )
     got, want = _gradients(model, mine, weigh * chosen), _gradients(model, apart, weigh * chosen)
     assert all(bool((gradient != 0).any()) for gradient in want)  # every weight takes part
     scale = max(float(gradient.abs().max()) for gradient in want)
@@ -153,7 +209,9 @@ def test_the_packed_tree_has_the_values_and_gradients_of_repeated_prompts(
 
 
 def _gradients(model: Transformer, states: Tensor, weigh: Tensor) -> tuple[Tensor, ...]:
-    both = torch.cat([torch.log_softmax(model.logits(states), -1), model.values(states).unsqueeze(-1)], -1)
+    both = torch.cat(
+        [torch.log_softmax(model.logits(states), -1), model.values(states).unsqueeze(-1)], -1
+    )
     return torch.autograd.grad((weigh * both).sum(), model.parameters)
 
 
@@ -166,9 +224,16 @@ def test_second_derivatives_are_those_of_repeated_prompts() -> None:
     products = []
     for states in (look_up(model.hidden(packed), before), separate(model, prompt, tokens)):
         loss = torch.where(chosen, torch.log_softmax(model.logits(states), -1), 0.0).sin().sum()
-        first = torch.autograd.grad(loss, model.parameters, create_graph=True, materialize_grads=True)
-        slope = sum((gradient * torch.linspace(-1, 1, gradient.numel()).view_as(gradient)).sum() for gradient in first)
-        products.append(torch.autograd.grad(slope, model.parameters, allow_unused=True, materialize_grads=True))
+        first = torch.autograd.grad(
+            loss, model.parameters, create_graph=True, materialize_grads=True
+        )
+        slope = sum(
+            (gradient * torch.linspace(-1, 1, gradient.numel()).view_as(gradient)).sum()
+            for gradient in first
+        )
+        products.append(
+            torch.autograd.grad(slope, model.parameters, allow_unused=True, materialize_grads=True)
+        )
     scale = max(float(each.abs().max()) for each in products[1])
     assert scale > 0
     for a, b in zip(*products, strict=True):
@@ -176,7 +241,9 @@ def test_second_derivatives_are_those_of_repeated_prompts() -> None:
 
 
 def test_looking_rows_up_adds_their_gradients_up() -> None:
-    table = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    table = torch.randn(
+        2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     index = torch.tensor([[[0, 4], [4, 4]], [[1, 2], [3, 0]]])
     got = look_up(table, index)
     for run in range(2):
