@@ -5,6 +5,8 @@ allowed.
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -29,6 +31,52 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `CourseError` unless `condition` holds: «field: got value, allowed is …»."""
     if not condition:
         raise CourseError(f"{field}: got {value!r}; allowed is {allowed}")
+
+
+def require_number(
+    field: str,
+    value: object,
+    allowed: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    optional: bool = False,
+) -> None:
+    """Raise `CourseError` unless `value` is one finite number within the bounds that are given.
+
+    A text, None, a tensor or a list is no number, nor is True or False; NaN and what a float cannot
+    hold are outside of every bound. `whole` takes integers only (numpy's too; 2.0 is not one),
+    `optional` lets None pass.
+    """
+    if optional and value is None:
+        return
+    number = _as_float(value, numbers.Integral if whole else numbers.Real)
+    fits = (
+        math.isfinite(number)
+        and (at_least is None or number >= at_least)
+        and (at_most is None or number <= at_most)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
+    require(fits, field, value, allowed)
+
+
+def _as_float(value: object, kind: type) -> float:
+    """`value` as a float; NaN where it is none of `kind`, or larger than a float can be."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.nan
+
+
+def require_flag(field: str, value: object) -> None:
+    """Raise `CourseError` unless `value` is True or False."""
+    require(isinstance(value, bool), field, value, "True or False")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> CourseError:
