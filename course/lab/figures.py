@@ -235,6 +235,152 @@ def expectation(
     )
 
 
+def points(
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    half_width: ArrayLike | None = None,
+    name: str = "",
+    label: str | None = None,
+    *,
+    across: bool = False,
+    **style: Any,
+) -> None:
+    """Points with their intervals, all [n]: y ± half_width, or x ± half_width where `across`.
+
+    `name` decides the colour, `label` (default: none) names them in a legend; `style` overrides
+    (color, marker, markersize …).
+    """
+    look: Style = {
+        "color": style_of(name)["color"],
+        "linestyle": "none",
+        "marker": "o",
+        "capsize": 3,
+        "linewidth": 1.3,
+        "label": label,
+        **style,
+    }
+    x, y = (np.atleast_1d(np.asarray(values, dtype=float)) for values in (x, y))
+    half = None if half_width is None else np.atleast_1d(np.asarray(half_width, dtype=float))
+    ax.errorbar(x, y, yerr=None if across else half, xerr=half if across else None, **look)
+
+
+def rows(
+    ax: Axes,
+    names: Sequence[str],
+    middle: ArrayLike,
+    half_width: ArrayLike | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    aside: float = 0.0,
+    **style: Any,
+) -> None:
+    """A row per name, the first at the top: middle ± half_width [n], each in its own colour.
+
+    `labels` (default: the names) stand at the rows. A second call with another marker, and `aside`
+    (in rows) where the two would cover each other, adds a second quantity to the same rows.
+    """
+    values = np.asarray(middle, dtype=float)
+    shown = list(names) if labels is None else list(labels)
+    require(
+        values.shape == (len(names),) and len(shown) == len(names),
+        "rows",
+        f"{len(names)} names, {len(shown)} labels and values of shape {values.shape}",
+        "one value and one label for each name",
+    )
+    halves = np.zeros(len(names)) if half_width is None else np.asarray(half_width, dtype=float)
+    for row, (name, value, half) in enumerate(zip(names, values, halves, strict=True)):
+        interval = None if half_width is None else half
+        points(ax, value, row + aside, interval, name, across=True, **style)
+    ax.set_yticks(range(len(names)), shown)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+
+
+def dots_on_curve(
+    ax: Axes,
+    x: ArrayLike,
+    measured: ArrayLike,
+    fine: ArrayLike,
+    formula: ArrayLike,
+    colour: str,
+    label: str,
+) -> Line2D:
+    """What was measured as dots [n], on the curve of its formula [m]. Returns the curve, which
+    carries the label.
+    """
+    ax.plot(np.asarray(x), np.asarray(measured), "o", color=colour, markersize=4.5, label="_dots")
+    [curve] = ax.plot(
+        np.asarray(fine), np.asarray(formula), color=colour, linewidth=1.2, label=label
+    )
+    return curve
+
+
+def reference(
+    ax: Axes, y: float | None = None, x: float | None = None, label: str = "", **line: Any
+) -> None:
+    """A thin grey line that curves are read against (0, one half, the start): a level `y` with its
+    label above the right end, or a place `x` with its label at the top.
+    """
+    require((y is None) != (x is None), "reference", f"y={y}, x={x}", "one of the two")
+    style: Style = {"color": "#777777", "linewidth": 1.0, "zorder": 1.0, **line}
+    words: Style = {"color": readable(style["color"]), "fontsize": 10, "va": "bottom"}
+    if y is not None:
+        ax.axhline(y, label="_reference", **style)
+        ax.text(0.99, y, label, transform=ax.get_yaxis_transform(), ha="right", **words)
+    elif x is not None:
+        ax.axvline(x, label="_reference", **style)
+        at_top = {**words, "va": "top"}
+        ax.text(x, 0.98, f" {label}", transform=ax.get_xaxis_transform(), **at_top)
+
+
+def log_axis(
+    ax: Axes,
+    which: str,
+    places: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+    base: float = 10.0,
+) -> None:
+    """A logarithmic "x" or "y" axis; where `places` are given, ticks at these alone, written out
+    (`labels`, default: the numbers).
+    """
+    from matplotlib.ticker import NullLocator
+
+    require(which in ("x", "y"), "which", which, "x or y")
+    scale, ticks, axis = (
+        (ax.set_xscale, ax.set_xticks, ax.xaxis)
+        if which == "x"
+        else (ax.set_yscale, ax.set_yticks, ax.yaxis)
+    )
+    scale("log", base=base)
+    if places is not None:
+        ticks(places, [f"{place:g}" for place in places] if labels is None else labels)
+        axis.set_minor_locator(NullLocator())
+
+
+def note(
+    ax: Axes,
+    text: str,
+    place: tuple[float, float],
+    shift: tuple[float, float] = (0.0, 0.0),
+    *,
+    line: bool = False,
+    **style: Any,
+) -> None:
+    """A few words at a place of the data, moved by `shift` points; `line` joins the two.
+
+    `style` overrides (color, ha, va, xycoords …).
+    """
+    look: Style = {"color": INK, "fontsize": 10, "annotation_clip": False, **style}
+    if line:
+        look["arrowprops"] = {
+            "arrowstyle": "-",
+            "color": look["color"],
+            "linewidth": 0.8,
+            "shrinkB": 5,
+        }
+    ax.annotate(text, place, shift, textcoords="offset points", **look)
+
+
 def label_ends(
     ax: Axes,
     lines: Sequence[Line2D] | None = None,

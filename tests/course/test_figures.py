@@ -226,3 +226,65 @@ print("matplotlib.pyplot" in sys.modules, same, len(panels))"""
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split() == ["False", "True", "2"]
+
+
+def test_rows_stand_in_order_with_their_intervals_and_colours():
+    _, [ax] = figures.new_figure()
+    figures.rows(ax, ["clip", "grpo", "mine"], [1.0, 2.0, 4.0], [0.5, 0.25, 0.0])
+    figures.rows(ax, ["clip", "grpo", "mine"], [3.0, 3.5, 5.0], aside=0.2, marker="s")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["clip", "grpo", "mine"]
+    low, high = ax.get_ylim()
+    assert low > 2 > 0 > high  # the first row is the highest
+    bars = [container for container in ax.containers if container.has_xerr]
+    assert len(bars) == 3
+    for row, (bar, middle, half) in enumerate(zip(bars, (1, 2, 4), (0.5, 0.25, 0), strict=True)):
+        [segment] = bar.lines[2][0].get_segments()
+        np.testing.assert_allclose(segment, [[middle - half, row], [middle + half, row]])
+        name = ("clip", "grpo", "mine")[row]
+        assert bar.lines[0].get_color() == figures.style_of(name)["color"]
+    squares = [line for line in ax.get_lines() if line.get_marker() == "s"]
+    assert [tuple(line.get_xydata()[0]) for line in squares] == [(3, 0.2), (3.5, 1.2), (5, 2.2)]
+    with pytest.raises(CourseError, match="one value and one label for each name"):
+        figures.rows(ax, ["clip", "grpo"], [1.0])
+
+
+def test_points_have_their_interval_along_the_axis_asked_for():
+    _, [ax] = figures.new_figure()
+    figures.points(ax, [1, 2], [3, 5], [0.5, 1.0])
+    figures.points(ax, 4, 6, 2, across=True)
+    upright, flat = ax.containers
+    np.testing.assert_allclose(upright.lines[2][0].get_segments()[1], [[2, 4], [2, 6]])
+    np.testing.assert_allclose(flat.lines[2][0].get_segments()[0], [[2, 6], [6, 6]])
+
+
+def test_a_log_axis_has_the_ticks_it_was_given_and_no_others():
+    figure, [ax] = figures.new_figure()
+    ax.plot([1, 100], [1, 100])
+    figures.log_axis(ax, "x", [1, 2.5, 40])
+    figures.log_axis(ax, "y", [1, 64], ["one", "many"], base=2)
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2.5", "40"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "many"]
+    assert len(ax.get_xticks(minor=True)) == len(ax.get_yticks(minor=True)) == 0
+    with pytest.raises(CourseError, match="which"):
+        figures.log_axis(ax, "z")
+
+
+def test_references_and_dots_are_no_labelled_curves():
+    _, [ax] = figures.new_figure()
+    figures.reference(ax, y=0.5, label="a coin")
+    figures.reference(ax, x=2.0, label="the start")
+    curve = figures.dots_on_curve(ax, [1, 2], [3, 4], [1, 1.5, 2], [3, 3.4, 4], "#0057a3", "law")
+    named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+    assert named == [curve]
+    assert {text.get_text().strip() for text in ax.texts} == {"a coin", "the start"}
+    with pytest.raises(CourseError, match="one of the two"):
+        figures.reference(ax)
+
+
+def test_a_note_is_moved_by_points_and_joined_by_a_line_if_asked():
+    _, [ax] = figures.new_figure()
+    figures.note(ax, "here", (1.0, 2.0), (10, -5), line=True)
+    [written] = [text for text in ax.texts if isinstance(text, Annotation)]
+    assert (written.xy, written.get_position()) == ((1.0, 2.0), (10, -5))
+    assert written.arrow_patch is not None
