@@ -7,12 +7,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 
 from course.errors import CourseError, require
+from course.lab.claims import CLAIMS
 from course.lab.facts import Fact
 from course.lab.result import Result
-from course.lab.terminal import text_table
 from course.train.files import replace_files
 
 
@@ -34,29 +36,27 @@ class Ledger:
         """«N of M claims reproduced»."""
         return f"{self.held} of {len(self.entries)} claims reproduced"
 
-    def table(self) -> str:
-        """The facts as a table in plain text."""
-        rows = [
-            (
-                fact.number or "–",
-                "yes" if fact.holds else "NO",
-                fact.found,
-                fact.wanted,
-                f"{fact.claim}  [{name}]",
-            )
-            for name, fact in self.entries
-        ]
-        return text_table(
-            (
-                "claim",
-                "holds",
-                "measured ± se",
-                "expected",
-                "what is claimed  [where it is measured]",
-            ),
-            rows,
-            right=[0],
-        )
+    @property
+    def measured(self) -> dict[int, list[str]]:
+        """The number of each claim → the results that measured it."""
+        found: dict[int, list[str]] = {}
+        for name, fact in self.entries:
+            if fact.number is not None:
+                found.setdefault(fact.number, []).append(name)
+        return found
+
+    def table(self, width: int = 100) -> str:
+        """The facts in plain text, claim by claim, in lines of at most `width` columns."""
+        lines = []
+        for number, entries in groupby(self.entries, key=lambda entry: entry[1].number):
+            title = "not on the list" if number is None else f"{number} · {CLAIMS[number].title}"
+            lines += ["", title]
+            for name, fact in entries:
+                verdict = "holds" if fact.holds else "DOES NOT HOLD"
+                text = f"{fact.claim}  [{name}]"
+                lines += wrap(text, width, initial_indent="  ", subsequent_indent="  ")
+                lines.append(f"      {verdict}: {fact.found} {fact.wanted}")
+        return "\n".join(lines).strip("\n")
 
 
 def ledger(folder: Path | str) -> Ledger:
@@ -73,6 +73,13 @@ def ledger(folder: Path | str) -> Ledger:
         "a folder with results: `python -m bandits NAME` makes one",
     )
     entries = [(result.name, fact) for result in results for fact in result.facts]
+    for name, fact in entries:
+        require(
+            fact.number is None or fact.number in CLAIMS,
+            f"{name}: fact.number",
+            fact.number,
+            "a number of course/lab/claims.py, or None",
+        )
     return Ledger(
         sorted(entries, key=lambda entry: (entry[1].number is None, entry[1].number or 0))
     )

@@ -15,6 +15,7 @@ from course import ladder
 from course.errors import require
 from course.estimator import uses_critic, uses_reference
 from course.exact import microscope
+from course.lab import claims, ledger
 from course.lesson import build
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.syllabus import folder
@@ -231,6 +232,11 @@ def confusions_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def claims_page() -> str:
+    """CLAIMS.md: the numbered list of claims, with the results that measure each."""
+    return claims.page(ledger.ledger(folder().parent / "figures").measured)
+
+
 def cheat_sheet() -> str:
     """CHEATSHEET.md: every objective of the registry, what it needs, its bias and spread on B3, its
     names in TRL and verl.
@@ -304,6 +310,7 @@ def library_names() -> dict[str, tuple[str, str]]:
 PAGES = {
     "EQUATIONS.md": equations_page,
     "CONFUSIONS.md": confusions_page,
+    "CLAIMS.md": claims_page,
     "CHEATSHEET.md": cheat_sheet,
 }
 

@@ -16,7 +16,7 @@
 import torch
 
 import course
-from course import exact, ladder
+from course import ladder
 from course.lab import figures
 
 lesson = course.setup("00")

@@ -563,8 +563,8 @@ from bandits.environments import Bernoulli
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.learner import Learner
-from course.train.optim import SGD
 from course.parts import Value
+from course.train.optim import SGD
 
 
 class Predicted(Bandit):
@@ -687,7 +687,7 @@ for _ in range(50):
 path = torch.stack(path)  # [51, baselines, rates, runs, arms]
 missed = (path[-1, ..., 0] < 0.5).double().mean(-1)
 print("runs that miss the best arm    step .1   step .4")
-for kind, label, row in zip(kinds, ("b* − ½", "b*", "b* + ½", "V"), missed.tolist(), strict=True):
+for label, row in zip(("b* − ½", "b*", "b* + ½", "V"), missed.tolist()):
     print(f"{label:<30} {row[0]:>6.0%}    {row[1]:>6.0%}")
 
 # %% jupyter={"source_hidden": true}

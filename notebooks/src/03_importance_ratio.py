@@ -17,8 +17,8 @@ import torch
 
 import course
 from bandits.exact import B3_MEANS, B3_POLICY
-from course.lab import figures
 from course import ladder
+from course.lab import figures
 
 lesson = course.setup("03")
 print("replaced in this lesson:", ", ".join(ladder.surrogate.diff(ladder.baseline)))
@@ -204,8 +204,8 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 # %%
 from bandits.linear import linear_bandit
 from course.learner import Learner
-from course.train.optim import SGD
 from course.parts.kl import k3
+from course.train.optim import SGD
 
 SIZES = (16, 10, 48)  # questions, answers of each, parameters that all share
 bandit, noise = linear_bandit(SIZES, torch.zeros(1), range(1), group=8, seed=0, reference="start")
@@ -571,8 +571,8 @@ from course.train.trust_region import TRPO, conjugate_gradient, fisher_product
 lesson.code(fisher_product)
 
 # %%
-from course.train.optim import Closures
 from course.parts.kl import exact_kl
+from course.train.optim import Closures
 
 theta = old.log().clone().requires_grad_()
 

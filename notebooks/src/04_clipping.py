@@ -16,8 +16,8 @@
 import torch
 
 import course
-from course.lab import figures
 from course import ladder
+from course.lab import figures
 from course.parts import CISPO, Clip, Constant, ImportanceSampling
 
 lesson = course.setup("04")

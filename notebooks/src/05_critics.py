@@ -19,10 +19,10 @@ import dataclasses
 import torch
 
 import course
-from course.lab import figures
 from course import ladder
-from course.estimator import Estimator, replace
+from course.estimator import replace
 from course.exact import Outcomes, microscope
+from course.lab import figures
 from course.lesson import Choice, Slider
 from course.parts import GAE, Constant, RewardToGo, Value
 

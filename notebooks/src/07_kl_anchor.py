@@ -17,8 +17,8 @@
 import torch
 
 import course
-from course.lab import figures
 from course import ladder
+from course.lab import figures
 
 lesson = course.setup("07")
 ladder.grpo
@@ -138,7 +138,7 @@ for place, mu in enumerate(settings.means):
     print(f"{mu**2 / 2:8.4f}     " + "".join(f"{noise_of[name]['std'][place]:8.2f}" for name in ("k1", "k2", "k3")))
 
 # %% jupyter={"source_hidden": true}
-from course.exact import control_variate, gaussian_control_variate, gaussian_kl_moments
+from course.exact import control_variate, gaussian_kl_moments
 
 
 def draw_noise():

@@ -19,9 +19,8 @@ import dataclasses
 import torch
 
 import course
-from course.lab import figures
 from course import ladder
-from course.estimator import replace
+from course.lab import figures
 from course.lesson import Choice, Slider
 
 lesson = course.setup("08")

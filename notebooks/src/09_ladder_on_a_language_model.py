@@ -16,8 +16,8 @@
 import torch
 
 import course
-from course.lab import figures
 from course import ladder
+from course.lab import figures
 
 lesson = course.setup("09")
 ladder.grpo

@@ -402,10 +402,23 @@ def test_the_ledger_counts_and_orders_by_claim(tmp_path: Path) -> None:
         ("a", None, True),
     ]
     assert found.summary == "3 of 4 claims reproduced"
-    rows = found.table().splitlines()[2:]
-    assert len(rows) == 4
-    assert rows[0].split()[:2] == ["3", "NO"]
-    assert rows[3].split()[:2] == ["–", "yes"]
+    headings = [line for line in found.table().splitlines() if line and line[0] != " "]
+    assert headings == [
+        "3 · covariance identity",
+        "4 · optimal baseline",
+        "12 · what dividing by the std optimises",
+        "not on the list",
+    ]
+    assert found.table().count("holds: ") == 3
+    assert found.table().count("DOES NOT HOLD: ") == 1
+    assert max(map(len, found.table(60).splitlines())) <= 60
+    assert found.measured == {3: ["b"], 4: ["a"], 12: ["b"]}
+
+
+def test_a_number_that_is_not_on_the_list_of_claims_is_refused(tmp_path: Path) -> None:
+    result(name="a", facts=[fact(number=999)]).save(tmp_path, PICTURE)
+    with pytest.raises(CourseError, match=r"a: fact\.number: got 999; allowed is a number of"):
+        ledger.ledger(tmp_path)
 
 
 def test_an_empty_folder_has_no_ledger(tmp_path: Path) -> None:
