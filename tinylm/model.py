@@ -284,7 +284,7 @@ def _norm(x: Tensor) -> Tensor:
     """RMSNorm (Zhang & Sennrich 2019, eq. 4) without a gain: the linear layer behind each norm can
     scale for itself.
     """
-    return _RMSNorm.apply(x)[0]
+    return _RMSNorm.apply(x)[0]  # type: ignore[no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -18,7 +18,7 @@ from course.exact import microscope
 from course.lab import claims, ledger
 from course.lesson import build
 from course.lesson.confusions import CONFUSIONS
-from course.lesson.syllabus import folder
+from course.lesson.syllabus import folder, info
 from course.train.files import replace_files
 
 EQUATION = re.compile(r"\beq:([a-z0-9]+(?:-[a-z0-9]+)*)")
@@ -190,9 +190,7 @@ def equations_page() -> str:
         where = "<br>".join(f"[`{p.name}`](../{p.file})" for p in code.get(tag, []))
         proof = "<br>".join(f"[`{p.name}`](../{p.file})" for p in tests.get(tag, []))
         number = lessons[tag][0]
-        lines.append(
-            f"| `eq:{tag}` | [{number}]({build.info(number).file}.ipynb) | {where} | {proof} |"
-        )
+        lines.append(f"| `eq:{tag}` | [{number}]({info(number).file}.ipynb) | {where} | {proof} |")
     lines += [
         "\n## Symbols\n",
         "| symbol | variable | shape | unit | meaning |",
