@@ -14,11 +14,12 @@ import torch
 
 from course.errors import CourseError, require
 from course.lab.ablation import resolve_rungs, with_settings
+from course.lab.statistics import mean_share_interval, share_interval
 from course.lab.terminal import OK, Parser, Progress, duration, guarded, text_table
 from course.train.device import pick_device
 from course.train.files import check_writable
 from course.train.noise import Noise
-from tinylm.evaluate import accuracy, interval, pass_at_k, wilson
+from tinylm.evaluate import accuracy, pass_at_k
 from tinylm.rewards import REWARDS
 from tinylm.sampling import check_sampling, sample
 from tinylm.tasks import decode, encode
@@ -363,19 +364,25 @@ def _eval(chosen: Namespace) -> int:
             (
                 f"model {number}",
                 "greedy",
-                *_written(float(best.mean()), wilson(float(best.sum()), len(best))),
+                *_written(float(best.mean()), share_interval(int(best.sum()), len(best))),
             )
         )
-        table.append(("", "sampled", *_written(float(drawn.mean()), interval(drawn, samples))))
+        table.append(
+            ("", "sampled", *_written(float(drawn.mean()), mean_share_interval(drawn, samples)))
+        )
         for k in (k for k in (2, 4, 8, 16, 32, 64) if k <= samples):
             chance = pass_at_k((drawn * samples).round(), samples, k)
             table.append(
-                ("", f"pass@{k}", *_written(float(chance.mean()), interval(chance, samples // k)))
+                (
+                    "",
+                    f"pass@{k}",
+                    *_written(float(chance.mean()), mean_share_interval(chance, samples // k)),
+                )
             )
         hard = task.difficulty[rows].cpu()
         for level in hard.unique().tolist():
             here = best[hard == level]
-            share = _written(float(here.mean()), wilson(float(here.sum()), len(here)))
+            share = _written(float(here.mean()), share_interval(int(here.sum()), len(here)))
             table.append(("", f"greedy, difficulty {level}", *share, f"{len(here)} questions"))
     top = f", top-{chosen.top_k}" if chosen.top_k else ""
     print(

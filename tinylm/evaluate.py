@@ -1,10 +1,6 @@
-"""Evaluation on held-out questions: greedy and sampled accuracy with an interval, pass@k, by
-difficulty.
-"""
+"""Evaluation on held-out questions: greedy and sampled accuracy, exact success rates, pass@k."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -72,36 +68,6 @@ def right_to_go(
     return chosen.flip(-1).cumsum(-1).flip(-1).exp()
 
 
-def wilson(right: float, total: float, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share, `right` of `total` (Wilson 1927), which behaves at 0 and 1."""
-    require(
-        0 <= right <= total and total > 0, "wilson", (right, total), "0 ≤ right ≤ total, total > 0"
-    )
-    share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = (
-        z
-        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-        / (1 + z * z / total)
-    )
-    low = 0.0 if right == 0 else centre - half  # what rounding leaves of 0 would be no 0
-    return max(0.0, low), 1.0 if right == total else min(1.0, centre + half)
-
-
-def interval(shares: Tensor, samples: int = 1) -> tuple[float, float]:
-    """The 95 % interval of the mean of shares [N], one per question, each out of `samples` draws.
-
-    Wilson's for as many independent draws as would scatter as much as the questions' mean does:
-    N·p(1 − p)/s², between N and N·samples. Questions are the units, so it says what other questions
-    would give, too.
-    """
-    count, mean = len(shares), float(shares.double().mean())
-    spread = float(shares.double().var()) if count > 1 else 0.0
-    effective = count * mean * (1 - mean) / spread if spread > 0 else count
-    effective = min(max(effective, count), count * samples)
-    return wilson(min(mean, 1.0) * effective, effective)
-
-
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     """The chance that at least one of k samples is right, from c right ones among n: 1 − C(n−c,
     k)/C(n, k), unbiased.
@@ -116,4 +82,4 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     return 1 - none
 
 
-__all__ = ["accuracy", "interval", "pass_at_k", "right_to_go", "wilson"]
+__all__ = ["accuracy", "pass_at_k", "right_to_go"]

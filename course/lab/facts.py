@@ -13,9 +13,13 @@ from torch import Tensor
 
 from course.errors import require
 from course.lab.encoding import SPECIAL, decode, is_number, rounded
+from course.lab.statistics import student
 
 RELATIONS = {"equal": "=", "above": ">", "below": "<"}
-ERRORS = 4.0  # a fact may be off by this many standard errors: by chance about once in 16,000 facts
+ERRORS = 4.0  # a fact may be off by this many standard errors, where they are known
+# The chance of a larger normal error, in either direction: about 1 in 16,000. Estimated from few
+# runs, the same chance takes more standard errors: 5.1 with 20 runs, 17 with 5.
+CHANCE = math.erfc(ERRORS / math.sqrt(2))
 FACT_DIGITS = 12  # and of a fact's numbers
 Value = float | int | bool | str
 
@@ -28,7 +32,10 @@ class Fact:
     so, with the equation. `measured` and `expected` are in the claim's own unit; `standard_error`
     is that of `measured` (0: exact). `relation`: measured is "equal" to expected within
     `tolerance`, or "above" or "below" it by more than `tolerance`. Use the constructors (`exact`,
-    `simulated`, `published`, `above`, `below`): there the tolerance follows from the stated errors.
+    `simulated`, `published`, `above`, `below`): there the tolerance follows from the stated errors,
+    the number of independent `runs` that they were estimated from (None: known errors, or so many
+    runs that it does not matter) and the `chance` that an error exceeds it, in either direction
+    (None: nothing is left to chance, or the tolerance was set by hand).
     Numbers are rounded to 12 significant digits first, so what is judged is what is written. Raises
     `CourseError` on a negative error, an unknown relation, or words where only numbers can be
     compared.
@@ -42,6 +49,8 @@ class Fact:
     tolerance: float
     relation: str = "equal"
     number: int | None = None
+    runs: int | None = None
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("claim", "source"):
@@ -57,6 +66,21 @@ class Fact:
             number,
             "a whole number ≥ 1, or None",
         )
+        runs = self.runs
+        require(
+            runs is None or (type(runs) is int and runs > 0),
+            "fact.runs",
+            runs,
+            "a whole number ≥ 1, or None",
+        )
+        if self.chance is not None:
+            object.__setattr__(self, "chance", _scalar("chance", self.chance))
+            require(
+                is_number(self.chance) and 0 < self.chance < 1,
+                "fact.chance",
+                self.chance,
+                "between 0 and 1, or None",
+            )
         for name in ("measured", "standard_error", "expected", "tolerance"):
             object.__setattr__(self, name, _scalar(name, getattr(self, name)))
         for name in ("standard_error", "tolerance"):
@@ -126,21 +150,23 @@ class Fact:
         expected_error: Any = 0.0,
         *,
         number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
     ) -> Fact:
-        """A simulation against a formula or another simulation: tolerance = 4·√(standard_error² +
-        expected_error²).
+        """A simulation against a formula or another simulation: tolerance = t·√(standard_error² +
+        expected_error²), where t is passed with `chance`: 4 for known errors (`runs` None).
+
+        With two estimated errors `runs` is the smaller number, which makes t too large at most.
         """
         errors = float(standard_error), float(expected_error)
         for name, error in zip(("standard_error", "expected_error"), errors, strict=True):
             require(not error < 0, f"fact.{name}", error, "a number ≥ 0")
-        return cls(
-            claim,
-            source,
-            measured,
-            standard_error,
-            expected,
-            ERRORS * math.hypot(*errors),
+        return cls._estimated(
+            (claim, source, measured, standard_error, expected),
+            math.hypot(*errors),
             number=number,
+            runs=runs,
+            chance=chance,
         )
 
     @classmethod
@@ -154,8 +180,10 @@ class Fact:
         rounding: float,
         *,
         number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
     ) -> Fact:
-        """A simulation against print: tolerance = 4·standard_error + rounding.
+        """A simulation against print: tolerance = t·standard_error + rounding, t as in `simulated`.
 
         `rounding` is half a unit of the last published digit (.73 → .005), or the error of reading
         the number off a figure.
@@ -163,14 +191,13 @@ class Fact:
         require(
             rounding >= 0, "fact.rounding", rounding, "half a unit of the last published digit, ≥ 0"
         )
-        return cls(
-            claim,
-            source,
-            measured,
-            standard_error,
-            expected,
-            ERRORS * float(standard_error) + rounding,
+        return cls._estimated(
+            (claim, source, measured, standard_error, expected),
+            float(standard_error),
+            rounding=rounding,
             number=number,
+            runs=runs,
+            chance=chance,
         )
 
     @classmethod
@@ -183,17 +210,17 @@ class Fact:
         standard_error: Any = 0.0,
         *,
         number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
     ) -> Fact:
-        """measured > expected, by more than 4 standard errors."""
-        return cls(
-            claim,
-            source,
-            measured,
-            standard_error,
-            expected,
-            ERRORS * float(standard_error),
-            "above",
-            number,
+        """measured > expected, by more than t standard errors, t as in `simulated`."""
+        return cls._estimated(
+            (claim, source, measured, standard_error, expected),
+            float(standard_error),
+            relation="above",
+            number=number,
+            runs=runs,
+            chance=chance,
         )
 
     @classmethod
@@ -206,18 +233,36 @@ class Fact:
         standard_error: Any = 0.0,
         *,
         number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
     ) -> Fact:
-        """measured < expected, by more than 4 standard errors."""
-        return cls(
-            claim,
-            source,
-            measured,
-            standard_error,
-            expected,
-            ERRORS * float(standard_error),
-            "below",
-            number,
+        """measured < expected, by more than t standard errors, t as in `simulated`."""
+        return cls._estimated(
+            (claim, source, measured, standard_error, expected),
+            float(standard_error),
+            relation="below",
+            number=number,
+            runs=runs,
+            chance=chance,
         )
+
+    @classmethod
+    def _estimated(
+        cls,
+        given: tuple[str, str, Any, Any, Any],
+        error: float,
+        *,
+        number: int | None,
+        runs: int | None,
+        chance: float,
+        rounding: float = 0.0,
+        relation: str = "equal",
+    ) -> Fact:
+        """A fact whose tolerance is as many standard errors as are exceeded with this chance."""
+        if error == 0:  # nothing was estimated: what was said of runs and chance does not matter
+            return cls(*given, rounding, relation, number)
+        tolerance = student(chance, runs) * error + rounding
+        return cls(*given, tolerance, relation, number, runs, chance)
 
     def as_json(self) -> dict[str, Any]:
         """The fact as it is written, the verdict included."""
@@ -232,10 +277,11 @@ class Fact:
         """Read a fact back.
 
         Raises `CourseError` if a field is missing or foreign, or the written verdict is not what
-        the numbers say.
+        the numbers say. Older files have neither runs nor chance.
         """
         names = [f.name for f in fields(cls)]
         require(isinstance(data, dict), "fact", type(data).__name__, "a JSON object")
+        data = {"runs": None, "chance": None} | data
         require(
             set(data) == {*names, "holds"},
             "fact",

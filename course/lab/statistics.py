@@ -1,4 +1,6 @@
-"""Statistics of independent runs: means and shares with their standard errors."""
+"""Statistics of independent runs: means, paired differences and shares, with Student's t and
+Wilson's intervals for the real number of runs (SciPy's).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,29 @@ from torch import Tensor
 
 from course.errors import require
 
+LEVEL = 0.95  # of every interval that is drawn or printed
+
+
+def student(chance: float, runs: int | None) -> float:
+    """How many standard errors the mean of `runs` normal values is off by more than with this
+    chance, in one direction or the other.
+
+    `runs` None: the standard error is known, so the normal quantile. One run has no standard
+    error: infinite. Student 1908.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    require(0 < chance < 1, "chance", chance, "between 0 and 1")
+    require(
+        runs is None or (isinstance(runs, int) and runs >= 1),
+        "runs",
+        runs,
+        "a whole number ≥ 1, or None where the standard error is known",
+    )
+    if runs == 1:
+        return math.inf
+    return -float(ndtri(chance / 2) if runs is None else stdtrit(runs - 1, chance / 2))
+
 
 def mean_error(samples: Any) -> tuple[Any, Any]:
     """Mean and standard error over the first axis (independent runs) of `samples` [n, …], n ≥ 2:
@@ -17,9 +42,7 @@ def mean_error(samples: Any) -> tuple[Any, Any]:
 
     eq:seed-standard-error
     """
-    values = np.asarray(
-        samples.detach().cpu() if isinstance(samples, Tensor) else samples, dtype=np.float64
-    )
+    values = _array(samples)
     require(
         values.ndim > 0 and len(values) > 1,
         "samples",
@@ -30,6 +53,49 @@ def mean_error(samples: Any) -> tuple[Any, Any]:
     return (float(mean), float(error)) if values.ndim == 1 else (mean, error)
 
 
+def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
+    """Mean over the last axis (independent runs) of `values` [..., n] and half the width of its
+    95 % interval: floats, or arrays [...].
+
+    Student's t with n − 1 degrees of freedom. One run has no interval: half is NaN, and
+    `described` says so.
+    """
+    array = _array(values)
+    require(
+        array.ndim > 0 and array.shape[-1] > 0,
+        "values",
+        array.shape,
+        "at least 1 independent run on the last axis",
+    )
+    runs = array.shape[-1]
+    if runs == 1:
+        mean, half = array[..., 0], np.full(array.shape[:-1], np.nan)
+    else:
+        mean, error = array.mean(-1), array.std(-1, ddof=1) / math.sqrt(runs)
+        half = student(1 - level, runs) * error
+    return (float(mean), float(half)) if array.ndim == 1 else (mean, half)
+
+
+def described(runs: int) -> str:
+    """What a caption says of `interval` over this many runs."""
+    if runs == 1:
+        return "one run, so no interval"
+    return f"mean of {runs} runs and its 95 % interval (Student's t)"
+
+
+def paired_error(first: Any, second: Any) -> tuple[Any, Any]:
+    """Mean and standard error of first − second over the first axis, run by run.
+
+    Both [n, …], run i of both from the same start and streams, so that what they share cancels.
+    """
+    return mean_error(_differences(first, second))
+
+
+def paired_interval(first: Any, second: Any, level: float = LEVEL) -> tuple[Any, Any]:
+    """`interval` of first − second, run by run along the last axis; both [..., n] and paired."""
+    return interval(_differences(first, second), level)
+
+
 def share_error(hits: int, total: int) -> tuple[float, float]:
     """A share and its standard error after Agresti & Coull 1998 (two hits and two misses added),
     which is never 0.
@@ -37,3 +103,69 @@ def share_error(hits: int, total: int) -> tuple[float, float]:
     require(0 <= hits <= total and total > 0, "hits", hits, f"0 … {total}")
     adjusted = (hits + 2) / (total + 4)
     return hits / total, math.sqrt(adjusted * (1 - adjusted) / (total + 4))
+
+
+def share_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """The 95 % interval of a share, `hits` of `total` independent tries (Wilson 1927), which also
+    behaves at 0 and 1.
+    """
+    from scipy.stats import binomtest
+
+    require(total > 0, "total", total, "a whole number > 0")
+    require(0 <= hits <= total, "hits", hits, f"0 … {total}")
+    found = binomtest(hits, total).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mean_share_interval(shares: Any, samples: int = 1, level: float = LEVEL) -> tuple[float, float]:
+    """The 95 % interval of the mean of shares [N], one per question, each out of `samples` draws.
+
+    Wilson's for as many independent draws as would scatter as much as the questions' mean does:
+    N·p(1 − p)/s² in whole draws, between N and N·samples. Questions are the units, so it says what
+    other questions would give, too.
+    """
+    values = _array(shares)
+    require(
+        values.ndim == 1 and len(values) > 0,
+        "shares",
+        values.shape,
+        "[N] shares, one for each question",
+    )
+    require(bool(((values >= 0) & (values <= 1)).all()), "shares", shares, "numbers from 0 to 1")
+    require(samples > 0, "samples", samples, "a whole number > 0")
+    count, mean = len(values), float(values.mean())
+    spread = float(values.var(ddof=1)) if count > 1 else 0.0
+    # all alike: what the draws of one question say, and no more
+    draws = count * mean * (1 - mean) / spread if spread > 0 else count
+    draws = math.floor(min(max(draws, count), count * samples) + 1e-9)
+    return share_interval(round(mean * draws), draws, level)
+
+
+def _array(values: Any) -> np.ndarray:
+    held = values.detach().cpu() if isinstance(values, Tensor) else values
+    return np.asarray(held, dtype=np.float64)
+
+
+def _differences(first: Any, second: Any) -> np.ndarray:
+    one, other = _array(first), _array(second)
+    require(
+        one.shape == other.shape,
+        "second",
+        other.shape,
+        f"{one.shape}, the shape of the first: runs are compared one by one",
+    )
+    return one - other
+
+
+__all__ = [
+    "LEVEL",
+    "described",
+    "interval",
+    "mean_error",
+    "mean_share_interval",
+    "paired_error",
+    "paired_interval",
+    "share_error",
+    "share_interval",
+    "student",
+]

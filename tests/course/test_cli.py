@@ -615,5 +615,7 @@ def test_results_of_an_ablation_are_valid_json(lab: str, tmp_path: Path) -> None
     assert run(lab, "coin") == 0
     body = json.loads((tmp_path / "figures" / "coin.json").read_text())
     assert body["schema"] == SCHEMA
-    said = "number claim source measured standard_error expected tolerance relation holds"
+    said = (
+        "number claim source measured standard_error expected tolerance relation runs chance holds"
+    )
     assert set(body["facts"][0]) == set(said.split())
