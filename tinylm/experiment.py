@@ -13,6 +13,7 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator, uses_critic
+from course.lab.settings import Checked
 from course.lab.terminal import QUIET, Progress
 from course.learner import Learner
 from course.parts import AdaptiveBeta
@@ -27,7 +28,7 @@ from tinylm.tasks import Task, TaskSettings
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Checked):
     """What every estimator of an ablation gets alike."""
 
     digits: int = 2  # of the sums
@@ -46,6 +47,7 @@ class Budget:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "prompts",
             "group",

@@ -22,6 +22,7 @@ from torch import Tensor
 from course import ladder
 from course.errors import CourseError, require
 from course.estimator import Estimator, uses_critic
+from course.lab.settings import Checked
 from course.learner import Learner
 from course.rollout import Rollout
 from course.train import checkpoint
@@ -51,7 +52,7 @@ IN_WARM_START = (
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Checked):
     """One training, from nothing to a trained model. Times of updates are counted in rollouts."""
 
     task: str = "addition"  # addition, subtraction, multiplication, modular, terms
@@ -95,6 +96,7 @@ class TrainSettings:
     eval_every: int = 50  # rollouts between greedy evaluations on held-out questions; 0: none
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "device", str(pick_device(self.device)))
         require(self.preset in PRESETS, "preset", self.preset, ", ".join(PRESETS))
         for name in ("compile", "bf16"):

@@ -42,6 +42,7 @@ from course.exact import (
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import Constant
 
@@ -57,7 +58,7 @@ EXPECTED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Which estimators, and how many samples they get; nothing is sampled, so there is no seed."""
 
     # which estimators; the critic knows J
@@ -67,6 +68,7 @@ class Settings:
     offset: float = 4.0  # added to every reward in the comparison of baselines
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.groups) > 1 and min(self.groups) >= 2,
             "groups",

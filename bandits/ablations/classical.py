@@ -37,6 +37,7 @@ from course.estimator import uses_critic
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error, share_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -61,7 +62,7 @@ LABELS = {"epsilon_greedy": "ε-greedy", "ucb": "UCB", "thompson": "Thompson"}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is run. Every run has arms of its own, and every algorithm sees the same ones."""
 
     # which policy gradients
@@ -83,6 +84,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("runs", "tuning_runs", "arms"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
         require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")

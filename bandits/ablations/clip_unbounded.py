@@ -34,6 +34,7 @@ from course.exact import microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import Clip, Constant, NoBaseline
@@ -51,7 +52,7 @@ UNCENTRED = "clip, no baseline"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Two arms that pay 1 and 0, and the size of the steps."""
 
     # which estimators, beside the clip without a baseline
@@ -65,6 +66,7 @@ class Settings:
     seed: int = 0  # unused: nothing is random here
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")
         require(self.group >= 2, "group", self.group, "a whole number ≥ 2")
         for share in (self.share, *self.shares):

@@ -42,6 +42,7 @@ from course.exact import microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import share_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -66,7 +67,7 @@ HERE = "measured here; not published"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The published setting, and the step sizes to compare it with."""
 
     # reward of each of the three arms, always the same; the first is the best
@@ -82,6 +83,7 @@ class Settings:
     seed: int = 0  # of the first run's random numbers
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.rewards) == 3,
             "rewards",

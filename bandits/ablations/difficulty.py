@@ -39,6 +39,7 @@ from course.exact import (
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import DropSilentGroups, GroupStd, SequenceMean
 from course.parts.baseline import silent
@@ -55,7 +56,7 @@ EXPECTED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Success probabilities, group sizes and lengths; nothing is sampled, so there is no seed."""
 
     # whose weight is drawn, at `group` samples
@@ -68,6 +69,7 @@ class Settings:
     long: int = 8  # tokens of a long answer
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.groups) > 0 and min(self.groups) >= 2, "groups", self.groups, "group sizes ≥ 2"
         )

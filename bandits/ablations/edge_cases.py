@@ -30,6 +30,7 @@ from course.estimator import Estimator, replace
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import K3, Baseline, GroupStd, NoScale, Scale
 from course.rollout import Policy, Rollout
@@ -46,7 +47,7 @@ EXPECTED_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The numbers of the cases; nothing is sampled, so there is no seed."""
 
     group: int = 7  # equal rewards in a group
@@ -56,6 +57,7 @@ class Settings:
     points: int = 200  # rewards from 0 to 1 in the second panel
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.group >= 3,
             "group",

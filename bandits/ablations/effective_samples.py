@@ -37,6 +37,7 @@ from course.exact import Outcomes, every_group, microscope, sampling_probability
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import Constant, LeaveOneOut, NoKL, NoScale, SequenceMean, SequenceRatio
@@ -55,7 +56,7 @@ KAKADE = "Kakade & Langford 2002; derived"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """A bandit with one token per answer, and answers of several tokens."""
 
     # which estimators; their baseline becomes b = J(π), without a scale
@@ -68,6 +69,7 @@ class Settings:
     seed: int = 0  # unused: nothing is random here
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")
         require(
             2 <= self.group <= 12,

@@ -41,6 +41,7 @@ from course.exact import group_std_weight, microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import Constant, GroupStd, NoBaseline, NoScale
@@ -59,7 +60,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Two arms for the flows; K arms and a learning rate for the exact steps."""
 
     rungs: tuple[str, ...] = ("reinforce", "group_std")  # which estimators
@@ -74,6 +75,7 @@ class Settings:
     seed: int = 0  # unused: nothing is random here
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")
         require(
             len(self.groups) > 0 and min(self.groups) >= 2,

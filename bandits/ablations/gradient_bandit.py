@@ -32,6 +32,7 @@ from course.estimator import replace
 from course.lab import figures
 from course.lab.facts import ERRORS, Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import QUIET, Progress
 from course.learner import History, Learner
@@ -70,7 +71,7 @@ CHECK_RUNS, CHECK_STEPS = 50, 200  # of the identities, which hold in every sing
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is run; the defaults are the book's, with more runs than its 2,000."""
 
     # α of the logits' updates; the last is used to compare the rules
@@ -84,6 +85,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("runs", "steps", "arms"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
         require(self.log_every > 0, "log_every", self.log_every, "a whole number > 0")

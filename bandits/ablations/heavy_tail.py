@@ -28,6 +28,7 @@ from course.exact import Outcomes, group_mean_factor, microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -47,7 +48,7 @@ EXPECTED_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The two arms, the group sizes, and the training runs of the last panel."""
 
     rungs: tuple[str, ...] = ("group_mean", "group_std")  # which estimators
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.groups) > 1 and 2 <= min(self.groups) <= max(self.groups) <= 200,
             "groups",

@@ -47,6 +47,7 @@ from course.exact import (
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.parts import K1, K2, K3, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward
@@ -66,7 +67,7 @@ EXPECTED_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Gaussians for the values, three arms and two tokens for the gradients."""
 
     # μ of N(μ, 1); the true KL is μ²/2 nats
@@ -81,6 +82,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("runs", 2), ("samples", 2), ("group", 2), ("steps", 1)):
             require(
                 getattr(self, name) >= least, name, getattr(self, name), f"a whole number ≥ {least}"

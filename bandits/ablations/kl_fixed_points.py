@@ -36,6 +36,7 @@ from course.exact import group_mean_factor, group_std_weight
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import K2, K3, ExactKL, GroupStd, ImportanceSampling
 
@@ -52,7 +53,7 @@ EXPECTED_SECONDS = 16.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """One prompt with a right and a wrong answer; everything is enumerated."""
 
     group: int = 8  # samples per prompt
@@ -68,6 +69,7 @@ class Settings:
     seed: int = 0  # unused: nothing is sampled
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("group", "cobweb_group"):
             require(
                 2 <= getattr(self, name) <= 1024,

@@ -28,6 +28,7 @@ from course.estimator import Estimator, uses_critic
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
@@ -46,7 +47,7 @@ EXPECTED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is run; rewards are shifted by `shift` and multiplied by `stretch` in the second and
     third part.
     """
@@ -69,6 +70,7 @@ class Settings:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("runs", "steps", "epochs", "group", "arms"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
         require(self.group > 1, "group", self.group, "at least 2: group baselines compare samples")

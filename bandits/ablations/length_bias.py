@@ -31,6 +31,7 @@ from course.exact import group_mean_factor, group_std_weight
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import ConstantLength, GroupStd, SequenceMean, TokenMean
 
@@ -46,7 +47,7 @@ EXPECTED_SECONDS = 7.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The answers and the flow; nothing is sampled, so there is no seed."""
 
     rungs: tuple[str, ...] = ("group_std", "grpo", "token_mean", "dr_grpo")  # which estimators
@@ -58,6 +59,7 @@ class Settings:
     first_step: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             0 < self.short < self.long <= 64,
             "long",

@@ -26,6 +26,7 @@ from course.exact import Outcomes, group_mean_factor, microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ EXPECTED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Which estimators, and the size of the group."""
 
     rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.select())  # which estimators
     group: int = 4  # samples per prompt
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             2 <= self.group <= 8,
             "group",

@@ -33,6 +33,7 @@ from course.exact import group_mean_factor, group_std_weight
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -49,7 +50,7 @@ EXPECTED_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """The event, the forecasts, and the runs."""
 
     rungs: tuple[str, ...] = ("group_mean", "rloo", "group_std")  # which estimators
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             0.5 < self.p < 1,
             "p",

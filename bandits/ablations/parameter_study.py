@@ -33,6 +33,7 @@ from course.errors import require
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -72,7 +73,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is run; the defaults are the book's. Parameters are powers of two."""
 
     epsilons: tuple[float, ...] = tuple(
@@ -92,6 +93,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("runs", "steps", "arms"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
         require(all(0 <= e <= 1 for e in self.epsilons), "epsilons", self.epsilons, "probabilities")

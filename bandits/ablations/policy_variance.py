@@ -29,6 +29,7 @@ from course.estimator import Estimator, replace
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.parts import Value
@@ -49,7 +50,7 @@ NODES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is measured. The optimum is at c = 0, the policy at μ = d."""
 
     # which estimators, with groups of G samples
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.distance > 0, "distance", self.distance, "a number > 0")
         require(len(self.sigmas) > 0 and min(self.sigmas) > 0, "sigmas", self.sigmas, "numbers > 0")
         require(

@@ -35,6 +35,7 @@ from course.estimator import Estimator, replace
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error, share_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -60,7 +61,7 @@ QUANTILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)  # of the runs' e
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is run. The first design is the plain window, with which learning rates are chosen."""
 
     # which estimators; those that divide by the group's std run once per eps
@@ -80,6 +81,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "runs", "drift_groups"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
         require(

@@ -42,6 +42,7 @@ from course.exact import Outcomes, group_mean_factor, kl_gradient, microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -61,7 +62,7 @@ EXPECTED_SECONDS = 48.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """A contextual bandit with shared parameters; only the number of updates per
     rollout changes.
     """
@@ -91,6 +92,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (
             ("runs", 2),
             ("rollouts", 1),

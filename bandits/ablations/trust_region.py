@@ -28,6 +28,7 @@ from course.estimator import Estimator, uses_critic
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -49,7 +50,7 @@ EXPECTED_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """A contextual bandit with shared parameters; every method sees the same number of samples."""
 
     # estimators for plain gradient; TRPO takes `surrogate` and its bound
@@ -68,6 +69,7 @@ class Settings:
     seed: int = 0  # of the random streams
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (
             ("epochs", 1),
             ("runs", 2),

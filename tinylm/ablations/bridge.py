@@ -35,6 +35,7 @@ from course.exact import Microscope, group_mean_factor, group_std_weight, micros
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import (
@@ -75,7 +76,7 @@ ROUNDING = 1e-6  # what is exact agrees to 1e-12 or so here: more than this is n
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """How the policies come about, and what is asked of them."""
 
     rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.select())  # which estimators
@@ -92,6 +93,7 @@ class Settings:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed"
         )

@@ -30,6 +30,7 @@ from course.estimator import replace
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.settings import Checked
 from course.lab.statistics import mean_error, share_error
 from course.lab.terminal import Progress
 from course.train import metrics
@@ -64,7 +65,7 @@ TRAINED, HELD_OUT = "trained", "accuracy"  # the questions it learns from, and t
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Which rewards, and the size of each training."""
 
     # verifiable rewards, of those of `train --reward`
@@ -82,6 +83,7 @@ class Settings:
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.rewards:
             if name not in REWARDS:
                 raise unknown("reward", name, REWARDS)
