@@ -25,7 +25,6 @@ from course.parts import (
     NoBaseline,
     NoKL,
     NoScale,
-    OldPolicy,
     RatioLevel,
     SampleFilter,
     Scale,
@@ -34,7 +33,6 @@ from course.parts import (
     Surrogate,
     TokenRatio,
     TotalReturn,
-    Value,
 )
 from course.parts.base import Part, number
 from course.rollout import Policy, Rollout
@@ -188,6 +186,20 @@ class Estimator:
         """The eight parts by the name of their place."""
         return {name: getattr(self, name) for name in PART_KINDS}
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The optional fields without which it cannot work: "rollout.value", "policy.log_dist"."""
+        parts = self.parts.values()
+        names = {f"rollout.{name}" for part in parts for name in part.needs}
+        names |= {f"policy.{name}" for part in parts for name in part.policy_needs}
+        names |= {"policy.log_dist"} if self.entropy_coef else set()
+        return frozenset(names | ({"policy.value"} if self.value_coef else set()))
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether ρ appears in the objective."""
+        return self.surrogate.uses_ratio or self.kl.place.uses_ratio
+
     def diff(self, other: Estimator) -> dict[str, tuple[Any, Any]]:
         """The fields in which two estimators differ: name → (mine, theirs)."""
         names = [f.name for f in fields(self) if f.compare]
@@ -238,7 +250,7 @@ class Estimator:
             rf"A_{{i,t}}&={show('scale', scaled) if 'scale' in changed else scaled},\qquad"
             rf" {show('credit', self.credit.latex)}"
         )
-        if "rho" in terms:
+        if self.uses_ratio:
             lines.append(rf"&{show('ratio', self.ratio.latex)}")
         if self.kl.in_reward:
             lines.append(rf"r_{{i,t}}&\leftarrow r_{{i,t}}-{show('kl', self.kl.latex)}")
@@ -259,7 +271,7 @@ class Estimator:
         line = f"{self.aggregation.text} [{terms}],  A = {self.scale.wrap_text(numerator)}"
         if not isinstance(self.credit, TotalReturn):
             line += f",  {self.credit.text}"
-        if "ρ" in terms and not isinstance(self.ratio, TokenRatio):
+        if self.uses_ratio and not isinstance(self.ratio, TokenRatio):
             line += f",  {self.ratio.text}"
         if self.kl.in_reward:
             line += f",  r ← r − {self.kl.text}"
@@ -278,8 +290,7 @@ class Estimator:
     def _check_rollout(self, rollout: Rollout) -> None:
         rollout.check_values()
         for part in self.parts.values():
-            needs = part.missing(rollout) if isinstance(part, KL) else part.needs
-            for name in needs:
+            for name in part.needs:
                 if getattr(rollout, name) is None:
                     raise CourseError(
                         f"rollout.{name}: got None; allowed is a tensor, since {part.short}"
@@ -309,9 +320,9 @@ def uses_reference(estimator: Estimator) -> bool:
     """Whether this estimator holds the policy near a reference, which a problem then
     has to keep.
     """
-    return not isinstance(estimator.kl, NoKL) and not isinstance(estimator.kl.anchor, OldPolicy)
+    return any(name.startswith("rollout.ref_") for name in estimator.needs)
 
 
 def uses_critic(estimator: Estimator) -> bool:
     """Whether a critic has to be trained for this estimator."""
-    return isinstance(estimator.baseline, Value)
+    return bool(estimator.needs & {"rollout.value", "policy.value"})

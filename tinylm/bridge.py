@@ -30,7 +30,6 @@ from course import exact
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import Microscope, Outcomes
-from course.parts.kl import ExactKL
 from course.rollout import Policy, Rollout
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch, Reward
@@ -275,7 +274,7 @@ class Bridge:
         The spread is NaN where the estimator uses the full distribution of every token (`ExactKL`,
         an entropy bonus).
         """
-        log_dist = isinstance(estimator.kl, ExactKL) or estimator.entropy_coef > 0
+        log_dist = "policy.log_dist" in estimator.needs
         outcomes = self._outcomes(True) if log_dist else self.outcomes
         seen = exact.microscope(estimator, outcomes, group, covariance=False)
         expected = self.pull_back(seen.coefficient, seen.dist_coefficient)

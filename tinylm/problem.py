@@ -13,7 +13,7 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator, uses_reference
-from course.parts import ExactKL, Greedy, TokenMean
+from course.parts import TokenMean
 from course.rollout import Policy, Rollout
 from course.train.metrics import chosen_mean
 from course.train.noise import Noise
@@ -104,13 +104,13 @@ class LanguageModel:
         `settings` are those of the class but these; a critic is among them.
         """
         reference = model.copy() if uses_reference(estimator) else None
-        full = distributions or isinstance(estimator.kl, ExactKL)
+        full = distributions or any(name.endswith("_log_dist") for name in estimator.needs)
         return cls(
             model,
             task,
             reference=reference,
             distributions=full,
-            greedy=isinstance(estimator.baseline, Greedy),
+            greedy="rollout.greedy_reward" in estimator.needs,
             **settings,
         )
 

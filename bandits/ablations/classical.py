@@ -142,7 +142,7 @@ def gradient(settings: Settings, name: str, group: int, bar: Bar) -> Metered:
     """
     estimator = ladder.get(name).estimator
     noise, arms = ground(settings, len(settings.learning_rates))
-    greedy = "greedy_reward" in estimator.baseline.needs
+    greedy = "rollout.greedy_reward" in estimator.needs
     policy = Softmax.uniform(noise, 1, settings.arms)
     bandit = Bandit(
         arms,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from course.errors import require
-from course.parts.base import Part
+from course.parts.base import Part, Scope
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class SequenceSum(Aggregation):
     symbol = r"\frac1N\sum_{i}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i Σ_t"
 
+    reads = ("empty",)
+
+    @property
+    def scope(self) -> Scope:
+        return "token" if self.count_empty else "batch"  # N counts the others
+
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         return mask.to(dtype) / self.samples(mask)
 
@@ -60,6 +66,12 @@ class SequenceMean(Aggregation):
     symbol = r"\frac1N\sum_{i}\frac1{|o_i|}\sum_{t=1}^{|o_i|}"
     plain = "1/N Σ_i 1/|o_i| Σ_t"
 
+    reads = ("empty",)
+
+    @property
+    def scope(self) -> Scope:
+        return "sample" if self.count_empty else "batch"  # N counts the others
+
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         return mask.to(dtype) / (mask.sum(-1, keepdim=True).clamp(min=1) * self.samples(mask))
 
@@ -73,6 +85,7 @@ class TokenMean(Aggregation):
     eq:token-mean-weight
     """
 
+    scope, reads = "batch", ("length",)
     symbol = r"\frac1{\sum_i|o_i|}\sum_{i}\sum_{t=1}^{|o_i|}"
     plain = "1/Σ|o| Σ_i Σ_t"
 
@@ -106,6 +119,12 @@ class ConstantLength(Aggregation):
     @property
     def text(self) -> str:
         return f"1/N Σ_i 1/{self.length or 'L'} Σ_t"
+
+    reads = ("empty",)
+
+    @property
+    def scope(self) -> Scope:
+        return "token" if self.count_empty else "batch"  # N counts the others
 
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         return mask.to(dtype) / (self.samples(mask) * (self.length or limit))

@@ -80,6 +80,7 @@ def need_group(part: Part, returns: Tensor) -> None:
 class NoBaseline(Baseline):
     """b = 0 (Williams 1992)."""
 
+    scope = "token"
     plain = "0"
     symbol = "0"
 
@@ -91,6 +92,7 @@ class NoBaseline(Baseline):
 class Constant(Baseline):
     """The same number for all: E[(R − b)·score] = ∇J whatever it is. eq:constant-baseline"""
 
+    scope = "token"
     b: float = 0.0
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class BatchMean(Baseline):
     prompts. eq:batch-mean-baseline
     """
 
+    scope, reads = "batch", ("returns",)
     symbol = r"\operatorname{mean}_{\text{batch}}(R)"
     plain = "mean_batch(R)"
 
@@ -133,6 +136,7 @@ class GroupMean(Baseline):
     estimates V(q). eq:group-mean-baseline
     """
 
+    scope, reads = "group", ("returns",)
     symbol = r"\operatorname{mean}_{j\le G}(R_j)"
     plain = "mean_group(R)"
 
@@ -147,6 +151,7 @@ class LeaveOneOut(Baseline):
     unbiased.
     """
 
+    scope, reads = "group", ("returns",)
     symbol = r"\operatorname{mean}_{j\ne i}(R_j)"
     plain = "mean_others(R)"
 
@@ -161,6 +166,7 @@ class Value(Baseline):
     largest). eq:value-baseline
     """
 
+    scope = "token"
     needs = ("value",)
     symbol = r"V_{i,t}"
     plain = "V_t"
@@ -174,6 +180,7 @@ class Value(Baseline):
 class Greedy(Baseline):
     """The reward of the greedy answer to the same prompt (ReMax: Li et al. 2023, algorithm 2)."""
 
+    scope = "token"
     needs = ("greedy_reward",)
     symbol = r"r(\arg\max\pi)"
     plain = "r(greedy)"
@@ -189,6 +196,7 @@ class LengthWeighted(Baseline):
     ‖score‖² grows with length.
     """
 
+    scope, reads = "group", ("returns", "length")
     symbol = r"\frac{\sum_j |o_j|R_j}{\sum_j |o_j|}"
     plain = "Σ|o|R/Σ|o|"
 

@@ -94,6 +94,7 @@ class TotalReturn(Credit):
     On outcome rewards it equals `RewardToGo()`.
     """
 
+    scope = "sample"
     symbol = r"R_i=\sum_{t} r_{i,t}"
     plain = "R = Σ_t r"
 
@@ -107,6 +108,7 @@ class RewardToGo(Credit):
     causality). eq:reward-to-go
     """
 
+    scope = "sample"
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
@@ -135,6 +137,7 @@ class GAE(Credit):
     eq:lambda-average.
     """
 
+    scope = "sample"
     needs = ("value",)
     gamma: float = 1.0
     gae_lambda: float = 0.95

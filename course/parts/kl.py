@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from course.errors import Clash, require
-from course.parts.base import Part, number
+from course.parts.base import Declares, Part, number
 from course.rollout import Policy, Rollout
 
 
@@ -49,10 +49,11 @@ def exact_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the penalty stands in the objective."""
+class Place(Declares):
+    """Where the penalty stands in the objective; `uses_ratio` says whether ρ multiplies it."""
 
     symbol: ClassVar[str] = ""
+    uses_ratio: ClassVar[bool] = False
 
     def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
         """Penalty and log ρ [..., Q, G, T] → what the objective subtracts."""
@@ -63,6 +64,8 @@ class Place:
 class InLoss(Place):
     """Subtracted from the objective as it is (GRPO)."""
 
+    scope = "token"
+
 
 @dataclass(frozen=True)
 class InLossTimesRatio(Place):
@@ -72,7 +75,9 @@ class InLossTimesRatio(Place):
     `eq:kl-times-ratio`
     """
 
+    scope = "token"
     symbol: ClassVar[str] = r"\rho_{i,t}\,"
+    uses_ratio: ClassVar[bool] = True
 
     def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
         return log_ratio.exp() * penalty
@@ -84,9 +89,11 @@ class InReward(Place):
     2022, eq. 2). `eq:kl-in-reward`
     """
 
+    scope = "token"
+
 
 @dataclass(frozen=True)
-class Anchor:
+class Anchor(Declares):
     """What the policy is held near."""
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -106,6 +113,7 @@ class Anchor:
 class Reference(Anchor):
     """The frozen reference policy: KL(π_θ‖π_ref)."""
 
+    scope = "token"
     needs: ClassVar[tuple[str, ...]] = ("ref_log_prob",)
     exact_needs: ClassVar[tuple[str, ...]] = ("ref_log_dist",)
     symbol: ClassVar[str] = r"\pi_\theta\Vert\pi_{\text{ref}}"
@@ -123,6 +131,7 @@ class Reference(Anchor):
 class OldPolicy(Anchor):
     """The policy that sampled: KL(π_old‖π_θ)."""
 
+    scope = "token"
     exact_needs: ClassVar[tuple[str, ...]] = ("old_log_dist",)
     symbol: ClassVar[str] = r"\pi_{\text{old}}\Vert\pi_\theta"
 
@@ -222,9 +231,15 @@ class KL(Part):
             return self.beta.initial
         return rollout.kl_coef[..., None, None, None]
 
-    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+    @property
+    def needs(self) -> tuple[str, ...]:
         """The rollout's fields that this penalty needs."""
         return self.anchor.needs
+
+    @property
+    def pieces(self) -> tuple[Declares, ...]:
+        """The estimate, its place and its anchor."""
+        return (self, self.place, self.anchor)
 
     def value(self, policy: Policy, rollout: Rollout) -> Tensor:
         """The penalty per token, [..., Q, G, T], without β."""
@@ -273,6 +288,7 @@ class KL(Part):
 class NoKL(KL):
     """No penalty."""
 
+    scope = "token"
     beta: float | AdaptiveBeta = 0.0
     symbol = "0"
     plain = "0"
@@ -280,7 +296,8 @@ class NoKL(KL):
     def __post_init__(self) -> None:
         require(self.beta == 0, "NoKL.beta", self.beta, "0 (K1, K2, K3 and ExactKL take a β)")
 
-    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+    @property
+    def needs(self) -> tuple[str, ...]:
         return ()
 
     def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> None:
@@ -303,6 +320,7 @@ class K1(KL):
     `eq:kl-k1-in-loss`
     """
 
+    scope = "token"
     symbol = "k_1"
     plain = "k1"
 
@@ -314,6 +332,7 @@ class K1(KL):
 class K2(KL):
     """½ (log r)². In the loss: on policy, the gradient of KL(π‖ref). `eq:kl-k2-in-loss`"""
 
+    scope = "token"
     symbol = "k_2"
     plain = "k2"
 
@@ -331,6 +350,7 @@ class K3(KL):
     overflows where π_ref ≫ π.
     """
 
+    scope = "token"
     max_log_r: float | None = None
 
     def __post_init__(self) -> None:
@@ -355,6 +375,8 @@ class ExactKL(KL):
     anchor's distribution.
     """
 
+    scope = "token"
+    policy_needs = ("log_dist",)
     symbol = r"\mathrm{KL}"
     plain = "KL"
 
@@ -366,7 +388,8 @@ class ExactKL(KL):
                 " ρ to correct at the token itself"
             )
 
-    def missing(self, rollout: Rollout) -> tuple[str, ...]:
+    @property
+    def needs(self) -> tuple[str, ...]:
         return self.anchor.exact_needs + (("old_log_dist",) if self.in_reward else ())
 
     def value(self, policy: Policy, rollout: Rollout) -> Tensor:

@@ -71,6 +71,7 @@ class _SequenceLevel(RatioLevel):
 class TokenRatio(RatioLevel):
     """ρ_t = π(token)/π_old(token) (PPO on tokens; Shao et al. 2024, eq. 3)."""
 
+    scope = "token"
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_{i,t})}{\pi_{\text{old}}(o_{i,t})}"
     plain = "ρ = π/π_old per token"
 
@@ -84,6 +85,7 @@ class SequenceRatio(_SequenceLevel):
     (`eq:sequence-ratio`).
     """
 
+    scope = "sample"
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}"
     plain = "ρ = π/π_old per sequence"
 
@@ -97,6 +99,7 @@ class SequenceMeanRatio(_SequenceLevel):
     7).
     """
 
+    scope = "sample"
     symbol = r"\rho_{i,t}=\left(\frac{\pi_\theta(o_i)}{\pi_{\text{old}}(o_i)}\right)^{1/|o_i|}"
     plain = "ρ = (π/π_old)^(1/|o|) per sequence"
 

@@ -30,6 +30,7 @@ class SampleFilter(Part):
 class AllSamples(SampleFilter):
     """Every sample counts."""
 
+    scope = "token"
     plain = "all"
     symbol = r"\text{all samples}"
 
@@ -43,6 +44,7 @@ class DropSilentGroups(SampleFilter):
     eq. 11, without the refill).
     """
 
+    scope, reads = "group", ("total_reward",)
     plain = "drop silent groups"
     symbol = r"\text{groups with }\max R\ne\min R"
 
@@ -56,6 +58,7 @@ class DropTruncated(SampleFilter):
     2025, §3.4).
     """
 
+    scope = "sample"
     needs = ("truncated",)
     plain = "drop truncated"
     symbol = r"\text{samples that ended}"

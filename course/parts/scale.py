@@ -79,6 +79,7 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
 class NoScale(Scale):
     """Divide by nothing."""
 
+    scope = "token"
     symbol = "1"
     plain = "1"
 
@@ -137,6 +138,8 @@ class GroupStd(_Std):
     std. A silent group gets 0. eq:group-std-advantage
     """
 
+    scope, reads = "group", ("returns",)
+
     @property
     def latex(self) -> str:
         return self._std(r"j\le G", "R_j")
@@ -158,6 +161,8 @@ class BatchStd(_Std):
     """Divide by the standard deviation of all returns of the batch: one number for every prompt
     (TRL's scale_rewards="batch").
     """
+
+    scope, reads = "batch", ("returns",)
 
     @property
     def latex(self) -> str:
@@ -183,6 +188,7 @@ class TokenWhitening(Scale):
     one less (verl).
     """
 
+    scope, reads = "batch", ("advantage", "mask")
     eps: float = 1e-8
     ddof: int = 0
 

@@ -6,6 +6,7 @@ The clip of PPO lives here: see `clipped_surrogate`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from course.parts.base import Part, number
 
 @dataclass(frozen=True)
 class Surrogate(Part):
-    """log ρ, log π, A, all [..., Q, G, T] → what is maximised, [..., Q, G, T]."""
+    """log ρ, log π, A, all [..., Q, G, T] → what is maximised, [..., Q, G, T].
+
+    `uses_ratio` False says that ρ does not appear in it, and the equation then leaves ρ out.
+    """
+
+    uses_ratio: ClassVar[bool] = True
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
         raise NotImplementedError
@@ -59,6 +65,8 @@ class ScoreFunction(Surrogate):
     A is a constant, never differentiated. eq:score-function-surrogate
     """
 
+    scope = "token"
+    uses_ratio = False
     symbol = r"A_{i,t}\,\log\pi_\theta(o_{i,t})"
     plain = "A·log π"
 
@@ -74,6 +82,7 @@ class ImportanceSampling(Surrogate):
     Its gradient is ρA∇log π (`eq:surrogate-gradient`).
     """
 
+    scope = "token"
     symbol = r"\rho_{i,t}A_{i,t}"
     plain = "ρ·A"
 
@@ -93,6 +102,7 @@ class Clip(Surrogate):
     `ratio_cap` need not.
     """
 
+    scope = "token"
     epsilon_low: float = 0.2
     epsilon_high: float | None = None
     ratio_cap: float | None = None
@@ -183,6 +193,7 @@ class CISPO(Surrogate):
     The bounds are offsets from 1, as in the paper: `epsilon_low` None leaves the lower side open.
     """
 
+    scope = "token"
     epsilon_high: float = 0.2
     epsilon_low: float | None = None
 
@@ -223,6 +234,7 @@ class SoftGate(Surrogate):
     al. 2025, eqs. 5–6).
     """
 
+    scope = "token"
     tau_positive: float = 1.0
     tau_negative: float = 1.05
 
