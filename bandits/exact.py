@@ -10,6 +10,7 @@ from torch import Tensor
 from bandits.environments import Bernoulli, Environment
 from course.errors import require
 from course.exact import Outcomes, tabular_score
+from course.rollout import on_last_token
 
 B3_POLICY = (0.5, 0.3, 0.2)
 B3_MEANS = (0.2, 0.5, 0.8)
@@ -71,8 +72,6 @@ def outcomes(
         forced[:, 0] = 0.0
         return torch.stack([per_arm, *[forced] * (tokens - 1)], 1).unsqueeze(1)
 
-    reward = torch.zeros(mask.shape, dtype=values.dtype)
-    reward = reward.scatter(-1, mask.sum(-1, keepdim=True) - 1, values.flatten(1).unsqueeze(-1))
     first_log_prob, first_score = first(log_prob), first(score)
     assert first_log_prob is not None
     assert first_score is not None
@@ -81,7 +80,7 @@ def outcomes(
     return Outcomes(
         log_prob=first_log_prob,
         score=first_score,
-        reward=reward,
+        reward=on_last_token(values.flatten(1), mask),
         mask=mask,
         chance=chances.flatten(1),
         old_log_prob=first(old),

@@ -12,7 +12,7 @@ from torch import Tensor
 from bandits.environments import Continuous, Environment, pick
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
 from course.errors import require
-from course.rollout import Policy, Rollout
+from course.rollout import Policy, Rollout, on_last_token
 from course.train.noise import Noise
 
 
@@ -105,7 +105,7 @@ class Bandit:
         self.environment.advance(noise)
         ref = self.reference
         return Rollout(
-            reward=self._on_last_token(score, mask),
+            reward=on_last_token(score, mask),
             log_prob=policy.log_prob.detach(),
             mask=mask,
             ref_log_prob=None if ref is None else self._on_first_token(pick(ref, action)),
@@ -178,14 +178,6 @@ class Bandit:
         if self.tokens == 1:
             return log_prob.unsqueeze(-1)
         return torch.nn.functional.pad(log_prob.unsqueeze(-1), (0, self.tokens - 1))
-
-    def _on_last_token(self, score: Tensor, mask: Tensor) -> Tensor:
-        if self.tokens == 1:
-            return score.unsqueeze(-1)
-        last = mask.sum(-1, keepdim=True) - 1
-        return torch.zeros(mask.shape, dtype=score.dtype, device=score.device).scatter(
-            -1, last, score.unsqueeze(-1)
-        )
 
     def _dist(self, log_probs: Tensor) -> Tensor:
         full = log_probs[..., None, None, :]  # [..., Q, 1, 1, K]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course import equation
 from course.errors import CourseError, require
 from course.parts import (
     KL,
@@ -34,7 +35,7 @@ from course.parts import (
     TokenRatio,
     TotalReturn,
 )
-from course.parts.base import Part, number
+from course.parts.base import Part
 from course.rollout import Policy, Rollout
 
 PART_KINDS: dict[str, type[Part]] = {
@@ -112,7 +113,7 @@ class Estimator:
                 "a number ≥ 0",
             )
         for part in self.parts.values():
-            part.check(self)
+            part.check(self.parts)
 
     # ------------------------------------------------------------------ the mathematics
 
@@ -218,66 +219,11 @@ class Estimator:
         """The objective in LaTeX, put together from the parts; what differs from the rung below in
         `colour` (None: plain).
         """
-        changed = self.changed if colour else set()
-
-        def show(name: str, body: str) -> str:
-            # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside
-            # for MathJax, where it takes one argument
-            return rf"{{\color{{{colour}}}{{{body}}}}}" if name in changed else body
-
-        returned = "R_i" if isinstance(self.credit, TotalReturn) else "R_{i,t}"
-        surrogate = show("surrogate", self.surrogate.latex)
-        terms = surrogate
-        if not isinstance(self.kl, NoKL):
-            place = show("kl", self.kl.latex)
-            terms += "" if self.kl.in_reward else rf"-{place}"
-        elif "kl" in changed:
-            terms += show("kl", r"-0")
-        if self.entropy_coef:
-            terms += rf"+{show('entropy_coef', number(self.entropy_coef))}\,\mathcal H_{{i,t}}"
-        if self.value_coef:
-            terms += (
-                rf"-{show('value_coef', number(self.value_coef))}\,\tfrac12(V_{{i,t}}-{returned})^2"
-            )
-        bracket = rf"\left[{terms}\right]" if terms != surrogate else surrogate
-        lines = [rf"J(\theta)&={show('aggregation', self.aggregation.latex)}{bracket}"]
-
-        numerator = returned
-        if not isinstance(self.baseline, NoBaseline) or "baseline" in changed:
-            numerator += "-" + show("baseline", self.baseline.latex)
-        scaled = self.scale.wrap(numerator)
-        lines.append(
-            rf"A_{{i,t}}&={show('scale', scaled) if 'scale' in changed else scaled},\qquad"
-            rf" {show('credit', self.credit.latex)}"
-        )
-        if self.uses_ratio:
-            lines.append(rf"&{show('ratio', self.ratio.latex)}")
-        if self.kl.in_reward:
-            lines.append(rf"r_{{i,t}}&\leftarrow r_{{i,t}}-{show('kl', self.kl.latex)}")
-        if not isinstance(self.sample_filter, AllSamples) or "sample_filter" in changed:
-            lines.append(rf"&i:\;{show('sample_filter', self.sample_filter.latex)}")
-        return r"\begin{aligned}" + r"\\ ".join(lines) + r"\end{aligned}"
+        return equation.latex(self, self.changed, colour)
 
     def text(self) -> str:
         """The objective on one line, for a terminal."""
-        terms = self.surrogate.text
-        if not isinstance(self.kl, NoKL) and not self.kl.in_reward:
-            terms += f" − {self.kl.text}"
-        if self.entropy_coef:
-            terms += f" + {self.entropy_coef:g}·H"
-        if self.value_coef:
-            terms += f" − {self.value_coef:g}·½(V − R)²"
-        numerator = "R" if isinstance(self.baseline, NoBaseline) else f"R − {self.baseline.text}"
-        line = f"{self.aggregation.text} [{terms}],  A = {self.scale.wrap_text(numerator)}"
-        if not isinstance(self.credit, TotalReturn):
-            line += f",  {self.credit.text}"
-        if self.uses_ratio and not isinstance(self.ratio, TokenRatio):
-            line += f",  {self.ratio.text}"
-        if self.kl.in_reward:
-            line += f",  r ← r − {self.kl.text}"
-        if not isinstance(self.sample_filter, AllSamples):
-            line += f",  {self.sample_filter.text}"
-        return line
+        return equation.text(self)
 
     def _repr_latex_(self) -> str:
         return f"$\\displaystyle {self.latex()}$"

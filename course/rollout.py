@@ -181,11 +181,25 @@ class Policy:
         """
         if self.log_dist is None:
             raise CourseError(
-                "policy.log_dist: got None; allowed is the full distribution, which entropy needs"
+                "policy.log_dist: got None; allowed is the full distribution, which the entropy"
+                " needs"
             )
         return -(
             self.log_dist.exp() * self.log_dist.clamp(min=torch.finfo(self.log_dist.dtype).min)
         ).sum(-1)
+
+
+def on_last_token(reward: Tensor, mask: Tensor) -> Tensor:
+    """One reward per sample [..., Q, G], put on the last token that the policy chose: the rewards
+    [..., Q, G, T] of outcome supervision, 0 elsewhere.
+
+    A sample without a chosen token carries it on its first place, where it teaches nothing.
+    """
+    if mask.shape[-1] == 1:
+        return reward.unsqueeze(-1)
+    last = mask.cumsum(-1).argmax(-1, keepdim=True)  # the first place where the count is whole
+    nothing = torch.zeros(mask.shape, dtype=reward.dtype, device=reward.device)
+    return nothing.scatter(-1, last, reward.unsqueeze(-1))
 
 
 def _same_shape(name: str, tensor: Tensor | None, shape: torch.Size) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from course.errors import require
 from course.estimator import Estimator, uses_reference
 from course.parts import TokenMean
-from course.rollout import Policy, Rollout
+from course.rollout import Policy, Rollout, on_last_token
 from course.train.metrics import chosen_mean
 from course.train.noise import Noise
 from tinylm.model import Transformer
@@ -130,7 +130,7 @@ class LanguageModel:
             temperature=self.temperature,
             keep_log_dist=keep,
         )
-        reward = self._on_last_token(self._reward(made.tokens, question), made.mask)
+        reward = self._reward(made.tokens, question).to(self.model.parameters[0].dtype)
         ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
             full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
@@ -144,7 +144,7 @@ class LanguageModel:
             best = sample(self.model, prompt, 1, limit, None)
             greedy_reward = self._reward(best.tokens, question).squeeze(-1)
         return Rollout(
-            reward=reward,
+            reward=on_last_token(reward, made.mask),
             log_prob=made.log_prob,
             mask=made.mask,
             ref_log_prob=ref_log_prob,
@@ -176,13 +176,6 @@ class LanguageModel:
 
     def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:
         return self.reward(tokens, question.unsqueeze(-1).expand(tokens.shape[:-1]), self.task)
-
-    def _on_last_token(self, reward: Tensor, mask: Tensor) -> Tensor:
-        last = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
-        dtype = self.model.parameters[0].dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=reward.device).scatter(
-            -1, last, reward.to(dtype).unsqueeze(-1)
-        )
 
     def _values(self, prompt: Tensor, tokens: Tensor) -> Tensor:
         assert self.critic is not None
@@ -223,8 +216,8 @@ class Demonstrations:
         question = ask(self.task, noise, self.batch)
         tokens = self.task.target[question].unsqueeze(-2)  # [*runs, Q, 1, T]
         mask = tokens != PAD
-        reward = torch.zeros(mask.shape, dtype=self.parameters[0].dtype, device=mask.device)
-        reward = reward.scatter(-1, mask.sum(-1, keepdim=True) - 1, 1.0)
+        sure = torch.ones(tokens.shape[:-1], dtype=self.parameters[0].dtype, device=mask.device)
+        reward = on_last_token(sure, mask)
         data = {"prompt": self.task.prompt[question], "tokens": tokens, "question": question}
         return Rollout(reward, torch.zeros_like(reward), mask, limit=self.task.limit, data=data)
 

@@ -4,14 +4,11 @@ and how far it looks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from course.errors import Clash
-
-if TYPE_CHECKING:
-    from course.estimator import Estimator
-
 
 Scope = Literal["token", "sample", "group", "batch"]
 
@@ -136,8 +133,8 @@ class Part(Declares):
         ]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def check(self, estimator: Estimator) -> None:
-        """Raise `Clash` if this part cannot work among the others of `estimator`."""
+    def check(self, parts: Mapping[str, Part]) -> None:
+        """Raise `Clash` if this part cannot work among the estimator's parts, by their places."""
 
     def clash(self, other: Part, why: str) -> Clash:
         """The error that names both parts and the reason."""

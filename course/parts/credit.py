@@ -7,18 +7,16 @@ step in time: its reward belongs to the chosen token before it, and values are c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from course.errors import require
 from course.parts.base import Part, number
+from course.parts.baseline import Value
 from course.rollout import Rollout
-
-if TYPE_CHECKING:
-    from course.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -166,12 +164,10 @@ class GAE(Credit):
     def text(self) -> str:
         return f"R_t = V_t + Σ_l {self.gamma * self.gae_lambda:g}^l δ_{{t+l}}"
 
-    def check(self, estimator: Estimator) -> None:
-        from course.parts.baseline import Value
-
-        if not isinstance(estimator.baseline, Value):
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not isinstance(parts["baseline"], Value):
             raise self.clash(
-                estimator.baseline,
+                parts["baseline"],
                 "its return is measured against the critic's values, so the baseline must be"
                 " Value()",
             )

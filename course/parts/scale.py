@@ -5,8 +5,8 @@ Nothing, or a spread: of the group, of the batch, of all tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from torch import Tensor
 from course.errors import require
 from course.parts.base import Part, number
 from course.parts.baseline import need_group, silent
+from course.parts.credit import GAE
 from course.rollout import Rollout
-
-if TYPE_CHECKING:
-    from course.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,10 @@ class _Std(Scale):
             0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0"
         )
 
-    def _check_credit(self, estimator: Estimator) -> None:
-        from course.parts.credit import GAE
-
-        if isinstance(estimator.credit, GAE):
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if isinstance(parts["credit"], GAE):
             raise self.clash(
-                estimator.credit,
+                parts["credit"],
                 "a spread of whole returns says nothing of one token's advantage; use"
                 " TokenWhitening()",
             )
@@ -148,9 +144,6 @@ class GroupStd(_Std):
     def text(self) -> str:
         return self._std_text("group")
 
-    def check(self, estimator: Estimator) -> None:
-        self._check_credit(estimator)
-
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
         return advantage * inverse_std(returns, self.ddof, self.eps).unsqueeze(-1)
@@ -171,9 +164,6 @@ class BatchStd(_Std):
     @property
     def text(self) -> str:
         return self._std_text("batch")
-
-    def check(self, estimator: Estimator) -> None:
-        self._check_credit(estimator)
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         require(returns.shape[-2:].numel() > 1, "BatchStd", 1, "a batch of at least two samples")

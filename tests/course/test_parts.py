@@ -53,7 +53,7 @@ from course.parts import (
     Value,
 )
 from course.parts.kl import exact_kl, k1, k2, k3
-from course.rollout import Policy, Rollout
+from course.rollout import Policy, Rollout, on_last_token
 from tests.helpers import close, f64, make_rollout, slopes
 
 # ---------------------------------------------------------------- credit
@@ -774,3 +774,18 @@ def test_nothing_that_was_frozen_carries_a_gradient() -> None:
     )
     assert not frozen.advantage.requires_grad
     assert not frozen.target.requires_grad
+
+
+# ---------------------------------------------------------------- rewards of whole samples
+
+
+def test_a_reward_of_a_sample_is_put_on_its_last_chosen_token() -> None:
+    """Whatever stands around the chosen tokens: prompts before, other speakers between, padding."""
+    mask = torch.tensor([[[1, 1, 0, 0], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]]]).bool()
+    made = on_last_token(f64([[1.0, 2.0, 3.0, 4.0]]), mask)
+    close(made, [[[0, 1, 0, 0], [0, 0, 0, 2], [0, 0, 3, 0], [4, 0, 0, 0]]])
+    assert torch.equal(on_last_token(f64([[5.0]]), mask[:, :1, :1]), f64([[[5.0]]]))
+    long = torch.ones(2, 3, 1, 700, dtype=torch.bool)
+    assert torch.equal(
+        on_last_token(f64([[[7.0]] * 3] * 2), long).nonzero()[:, -1], torch.full((6,), 699)
+    )

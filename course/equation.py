@@ -1,0 +1,134 @@
+"""The objective of an estimator as an equation: LaTeX for a page, one line of text for a terminal.
+
+Each part knows its own term; here the terms are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from course.parts import (
+    KL,
+    Aggregation,
+    AllSamples,
+    Baseline,
+    Credit,
+    NoBaseline,
+    NoKL,
+    RatioLevel,
+    SampleFilter,
+    Scale,
+    Surrogate,
+    TokenRatio,
+    TotalReturn,
+)
+from course.parts.base import number
+
+
+class Objective(Protocol):
+    """What an equation is written from: the parts and coefficients of an `Estimator`."""
+
+    @property
+    def credit(self) -> Credit: ...
+    @property
+    def baseline(self) -> Baseline: ...
+    @property
+    def scale(self) -> Scale: ...
+    @property
+    def ratio(self) -> RatioLevel: ...
+    @property
+    def surrogate(self) -> Surrogate: ...
+    @property
+    def kl(self) -> KL: ...
+    @property
+    def aggregation(self) -> Aggregation: ...
+    @property
+    def sample_filter(self) -> SampleFilter: ...
+    @property
+    def entropy_coef(self) -> float: ...
+    @property
+    def value_coef(self) -> float: ...
+    @property
+    def uses_ratio(self) -> bool: ...
+
+
+Show = Callable[[str, str], str]  # the name of a field and its LaTeX → the LaTeX, coloured or not
+
+
+def latex(objective: Objective, changed: Collection[str] = (), colour: str | None = None) -> str:
+    """The objective in LaTeX, with the fields named in `changed` in `colour` (None: plain)."""
+    coloured = changed if colour else ()
+
+    def show(name: str, body: str) -> str:
+        # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside
+        # for MathJax, where it takes one argument
+        return rf"{{\color{{{colour}}}{{{body}}}}}" if name in coloured else body
+
+    bracket = _bracket(objective, coloured, show)
+    lines = [rf"J(\theta)&={show('aggregation', objective.aggregation.latex)}{bracket}"]
+    lines.append(_advantage(objective, coloured, show))
+    if objective.uses_ratio:
+        lines.append(rf"&{show('ratio', objective.ratio.latex)}")
+    if objective.kl.in_reward:
+        lines.append(rf"r_{{i,t}}&\leftarrow r_{{i,t}}-{show('kl', objective.kl.latex)}")
+    if not isinstance(objective.sample_filter, AllSamples) or "sample_filter" in coloured:
+        lines.append(rf"&i:\;{show('sample_filter', objective.sample_filter.latex)}")
+    return r"\begin{aligned}" + r"\\ ".join(lines) + r"\end{aligned}"
+
+
+def _returned(objective: Objective) -> str:
+    """The return that the advantage starts from: one per sample, or one per token."""
+    return "R_i" if isinstance(objective.credit, TotalReturn) else "R_{i,t}"
+
+
+def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str:
+    """What is summed over tokens, in brackets where it has more than one term."""
+    surrogate = show("surrogate", objective.surrogate.latex)
+    terms = surrogate
+    if not isinstance(objective.kl, NoKL):
+        place = show("kl", objective.kl.latex)
+        terms += "" if objective.kl.in_reward else rf"-{place}"
+    elif "kl" in coloured:
+        terms += show("kl", r"-0")
+    if objective.entropy_coef:
+        coefficient = show("entropy_coef", number(objective.entropy_coef))
+        terms += rf"+{coefficient}\,\mathcal H_{{i,t}}"
+    if objective.value_coef:
+        coefficient = show("value_coef", number(objective.value_coef))
+        terms += rf"-{coefficient}\,\tfrac12(V_{{i,t}}-{_returned(objective)})^2"
+    return rf"\left[{terms}\right]" if terms != surrogate else surrogate
+
+
+def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> str:
+    """The line that says what A is."""
+    numerator = _returned(objective)
+    if not isinstance(objective.baseline, NoBaseline) or "baseline" in coloured:
+        numerator += "-" + show("baseline", objective.baseline.latex)
+    scaled = objective.scale.wrap(numerator)
+    scaled = show("scale", scaled) if "scale" in coloured else scaled
+    return rf"A_{{i,t}}&={scaled},\qquad {show('credit', objective.credit.latex)}"
+
+
+def text(objective: Objective) -> str:
+    """The objective on one line, for a terminal."""
+    terms = objective.surrogate.text
+    if not isinstance(objective.kl, NoKL) and not objective.kl.in_reward:
+        terms += f" − {objective.kl.text}"
+    if objective.entropy_coef:
+        terms += f" + {objective.entropy_coef:g}·H"
+    if objective.value_coef:
+        terms += f" − {objective.value_coef:g}·½(V − R)²"
+    plain = isinstance(objective.baseline, NoBaseline)
+    numerator = "R" if plain else f"R − {objective.baseline.text}"
+    advantage = objective.scale.wrap_text(numerator)
+    line = f"{objective.aggregation.text} [{terms}],  A = {advantage}"
+    if not isinstance(objective.credit, TotalReturn):
+        line += f",  {objective.credit.text}"
+    if objective.uses_ratio and not isinstance(objective.ratio, TokenRatio):
+        line += f",  {objective.ratio.text}"
+    if objective.kl.in_reward:
+        line += f",  r ← r − {objective.kl.text}"
+    if not isinstance(objective.sample_filter, AllSamples):
+        line += f",  {objective.sample_filter.text}"
+    return line
