@@ -196,3 +196,15 @@ def control_variate(outcomes: Outcomes) -> Tensor:
     log_r, p, _ = log_reference_ratio(outcomes, "reverse")
     centred = log_r.exp() - (p * log_r.exp()).sum(-1, keepdim=True)
     return (p * log_r * centred).sum(-1) / (p * centred**2).sum(-1)
+
+
+def control_variate_minimum(coefficient: float) -> float:
+    """log λ + 1 − λ: the least value over r > 0 of −log r + λ(r − 1), at r = 1/λ; 0 at λ = 1 alone,
+    which is k3.
+    """
+    return math.log(coefficient) + 1 - coefficient
+
+
+def relative_distance(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ / ‖b‖, or ‖a‖ where b = 0."""
+    return float((a - b).norm() / (b.norm() if bool(b.any()) else 1.0))

@@ -128,26 +128,27 @@ lesson.ask(
 )
 
 # %%
-from bandits.ablations import kl_estimators as measured
+from bandits.ablations.kl_estimators import COLOURS
+from bandits.theory import kl_estimators as measured
 
-settings = measured.Settings(runs=20, samples=2000)  # 40,000 samples for each μ
-noise_of = measured.gaussian_values(settings, lambda steps, text: steps)
+means = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4)
+noise_of = measured.gaussian_values(means, runs=20, samples=2000)  # 40,000 samples for each μ
 
 print("true KL      " + "".join(f"{name:>8}" for name in ("k1", "k2", "k3")) + "    std of one sample / true KL, measured")
-for place, mu in enumerate(settings.means):
+for place, mu in enumerate(means):
     print(f"{mu**2 / 2:8.4f}     " + "".join(f"{noise_of[name]['std'][place]:8.2f}" for name in ("k1", "k2", "k3")))
 
 # %% jupyter={"source_hidden": true}
-from course.exact import control_variate, gaussian_kl_moments
+from course.exact import control_variate, control_variate_minimum, gaussian_kl_moments
 
 
 def draw_noise():
     figure, [ax] = figures.new_figure(width=7.6, height=3.9)
-    true = torch.tensor(settings.means, dtype=torch.float64) ** 2 / 2
-    closed = gaussian_kl_moments(torch.tensor(settings.means, dtype=torch.float64))
+    true = torch.tensor(means, dtype=torch.float64) ** 2 / 2
+    closed = gaussian_kl_moments(torch.tensor(means, dtype=torch.float64))
     for name, label in (("k1", "k1, unbiased"), ("k2", "k2, biased"), ("k3", "k3, unbiased"), ("best", "k1 + λ*(r − 1)")):
         row = noise_of[name]
-        figures.band(ax, true, row["std"], 1.96 * row["std_error"], color=measured.COLOURS[name], linestyle="-", label=label, marker="o", markersize=4)
+        figures.band(ax, true, row["std"], 1.96 * row["std_error"], color=COLOURS[name], linestyle="-", label=label, marker="o", markersize=4)
         figures.expectation(ax, closed[name].std, true)
     for kl, table in measured.PUBLISHED.items():
         figures.expectation(ax, [row[2] for row in table.values()], [kl] * len(table), marker="D")
@@ -185,7 +186,7 @@ best = float(control_variate(outcomes(no_reward, sure.unsqueeze(0), reference=ev
 pi, log_r_even = sure.exp(), even - sure
 for scale in (best, 1.0):
     values = k1(log_r_even) + scale * torch.expm1(log_r_even)
-    mean, least = (pi * values).sum(), measured.min_value(scale)  # least: over all r > 0
+    mean, least = (pi * values).sum(), control_variate_minimum(scale)  # least: over all r > 0
     print(f"λ = {scale:.3f}: mean {mean:.3f}, std {(pi * (values - mean) ** 2).sum().sqrt():.3f}, least value that any r can give {least:+.3f}")
 print(f"k1 alone:  mean {(pi * k1(log_r_even)).sum():.3f}, std {(pi * (k1(log_r_even) - exact_kl(sure, even)) ** 2).sum().sqrt():.3f}")
 
@@ -336,16 +337,16 @@ def draw_pull(p, p_ref):
     wide = max(2.0, 1.15 * float(both.abs().max()))
     x = torch.linspace(-wide, wide, 121, dtype=torch.float64)
     for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
-        figures.band(values, x, estimate(x), color=measured.COLOURS[name], linestyle="-", label=name)
-        values.plot(both, estimate(both), "o", color=measured.COLOURS[name], markersize=6, label="_")
+        figures.band(values, x, estimate(x), color=COLOURS[name], linestyle="-", label=name)
+        values.plot(both, estimate(both), "o", color=COLOURS[name], markersize=6, label="_")
     values.set_ylim(-2.2, 4.2)
     values.axhline(0, color=figures.INK, linewidth=0.8)
     figures.describe(values, "Value (dots: the two arms)", "log r = log π_ref − log π", "estimate (nats)")
     grid = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
     reverse = grid * (1 - grid) * (torch.logit(grid) - torch.logit(torch.tensor(p_ref, dtype=torch.float64)))
     for name, curve, part in (("k1", 0 * grid, K1(1.0)), ("k2", reverse, K2(1.0)), ("k3", grid - p_ref, K3(1.0))):
-        figures.band(pulls, grid, -curve, color=measured.COLOURS[name], linestyle="-", label=f"{name} in the loss")
-        pulls.plot(p, -float(measured.penalty_gradient(part, now, anchor)[0]), "o", color=measured.COLOURS[name], markersize=7, label="_")
+        figures.band(pulls, grid, -curve, color=COLOURS[name], linestyle="-", label=f"{name} in the loss")
+        pulls.plot(p, -float(measured.penalty_gradient(part, now, anchor)[0]), "o", color=COLOURS[name], markersize=7, label="_")
     figures.expectation(pulls, x=p_ref)
     pulls.set_ylim(-1, 1)
     figures.describe(pulls, "Pull on arm 1 (dots: enumerated)", "probability p of arm 1 (dashed: reference)", "−E[∇k] on its logit")
@@ -607,7 +608,8 @@ lesson.ask(
 )
 
 # %%
-from bandits.ablations import kl_fixed_points as fixed
+from bandits.ablations.kl_fixed_points import NAMES, STYLES
+from bandits.theory import kl_fixed_points as fixed
 
 paths = {kind: fixed.settle(each, 0.3, 0.3, 0.5, 8, 0.15, 100) for kind, each in fixed.estimators(0.5).items()}
 for kind, path in paths.items():
@@ -618,7 +620,7 @@ for kind, path in paths.items():
 def draw_limits():
     figure, [ax] = figures.new_figure(width=7.4, height=3.6)
     for kind, path in paths.items():
-        figures.band(ax, range(41), torch.sigmoid(path[:41]), label=fixed.NAMES[kind], **{**fixed.STYLES[kind], "linestyle": "-"})
+        figures.band(ax, range(41), torch.sigmoid(path[:41]), label=NAMES[kind], **{**STYLES[kind], "linestyle": "-"})
         figures.expectation(ax, float(torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0]))))
     ax.set_ylim(0.2, 1.02)
     figures.describe(ax, "One replaced part, another limit (dashed: roots of 7.13)", "updates (exact natural gradient)", "p (β = 0.5, G = 8)")
@@ -644,7 +646,7 @@ def draw_cobweb(p_ref, beta, group):
     low, high = min(start - 1.5, -3.0), 19.0
     x = torch.linspace(low, high, 161, dtype=torch.float64)
     curve = start + fixed.weight(x, size) / beta
-    ax.plot(x, curve.clamp(max=60), color=fixed.STYLES["std, k2"]["color"], linewidth=2)
+    ax.plot(x, curve.clamp(max=60), color=STYLES["std, k2"]["color"], linewidth=2)
     figures.expectation(ax, x, x)
     steps = [start]
     for _ in range(12):
@@ -790,7 +792,7 @@ for fact in ran.facts:
 def draw_bought():
     figure, (distance, kept) = figures.new_figure(1, 2, width=9.2, height=3.7)
     betas = ran.settings["betas"]
-    shown = {"k1 in the loss": "#4a98e0", "k2 in the loss": measured.COLOURS["k2"], "k3 in the loss": measured.COLOURS["k3"], "k1 in the reward": "#0057a3"}
+    shown = {"k1 in the loss": "#4a98e0", "k2 in the loss": COLOURS["k2"], "k3 in the loss": COLOURS["k3"], "k1 in the reward": "#0057a3"}
     for name, colour in shown.items():
         far = ran.array("penalties", name, "kl_start")
         figures.band(distance, betas, far.mean(-1), color=colour, linestyle="-", label=name, marker="o", markersize=4)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bandits.ablations.kl_estimators import later_tokens, two_tokens
-from bandits.ablations.kl_fixed_points import drift, limits
 from bandits.environments import Deterministic
 from bandits.exact import outcomes
 from bandits.flow import expected_gradient
+from bandits.theory.kl_estimators import later_tokens, two_tokens
+from bandits.theory.kl_fixed_points import drift, limits
 from course.estimator import Estimator
 from course.exact import control_variate, gaussian_kl_moments, kl_gradient, microscope
 from course.parts import K1, K2, K3, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward

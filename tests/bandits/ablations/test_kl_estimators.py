@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from bandits.ablations import kl_estimators as ablation
-from bandits.ablations.kl_estimators import (
+from bandits.ablations.kl_estimators import Settings
+from bandits.theory.kl_estimators import (
     InvertedReference,
-    Settings,
     divergence_gradients,
     later_tokens,
-    min_value,
     penalty_gradient,
     placements,
     quadrature,
@@ -23,7 +22,12 @@ from bandits.ablations.kl_estimators import (
     two_tokens,
 )
 from course.errors import CourseError
-from course.exact import gaussian_kl_moments, kl_gradient
+from course.exact import (
+    control_variate_minimum,
+    gaussian_kl_moments,
+    kl_gradient,
+    relative_distance,
+)
 from course.lab.terminal import QUIET
 from course.parts import K1, K3, InReward
 
@@ -106,8 +110,18 @@ def test_closed_forms_are_the_quadrature(mu: float) -> None:
 
 
 def test_only_the_coefficient_1_is_never_negative() -> None:
-    assert min_value(1.0) == pytest.approx(0, abs=1e-15)
-    assert all(min_value(coefficient) < 0 for coefficient in (0.3, 0.9, 1.1, 3.0))
+    log_r = torch.linspace(-3, 3, 600_001, dtype=torch.float64)
+    for coefficient in (0.3, 0.9, 1.0, 1.1, 3.0):
+        least = float((-log_r + coefficient * torch.expm1(log_r)).min())
+        assert control_variate_minimum(coefficient) == pytest.approx(least, abs=1e-9)
+        assert (least < -1e-3) == (coefficient != 1.0)
+
+
+def test_relative_distance_is_of_the_second_and_absolute_beside_zero() -> None:
+    three, four = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    assert relative_distance(three, four) == pytest.approx(5 / 4)
+    assert relative_distance(four, three) == pytest.approx(5 / 3)
+    assert relative_distance(three, 0 * three) == pytest.approx(3.0)
 
 
 def test_two_token_scores_are_derivatives_of_the_log_probabilities() -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from bandits.ablations import kl_fixed_points as ablation
-from bandits.ablations.kl_fixed_points import (
+from bandits.ablations.kl_fixed_points import Settings
+from bandits.environments import Deterministic
+from bandits.flow import ascend
+from bandits.theory.kl_fixed_points import (
     KINDS,
-    Settings,
     estimators,
     fold,
     limits,
@@ -21,8 +23,6 @@ from bandits.ablations.kl_fixed_points import (
     recursion,
     settle,
 )
-from bandits.environments import Deterministic
-from bandits.flow import ascend
 from course.errors import CourseError
 from course.exact import group_std_weight
 from course.lab.terminal import QUIET
