@@ -149,7 +149,7 @@ for q in range(4):
     answers = []
     for g in range(4):
         text = tasks.decode(asked.data["tokens"][q, g].tolist())
-        answers.append(f"{text:<3} {'right' if asked.score[q, g] else 'wrong'}, {asked.length[q, g]} tokens")
+        answers.append(f"{text:<3} {'right' if asked.total_reward[q, g] else 'wrong'}, {asked.length[q, g]} tokens")
     print(f"{tasks.decode(asked.data['prompt'][q].tolist()):<5}", " | ".join(answers))
 
 # %% [markdown]
@@ -200,7 +200,7 @@ lesson.ask(
 )
 
 # %%
-R = asked.score
+R = asked.total_reward
 print("R by question:           ", R.int().tolist())
 print("mean over G, shape", tuple(R.mean(-1, keepdim=True).shape), [f"{x:.2f}" for x in R.mean(-1).tolist()])
 print("mean over the batch:      ", f"{float(R.mean()):.3g}")
@@ -479,7 +479,7 @@ climb.check(my_grpo)
 
 # %%
 print(LIKELIHOOD.text())
-print("every demonstration is worth 1:", bool((warm_up.problem.sample(lesson.noise(dtype=torch.float64, use=4)).score == 1).all()))
+print("every demonstration is worth 1:", bool((warm_up.problem.sample(lesson.noise(dtype=torch.float64, use=4)).total_reward == 1).all()))
 print("cross-entropy, first and last batch:", " → ".join(f"{float(history['cross_entropy'][k]):.2f}" for k in (0, -1)), "nats per token")
 
 # %% jupyter={"source_hidden": true}

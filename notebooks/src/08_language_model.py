@@ -130,7 +130,7 @@ for name, each in (("untrained", before), ("after SFT", model)):
     sampled = LanguageModel(each, task, prompts=256, group=4).sample(lesson.noise(use=2, **double))
     shaped = Format()(sampled.data["tokens"], sampled.data["question"].unsqueeze(-1).expand(256, 4), task).mean()
     greedy = accuracy(each, task, questions=task.train).mean()
-    print(f"{name}: {sampled.score.mean():.1%} of the samples right, {shaped:.1%} well-formed; greedy {greedy:.1%}")
+    print(f"{name}: {sampled.total_reward.mean():.1%} of the samples right, {shaped:.1%} well-formed; greedy {greedy:.1%}")
 
 # %%
 from tinylm.fast.packing import pack

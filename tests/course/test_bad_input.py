@@ -262,7 +262,7 @@ def _drop_truncated() -> Any:
     [
         (
             replace(ladder.clip, entropy_coef=0.1),
-            "policy.log_dist: got None; allowed is the full distribution, which the entropy needs",
+            "policy.log_dist: got None; allowed is the full distribution, which entropy needs",
         ),
         (ladder.ppo_value, "policy.value: got None; allowed is the critic's values"),
         (

@@ -234,6 +234,7 @@ print(1 + 1)
 """
 
 
+@pytest.mark.slow
 def test_building_executes_saves_and_measures(workshop: Path) -> None:
     (workshop / "src" / "01_policy_gradient.py").write_text(TEXT)
     [path] = build.build(["01"], report=lambda text: None)
@@ -254,6 +255,7 @@ def test_building_executes_saves_and_measures(workshop: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_named_and_the_old_notebook_stays(workshop: Path) -> None:
     (workshop / "src" / "01_policy_gradient.py").write_text(TEXT)
     [path] = build.build(["01"], report=lambda text: None)

@@ -35,6 +35,7 @@ def test_every_lesson_of_the_syllabus_is_written() -> None:
 # ---------------------------------------------------------------- what a lesson asks
 
 
+@pytest.mark.slow
 @each_lesson
 def test_a_lesson_asks_shows_and_exercises(number: str) -> None:
     lesson = lesson_of(number)
@@ -43,6 +44,7 @@ def test_a_lesson_asks_shows_and_exercises(number: str) -> None:
     assert len(lesson.exercises) >= 2
 
 
+@pytest.mark.slow
 @each_lesson
 def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
     for name, explore in lesson_of(number).explores.items():
@@ -57,6 +59,7 @@ def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
         assert changed > len(corners) // 2, f"{name}: the sliders change nothing"
 
 
+@pytest.mark.slow
 @each_lesson
 def test_checkers_know_right_from_wrong(number: str) -> None:
     """The solution passes, the stub is «not attempted», and each plausible wrong answer gets a
@@ -110,6 +113,7 @@ def test_a_lesson_opens_with_its_measured_time_and_ends_with_what_to_take_away(n
     assert any(part.startswith("## Take away") or "\n## Take away" in part for part in text)
 
 
+@pytest.mark.slow
 @each_lesson
 def test_the_index_counts_what_the_lesson_asks(number: str) -> None:
     entry = {name: value for name, value in build.read_index()[number].items() if name != "seconds"}

@@ -496,6 +496,7 @@ def small() -> Result:
     return replace(ablation.run(settings, QUIET), settings=settings)
 
 
+@pytest.mark.slow
 def test_facts_hold_on_a_short_run(small: Result) -> None:
     assert [fact.claim for fact in small.facts if not fact.holds] == []
     assert {fact.number for fact in small.facts} == {None, 3, 8, 9, 12, 20}

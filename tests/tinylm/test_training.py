@@ -91,6 +91,7 @@ def unstopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["warm", "train"])
 def test_killed_without_warning_and_resumed_it_ends_as_if_never_stopped(
     phase: str, unstopped: Path, tmp_path: Path
@@ -129,6 +130,7 @@ class Stopped(Exception):
     """What a test stops a training with."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -168,6 +170,7 @@ def test_stopped_anywhere_and_resumed_it_ends_as_if_never_stopped(
             same_training(cut, whole)
 
 
+@pytest.mark.slow
 def test_a_half_written_last_row_is_written_again(tmp_path: Path) -> None:
     run(Training(QUICK), tmp_path / "whole", save_every=3)
     run(Training(QUICK), tmp_path / "cut", save_every=3)
@@ -315,6 +318,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(saved: Path, tmp_pa
     assert Training.load(path).learner.steps == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,6 +512,7 @@ def test_several_models_are_logged_one_by_one(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- several models
 
 
+@pytest.mark.slow
 def test_a_training_alone_gives_what_it_gives_among_others() -> None:
     """Two of three models reach the target of the warm start before the last one and stand still
     until it does.
@@ -641,6 +646,7 @@ def std_weight(p: float, group: int) -> float:
     return tail / (group * p * (1 - p))
 
 
+@pytest.mark.slow
 def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> None:
     """One question, G = 8, sum aggregation: E[ĝ] = w_G(p)∇p.
 
@@ -685,6 +691,7 @@ def test_the_group_stds_gradient_follows_its_exact_flow_on_a_transformer() -> No
     assert exact[-1] - unscaled[-1] > 0.3  # without the std it is another path altogether
 
 
+@pytest.mark.slow
 def test_grpo_on_six_questions_answers_all_six() -> None:
     """The whole of GRPO on the preset nano, two seeds.
 

@@ -77,6 +77,7 @@ def test_exact_steps_are_the_recursion_written_out() -> None:
         assert missing == pytest.approx([want[int(t)] for t in step], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_all_facts_hold_at_the_default_span() -> None:
     result = flows.run(replace(flows.SETTINGS, groups=(5,), arms=(4,), steps=1000), QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []

@@ -43,6 +43,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
+@pytest.mark.slow
 def test_all_facts_hold_on_a_small_setting() -> None:
     result = ablation.run(SMALL, QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []

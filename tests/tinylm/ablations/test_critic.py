@@ -88,6 +88,7 @@ def test_errors_by_hand() -> None:
     assert float(later) == pytest.approx((0.25 + 0 + 4) / 3)
 
 
+@pytest.mark.slow
 def test_a_small_run_counts_parameters_and_its_facts_hold() -> None:
     result = ablation.run(SMALL, QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []
