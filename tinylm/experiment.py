@@ -22,9 +22,10 @@ from course.train.optim import Adam, LinearDecay, Optimizer
 from tinylm import tasks
 from tinylm.evaluate import accuracy
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+from tinylm.problem import LanguageModel
 from tinylm.rewards import Reward
 from tinylm.tasks import Task, TaskSettings
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class ModelSettings:
 
 PRESETS = {
     "nano": ModelSettings(width=24, layers=1, heads=2, hidden=128, context=16),
+    "mini": ModelSettings(width=64, layers=2, heads=4, hidden=192, context=16),
     "small": ModelSettings(width=128, layers=2, heads=4, hidden=384, context=48),
     "gpu": ModelSettings(width=384, layers=6, heads=6, hidden=1536, context=96),
 }

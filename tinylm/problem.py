@@ -1,6 +1,5 @@
 """The language model as a problem for the learner: questions in, completions and verifiable rewards
-out. And its warm start, which is the same objective: maximum likelihood is a policy gradient on
-demonstrations, each worth 1.
+out.
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator, uses_reference
-from course.parts import TokenMean
 from course.rollout import Policy, Rollout, on_last_token
-from course.train.metrics import chosen_mean
 from course.train.noise import Noise
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch, Reward
 from tinylm.sampling import check_sampling, sample, score, states
-from tinylm.tasks import PAD, Task
+from tinylm.tasks import Task
 
 
-def _fits(model: Transformer, task: Task) -> None:
+def require_room(model: Transformer, task: Task) -> None:
+    """Raise `CourseError` unless the model's context holds a prompt and its answer."""
     room = model.settings.context
     require(
         task.context <= room,
@@ -69,7 +67,7 @@ class LanguageModel:
         require(prompts > 0, "prompts", prompts, "a whole number > 0")
         require(group > 0, "group", group, "a whole number > 0")
         check_sampling(temperature)
-        _fits(model, task)
+        require_room(model, task)
         if critic is not None:
             require(
                 critic.settings.value, "critic.settings.value", False, "a model with a value head"
@@ -135,7 +133,7 @@ class LanguageModel:
         if self.reference is not None:
             full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
             ref_log_prob, ref_log_dist = (
-                _chosen(full, made.tokens, made.mask),
+                chosen_log_probs(full, made.tokens, made.mask),
                 full if keep else None,
             )
         if self.critic is not None:
@@ -168,7 +166,7 @@ class LanguageModel:
         log_dist, value = score(self.model, prompt, tokens, temperature=temperature, values=shared)
         if self.critic is not None and not shared:
             value = self._values(prompt, tokens)
-        return Policy(_chosen(log_dist, tokens, rollout.mask), log_dist, value)
+        return Policy(chosen_log_probs(log_dist, tokens, rollout.mask), log_dist, value)
 
     def metrics(self) -> dict[str, Tensor]:
         """None of its own: accuracy is measured on held-out questions, by `evaluate`."""
@@ -182,52 +180,9 @@ class LanguageModel:
         return self.critic.values(states(self.critic, prompt, tokens))
 
 
-def _chosen(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+def chosen_log_probs(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """log-probabilities of the tokens, 0 where the mask is False: [..., T, V], [..., T]
     → [..., T].
     """
     safe = torch.where(mask, tokens, 0)
     return torch.where(mask, log_dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
-
-
-LIKELIHOOD = Estimator(
-    aggregation=TokenMean()
-)  # eq:likelihood-is-reward-one: the mean log-likelihood per token
-
-
-class Demonstrations:
-    """The warm start (SFT): the task's own answers as a rollout that is worth 1 per sample.
-
-    Train it with `LIKELIHOOD`.
-
-    eq:sft-log-likelihood
-    """
-
-    def __init__(self, model: Transformer, task: Task, *, batch: int = 512) -> None:
-        require(batch > 0, "batch", batch, "a whole number > 0")
-        _fits(model, task)
-        self.model, self.task, self.batch, self.runs = model, task, batch, model.runs
-        self.parameters: Sequence[Tensor] = model.parameters
-        self.cross_entropy: Tensor | None = None
-
-    @torch.no_grad()
-    def sample(self, noise: Noise) -> Rollout:
-        """`batch` training questions with their targets, one each."""
-        question = ask(self.task, noise, self.batch)
-        tokens = self.task.target[question].unsqueeze(-2)  # [*runs, Q, 1, T]
-        mask = tokens != PAD
-        sure = torch.ones(tokens.shape[:-1], dtype=self.parameters[0].dtype, device=mask.device)
-        reward = on_last_token(sure, mask)
-        data = {"prompt": self.task.prompt[question], "tokens": tokens, "question": question}
-        return Rollout(reward, torch.zeros_like(reward), mask, limit=self.task.limit, data=data)
-
-    def policy(self, rollout: Rollout) -> Policy:
-        """log π of the demonstrations."""
-        log_dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
-        log_prob = _chosen(log_dist, rollout.data["tokens"], rollout.mask)
-        self.cross_entropy = -chosen_mean(log_prob.detach(), rollout.mask)
-        return Policy(log_prob, log_dist)
-
-    def metrics(self) -> dict[str, Tensor]:
-        """The cross-entropy of the last demonstrations, in nats per token, before the update."""
-        return {} if self.cross_entropy is None else {"cross_entropy": self.cross_entropy}

@@ -21,28 +21,27 @@ from torch import Tensor
 
 from course import ladder
 from course.errors import CourseError, require
-from course.estimator import Estimator, uses_critic
-from course.lab.settings import Checked
+from course.estimator import Estimator
 from course.learner import Learner
 from course.rollout import Rollout
 from course.train import checkpoint
-from course.train.device import pick_device
 from course.train.files import replace_files
-from course.train.noise import Noise
-from course.train.optim import Adam, LinearDecay
 from tinylm import tasks
 from tinylm.evaluate import accuracy
-from tinylm.model import PRESETS, ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
-from tinylm.rewards import REWARDS
-from tinylm.sampling import check_sampling
-from tinylm.tasks import Task, TaskSettings
+from tinylm.model import Transformer
+from tinylm.problem import LanguageModel
+from tinylm.tasks import Task
+from tinylm.warm_start import (
+    CHECK_EVERY,
+    Demonstrations,
+    halt_reached,
+    warm_accuracy,
+    warm_learner,
+)
+from tinylm.wiring import Budget, Streams, critic_of, needs_value_head, train_learner
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 PHASES = ("warm", "train", "done")
-INIT, WARM, TRAIN, CHECK, CRITIC = range(5)  # every use of chance has streams of its own
-SEED_STEP = 1_000_000  # between the streams of one seed and the next
-CHECK_EVERY = 10  # steps of the warm start between measurements of its accuracy
 IN_WARM_START = (
     "length",
     "entropy",
@@ -52,40 +51,13 @@ IN_WARM_START = (
 
 
 @dataclass(frozen=True)
-class TrainSettings(Checked):
+class TrainSettings(Budget):
     """One training, from nothing to a trained model. Times of updates are counted in rollouts."""
 
-    task: str = "addition"  # addition, subtraction, multiplication, modular, terms
-    digits: int = 2  # per number
-    terms: int = 3  # numbers per sum (task terms)
-    modulus: int = 97  # of the modular sum
-    scratchpad: bool = False  # partial sums before the answer (task terms)
-    held_out: float = 0.1  # share of the questions never trained on
-    reward: str = "exact"  # exact, digits, exact+format, exact+digits
-    preset: str = "small"  # nano, small or gpu
     rung: str = "grpo"  # any name of `course rungs`
-    warm_target: float = 0.3  # sampled accuracy that ends the warm start; 0: no warm start
-    warm_lr: float = 2e-3  # Adam's learning rate in the warm start
-    warm_batch: int = 256  # demonstrations per step
-    warm_limit: int = 3000  # steps after which the warm start gives up
-    rollouts: int = 600  # of reinforcement learning; 0: warm start only
-    prompts: int = 64  # questions per rollout
-    group: int = 16  # completions per question; what they have in common costs nothing
-    epochs: int = 2  # updates per rollout (times minibatches)
-    minibatches: int = 1  # along the questions
     lr: float = 2e-3  # Adam's learning rate, falling to 0 in a line
-    # updates in which it rises to that first: Adam's first steps are as long as its surest
-    lr_warmup: int = 20
-    # Adam's memory of squared gradients: some 50 updates, so that the first large ones are
-    # forgotten
-    adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0  # of each run
-    temperature: float = 1.0  # of sampling, and of scoring
-    critic: str = "own"  # own network or shared trunk, where the rung has a critic
     sync_reference: int = 0  # rollouts between copies of the policy into the reference; 0: never
-    seed: int = 0  # of everything
     runs: int = 1  # models trained side by side
-    device: str = "auto"  # cpu, cuda, cuda:1 …; auto: the GPU where there is one
     compile: bool | None = (
         # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a
         # GPU
@@ -97,79 +69,17 @@ class TrainSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "device", str(pick_device(self.device)))
-        require(self.preset in PRESETS, "preset", self.preset, ", ".join(PRESETS))
         for name in ("compile", "bf16"):
             if getattr(self, name) is None:
                 object.__setattr__(
                     self, name, self.preset == "gpu" and self.device.startswith("cuda")
                 )
-        require(self.reward in REWARDS, "reward", self.reward, ", ".join(REWARDS))
-        require(self.critic in ("own", "shared"), "critic", self.critic, "own or shared")
-        require(
-            0 <= self.warm_target < 1, "warm_target", self.warm_target, "a share from 0 to below 1"
-        )
-        check_sampling(self.temperature)
-        require(
-            0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "a number from 0 to below 1"
-        )
-        for name in ("warm_lr", "lr", "max_grad_norm"):
-            require(
-                0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number > 0"
-            )
-        for name in (
-            "warm_batch",
-            "warm_limit",
-            "prompts",
-            "group",
-            "epochs",
-            "minibatches",
-            "log_every",
-            "runs",
-        ):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
-        for name in ("rollouts", "sync_reference", "seed", "eval_every", "lr_warmup"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number ≥ 0")
-        require(
-            self.rollouts > 0 or self.warm_target > 0,
-            "rollouts",
-            0,
-            "more than 0 where there is no warm start",
-        )
-        require(
-            self.warm_limit < SEED_STEP // 10 - 10,
-            "warm_limit",
-            self.warm_limit,
-            f"less than {SEED_STEP // 10 - 10}",
-        )
-        require(
-            self.minibatches <= self.prompts,
-            "minibatches",
-            self.minibatches,
-            f"at most the {self.prompts} prompts of a rollout",
-        )
         _try(self.estimator, self.prompts, self.group)
-        _ = self.questions  # what cannot be is refused here, and not in the middle
 
     @property
     def estimator(self) -> Estimator:
         """The rung's estimator."""
         return ladder.get(self.rung).estimator
-
-    @property
-    def questions(self) -> TaskSettings:
-        """The task's own settings."""
-        shared = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(TaskSettings)
-            if hasattr(self, f.name) and f.name != "seed"
-        }
-        return TaskSettings(name=self.task, **shared)
-
-    def model(self, context: int, value: bool) -> ModelSettings:
-        """The preset's model, with room for the task's sequences."""
-        preset = PRESETS[self.preset]
-        return dataclasses.replace(preset, context=max(preset.context, context), value=value)
 
 
 def _try(estimator: Estimator, prompts: int, group: int) -> None:
@@ -204,13 +114,20 @@ class Training:
     def __init__(self, settings: TrainSettings, *, numbers: range | None = None) -> None:
         self.settings = settings
         self.numbers = range(settings.runs) if numbers is None else numbers
-        self.runs = () if settings.runs == 1 else (settings.runs,)
+        self.streams = Streams(
+            settings.seed,
+            () if settings.runs == 1 else (settings.runs,),
+            self.numbers,
+            settings.device,
+        )
         self.task: Task = tasks.make(settings.questions).to(settings.device)
         self.critic: Transformer | None = None
         self.reference: Transformer | None = None
         self.phase = PHASES[0] if settings.warm_target > 0 else PHASES[1]
-        shared = uses_critic(settings.estimator) and settings.critic == "shared"
-        self.model = self._transformer(INIT, shared)
+        shape = settings.model(
+            self.task.context, value=needs_value_head(settings, settings.estimator)
+        )
+        self.model = self.streams.transformer(shape)
         if settings.compile:
             self.model.compile()
         self.learner = self._warm_learner() if self.phase == "warm" else self._train_learner()
@@ -262,38 +179,19 @@ class Training:
         )
 
     def _check_warm(self) -> Tensor:
-        """End the warm start run by run, where the sampled accuracy on training questions has
-        reached the target.
+        """End the warm start of the runs that have reached the target; of the last ones, begin with
+        reinforcement learning.
         """
         now = self.warm_accuracy()
-        reached = now >= self.settings.warm_target
-        if self.learner.halted is not None:
-            reached = reached | self.learner.halted
-        self.learner.halted = reached if bool(reached.any()) else None
-        if bool(reached.all()):
+        if halt_reached(self.settings, self.learner, now):
             self.phase = "train" if self.settings.rollouts else "done"
             if self.phase == "train":
                 self.learner = self._train_learner()
-        elif self.learner.steps >= self.settings.warm_limit:
-            worst = float(now.min())
-            raise CourseError(
-                f"warm_target: got {self.settings.warm_target}; after {self.learner.steps} steps"
-                f" the accuracy is {worst:.2f}"
-            )
         return now
 
     def warm_accuracy(self) -> Tensor:
-        """[*runs] sampled accuracy on up to 512 training questions, from streams that no training
-        step uses.
-        """
-        train = self.task.train
-        some = train[
-            torch.linspace(0, len(train) - 1, min(512, len(train)), device=train.device).long()
-        ]
-        noise = self._noise(CHECK + 10 * (1 + self.learner.steps))
-        return accuracy(
-            self.model, self.task, noise, questions=some, temperature=self.settings.temperature
-        ).mean(-1)
+        """[*runs] sampled accuracy on training questions, as the warm start measures it now."""
+        return warm_accuracy(self.settings, self.model, self.task, self.streams, self.learner.steps)
 
     def _logged(self) -> dict[str, Tensor]:
         last = self.learner.history.rows[-1]
@@ -307,61 +205,24 @@ class Training:
 
     # ------------------------------------------------------------------ making
 
-    def _noise(self, use: int) -> Noise:
-        return Noise(
-            self.runs,
-            self.settings.seed * SEED_STEP + use,
-            numbers=self.numbers,
-            device=self.settings.device,
-        )
-
-    def _transformer(self, use: int, value: bool) -> Transformer:
-        settings = self.settings.model(self.task.context, value)
-        seed = self.settings.seed * SEED_STEP + use
-        return Transformer(
-            settings, self.runs, seed, numbers=self.numbers, device=self.settings.device
-        )
-
     def _warm_learner(self) -> Learner:
-        settings = self.settings
-        problem = Demonstrations(self.model, self.task, batch=settings.warm_batch)
-        noise = self._noise(WARM)
-        return Learner(
-            problem, LIKELIHOOD, Adam(settings.warm_lr), noise, max_grad_norm=settings.max_grad_norm
-        )
+        return warm_learner(self.settings, self.model, self.task, self.streams)
 
     def _train_learner(self) -> Learner:
         settings, estimator = self.settings, self.settings.estimator
-        if uses_critic(estimator):
-            self.critic = (
-                self.model if settings.critic == "shared" else self._transformer(CRITIC, True)
-            )
-        problem = LanguageModel.of(
+        self.critic = critic_of(settings, estimator, self.model)
+        made = train_learner(
+            settings,
             estimator,
             self.model,
             self.task,
-            prompts=settings.prompts,
-            group=settings.group,
-            reward=REWARDS[settings.reward],
-            temperature=settings.temperature,
+            self.streams,
+            settings.lr,
             critic=self.critic,
         )
-        self.reference = problem.reference
-        updates = settings.rollouts * settings.epochs * settings.minibatches
-        return Learner(
-            problem,
-            estimator,
-            Adam(
-                settings.lr,
-                LinearDecay(updates, warmup=min(settings.lr_warmup, updates - 1)),
-                betas=(0.9, settings.adam_beta2),
-            ),
-            self._noise(TRAIN),
-            epochs=settings.epochs,
-            minibatches=settings.minibatches,
-            max_grad_norm=settings.max_grad_norm,
-            shuffle_seed=settings.seed,
-        )
+        assert isinstance(made.problem, LanguageModel)
+        self.reference = made.problem.reference
+        return made
 
     # ------------------------------------------------------------------ keeping
 
@@ -384,6 +245,8 @@ class Training:
                     str(tuple(mine.shape)),
                 )
                 mine.copy_(weights[name])
+                if self.critic is not None and self.critic is not self.model:
+                    self.critic.weights[name].copy_(mine)
         if self.reference is not None:
             self.reference.weights.update(self.model.copy().weights)
 

@@ -134,7 +134,8 @@ from course.learner import Learner
 from course.train.optim import Adam
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+from tinylm.problem import LanguageModel
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 task = tasks.make(tasks.TaskSettings(name="subtraction", digits=1))
 model = Transformer(ModelSettings(width=32, layers=1, heads=2, hidden=64, context=task.context), dtype=torch.float64)

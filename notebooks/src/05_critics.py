@@ -511,7 +511,8 @@ from course.learner import Learner
 from course.train.optim import Adam
 from tinylm import tasks
 from tinylm.model import PRESETS, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+from tinylm.problem import LanguageModel
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 double = {"dtype": torch.float64}  # so that your numbers are these
 task = tasks.make(tasks.TaskSettings(digits=1))

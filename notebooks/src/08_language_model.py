@@ -100,7 +100,7 @@ lesson.code(Transformer._blocks, Transformer._block_end)
 # needs no code of its own. It is the estimator of lesson 01 with another aggregation:
 
 # %%
-from tinylm.problem import LIKELIHOOD, Demonstrations
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 LIKELIHOOD
 

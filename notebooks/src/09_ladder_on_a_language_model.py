@@ -34,7 +34,8 @@ from course.train.optim import Adam, LinearDecay
 from tinylm import tasks
 from tinylm.evaluate import accuracy, right_to_go
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel
+from tinylm.problem import LanguageModel
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 SEEDS, RATES = 6, (8e-4, 2.4e-3, 7.2e-3)
 double = {"dtype": torch.float64}  # so that your numbers are these

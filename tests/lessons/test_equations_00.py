@@ -20,7 +20,7 @@ from course.train.optim import SGD
 from tests.helpers import close, f64
 from tinylm import tasks
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 REWARD = f64([[[0, 1, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 3]]])
 MASK = torch.tensor(

@@ -18,10 +18,10 @@ from tinylm.ablations.bridge import ratio_row
 from tinylm.bridge import Bridge, completions, count
 from tinylm.fast.packing import sequences
 from tinylm.model import Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations
 from tinylm.rewards import DigitCredit, ExactMatch
 from tinylm.sampling import log_probs, score
 from tinylm.tasks import CHARACTERS, END, PAD
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 DOUBLE = torch.float64
 QUESTION, LIMIT = 12, 2  # 1+2=, and completions of at most two tokens: 1 + 17 + 289

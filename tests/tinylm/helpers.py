@@ -17,8 +17,8 @@ from tests.helpers import stream
 from tinylm import tasks
 from tinylm.fast.packing import sequences
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LIKELIHOOD, Demonstrations
 from tinylm.tasks import CHARACTERS, END, PAD, Task, TaskSettings
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 WIDTH, LAYERS, HEADS, HIDDEN = 8, 2, 2, 12
 

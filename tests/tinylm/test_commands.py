@@ -355,7 +355,7 @@ def test_sample_takes_held_out_questions_where_none_are_given(
     [
         (["train", "--rung", "gprpo"], "unknown rung 'gprpo': did you mean 'grpo'"),
         (["train", "--rung", "grpo,rloo"], "--rung: got 'grpo,rloo'; allowed is one name"),
-        (["train", "--preset", "huge"], "preset: got 'huge'; allowed is nano, small, gpu"),
+        (["train", "--preset", "huge"], "preset: got 'huge'; allowed is nano, mini, small, gpu"),
         (["train", "--digits", "two"], "--digits: got 'two'; allowed is a whole number"),
         (["train", "--lr", "-1"], "lr: got -1.0"),
         (["train", "--held-out", "0.00001", "--digits", "1"], "task.held_out"),

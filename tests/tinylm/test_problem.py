@@ -18,10 +18,11 @@ from course.train.optim import SGD
 from course.train.trust_region import TRPO
 from tests.helpers import close, few_ulp, stream
 from tests.tinylm.helpers import chosen, schooled, separate, sums, tiny
-from tinylm.problem import LIKELIHOOD, Demonstrations, LanguageModel, ask
+from tinylm.problem import LanguageModel, ask
 from tinylm.rewards import DigitCredit, Sum
 from tinylm.sampling import log_probs, sample
 from tinylm.tasks import END, PAD, TaskSettings, decode, make
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 RUNS = pytest.mark.parametrize("runs", [(), (2,)], ids=["alone", "two"])
 

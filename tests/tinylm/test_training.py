@@ -404,7 +404,7 @@ def test_a_device_that_is_not_there_is_refused_and_the_default_is_what_there_is(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"preset": "large"}, "preset: got 'large'; allowed is nano, small, gpu"),
+        ({"preset": "large"}, "preset: got 'large'; allowed is nano, mini, small, gpu"),
         ({"task": "additoin"}, "unknown task 'additoin'"),
         ({"digits": 9}, r"task\.digits: got 9"),
         ({"reward": "nice"}, "reward: got 'nice'"),

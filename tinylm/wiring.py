@@ -1,0 +1,234 @@
+"""How a training of the transformer is put together: its budget, the streams it draws from, its
+learner. `python -m tinylm train` and every ablation use these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course.errors import require, require_number
+from course.estimator import Estimator, uses_critic
+from course.lab.settings import Checked
+from course.learner import Learner
+from course.train.device import pick_device
+from course.train.noise import Noise
+from course.train.optim import Adam, LinearDecay, Optimizer
+from tinylm.model import PRESETS, ModelSettings, Transformer
+from tinylm.problem import LanguageModel
+from tinylm.rewards import REWARDS
+from tinylm.sampling import check_sampling
+from tinylm.tasks import Task, TaskSettings
+
+INIT, WARM, TRAIN, CHECK, JUDGE = range(5)  # every use of chance has streams of its own
+SEED_STEP = 1_000_000  # between the streams of one seed and the next
+
+
+@dataclass(frozen=True)
+class Budget(Checked):
+    """What a training is given: a task, a model, a warm start, rollouts and updates.
+
+    Times of updates are counted in rollouts.
+    """
+
+    task: str = "addition"  # addition, subtraction, multiplication, modular, terms
+    digits: int = 2  # per number
+    terms: int = 3  # numbers per sum (task terms)
+    modulus: int = 97  # of the modular sum
+    scratchpad: bool = False  # partial sums before the answer (task terms)
+    held_out: float = 0.1  # share of the questions never trained on
+    reward: str = "exact"  # exact, digits, exact+format, exact+digits
+    preset: str = "small"  # nano, mini, small or gpu
+    warm_target: float = 0.3  # sampled accuracy that ends the warm start; 0: no warm start
+    warm_lr: float = 2e-3  # Adam's learning rate in the warm start
+    warm_batch: int = 256  # demonstrations per step
+    warm_limit: int = 3000  # steps after which the warm start gives up
+    rollouts: int = 600  # of reinforcement learning; 0: warm start only
+    prompts: int = 64  # questions per rollout
+    group: int = 16  # completions per question; what they have in common costs nothing
+    epochs: int = 2  # updates per rollout (times minibatches)
+    minibatches: int = 1  # along the questions
+    # updates in which the learning rate rises: Adam's first steps are as long as its surest
+    lr_warmup: int = 20
+    # Adam's memory of squared gradients: some 50 updates, so that the first large ones are
+    # forgotten
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0  # of each run
+    temperature: float = 1.0  # of sampling, and of scoring
+    critic: str = "own"  # own network or shared trunk, where the rung has a critic
+    seed: int = 0  # of everything
+    device: str = "auto"  # cpu, cuda, cuda:1 …; auto: the GPU where there is one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "device", str(pick_device(self.device)))
+        require(self.preset in PRESETS, "preset", self.preset, ", ".join(PRESETS))
+        require(self.reward in REWARDS, "reward", self.reward, ", ".join(REWARDS))
+        require(self.critic in ("own", "shared"), "critic", self.critic, "own or shared")
+        for name in ("warm_target", "adam_beta2"):
+            allowed = "a number from 0 to below 1"
+            require_number(name, getattr(self, name), allowed, at_least=0, below=1)
+        require_number("max_grad_norm", self.max_grad_norm, "a number > 0", above=0)
+        check_sampling(self.temperature)
+        require(
+            self.rollouts > 0 or self.warm_target > 0,
+            "rollouts",
+            0,
+            "more than 0 where there is no warm start",
+        )
+        require(
+            self.warm_limit < SEED_STEP // 10 - 10,
+            "warm_limit",
+            self.warm_limit,
+            f"less than {SEED_STEP // 10 - 10}",
+        )
+        require(
+            self.minibatches <= self.prompts,
+            "minibatches",
+            self.minibatches,
+            f"at most the {self.prompts} prompts of a rollout",
+        )
+        _ = self.questions  # what cannot be is refused here, and not in the middle
+
+    @property
+    def questions(self) -> TaskSettings:
+        """The task's own settings."""
+        shared = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(TaskSettings)
+            if hasattr(self, f.name) and f.name != "seed"
+        }
+        return TaskSettings(name=self.task, **shared)
+
+    def model(self, context: int, value: bool = False) -> ModelSettings:
+        """The preset's model, with room for the task's sequences."""
+        preset = PRESETS[self.preset]
+        return dataclasses.replace(preset, context=max(preset.context, context), value=value)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where the runs of a training draw from.
+
+    Run `numbers[i]` has streams of its own for every use: they depend on `seed`, its number and the
+    use, and on nothing else, so that a run alone gives what it gives among others, and two
+    trainings with the same numbers are paired.
+    """
+
+    seed: int
+    runs: tuple[int, ...] = ()
+    numbers: Sequence[int] = range(1)
+    device: str = "cpu"
+
+    def noise(self, use: int) -> Noise:
+        """The streams of one use, such as `TRAIN`."""
+        seed = self.seed * SEED_STEP + use
+        return Noise(self.runs, seed, numbers=self.numbers, device=self.device)
+
+    def transformer(self, settings: ModelSettings) -> Transformer:
+        """A model with random weights, each run its own."""
+        seed = self.seed * SEED_STEP + INIT
+        return Transformer(settings, self.runs, seed, numbers=self.numbers, device=self.device)
+
+
+def copies(
+    weights: Mapping[str, Tensor],
+    settings: ModelSettings,
+    runs: tuple[int, ...],
+    *,
+    value: bool = False,
+) -> Transformer:
+    """A model to be trained that starts from `weights`, each [*runs, ...] or what spreads to it.
+
+    `value` adds a value head of zeros, where the weights have none.
+    """
+    device = next(iter(weights.values())).device
+    shape = dataclasses.replace(settings, value=value or settings.value)
+    model = Transformer(shape, runs, device=device)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            model.weights[name].copy_(weight.expand_as(model.weights[name]))
+    return model
+
+
+def critic_of(budget: Budget, estimator: Estimator, model: Transformer) -> Transformer | None:
+    """The estimator's critic: a copy of the model with a value head of zeros, the model itself
+    (shared trunk), or None.
+    """
+    if not uses_critic(estimator):
+        return None
+    if budget.critic == "shared":
+        return model
+    return copies(model.weights, model.settings, tuple(model.runs), value=True)
+
+
+def needs_value_head(budget: Budget, estimator: Estimator) -> bool:
+    """Whether the model itself is the critic."""
+    return budget.critic == "shared" and uses_critic(estimator)
+
+
+def train_learner(
+    budget: Budget,
+    estimator: Estimator,
+    model: Transformer,
+    task: Task,
+    streams: Streams,
+    lr: float | Tensor,
+    *,
+    critic: Transformer | None = None,
+    optimizer: Optimizer | None = None,
+    asks: type[LanguageModel] = LanguageModel,
+    halt_diverged: bool = False,
+) -> Learner:
+    """The learner of the reinforcement learning: Adam, its learning rate rising for `lr_warmup`
+    updates, then falling to 0 in a line.
+
+    `lr` is a number, or one per run [*runs]. `critic` as `critic_of` makes it. `optimizer` takes
+    Adam's place (TRPO: then the rollouts hold full distributions). `asks`: the problem's class, one
+    that measures more than its base class, say. `halt_diverged`: a run that diverges stops alone.
+    """
+    problem = asks.of(
+        estimator,
+        model,
+        task,
+        prompts=budget.prompts,
+        group=budget.group,
+        reward=REWARDS[budget.reward],
+        temperature=budget.temperature,
+        critic=critic,
+        distributions=optimizer is not None,
+    )
+    updates = budget.rollouts * budget.epochs * budget.minibatches
+    schedule = LinearDecay(updates, warmup=min(budget.lr_warmup, updates - 1))
+    adam = Adam(lr, schedule, betas=(0.9, budget.adam_beta2))
+    return Learner(
+        problem,
+        estimator,
+        adam if optimizer is None else optimizer,
+        streams.noise(TRAIN),
+        epochs=budget.epochs,
+        minibatches=budget.minibatches,
+        max_grad_norm=budget.max_grad_norm,
+        shuffle_seed=budget.seed,
+        halt_diverged=halt_diverged,
+    )
+
+
+__all__ = [
+    "CHECK",
+    "INIT",
+    "JUDGE",
+    "SEED_STEP",
+    "TRAIN",
+    "WARM",
+    "Budget",
+    "Streams",
+    "copies",
+    "critic_of",
+    "needs_value_head",
+    "train_learner",
+]
