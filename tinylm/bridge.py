@@ -33,7 +33,8 @@ from course.exact import Microscope, Outcomes
 from course.rollout import Policy, Rollout
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch, Reward
-from tinylm.sampling import check_sampling, sample, score
+from tinylm.sampling import check_sampling, sample
+from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task
 
 LARGEST = 100_000  # completions that are listed
@@ -376,7 +377,7 @@ class Bridge:
         }
         copies.weights = {name: weight.requires_grad_() for name, weight in weights.items()}
         prefix = torch.nn.functional.pad(_digits(depth).to(nodes.device)[nodes], (0, 1), value=END)
-        log_dist, _ = score(
+        log_dist = log_dists(
             copies,
             self.prompt.expand(len(nodes), 1, -1),
             prefix[:, None, None],
@@ -412,7 +413,7 @@ class Bridge:
         whole = []
         for pack in packs:
             rows = pack.unflatten(0, (-1, min(ROW, len(pack))))
-            log_dist, _ = score(
+            log_dist = log_dists(
                 model, self.prompt.expand(len(rows), -1), rows, temperature=self.temperature
             )
             whole.append(log_dist.flatten(0, 1))

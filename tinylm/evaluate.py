@@ -9,8 +9,9 @@ from course.errors import require
 from course.train.noise import Noise
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch
-from tinylm.sampling import sample, score
-from tinylm.tasks import PAD, Task
+from tinylm.sampling import sample
+from tinylm.scoring import log_probs
+from tinylm.tasks import Task
 
 
 @torch.no_grad()
@@ -59,12 +60,9 @@ def right_to_go(
     )
     rows = questions.expand(*model.runs, questions.shape[-1])
     target = task.target[rows]
-    log_dist, _ = score(model, task.prompt[rows], target.unsqueeze(-2), temperature=temperature)
-    counts = target != PAD
-    chosen = (
-        log_dist.squeeze(-3).gather(-1, torch.where(counts, target, 0).unsqueeze(-1)).squeeze(-1)
-    )
-    chosen = torch.where(counts, chosen, 0.0)
+    chosen = log_probs(
+        model, task.prompt[rows], target.unsqueeze(-2), temperature=temperature
+    ).squeeze(-2)
     return chosen.flip(-1).cumsum(-1).flip(-1).exp()
 
 

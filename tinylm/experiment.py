@@ -294,12 +294,13 @@ def distance(model: Transformer, reference: Transformer, task: Task, questions: 
     policy's own greedy answers.
     """
     from course.parts.kl import exact_kl
-    from tinylm.sampling import sample, score
+    from tinylm.sampling import sample
+    from tinylm.scoring import log_dists
 
     prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
     made = sample(model, prompt, 1, task.limit, None)
-    mine, _ = score(model, prompt, made.tokens)
-    theirs, _ = score(reference, prompt, made.tokens)
+    mine = log_dists(model, prompt, made.tokens)
+    theirs = log_dists(reference, prompt, made.tokens)
     return (exact_kl(mine, theirs) * made.mask).sum(-1).mean((-2, -1))
 
 

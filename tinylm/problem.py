@@ -16,7 +16,8 @@ from course.rollout import Policy, Rollout, on_last_token
 from course.train.noise import Noise
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch, Reward
-from tinylm.sampling import check_sampling, sample, score, states
+from tinylm.sampling import check_sampling, sample
+from tinylm.scoring import chosen_log_probs, log_dists, log_dists_and_values, values
 from tinylm.tasks import Task
 
 
@@ -131,13 +132,13 @@ class LanguageModel:
         reward = self._reward(made.tokens, question).to(self.model.parameters[0].dtype)
         ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
-            full, _ = score(self.reference, prompt, made.tokens, temperature=self.temperature)
+            full = log_dists(self.reference, prompt, made.tokens, temperature=self.temperature)
             ref_log_prob, ref_log_dist = (
                 chosen_log_probs(full, made.tokens, made.mask),
                 full if keep else None,
             )
         if self.critic is not None:
-            value = torch.where(made.mask, self._values(prompt, made.tokens), 0.0)
+            value = torch.where(made.mask, values(self.critic, prompt, made.tokens), 0.0)
         if self.greedy:
             best = sample(self.model, prompt, 1, limit, None)
             greedy_reward = self._reward(best.tokens, question).squeeze(-1)
@@ -162,10 +163,15 @@ class LanguageModel:
         temperature = (
             self.temperature if self.scored_temperature is None else self.scored_temperature
         )
-        shared = self.critic is self.model
-        log_dist, value = score(self.model, prompt, tokens, temperature=temperature, values=shared)
-        if self.critic is not None and not shared:
-            value = self._values(prompt, tokens)
+        value = None
+        if self.critic is self.model:  # one trunk, one pass
+            log_dist, value = log_dists_and_values(
+                self.model, prompt, tokens, temperature=temperature
+            )
+        else:
+            log_dist = log_dists(self.model, prompt, tokens, temperature=temperature)
+            if self.critic is not None:
+                value = values(self.critic, prompt, tokens)
         return Policy(chosen_log_probs(log_dist, tokens, rollout.mask), log_dist, value)
 
     def metrics(self) -> dict[str, Tensor]:
@@ -174,15 +180,3 @@ class LanguageModel:
 
     def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:
         return self.reward(tokens, question.unsqueeze(-1).expand(tokens.shape[:-1]), self.task)
-
-    def _values(self, prompt: Tensor, tokens: Tensor) -> Tensor:
-        assert self.critic is not None
-        return self.critic.values(states(self.critic, prompt, tokens))
-
-
-def chosen_log_probs(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """log-probabilities of the tokens, 0 where the mask is False: [..., T, V], [..., T]
-    → [..., T].
-    """
-    safe = torch.where(mask, tokens, 0)
-    return torch.where(mask, log_dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)

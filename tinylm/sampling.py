@@ -11,8 +11,9 @@ from torch import Tensor
 
 from course.errors import require
 from course.train.noise import Noise
-from tinylm.fast.packing import Nodes, look_up, pack, twins
-from tinylm.model import Transformer
+from tinylm.fast.cache import extend, prefill
+from tinylm.fast.packing import Nodes, look_up, twins
+from tinylm.model import Transformer, next_token_log_dist
 from tinylm.tasks import CHARACTERS, END, PAD
 
 
@@ -29,28 +30,6 @@ class Completions:
     mask: Tensor
     truncated: Tensor
     log_dist: Tensor | None = None
-
-
-def log_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-    """The distribution that is sampled: logits [..., V] → log-probabilities.
-
-    PAD is never produced; ties at top-k stay in.
-
-    eq:sampling-temperature
-    """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    logits = logits.masked_fill(
-        torch.arange(logits.shape[-1], device=logits.device) == PAD, -torch.inf
-    )
-    if temperature != 1:
-        logits = (
-            logits - logits.detach().amax(-1, keepdim=True)
-        ) / temperature  # shifted: a small one would overflow
-    if top_k is not None:
-        lowest = logits.topk(top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
-    return torch.log_softmax(logits, -1)
 
 
 def check_sampling(temperature: float, top_k: int | None = None) -> None:
@@ -105,7 +84,7 @@ def sample(
             extreme,
             f"tokens from 0 to {len(CHARACTERS) - 1}",
         )
-    state, cache = model.prefill(prompt)
+    state, cache = prefill(model, prompt)
     prompts, shape = prompt.shape[-2], (*prompt.shape[:-1], group)
     uniform = None if noise is None else noise.uniform(limit, *shape[-2:])
     alive = torch.ones(shape, dtype=torch.bool, device=prompt.device)
@@ -120,7 +99,7 @@ def sample(
     own: list[Tensor] = []
     columns = []
     for step in range(limit):
-        log_dist = look_up(log_probs(model.logits(state), temperature, top_k), row)
+        log_dist = look_up(next_token_log_dist(model.logits(state), temperature, top_k), row)
         token = (
             log_dist.argmax(-1)
             if uniform is None
@@ -143,7 +122,7 @@ def sample(
             )
             place, row = nodes.places(twin), nodes.rows(twin)
             new = token.gather(-1, nodes.where).flatten(-2).gather(-1, nodes.first)
-            state, own = model.extend(new, path, nodes.first, cache, own)
+            state, own = extend(model, new, path, nodes.first, cache, own)
     tokens, chosen_log_prob, mask, dists = zip(*columns, strict=True)
     full = torch.stack([d for d in dists if d is not None], -2) if keep_log_dist else None
     return Completions(
@@ -170,36 +149,4 @@ def _draw(log_dist: Tensor, uniform: Tensor) -> Tensor:
     )  # a threshold on the edge of the last possible token
 
 
-def states(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The model's state before each token of the completions: [*runs, Q, P] and [*runs, Q, G, T] →
-    [*runs, Q, G, T, d].
-
-    Before padding it is any state: nothing was drawn there.
-    """
-    packed, before = pack(prompt, tokens, merge=not model.compiled)
-    return look_up(model.hidden(packed), before)
-
-
-def score(
-    model: Transformer,
-    prompt: Tensor,
-    tokens: Tensor,
-    *,
-    temperature: float = 1.0,
-    values: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """What the model says of completions now: log_dist [*runs, Q, G, T, V], and the critic's values
-    [*runs, Q, G, T] if asked for.
-
-    prompt [*runs, Q, P], tokens [*runs, Q, G, T]. A value is that of the state before each token.
-    Behind the end of a completion, where its tokens are PAD, both mean nothing.
-    """
-    packed, before = pack(prompt, tokens, merge=not model.compiled)
-    hidden = model.hidden(packed)
-    log_dist = look_up(log_probs(model.logits(hidden), temperature), before)
-    return log_dist, look_up(model.values(hidden).unsqueeze(-1), before).squeeze(
-        -1
-    ) if values else None
-
-
-__all__ = ["Completions", "check_sampling", "log_probs", "sample", "score", "states"]
+__all__ = ["Completions", "check_sampling", "sample"]

@@ -22,8 +22,8 @@ from course.train.optim import Adam
 from tinylm import tasks
 from tinylm.evaluate import accuracy
 from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import ask, chosen_log_probs, require_room
-from tinylm.sampling import score
+from tinylm.problem import ask, require_room
+from tinylm.scoring import chosen_log_probs, log_dists
 from tinylm.tasks import PAD, Task
 from tinylm.wiring import CHECK, WARM, Budget, Streams
 
@@ -61,7 +61,7 @@ class Demonstrations:
 
     def policy(self, rollout: Rollout) -> Policy:
         """log π of the demonstrations."""
-        log_dist, _ = score(self.model, rollout.data["prompt"], rollout.data["tokens"])
+        log_dist = log_dists(self.model, rollout.data["prompt"], rollout.data["tokens"])
         log_prob = chosen_log_probs(log_dist, rollout.data["tokens"], rollout.mask)
         self.cross_entropy = -chosen_mean(log_prob.detach(), rollout.mask)
         return Policy(log_prob, log_dist)

@@ -545,7 +545,7 @@ def copy_of(model, runs=(), value=False):
 
 
 # %%
-from tinylm.sampling import states
+from tinylm.scoring import log_dists, states_before
 
 critic = copy_of(policy, value=True)
 problem = LanguageModel(policy, task, prompts=32, group=4, critic=critic)
@@ -558,7 +558,7 @@ truth = ablation.exact_values(policy, task, test.data["question"], test.data["to
 
 def judged(prompt, answers):
     """The critic's value of the state before each token."""
-    return critic.values(states(critic, prompt, answers)).detach()
+    return critic.values(states_before(critic, prompt, answers)).detach()
 
 
 path = []
@@ -829,13 +829,12 @@ for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
 # average, and those at the last place.
 
 # %%
-from tinylm.sampling import score
 
 
 def right_and_early(model):
     """[2, 4 seeds]: the chance of a right answer, and of an end token in the second place, where it is never right."""
     rows = task.train.expand(*model.runs, -1)
-    log_dist, _ = score(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
+    log_dist = log_dists(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
     return torch.stack([chance_right(model), log_dist[..., 0, 1, END].detach().exp().mean(-1)])
 
 

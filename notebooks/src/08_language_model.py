@@ -107,9 +107,9 @@ LIKELIHOOD
 # %%
 demonstrations = Demonstrations(model, task, batch=128)
 batch = demonstrations.sample(lesson.noise(use=9, **double))
-from tinylm.sampling import score
+from tinylm.scoring import log_dists
 
-log_dist, _ = score(model, batch.data["prompt"], batch.data["tokens"])
+log_dist = log_dists(model, batch.data["prompt"], batch.data["tokens"])
 ours = LIKELIHOOD.loss(demonstrations.policy(batch), batch).detach()
 theirs = torch.nn.functional.cross_entropy(log_dist[batch.mask], batch.data["tokens"][batch.mask]).detach()
 print(f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12: {abs(float(ours - theirs)) < 1e-12}; before training ln 18 = {torch.tensor(18.0).log():.3g} would be even chances")
@@ -238,6 +238,7 @@ text = decode(task.prompt[question].tolist())
 print(f"{text} has {len(bridge.tokens):,} completions ({count(3):,} by (8.4)); their probabilities sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}")
 print(f"J = {bridge.objective:.3g}; the share of right ones among 4,000 samples: ", end="")
 from tinylm.sampling import sample
+from tinylm.scoring import log_dists
 
 drawn = sample(model, task.prompt[question][None], 4000, 3, lesson.noise(use=4, **double)).tokens
 print(f"{float(ExactMatch()(drawn, torch.full(drawn.shape[:-1], question), task).mean()):.2f}")
@@ -288,7 +289,7 @@ def draw_update(rung, asked, place, length):
     figure, [ax] = figures.new_figure(width=7.2, height=3.0)
     with torch.no_grad():
         for who, shift, colour, label in ((model, -0.2, "#999999", "before"), (moved, 0.2, figures.style_of(rung)["color"], "after")):
-            log_dist, _ = score(who, task.prompt[row][None], task.target[row][None, None])
+            log_dist = log_dists(who, task.prompt[row][None], task.target[row][None, None])
             ax.bar([i + shift for i in range(len(SHOWN))], log_dist[0, 0, at].exp()[SHOWN].tolist(), 0.4, color=colour, label=f"{label} (right answers to all questions: {right_to_go(who, task, task.train)[:, 0].mean():.0%})")
     right = SHOWN.index(int(task.target[row, at]))
     ax.set_xticks(range(len(SHOWN)), [f"[{n}]" if i == right else n for i, n in enumerate(NAMES)])
@@ -464,7 +465,7 @@ ratio_exercise.check(answer_ratio)
 # excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` is that of the distribution really sampled from, and `LanguageModel` scores at the same temperature:
 
 # %%
-from tinylm.sampling import log_probs
+from tinylm.scoring import log_dists
 
 lesson.code(log_probs)
 for temperature, scored in ((1.0, None), (1.5, None), (1.5, 1.0), (0.7, 1.0)):

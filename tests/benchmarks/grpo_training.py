@@ -39,8 +39,9 @@ from course.train.device import keep_memory
 from course.train.files import check_writable
 from course.train.noise import Noise
 from course.train.optim import Adam
+from tinylm.fast.forward import flops_per_token
 from tinylm.fast.packing import pack
-from tinylm.model import PRESETS, Transformer, flops_per_token
+from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.rewards import DigitCredit
 from tinylm.tasks import CHARACTERS, END, Task, TaskSettings, make

@@ -16,10 +16,9 @@ from course.train.noise import Noise
 from tests.tinylm.helpers import schooled, sums, tokens_of
 from tinylm.ablations.bridge import ratio_row
 from tinylm.bridge import Bridge, completions, count
-from tinylm.fast.packing import sequences
-from tinylm.model import Transformer
+from tinylm.model import Transformer, next_token_log_dist
 from tinylm.rewards import DigitCredit, ExactMatch
-from tinylm.sampling import log_probs, score
+from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
@@ -41,8 +40,7 @@ def probability(model: Transformer, answer: list[int]) -> torch.Tensor:
         if token == PAD:
             break
         whole = torch.cat([prompt, torch.tensor(answer[:t], dtype=torch.long)])[None]
-        state = model.hidden(sequences(whole, 1))[0]
-        logits = model.logits(state)
+        logits = model.logits(model.hidden(whole)[0, -1])
         logits = torch.cat([logits[:PAD], logits[PAD + 1 :]])  # the padding is never produced
         total = total * torch.softmax(logits, -1)[token if token < PAD else token - 1]
     return total
@@ -121,7 +119,7 @@ def test_sft_is_the_mean_log_likelihood_and_its_gradient_a_policy_gradient() -> 
         weight.requires_grad_()
     problem = Demonstrations(model, sums(), batch=6)
     rollout = problem.sample(Noise((), 1, dtype=DOUBLE))
-    log_dist, _ = score(model, rollout.data["prompt"], rollout.data["tokens"])
+    log_dist = log_dists(model, rollout.data["prompt"], rollout.data["tokens"])
     loss = torch.nn.functional.cross_entropy(
         log_dist[rollout.mask], rollout.data["tokens"][rollout.mask]
     )
@@ -144,7 +142,7 @@ def test_forecast_of_the_token_level() -> None:
     task = sums()
     seen = Bridge(now, task, QUESTION, old=old, reference=old, limit=LIMIT, reward=DigitCredit())
     row = ratio_row(seen)
-    dists = [score(m, task.prompt[QUESTION][None], seen.tokens[None])[0][0] for m in (now, old)]
+    dists = [log_dists(m, task.prompt[QUESTION][None], seen.tokens[None])[0] for m in (now, old)]
     safe = torch.where(seen.mask, seen.tokens, 0).unsqueeze(-1)
     new_log, old_log = (
         torch.where(seen.mask, d.gather(-1, safe).squeeze(-1), 0.0).detach() for d in dists
@@ -167,7 +165,7 @@ def test_temperature_raises_probabilities_to_a_power() -> None:
     for temperature in (0.5, 1.0, 1.7):
         p = [math.exp(float(z)) for i, z in enumerate(logits) if i != PAD]
         power = [(each / sum(p)) ** (1 / temperature) for each in p]
-        found = log_probs(logits, temperature).exp().tolist()
+        found = next_token_log_dist(logits, temperature).exp().tolist()
         assert found[PAD] == 0
         assert [each for i, each in enumerate(found) if i != PAD] == pytest.approx(
             [each / sum(power) for each in power]

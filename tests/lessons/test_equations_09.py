@@ -20,7 +20,7 @@ from course.train.optim import Adam, Closures, LinearDecay, clip_gradients
 from tinylm import tasks
 from tinylm.evaluate import right_to_go
 from tinylm.model import ModelSettings, Transformer
-from tinylm.sampling import score
+from tinylm.scoring import log_dists
 
 MASK = torch.tensor([[[True, True], [True, False]]])  # [Q = 1, G = 2, T = 2]
 
@@ -51,7 +51,7 @@ def test_exact_success_rate() -> None:
     ]  # first token no end
     tokens = torch.tensor([(a, b, c) for a, b in every if b != end for c in words])
     with torch.no_grad():
-        log_dist, _ = score(model, task.prompt[question], tokens.expand(2, -1, -1))
+        log_dist = log_dists(model, task.prompt[question], tokens.expand(2, -1, -1))
     log_prob = log_dist.gather(-1, tokens.expand(2, -1, -1).unsqueeze(-1)).squeeze(-1).sum(-1)
     right = (tokens == task.target[question].unsqueeze(1)).all(-1)
     assert bool((right.sum(-1) == 1).all())

@@ -55,7 +55,7 @@ from course.parts import (
 from course.registry import get
 from course.rollout import Policy
 from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours, table
-from tinylm.sampling import log_probs
+from tinylm.model import next_token_log_dist
 from tinylm.tasks import PAD
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -701,7 +701,9 @@ def test_log_prob_and_entropy(peer: Peer, temperature: float) -> None:
         entropy.double(), Policy(chosen, log_dist).entropy, rtol=1e-5, atol=1e-5
     )
     barred = (
-        log_probs(logits, temperature).gather(-1, tokens[:, -length:].unsqueeze(-1)).squeeze(-1)
+        next_token_log_dist(logits, temperature)
+        .gather(-1, tokens[:, -length:].unsqueeze(-1))
+        .squeeze(-1)
     )
     close(barred, chosen - torch.log1p(-log_dist[..., PAD].exp()))
     apart(barred, chosen)

@@ -15,7 +15,6 @@ from course.learner import Learner
 from course.train.optim import Adam
 from tests.helpers import stream
 from tinylm import tasks
-from tinylm.fast.packing import sequences
 from tinylm.model import ModelSettings, Transformer
 from tinylm.tasks import CHARACTERS, END, PAD, Task, TaskSettings
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
@@ -167,14 +166,16 @@ def reference_states(
 
 
 def separate(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """States before each token [*runs, Q, G, T, d], every completion a sequence of its own behind a
-    prompt of its own.
+    """States before each token [*runs, Q, G, T, d] by the plain model, every completion a sequence
+    of its own behind a prompt of its own.
     """
-    group, limit = tokens.shape[-2:]
-    repeated = prompt.unsqueeze(-2).expand(*tokens.shape[:-1], prompt.shape[-1])
-    whole = torch.cat([repeated, tokens[..., :-1]], -1).flatten(-3, -2)  # [*runs, Q·G, P + T − 1]
-    hidden = model.hidden(sequences(whole, limit)).unflatten(-2, (limit, -1)).transpose(-2, -3)
-    return hidden.unflatten(-3, (-1, group))
+    whole = torch.cat([repeated(prompt, tokens), tokens[..., :-1]], -1)  # [*runs, Q, G, P + T − 1]
+    return model.hidden(whole)[..., prompt.shape[-1] - 1 :, :]
+
+
+def repeated(prompt: Tensor, tokens: Tensor) -> Tensor:
+    """Prompts [*runs, Q, P], once for each completion [*runs, Q, G, T] → [*runs, Q, G, P]."""
+    return prompt.unsqueeze(-2).expand(*tokens.shape[:-1], prompt.shape[-1])
 
 
 def chosen(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

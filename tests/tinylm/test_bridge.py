@@ -48,7 +48,8 @@ from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.rewards import REWARDS, DigitCredit, ExactMatch
-from tinylm.sampling import sample, score
+from tinylm.sampling import sample
+from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task, TaskSettings, make
 
 TASK = make(TaskSettings(name="modular", digits=1, modulus=7))
@@ -64,7 +65,7 @@ def model(seed: int, target: float = 0.0, **options: object) -> Transformer:
     made = Transformer(replace(SHAPE, **options), (), seed, dtype=torch.float64)  # type: ignore[arg-type]
     answer = torch.tensor(RIGHT)
     while True:
-        log_dist, _ = score(made, TASK.prompt[QUESTION][None], answer[None, None])
+        log_dist = log_dists(made, TASK.prompt[QUESTION][None], answer[None, None])
         log_prob = log_dist[0, 0].gather(-1, answer.unsqueeze(-1)).sum()
         if log_prob.detach().exp() >= target:
             return made
@@ -87,7 +88,7 @@ def one_by_one(bridge: Bridge) -> tuple[Tensor, list[Tensor]]:
     """
     net = bridge.model
     rows = len(bridge.tokens)
-    log_dist, _ = score(
+    log_dist = log_dists(
         net,
         bridge.prompt.expand(rows, -1),
         bridge.tokens.unsqueeze(1),
@@ -420,7 +421,7 @@ def test_token_penalties_share_one_expected_gradient_that_drops_the_later_tokens
     net, rows = ON.model, len(ON.tokens)
     prompt, tokens = ON.prompt.expand(rows, -1), ON.tokens.unsqueeze(1)
     real = [token for token in range(VOCABULARY) if token != PAD]
-    log_dist, ref = (score(each, prompt, tokens)[0][:, 0, :, real] for each in (net, REF.copy()))
+    log_dist, ref = (log_dists(each, prompt, tokens)[:, 0, :, real] for each in (net, REF.copy()))
     by_token = (log_dist.exp() * (log_dist - ref)).sum(-1) * ON.mask
     wanted = derivative((ON.log_prob.exp() * by_token.sum(-1)).sum(), net.parameters)
     for estimator in TOKEN_KL.values():

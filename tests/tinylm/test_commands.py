@@ -19,7 +19,7 @@ from course.ladder import RUNGS
 from course.train import checkpoint, device
 from tinylm import commands
 from tinylm.evaluate import accuracy
-from tinylm.sampling import score
+from tinylm.scoring import log_dists
 from tinylm.tasks import decode, encode
 from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings
 
@@ -327,7 +327,7 @@ def test_sample_shows_completions_rewards_and_the_probability_of_each_token(trai
         assert "".join(token for token, _ in told).replace("⏎", "") == completion
         assert int(reward) == (completion == answer and told[-1][0] == "⏎")
         tokens = torch.tensor([[[*encode(completion), *[18] * (3 - len(completion))]]])
-        log_dist, _ = score(training.model, torch.tensor([encode(question)]), tokens)
+        log_dist = log_dists(training.model, torch.tensor([encode(question)]), tokens)
         for t, (_, chance) in enumerate(told):
             assert chance == pytest.approx(
                 float(log_dist[0, 0, t, tokens[0, 0, t]].exp().detach()), abs=0.0051

@@ -12,7 +12,8 @@ from course.errors import CourseError
 from tests.helpers import close, stream
 from tests.tinylm.helpers import schooled, sums
 from tinylm.evaluate import accuracy, pass_at_k
-from tinylm.sampling import sample, score
+from tinylm.sampling import sample
+from tinylm.scoring import log_dists
 
 
 @pytest.mark.parametrize("samples", [1, 3, 6])
@@ -55,7 +56,7 @@ def test_sampled_accuracy_is_the_chance_of_the_right_answer() -> None:
     measured = accuracy(
         model, task, stream(), questions=rows, samples=4000, batch=4, temperature=0.8
     )
-    log_dist, _ = score(model, task.prompt[rows], task.target[rows].unsqueeze(-2), temperature=0.8)
+    log_dist = log_dists(model, task.prompt[rows], task.target[rows].unsqueeze(-2), temperature=0.8)
     chance = (
         log_dist.gather(-1, task.target[rows][:, None, :, None]).sum((-3, -2, -1)).exp().detach()
     )

@@ -12,9 +12,12 @@ from course.errors import CourseError
 from course.train.optim import per_run_dot
 from tests.helpers import close, few_ulp
 from tests.tinylm.helpers import WIDTH, reference_states, rows_of, separate, tiny
+from tinylm.fast.cache import extend, prefill
+from tinylm.fast.forward import flops_per_token, hidden
+from tinylm.fast.norm import norm
 from tinylm.fast.packing import Packed, sequences
-from tinylm.model import PRESETS, ModelSettings, Transformer, _norm, flops_per_token
-from tinylm.sampling import score, states
+from tinylm.model import PRESETS, ModelSettings, Transformer
+from tinylm.scoring import log_dists, log_dists_and_values, states_before
 from tinylm.tasks import CHARACTERS, VOCABULARY
 
 POSITIONS = pytest.mark.parametrize("rotary", [False, True], ids=["learned", "rotary"])
@@ -29,7 +32,7 @@ def draw(*shape: int, below: int = len(CHARACTERS), seed: int = 0) -> torch.Tens
 def whole(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
     """States of whole sequences [*runs, B, L], each token seeing those before it."""
     rows, length = tokens.shape[-2:]
-    return model.hidden(sequences(tokens, length)).unflatten(-2, (length, rows)).transpose(-2, -3)
+    return hidden(model, sequences(tokens, length)).unflatten(-2, (length, rows)).transpose(-2, -3)
 
 
 # ---------------------------------------------------------------- what it computes
@@ -72,8 +75,8 @@ def test_the_norm_and_its_first_two_derivatives_are_torchs() -> None:
     ).requires_grad_()
     weigh = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
     found = []
-    for norm in (_norm, lambda x: torch.nn.functional.rms_norm(x, (6,), eps=1e-6)):
-        y = norm(x)
+    for each in (norm, lambda x: torch.nn.functional.rms_norm(x, (6,), eps=1e-6)):
+        y = each(x)
         (first,) = torch.autograd.grad((y.sin() * weigh).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad((first.square() * weigh).sum(), x, create_graph=True)
         (third,) = torch.autograd.grad((second * weigh).sum(), x)
@@ -86,7 +89,7 @@ def test_the_norm_is_computed_in_float32_where_products_are_not() -> None:
     x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     weigh = torch.linspace(-1, 1, x.numel()).view_as(x)
     with torch.autocast("cpu", torch.bfloat16):
-        mine, torchs = _norm(x), torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
+        mine, torchs = norm(x), torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
         slopes = [torch.autograd.grad((y * weigh).sum(), x)[0] for y in (mine, torchs)]
     assert mine.dtype == torch.float32
     torch.testing.assert_close(mine, torchs, rtol=1e-6, atol=1e-6)
@@ -104,7 +107,7 @@ def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
         0
     )  # all different, so that rows of the embedding are places
     places = torch.arange(length)
-    got = model.hidden(Packed(tokens.flatten(), places, 0, places, mask)).unsqueeze(0)
+    got = hidden(model, Packed(tokens.flatten(), places, 0, places, mask)).unsqueeze(0)
     for place in range(length):
         (slope,) = torch.autograd.grad(
             got[0, place, 0], model.weights["embedding"], retain_graph=True
@@ -121,7 +124,7 @@ def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) ->
         draw(*runs, prompts, group, limit, below=VOCABULARY, seed=1),
     )
     want = separate(model, prompt, tokens)
-    state, cache = model.prefill(prompt)
+    state, cache = prefill(model, prompt)
     close(state.unsqueeze(-2).expand_as(want[..., 0, :]), want[..., 0, :], atol=1e-12)
     each = (
         torch.arange(prompts * group).unflatten(0, (prompts, group)).expand(*runs, -1, -1)
@@ -129,7 +132,9 @@ def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) ->
     path, own = each[..., None][..., :0], []
     for step in range(limit - 1):
         path = torch.cat([path, (step * prompts * group + each).unsqueeze(-1)], -1)
-        state, own = model.extend(tokens[..., step].flatten(-2), path, each.flatten(-2), cache, own)
+        state, own = extend(
+            model, tokens[..., step].flatten(-2), path, each.flatten(-2), cache, own
+        )
         close(state.unflatten(-2, (prompts, group)), want[..., step + 1, :], atol=1e-12)
 
 
@@ -158,13 +163,13 @@ def test_a_model_alone_begins_with_the_bits_it_has_among_others(dtype: torch.dty
 def test_a_model_alone_scores_and_learns_as_among_others(rotary: bool) -> None:
     together = tiny((3,), rotary=rotary, seed=5)
     prompt, tokens = draw(3, 2, 4), draw(3, 2, 3, 4, seed=1)
-    log_dist, _ = score(together, prompt, tokens)
+    log_dist = log_dists(together, prompt, tokens)
     gradients = torch.autograd.grad(log_dist[..., 0].sum(), together.parameters)
     for run in range(3):
         alone = tiny(rotary=rotary, seed=5)
         for name, weight in alone.weights.items():
             weight.data = together.weights[name][run].detach().clone()
-        own, _ = score(alone, prompt[run], tokens[run])
+        own = log_dists(alone, prompt[run], tokens[run])
         few_ulp(own[..., :-2], log_dist[run][..., :-2])  # PAD is −∞
         own_gradients = torch.autograd.grad(own[..., 0].sum(), alone.parameters)
         norm = float(per_run_dot(own_gradients, own_gradients, 0).sqrt())
@@ -213,16 +218,14 @@ def test_arithmetic_is_counted_as_torch_counts_it() -> None:
 def test_bfloat16_products_round_by_about_their_precision(rotary: bool) -> None:
     model = tiny(rotary=rotary, dtype=torch.float32, value=True)
     prompt, tokens = draw(2, 4), draw(2, 3, 4, seed=1)
-    want, want_values = score(model, prompt, tokens, values=True)
+    want, want_values = log_dists_and_values(model, prompt, tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        got, values = score(model, prompt, tokens, values=True)
+        got, values = log_dists_and_values(model, prompt, tokens)
     assert got.dtype == torch.float32
-    assert values is not None
     assert values.dtype == torch.float32
     error = (got - want)[..., : len(CHARACTERS)].abs().max()
     assert 1e-5 < error < 0.2  # it is bfloat16 (8 bits: .004 per product) and it is the same model
     gradients = torch.autograd.grad(got[..., 0].sum() + values.sum(), model.parameters)
-    assert want_values is not None
     exact = torch.autograd.grad(want[..., 0].sum() + want_values.sum(), model.parameters)
     for mine, theirs in zip(gradients, exact, strict=True):
         assert mine.dtype == torch.float32
@@ -238,7 +241,9 @@ def test_gradients_have_the_same_bits_with_two_threads_every_time() -> None:
         torch.set_num_threads(2)
         seen = [
             torch.autograd.grad(
-                states(model, prompt, tokens).square().sum(), model.parameters, allow_unused=True
+                states_before(model, prompt, tokens).square().sum(),
+                model.parameters,
+                allow_unused=True,
             )
             for _ in range(6)
         ]
@@ -294,8 +299,8 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(runs: tuple[int, ...], rotary: bool)
         ModelSettings(WIDTH, 2, 2, 12, 16, rotary=rotary, value=True), runs, dtype=torch.float64
     )
     prompt, tokens = draw(*runs, 3, 4), draw(*runs, 3, 5, 4, seed=1)
-    got, _ = score(there, prompt.cuda(), tokens.cuda())
-    want, _ = score(here, prompt, tokens)
+    got = log_dists(there, prompt.cuda(), tokens.cuda())
+    want = log_dists(here, prompt, tokens)
     close(got[..., : len(CHARACTERS)].cpu(), want[..., : len(CHARACTERS)], atol=1e-10)
     mine = torch.autograd.grad(
         got[..., 0].sum(), there.parameters, allow_unused=True, materialize_grads=True

@@ -18,9 +18,10 @@ from course.train.optim import SGD
 from course.train.trust_region import TRPO
 from tests.helpers import close, few_ulp, stream
 from tests.tinylm.helpers import chosen, schooled, separate, sums, tiny
+from tinylm.model import next_token_log_dist
 from tinylm.problem import LanguageModel, ask
 from tinylm.rewards import DigitCredit, Sum
-from tinylm.sampling import log_probs, sample
+from tinylm.sampling import sample
 from tinylm.tasks import END, PAD, TaskSettings, decode, make
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
@@ -105,7 +106,7 @@ def test_optional_entries_of_a_rollout_are_those_of_the_other_networks(
     prompt, tokens, mask = rollout.data["prompt"], rollout.data["tokens"], rollout.mask
 
     def distribution(of) -> Tensor:  # type: ignore[no-untyped-def]
-        return log_probs(of.logits(separate(of, prompt, tokens)), temperature)
+        return next_token_log_dist(of.logits(separate(of, prompt, tokens)), temperature)
 
     close(rollout.log_prob, chosen(distribution(model), tokens, mask), atol=1e-12)
     assert rollout.ref_log_prob is not None
@@ -209,7 +210,7 @@ def test_scoring_at_another_temperature_than_was_sampled_with_makes_ratios_other
     logits = model.logits(separate(model, rollout.data["prompt"], rollout.data["tokens"]))
     tokens, mask = rollout.data["tokens"], rollout.mask
     honest, scored = (
-        chosen(log_probs(logits, temperature), tokens, mask) for temperature in (0.5, 1.0)
+        chosen(next_token_log_dist(logits, temperature), tokens, mask) for temperature in (0.5, 1.0)
     )
     close(rollout.log_prob, honest, atol=1e-12)
     log_ratio = ladder.clip.log_ratio(problem.policy(rollout), rollout)

@@ -14,8 +14,9 @@ from course.train.noise import Noise
 from tests.helpers import close, few_ulp, stream
 from tests.tinylm.helpers import chosen, separate, tiny
 from tinylm import sampling
-from tinylm.model import Transformer
-from tinylm.sampling import Completions, _draw, check_sampling, log_probs, sample, score
+from tinylm.model import Transformer, next_token_log_dist
+from tinylm.sampling import Completions, _draw, check_sampling, sample
+from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, encode
 
 PROMPT = torch.tensor([encode("3+4=")])
@@ -55,7 +56,7 @@ def test_the_distribution_is_the_softmax_of_the_k_best_that_are_not_padding(
         * 3
     )
     logits[..., PAD] = 50.0  # would be chosen always
-    got = log_probs(logits, temperature, top_k).exp()
+    got = next_token_log_dist(logits, temperature, top_k).exp()
     close(got, exact(logits, temperature, top_k), rtol=1e-11)
     assert (got[..., PAD] == 0).all()
 
@@ -63,7 +64,7 @@ def test_the_distribution_is_the_softmax_of_the_k_best_that_are_not_padding(
 def test_ties_at_the_kth_place_stay_in() -> None:
     logits = torch.full((VOCABULARY,), -1.0)
     logits[:4] = torch.tensor([2.0, 1.0, 1.0, 0.0])
-    assert (log_probs(logits, top_k=2) > -torch.inf).tolist() == [
+    assert (next_token_log_dist(logits, top_k=2) > -torch.inf).tolist() == [
         True,
         True,
         True,
@@ -73,7 +74,7 @@ def test_ties_at_the_kth_place_stay_in() -> None:
 
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(0))
-    got = log_probs(logits, temperature=1e-38)
+    got = next_token_log_dist(logits, temperature=1e-38)
     best = logits[:, [*range(PAD), END]].argmax(-1)
     assert torch.equal(got.argmax(-1), torch.where(best == PAD, END, best))
     assert torch.equal(got.amax(-1), torch.zeros(5))
@@ -109,7 +110,7 @@ def test_reported_log_probabilities_are_those_of_the_distribution_sampled(
         close(
             made.log_prob,
             chosen(
-                score(model, prompt, made.tokens, temperature=temperature)[0],
+                log_dists(model, prompt, made.tokens, temperature=temperature),
                 made.tokens,
                 made.mask,
             ),
@@ -267,18 +268,18 @@ def test_the_prompt_and_every_common_beginning_is_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[tuple[str, int]] = []
-    prefill, extend = Transformer.prefill, Transformer.extend
+    prefill, extend = sampling.prefill, sampling.extend
     monkeypatch.setattr(
-        Transformer,
+        sampling,
         "prefill",
-        lambda self, prompt: (calls.append(("prompt", prompt.numel())), prefill(self, prompt))[1],
+        lambda model, prompt: (calls.append(("prompt", prompt.numel())), prefill(model, prompt))[1],
     )
     monkeypatch.setattr(
-        Transformer,
+        sampling,
         "extend",
-        lambda self, token, *rest: (
+        lambda model, token, *rest: (
             calls.append(("token", token.numel())),
-            extend(self, token, *rest),
+            extend(model, token, *rest),
         )[1],
     )
     made = sample(tiny(), PROMPT.repeat(2, 1), 7, 4, stream())
@@ -362,14 +363,3 @@ def test_sampling_that_is_none_is_refused(temperature: float, top_k: int | None,
         check_sampling(temperature, top_k)
     with pytest.raises(CourseError, match=says):
         sample(tiny(), PROMPT, 2, 2, stream(), temperature=temperature, top_k=top_k)
-
-
-def test_everything_public_is_named() -> None:
-    assert set(sampling.__all__) == {
-        "Completions",
-        "check_sampling",
-        "log_probs",
-        "sample",
-        "score",
-        "states",
-    }

@@ -33,7 +33,7 @@ from tests.tinylm.helpers import schooled, tiny
 from tinylm.evaluate import accuracy
 from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
-from tinylm.sampling import score
+from tinylm.scoring import log_dists
 from tinylm.tasks import Task, TaskSettings, make
 from tinylm.training import CHECK_EVERY, CHECKPOINT, METRICS, Training, TrainSettings, run
 
@@ -631,7 +631,7 @@ def one_question() -> tuple[Task, int]:
 def chance(model: Transformer, task: Task, row: int) -> Tensor:
     """[*runs] the probability of the right completion, exactly: Π π over its tokens."""
     target = task.target[row].expand(*model.runs, 1, 1, -1)
-    log_dist, _ = score(model, task.prompt[row].expand(*model.runs, 1, -1), target)
+    log_dist = log_dists(model, task.prompt[row].expand(*model.runs, 1, -1), target)
     return log_dist.gather(-1, target.unsqueeze(-1)).flatten(len(model.runs)).sum(-1).exp()
 
 

@@ -41,7 +41,8 @@ from tinylm.evaluate import accuracy, right_to_go
 from tinylm.experiment import Budget, Curves, Start, interval, train, warm_start
 from tinylm.model import Transformer
 from tinylm.problem import LanguageModel
-from tinylm.sampling import sample, states
+from tinylm.sampling import sample
+from tinylm.scoring import states_before
 from tinylm.tasks import PAD, Task
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[s
     noise = Noise(model.runs, 12_000 + settings.seed, device=settings.device)
     with torch.no_grad():
         made = sample(model, prompt, settings.group, task.limit, noise)
-        value = curves.critic.values(states(curves.critic, prompt, made.tokens))
+        value = curves.critic.values(states_before(curves.critic, prompt, made.tokens))
         exact = exact_values(model, task, rows, made.tokens)
     first, later = errors(value, exact, made.tokens != PAD)
     p = exact[..., 0, 0].double()

@@ -40,8 +40,8 @@ from tinylm.experiment import Budget, Curves, Start, interval, train
 from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.rewards import REWARDS
-from tinylm.sampling import score
-from tinylm.tasks import PAD, TaskSettings
+from tinylm.scoring import log_probs
+from tinylm.tasks import TaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,15 +130,12 @@ def chance(start: Start) -> Tensor:
     model, task = _untrained(start), start.task
     target = task.target[task.train]
     with torch.no_grad():
-        full, _ = score(
+        own = log_probs(
             model,
             task.prompt[task.train].expand(*model.runs, -1, -1),
             target.unsqueeze(-2).expand(*model.runs, -1, -1, -1),
         )
-    own = full.gather(
-        -1, target.clamp(max=full.shape[-1] - 1)[:, None, :, None].expand(*full.shape[:-1], 1)
-    ).squeeze(-1)
-    return torch.where((target != PAD).unsqueeze(-2), own, 0.0).sum((-2, -1)).exp()
+    return own.sum((-2, -1)).exp()
 
 
 def silent_at_first(start: Start, settings: Settings) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from tinylm.ablations import critic as ablation
 from tinylm.ablations.critic import Settings, errors, exact_values
 from tinylm.bridge import Bridge
 from tinylm.experiment import train, warm_start
-from tinylm.sampling import sample, score
+from tinylm.sampling import sample
+from tinylm.scoring import log_dists
 
 SMALL = Settings(
     digits=1,
@@ -56,7 +57,7 @@ def test_a_value_is_the_right_tokens_probability_times_the_next_value_0_after_a_
     tokens = task.target[rows].unsqueeze(-2).expand(2, 4, 2, -1).clone()
     tokens[:, :, 1, 1] = (tokens[:, :, 1, 1] + 1) % 10  # the second answer errs in its second token
     values = exact_values(model, task, rows, tokens)
-    log_dist, _ = score(model, prompt, tokens)
+    log_dist = log_dists(model, prompt, tokens)
     chosen = log_dist[:, :, 0].gather(-1, tokens[:, :, 0].unsqueeze(-1)).squeeze(-1).exp()
     torch.testing.assert_close(values[:, :, 0, :-1], chosen[..., :-1] * values[:, :, 0, 1:])
     torch.testing.assert_close(values[:, :, 0, -1], chosen[..., -1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.helpers import close
 from tests.tinylm.helpers import separate, tiny
+from tinylm.fast.forward import hidden
 from tinylm.fast.packing import Nodes, look_up, pack, tree, twins
 from tinylm.model import Transformer
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY
@@ -119,7 +120,7 @@ def test_a_completion_that_was_cut_hides_no_twin_that_goes_on() -> None:
     for order in ([0, 1], [1, 0]):
         packed, before = pack(prompt, tokens[:, order])
         close(
-            look_up(model.hidden(packed), before)[:, order][tokens != PAD],
+            look_up(hidden(model, packed), before)[:, order][tokens != PAD],
             want,
             rtol=1e-12,
             atol=1e-12,
@@ -189,7 +190,7 @@ def test_the_packed_tree_has_the_values_and_gradients_of_repeated_prompts(
     packed, before = pack(prompt, tokens, merge=merge)
     mine, apart = (
         torch.where(chosen, each, 0.0)
-        for each in (look_up(model.hidden(packed), before), separate(model, prompt, tokens))
+        for each in (look_up(hidden(model, packed), before), separate(model, prompt, tokens))
     )
     close(mine, apart, rtol=1e-12, atol=1e-12)
     weigh = torch.randn(
@@ -222,7 +223,7 @@ def test_second_derivatives_are_those_of_repeated_prompts() -> None:
     chosen = (tokens != PAD).unsqueeze(-1)
     packed, before = pack(prompt, tokens)
     products = []
-    for states in (look_up(model.hidden(packed), before), separate(model, prompt, tokens)):
+    for states in (look_up(hidden(model, packed), before), separate(model, prompt, tokens)):
         loss = torch.where(chosen, torch.log_softmax(model.logits(states), -1), 0.0).sin().sum()
         first = torch.autograd.grad(
             loss, model.parameters, create_graph=True, materialize_grads=True
