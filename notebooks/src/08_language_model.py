@@ -71,19 +71,22 @@ for text, tokens in (("15⏎", [1, 5, tasks.END]), ("14⏎", [1, 4, tasks.END]),
 # %% [markdown]
 # ## A nano transformer
 #
-# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting. `packed` holds the tokens to compute, and which of them each may see: those
-# before it. What several answers to a question have in common, the question and their first tokens, stands in it once ([`packing.py`](../tinylm/fast/packing.py)).
+# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting, from the last line up: `log_probs` asks for hidden states, which blocks make
+# of tokens, and each block is attention and a small network. Shapes stand beside the lines: $L$ tokens, $d$ numbers per token, $H$ heads, $V$ tokens to choose from.
 
 # %%
-from tinylm.model import PRESETS, Transformer
+from tinylm.model import MLP, PRESETS, Attention, Block, Transformer
 
 double = {"dtype": torch.float64}  # so that your numbers are these
 settings = dataclasses.replace(PRESETS["nano"], context=task.context)
 model = Transformer(settings, **double)
 print(settings, f"\n{model.size:,} weights")
-lesson.code(Transformer._blocks, Transformer._block_end)
+lesson.code(Attention, MLP, Block, Transformer.hidden, Transformer.log_probs)
 
 # %% [markdown]
+# Training goes a quicker way over the same weights, [`tinylm/fast`](../tinylm/fast/forward.py): what several answers to a question have in common, the question and their first tokens, is computed once, and sampling keeps
+# keys and values. [Tests](../tests/tinylm/fast/test_forward.py) prove that it gives the same values, gradients and second derivatives. Below, whatever scores many answers at once takes that way.
+#
 # The probability of an answer is the product over its tokens,
 #
 # $$\log\pi_\theta(o\mid q) = \sum_{t=1}^{|o|}\log\pi_\theta(o_t\mid q, o_{<t}). \tag{8.2}$$
@@ -238,7 +241,6 @@ text = decode(task.prompt[question].tolist())
 print(f"{text} has {len(bridge.tokens):,} completions ({count(3):,} by (8.4)); their probabilities sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}")
 print(f"J = {bridge.objective:.3g}; the share of right ones among 4,000 samples: ", end="")
 from tinylm.sampling import sample
-from tinylm.scoring import log_dists
 
 drawn = sample(model, task.prompt[question][None], 4000, 3, lesson.noise(use=4, **double)).tokens
 print(f"{float(ExactMatch()(drawn, torch.full(drawn.shape[:-1], question), task).mean()):.2f}")
@@ -465,9 +467,9 @@ ratio_exercise.check(answer_ratio)
 # excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` is that of the distribution really sampled from, and `LanguageModel` scores at the same temperature:
 
 # %%
-from tinylm.scoring import log_dists
+from tinylm.model import next_token_log_dist
 
-lesson.code(log_probs)
+lesson.code(next_token_log_dist)
 for temperature, scored in ((1.0, None), (1.5, None), (1.5, 1.0), (0.7, 1.0)):
     problem = LanguageModel(model, task, prompts=64, group=8, temperature=temperature, scored_temperature=scored)
     sampled = problem.sample(lesson.noise(use=6, **double))

@@ -100,7 +100,7 @@ def ours(steps: int, start: str, compiled: bool = False) -> Measured:
         statistics.mean(arithmetic(rollout, merge) for rollout in (first, last))
         for merge in (True, False)
     ]
-    return Measured(times, float(last.score.std()), model.size, distinct, every)
+    return Measured(times, float(last.total_reward.std()), model.size, distinct, every)
 
 
 def arithmetic(rollout: Rollout, merge: bool) -> float:
