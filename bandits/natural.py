@@ -57,7 +57,7 @@ class SoftmaxNaturalGradient(_FirstOrder):
             "the logits of one Softmax policy, and no critic",
         )
         [logits], [gradient] = closures.parameters, gradients
-        rate = self._rate()
+        rate = self._rate(closures)
         with torch.no_grad():
             direction = natural_direction(gradient, log_softmax(logits)) * logits.shape[-2]
             logits.sub_(over_runs(rate, logits) * direction)

@@ -6,7 +6,7 @@ It trains every rung on every problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,14 +14,274 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, Diverged, require
+from course.errors import CourseError, Diverged, require, require_flag, require_number
 from course.estimator import Estimator, Frozen, uses_critic
 from course.parts import AdaptiveBeta
 from course.rollout import Policy, Rollout
-from course.train import checkpoint, metrics
+from course.train import checkpoint, metrics, saved_state
 from course.train.critic import RunningMean
+from course.train.guard import Guard
 from course.train.noise import Noise
-from course.train.optim import Closures, Optimizer, clip_gradients, over_runs, per_run_dot
+from course.train.optim import Closures, Optimizer, clip_gradients, per_run_dot
+
+
+@dataclass(eq=False, repr=False)
+class Learner:
+    """Trains a problem with an estimator and an optimiser.
+
+    One step: sample a rollout, freeze its advantages, then `epochs` times over it in `minibatches`
+    along Q (shuffled by a generator of the learner's own), one update each. A minibatch's loss is
+    multiplied by their number, so that a learning rate means the same whatever the split. Every
+    `log_every`-th step is logged; metrics of updates are those of the last epoch, seen before each
+    update, and pooled over its minibatches.
+
+    `kl_stop` ends a rollout's epochs early, run by run: before each epoch but the first, runs whose
+    KL(π_old‖π), in nats per chosen token, exceeds it keep their parameters until the next rollout.
+    It takes one more forward pass an epoch, and logs how many `updates` a rollout was used for.
+
+    A NaN or infinity in rewards, loss or gradients raises `Diverged` before it reaches the
+    parameters, and the state is saved to `rescue` (a path) if one is given; then an update that
+    overflows is undone, too. With `halt_diverged` only the runs whose loss, gradient or parameters
+    met it stop, where they are, and the others go on (for sweeps): `halted` [...] says which.
+    """
+
+    problem: Problem
+    estimator: Estimator
+    optimizer: Optimizer
+    noise: Noise
+    _: KW_ONLY
+    epochs: int = 1  # over each rollout
+    minibatches: int = 1  # an epoch, one update each
+    max_grad_norm: float | None = None  # of each run's gradient; None: it is not clipped
+    kl_stop: float | None = None  # nats per token; None: all epochs are used
+    critic: RunningMean | None = None  # writes the value into rollouts of a problem without one
+    log_every: int = 1  # steps
+    shuffle_seed: int = 0  # of the minibatches
+    rescue: str | Path | None = None
+    halt_diverged: bool = False
+    steps: int = field(default=0, init=False)  # finished ones
+    kl_coef: Tensor | None = field(
+        default=None, init=False
+    )  # [...] the adaptive β, if there is one
+
+    def train(
+        self, steps: int, progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps
+    ) -> History:
+        """Take `steps` more steps; returns the whole history.
+
+        `progress` wraps the range of steps (a bar, say).
+        """
+        require_number("steps", steps, "a whole number > 0", above=0, whole=True)
+        last = self.steps + steps
+        for _ in progress(range(steps)):
+            self.step(log=self.steps % self.log_every == 0 or self.steps + 1 == last)
+        return self.history
+
+    def step(self, log: bool = False) -> None:
+        """One rollout and all its updates."""
+        rollout = self._sample()
+        frozen = self._freeze(rollout)
+        logged: dict[str, Tensor] = {}
+        for active, last in self._epochs(rollout):
+            seen = metrics.Epoch(active)
+            for batch in self._minibatches(frozen):
+                policy, loss, gradients = self._differentiate(batch)
+                if log and last:
+                    seen.add(self._metrics(policy, batch), batch.rollout.mask, gradients)
+                own = self._update(batch, loss, gradients, active)
+                if log and last:
+                    seen.rows[-1] |= own
+            if log and last:
+                logged = seen.after(logged)
+        self.steps += 1
+        if log:
+            row = metrics.of_rollout(rollout) | logged | self.problem.metrics()
+            self.history.add(self.steps, row)
+        if self.kl_coef is not None:
+            self.kl_coef = self._adapted(self.kl_coef, rollout)
+
+    # ------------------------------------------------------------------ the rollout
+
+    def _sample(self) -> Rollout:
+        """New samples, with what the learner knows of them: a running mean's value, the adaptive
+        β.
+        """
+        rollout = self.problem.sample(self.noise)
+        # a reward that is not finite would spoil the mean for good
+        if self.critic is not None and bool(torch.isfinite(rollout.reward.sum())):
+            rollout = self.critic.write(rollout)
+        return rollout if self.kl_coef is None else replace(rollout, kl_coef=self.kl_coef)
+
+    def _freeze(self, rollout: Rollout) -> Frozen:
+        try:
+            return self.estimator.freeze(rollout)
+        except CourseError as error:
+            if bool(torch.isfinite(rollout.reward).all()):
+                raise
+            raise self._ended(str(error)) from None
+
+    def _epochs(self, rollout: Rollout) -> Iterator[tuple[Tensor | None, bool]]:
+        """For each epoch: the runs that take part, [...] bool (None: all of them), and whether it
+        may be the last of one of them.
+        """
+        if self.kl_stop is None:
+            for epoch in range(self.epochs):
+                yield None, epoch == self.epochs - 1
+            return
+        active = torch.ones(self.problem.runs, dtype=torch.bool, device=rollout.reward.device)
+        for epoch in range(self.epochs):
+            if epoch > 0:
+                with torch.no_grad():
+                    moved = metrics.kl_to_old(self.problem.policy(rollout), rollout)
+                active = active & (moved <= self.kl_stop)
+            if bool(active.any()):
+                yield active, True
+            elif self.minibatches > 1:
+                # the shuffling goes on, so that a run alone is shuffled as it is among others
+                self.shuffle.permutation(rollout.reward.shape[-3])
+
+    def _minibatches(self, frozen: Frozen) -> Iterator[Frozen]:
+        """The frozen rollout cut along its prompts, in a new order."""
+        if self.minibatches == 1:
+            yield frozen
+            return
+        prompts = frozen.rollout.reward.shape[-3]
+        allowed = f"at most the {prompts} prompts of the rollout"
+        require(self.minibatches <= prompts, "minibatches", self.minibatches, allowed)
+        order = self.shuffle.permutation(prompts)
+        for index in np.array_split(order, self.minibatches):
+            yield frozen.prompts(torch.from_numpy(index).to(frozen.weight.device))
+
+    # ------------------------------------------------------------------ one update
+
+    def _differentiate(self, batch: Frozen) -> tuple[Policy, Tensor, Sequence[Tensor]]:
+        """What the policy says now, the loss [...] and its gradients; the loss is summed over
+        runs, eq:runs-apart.
+        """
+        policy = self.problem.policy(batch.rollout)
+        loss = -self.estimator.objective(policy, batch)
+        if self.minibatches > 1:
+            loss = loss * self.minibatches
+        gradients: Sequence[Tensor] = torch.autograd.grad(
+            loss.sum(), self.problem.parameters, allow_unused=True, materialize_grads=True
+        )
+        return policy, loss, gradients
+
+    def _update(
+        self, batch: Frozen, loss: Tensor, gradients: Sequence[Tensor], active: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Check, clip, and step; returns the optimiser's own metrics."""
+        runs = len(self.problem.runs)
+        gradients = self.guard.gradients(loss, gradients)
+        if self.max_grad_norm is not None:
+            norm = per_run_dot(gradients, gradients, runs).sqrt()
+            gradients = clip_gradients(gradients, norm, self.max_grad_norm)
+        closures = self._closures(batch, active)
+        return self.guard.update(
+            self.problem.parameters, runs, lambda: self.optimizer.step(gradients, closures), active
+        )
+
+    def _closures(self, batch: Frozen, active: Tensor | None) -> Closures:
+        rollout = batch.rollout
+
+        def log_dist() -> Tensor:
+            full = self.problem.policy(rollout).log_dist
+            if full is None:
+                raise CourseError(
+                    "policy.log_dist: got None; allowed is the full distribution, which a trust"
+                    " region measures KL with"
+                )
+            return full
+
+        def loss() -> Tensor:
+            return -self.estimator.objective(self.problem.policy(rollout), batch) * self.minibatches
+
+        return Closures(
+            parameters=self.problem.parameters,
+            loss=loss,
+            log_dist=log_dist,
+            mean_kl=lambda q, p: metrics.mean_kl(q, p, rollout.mask),
+            old_log_dist=rollout.old_log_dist,
+            active=active,
+        )
+
+    def _metrics(self, policy: Policy, batch: Frozen) -> dict[str, Tensor]:
+        """What an update sees: the metrics of every rung, and those of the problem's own."""
+        seen = metrics.of_update(self.estimator, policy, batch)
+        own = getattr(self.problem, "metrics_of_update", None)
+        return seen if own is None else seen | own(policy, batch.rollout)
+
+    def _adapted(self, kl_coef: Tensor, rollout: Rollout) -> Tensor:
+        """The adaptive β for the next rollout, from how far this one's updates went."""
+        beta = self.estimator.kl.beta
+        assert isinstance(beta, AdaptiveBeta)
+        with torch.no_grad():
+            moved = metrics.kl_to_old(self.problem.policy(rollout), rollout)
+            return beta.update(kl_coef, moved)
+
+    # ------------------------------------------------------------------ divergence, saved state
+
+    @property
+    def halted(self) -> Tensor | None:
+        """[...] bool: the runs that stand still for good; None where none does. May be set."""
+        return self.guard.halted
+
+    @halted.setter
+    def halted(self, runs: Tensor | None) -> None:
+        self.guard.halted = runs
+
+    def _ended(self, what: str) -> Diverged:
+        """The error that ends training; the state, still a good one, is saved first where a path
+        was given.
+        """
+        saved = ""
+        if self.rescue is not None:
+            try:
+                saved = f"; the last good state is in {self.save(self.rescue)}"
+            except CourseError as error:
+                saved = f"; the last good state could not be saved: {error}"
+        return Diverged(f"training stopped at step {self.steps + 1}: {what}{saved}")
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, by name."""
+        return saved_state.state(self)
+
+    def about(self) -> dict[str, Any]:
+        """What a saved state is of, JSON-able."""
+        return saved_state.about(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the state to a file, whole or not at all."""
+        return checkpoint.write(path, self.state(), self.about())
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a saved state, to the bit; refuses one of a learner that was made of something
+        else: another estimator, optimiser, critic, setting or shape.
+        """
+        tensors, about = checkpoint.read(path)
+        self.restore(tensors, about, str(path))
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: str = "saved state"
+    ) -> None:
+        """Go on from `state()` and `about()` of a learner like this one; `path` is named in a
+        refusal.
+        """
+        saved_state.restore(self, tensors, about, path)
+
+    # ------------------------------------------------------------------ making
+
+    def __post_init__(self) -> None:
+        _check(self)
+        self.shuffle = np.random.Generator(np.random.PCG64(self.shuffle_seed))
+        self.history = History()
+        undoes = self.halt_diverged or self.rescue is not None
+        self.guard = Guard(halts=self.halt_diverged, undoes=undoes, ended=self._ended)
+        beta, first = self.estimator.kl.beta, self.problem.parameters[0]
+        if isinstance(beta, AdaptiveBeta):
+            self.kl_coef = torch.full(
+                self.problem.runs, beta.initial, dtype=first.dtype, device=first.device
+            )
 
 
 class Problem(Protocol):
@@ -29,7 +289,8 @@ class Problem(Protocol):
 
     `parameters` are leaf tensors that lead with the run axes `runs`; the learner changes them in
     place. A problem that moves by itself also has `state()` and `load(state)`, as optimisers have,
-    so that a saved run can go on.
+    so that a saved run can go on. One that measures more of an update has
+    `metrics_of_update(policy, rollout)`, name → [...], means over the chosen tokens.
     """
 
     parameters: Sequence[Tensor]
@@ -44,18 +305,19 @@ class Problem(Protocol):
         ...
 
     def metrics(self) -> dict[str, Tensor]:
-        """Metrics of the problem's own, name → [...]; may be empty."""
+        """Metrics of the problem's own after a step, name → [...]; may be empty."""
         ...
 
 
 @dataclass
 class History:
     """What was logged: `steps` counts finished rollouts, `values[name]` are tensors [logs, ...],
-    one row per log.
+    one row per log. `keep` bounds the memory: only so many rows, the latest (None: all).
     """
 
     steps: list[int] = field(default_factory=list)
     rows: list[dict[str, Tensor]] = field(default_factory=list)
+    keep: int | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """[logs, ...] the metric's values; raises `CourseError` for a metric that was
@@ -77,377 +339,55 @@ class History:
         """One more row."""
         self.steps.append(step)
         self.rows.append({name: value.detach() for name, value in row.items()})
+        if self.keep is not None:
+            del self.steps[: -self.keep], self.rows[: -self.keep]
 
 
-class Learner:
-    """Trains a problem with an estimator and an optimiser.
+def _check(learner: Learner) -> None:
+    """Refuse what a learner cannot be made of, by name."""
+    problem, estimator, optimizer = learner.problem, learner.estimator, learner.optimizer
+    for name, thing, members in (
+        ("problem", problem, ("parameters", "runs", "sample", "policy", "metrics")),
+        ("optimizer", optimizer, ("step", "state", "load")),
+        ("critic", learner.critic, ("write", "state", "load")),
+    ):
+        fits = not isinstance(thing, type) and all(hasattr(thing, member) for member in members)
+        none = thing is None and name == "critic"
+        require(fits or none, name, thing, f"an object with {', '.join(members)}")
+    require(isinstance(estimator, Estimator), "estimator", estimator, "an Estimator")
+    require(isinstance(learner.noise, Noise), "noise", learner.noise, "a Noise")
+    for name in ("epochs", "minibatches", "log_every"):
+        value = getattr(learner, name)
+        require_number(name, value, "a whole number > 0", above=0, whole=True)
+    for name in ("max_grad_norm", "kl_stop"):
+        value = getattr(learner, name)
+        require_number(name, value, "None or a number > 0", above=0, optional=True)
+    seed = learner.shuffle_seed
+    require_number("shuffle_seed", seed, "a whole number ≥ 0", at_least=0, whole=True)
+    require_flag("halt_diverged", learner.halt_diverged)
+    path = learner.rescue
+    require(path is None or isinstance(path, str | Path), "rescue", path, "None or a path")
+    require(
+        learner.critic is None or uses_critic(estimator),
+        "critic",
+        learner.critic,
+        "None, since this estimator's baseline is not Value()",
+    )
+    require(
+        learner.noise.runs == problem.runs,
+        "noise.runs",
+        tuple(learner.noise.runs),
+        f"the problem's own runs {tuple(problem.runs)}",
+    )
+    for name in ("lr", "max_kl"):
+        _check_per_run(f"optimizer.{name}", getattr(optimizer, name, None), problem.runs)
 
-    One step: sample a rollout, freeze its advantages, then `epochs` times over it in `minibatches`
-    along Q (shuffled by a generator of the learner's own), one update each. A minibatch's loss is
-    multiplied by their number, so that a learning rate means the same whatever the split.
-    `max_grad_norm` clips each run's gradient. Every `log_every`-th step is logged; metrics of
-    updates are those of the last epoch, seen before each update.
 
-    A NaN or infinity in rewards, loss or gradients raises `Diverged` before it reaches the
-    parameters, and the state is saved to `rescue` (a path) if one is given; then an update that
-    overflows is undone, too. With `halt_diverged` only the runs whose loss, gradient or parameters
-    met it stop, where they are, and the others go on (for sweeps): `halted` [...] says which.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        estimator: Estimator,
-        optimizer: Optimizer,
-        noise: Noise,
-        *,
-        epochs: int = 1,
-        minibatches: int = 1,
-        max_grad_norm: float | None = None,
-        critic: RunningMean | None = None,
-        log_every: int = 1,
-        shuffle_seed: int = 0,
-        rescue: str | Path | None = None,
-        halt_diverged: bool = False,
-    ) -> None:
-        for name, value in (
-            ("epochs", epochs),
-            ("minibatches", minibatches),
-            ("log_every", log_every),
-        ):
-            require(isinstance(value, int) and value > 0, name, value, "a whole number > 0")
-        require(
-            max_grad_norm is None or max_grad_norm > 0,
-            "max_grad_norm",
-            max_grad_norm,
-            "None or a number > 0",
+def _check_per_run(name: str, value: object, runs: torch.Size) -> None:
+    """Refuse numbers per run that would be lined up with other axes than the runs."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        shape = tuple(value.shape)
+        fits = len(shape) == len(runs) and all(
+            have in (1, want) for have, want in zip(shape, runs, strict=True)
         )
-        require(
-            critic is None or uses_critic(estimator),
-            "critic",
-            critic,
-            "None, since this estimator's baseline is not Value()",
-        )
-        require(
-            noise.runs == problem.runs,
-            "noise.runs",
-            tuple(noise.runs),
-            f"the problem's own runs {tuple(problem.runs)}",
-        )
-        self._check_rate(getattr(optimizer, "lr", None), problem.runs)
-        self.problem, self.estimator, self.optimizer, self.noise = (
-            problem,
-            estimator,
-            optimizer,
-            noise,
-        )
-        self.epochs, self.minibatches, self.max_grad_norm = epochs, minibatches, max_grad_norm
-        self.critic, self.log_every, self.rescue = critic, log_every, rescue
-        self.shuffle = np.random.Generator(np.random.PCG64(shuffle_seed))
-        self.steps = 0
-        self.history = History()
-        self.halt_diverged = halt_diverged
-        self.halted: Tensor | None = None
-        beta = estimator.kl.beta
-        self.kl_coef = None
-        if isinstance(beta, AdaptiveBeta):
-            first = problem.parameters[0]
-            self.kl_coef = torch.full(
-                problem.runs, beta.initial, dtype=first.dtype, device=first.device
-            )
-
-    def train(
-        self, steps: int, progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps
-    ) -> History:
-        """Take `steps` more steps; returns the whole history.
-
-        `progress` wraps the range of steps (a bar, say).
-        """
-        require(isinstance(steps, int) and steps > 0, "steps", steps, "a whole number > 0")
-        last = self.steps + steps
-        for _ in progress(range(steps)):
-            self.step(log=self.steps % self.log_every == 0 or self.steps + 1 == last)
-        return self.history
-
-    def step(self, log: bool = False) -> None:
-        """One rollout and all its updates."""
-        rollout = self.problem.sample(self.noise)
-        if self.critic is not None and bool(
-            torch.isfinite(rollout.reward.sum())
-        ):  # else it would be lost, too
-            rollout = self.critic.write(rollout)
-        if self.kl_coef is not None:
-            rollout = replace(rollout, kl_coef=self.kl_coef)
-        frozen = self._freeze(rollout)
-        seen: list[dict[str, Tensor]] = []
-        for epoch in range(self.epochs):
-            logging = log and epoch == self.epochs - 1
-            for batch in self._minibatches(frozen):
-                logged = self._update(batch, logging)
-                if logging:
-                    seen.append(logged)
-        self.steps += 1
-        if log:
-            self.history.add(
-                self.steps,
-                {**metrics.of_rollout(rollout), **metrics.combine(seen), **self.problem.metrics()},
-            )
-        if self.kl_coef is not None:
-            self._adapt(rollout)
-
-    def _freeze(self, rollout: Rollout) -> Frozen:
-        try:
-            return self.estimator.freeze(rollout)
-        except CourseError as error:
-            if bool(torch.isfinite(rollout.reward).all()):
-                raise
-            raise self._diverged(str(error)) from None
-
-    def _minibatches(self, frozen: Frozen) -> Iterator[Frozen]:
-        if self.minibatches == 1:
-            yield frozen
-            return
-        prompts = frozen.rollout.reward.shape[-3]
-        require(
-            self.minibatches <= prompts,
-            "minibatches",
-            self.minibatches,
-            f"at most the {prompts} prompts of the rollout",
-        )
-        order = self.shuffle.permutation(prompts)
-        for index in np.array_split(order, self.minibatches):
-            yield frozen.prompts(torch.from_numpy(index).to(frozen.weight.device))
-
-    def _update(self, frozen: Frozen, log: bool) -> dict[str, Tensor]:
-        """One step on one (mini)batch; the loss is summed over runs, eq:runs-apart.
-
-        Returns what was logged.
-        """
-        parameters = self.problem.parameters
-        policy = self.problem.policy(frozen.rollout)
-        loss = -self.estimator.objective(policy, frozen)
-        if self.minibatches > 1:
-            loss = loss * self.minibatches
-        gradients: Sequence[Tensor] = torch.autograd.grad(
-            loss.sum(), parameters, allow_unused=True, materialize_grads=True
-        )
-        norm: Tensor | None = None
-        if log or self.max_grad_norm is not None:
-            norm = per_run_dot(gradients, gradients, len(self.problem.runs)).sqrt()
-        gradients = self._check(loss, gradients)
-        if self.max_grad_norm is not None:
-            assert norm is not None
-            gradients = clip_gradients(gradients, norm, self.max_grad_norm)
-        logged = (
-            metrics.of_update(self.estimator, policy, frozen, norm)
-            if log and norm is not None
-            else {}
-        )
-        if self.rescue is None and not self.halt_diverged and self.halted is None:
-            return logged | self.optimizer.step(gradients, self._closures(frozen))
-        kept = [parameter.detach().clone() for parameter in parameters]
-        logged |= self.optimizer.step(gradients, self._closures(frozen))
-        with torch.no_grad():
-            self._undo(kept)
-        return logged
-
-    def _undo(self, kept: Sequence[Tensor]) -> None:
-        """Put back the parameters of runs that are halted or whose update overflowed; that ends
-        training, or halts them.
-        """
-        parameters, undone = self.problem.parameters, self.halted
-        lost = None
-        if not bool(
-            torch.isfinite(torch.stack([parameter.sum() for parameter in parameters]).sum())
-        ):
-            lost = self._lost(parameters)
-            undone = lost if undone is None else undone | lost
-        if undone is None or not bool(undone.any()):
-            return
-        for parameter, before in zip(parameters, kept, strict=True):
-            parameter.copy_(torch.where(over_runs(undone, parameter), before, parameter))
-        if self.halt_diverged:
-            self.halted = undone
-        elif lost is not None and bool(lost.any()):
-            raise self._diverged("a parameter became infinite or NaN in the update")
-
-    def _lost(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[...] bool: the runs in which one of the tensors [..., *rest] holds a number that is not
-        finite.
-        """
-        runs = len(self.problem.runs)
-        whole = [torch.isfinite(tensor) for tensor in tensors]
-        return ~torch.stack(
-            [each.flatten(runs).all(-1) if each.dim() > runs else each for each in whole]
-        ).all(0)
-
-    def _closures(self, frozen: Frozen) -> Closures:
-        def log_dist() -> Tensor:
-            full = self.problem.policy(frozen.rollout).log_dist
-            require(
-                full is not None,
-                "policy.log_dist",
-                None,
-                "the full distribution, which a trust region measures KL with",
-            )
-            assert full is not None
-            return full
-
-        return Closures(
-            parameters=self.problem.parameters,
-            loss=lambda: (
-                -self.estimator.objective(self.problem.policy(frozen.rollout), frozen)
-                * self.minibatches
-            ),
-            log_dist=log_dist,
-            mean_kl=lambda q, p: metrics.mean_kl(q, p, frozen.rollout.mask),
-            old_log_dist=frozen.rollout.old_log_dist,
-        )
-
-    def _adapt(self, rollout: Rollout) -> None:
-        assert self.kl_coef is not None
-        beta = self.estimator.kl.beta
-        assert isinstance(beta, AdaptiveBeta)
-        with torch.no_grad():
-            self.kl_coef = beta.update(
-                self.kl_coef, metrics.kl_to_old(self.problem.policy(rollout), rollout)
-            )
-
-    def _check(self, loss: Tensor, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients, if all is finite.
-
-        Else raise `Diverged`, or halt the runs concerned and give them zeros.
-        """
-        total = loss.detach().sum() + sum(gradient.sum() for gradient in gradients)
-        if torch.isfinite(total):
-            return gradients
-        named = [
-            ("loss", loss.detach()),
-            *((f"gradient of parameter {i}", g) for i, g in enumerate(gradients)),
-        ]
-        bad = next(
-            ((name, tensor) for name, tensor in named if not bool(torch.isfinite(tensor).all())),
-            None,
-        )
-        if bad is None:  # finite numbers whose sum overflowed
-            return gradients
-        if self.halt_diverged:
-            now = self._lost([loss.detach(), *gradients])
-            self.halted = now if self.halted is None else self.halted | now
-            return [
-                torch.where(over_runs(self.halted, g), torch.zeros_like(g), g) for g in gradients
-            ]
-        value = bad[1][~torch.isfinite(bad[1])][0].item()
-        raise self._diverged(f"{bad[0]} became {value}")
-
-    def _diverged(self, what: str) -> Diverged:
-        """The error that ends training; the state, still a good one, is saved first where a path
-        was given.
-        """
-        saved = ""
-        if self.rescue is not None:
-            try:
-                saved = f"; the last good state is in {self.save(self.rescue)}"
-            except CourseError as error:
-                saved = f"; the last good state could not be saved: {error}"
-        return Diverged(f"training stopped at step {self.steps + 1}: {what}{saved}")
-
-    @staticmethod
-    def _check_rate(rate: object, runs: torch.Size) -> None:
-        """Refuse learning rates per run that would be lined up with other axes than the runs."""
-        if isinstance(rate, Tensor) and rate.dim() > 0:
-            fits = rate.dim() == len(runs) and all(
-                have in (1, want) for have, want in zip(rate.shape, runs, strict=True)
-            )
-            require(
-                fits,
-                "optimizer.lr",
-                tuple(rate.shape),
-                f"a number or one for each of the runs {tuple(runs)}",
-            )
-
-    # ------------------------------------------------------------------ state
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, by name."""
-        tensors = {f"parameters.{i}": p.detach() for i, p in enumerate(self.problem.parameters)}
-        tensors |= checkpoint.prefixed("optimizer", self.optimizer.state()) | checkpoint.prefixed(
-            "noise", self.noise.state()
-        )
-        if self.critic is not None:
-            tensors |= checkpoint.prefixed("critic", self.critic.state())
-        for name in ("kl_coef", "halted"):
-            if getattr(self, name) is not None:
-                tensors[name] = getattr(self, name)
-        if hasattr(self.problem, "state"):
-            tensors |= checkpoint.prefixed("problem", self.problem.state())
-        return tensors
-
-    def about(self) -> dict[str, Any]:
-        """What a saved state is of, JSON-able: steps, the shuffling generator, and what the learner
-        is made of.
-        """
-        return {"steps": self.steps, "shuffle": self.shuffle.bit_generator.state, **self._made_of()}
-
-    def save(self, path: str | Path) -> Path:
-        """Write the state to a file, whole or not at all."""
-        return checkpoint.write(path, self.state(), self.about())
-
-    def _made_of(self) -> dict[str, str]:
-        """What a saved state must come from for this learner to go on with it, name →
-        description.
-        """
-        estimator = self.estimator
-        described = {f"estimator.{name}": part.short for name, part in estimator.parts.items()}
-        described |= {
-            f"estimator.{name}": str(getattr(estimator, name))
-            for name in ("entropy_coef", "value_coef")
-        }
-        described |= {
-            "optimizer": type(self.optimizer).__name__,
-            "critic": "none" if self.critic is None else type(self.critic).__name__,
-        }
-        described |= {
-            f"parameter {i}": f"{tuple(p.shape)} {p.dtype}"
-            for i, p in enumerate(self.problem.parameters)
-        }
-        return described | {
-            "parameters": str(len(self.problem.parameters)),
-            "runs": str(tuple(self.noise.runs)),
-        }
-
-    def load(self, path: str | Path) -> None:
-        """Go on from a saved state, to the bit; refuses one of another estimator, optimiser, critic
-        or shape.
-        """
-        tensors, about = checkpoint.read(path)
-        self.restore(tensors, about, str(path))
-
-    def restore(
-        self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: str = "saved state"
-    ) -> None:
-        """Go on from `state()` and `about()` of a learner like this one; `path` is named in a
-        refusal.
-        """
-        for name, mine in self._made_of().items():
-            require(about.get(name) == mine, f"{path}: {name}", about.get(name), mine)
-        with torch.no_grad():
-            for i, parameter in enumerate(self.problem.parameters):
-                parameter.copy_(tensors[f"parameters.{i}"])
-        device = self.problem.parameters[0].device
-        self.optimizer.load(
-            {
-                name: tensor.to(device)
-                for name, tensor in checkpoint.under("optimizer", tensors).items()
-            }
-        )
-        self.noise.load(checkpoint.under("noise", tensors))
-        if self.critic is not None:
-            self.critic.load(checkpoint.under("critic", tensors))
-        if self.kl_coef is not None:
-            self.kl_coef = tensors["kl_coef"].to(self.kl_coef)
-        self.halted = tensors["halted"].to(device) if "halted" in tensors else None
-        if hasattr(self.problem, "load"):
-            self.problem.load(checkpoint.under("problem", tensors))
-        self.steps = int(about["steps"])
-        self.shuffle.bit_generator.state = about["shuffle"]
+        require(fits, name, shape, f"a number or one for each of the runs {tuple(runs)}")

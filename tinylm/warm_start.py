@@ -46,7 +46,6 @@ class Demonstrations:
         require_room(model, task)
         self.model, self.task, self.batch, self.runs = model, task, batch, model.runs
         self.parameters: Sequence[Tensor] = model.parameters
-        self.cross_entropy: Tensor | None = None
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
@@ -63,12 +62,15 @@ class Demonstrations:
         """log π of the demonstrations."""
         log_dist = log_dists(self.model, rollout.data["prompt"], rollout.data["tokens"])
         log_prob = chosen_log_probs(log_dist, rollout.data["tokens"], rollout.mask)
-        self.cross_entropy = -chosen_mean(log_prob.detach(), rollout.mask)
         return Policy(log_prob, log_dist)
 
     def metrics(self) -> dict[str, Tensor]:
-        """The cross-entropy of the last demonstrations, in nats per token, before the update."""
-        return {} if self.cross_entropy is None else {"cross_entropy": self.cross_entropy}
+        """None of its own after an update."""
+        return {}
+
+    def metrics_of_update(self, policy: Policy, rollout: Rollout) -> dict[str, Tensor]:
+        """The cross-entropy of the demonstrations, in nats per token, before the update."""
+        return {"cross_entropy": -chosen_mean(policy.log_prob.detach(), rollout.mask)}
 
 
 def warm_learner(budget: Budget, model: Transformer, task: Task, streams: Streams) -> Learner:

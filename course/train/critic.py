@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_flag, require_number
 from course.rollout import Rollout
 
 
@@ -29,6 +29,8 @@ class RunningMean:
     [...]) multiplies V, so that runs with a baseline (1) and without (0) can stand on one axis.
     """
 
+    made_with = ("include_current", "first", "per_prompt", "share")
+
     def __init__(
         self,
         *,
@@ -38,6 +40,10 @@ class RunningMean:
         share: float | Tensor = 1.0,
     ) -> None:
         require(first in ("zero", "reward"), "RunningMean.first", first, "'zero' or 'reward'")
+        require_flag("RunningMean.include_current", include_current)
+        require_flag("RunningMean.per_prompt", per_prompt)
+        if not isinstance(share, Tensor):
+            require_number("RunningMean.share", share, "a finite number, or a tensor, one per run")
         self.include_current, self.first, self.per_prompt = include_current, first, per_prompt
         self.share = share.unsqueeze(-1) if isinstance(share, Tensor) else share
         self.mean: Tensor | None = None  # [..., Q or 1]
@@ -70,7 +76,7 @@ class RunningMean:
 
     def state(self) -> dict[str, Tensor]:
         """The mean and the number of rollouts behind it."""
-        saved = {"count": torch.tensor(self.count)}
+        saved = {"count": torch.tensor(self.count, device="cpu")}
         return saved if self.mean is None else saved | {"mean": self.mean.clone()}
 
     def load(self, state: dict[str, Tensor]) -> None:

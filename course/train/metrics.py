@@ -4,8 +4,8 @@ share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,15 +14,44 @@ from course.estimator import Estimator, Frozen
 from course.parts.baseline import silent
 from course.parts.kl import exact_kl, k3
 from course.rollout import Policy, Rollout
+from course.train.optim import per_run_dot
+
+
+def token_mean(values: Tensor, tokens: Tensor) -> Tensor:
+    """Means over the chosen tokens of n minibatches [n, ...] → the mean over all their tokens;
+    `tokens` [n, ...] counts them.
+    """
+    known = torch.where(tokens > 0, values, torch.zeros_like(values))  # no token: a mean of nothing
+    weight = tokens.to(values.dtype)
+    return (known * weight).sum(0) / weight.sum(0)
+
+
+def update_mean(values: Tensor, tokens: Tensor) -> Tensor:
+    """One number per update [n, ...] → their mean, every update counted once."""
+    return values.mean(0)
+
+
+def smallest(values: Tensor, tokens: Tensor) -> Tensor:
+    """[n, ...] → the smallest."""
+    return values.amin(0)
+
+
+def largest(values: Tensor, tokens: Tensor) -> Tensor:
+    """[n, ...] → the largest."""
+    return values.amax(0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A logged quantity, one number per run [...]."""
+    """A logged quantity, one number per run [...].
+
+    `pool` puts the numbers of an epoch's minibatches together, so that the split does not show.
+    """
 
     name: str
     unit: str
     definition: str
+    pool: Callable[[Tensor, Tensor], Tensor] = update_mean
 
 
 GLOSSARY: dict[str, Metric] = {
@@ -37,33 +66,53 @@ GLOSSARY: dict[str, Metric] = {
         Metric("length", "tokens", "mean number of tokens per sample that the policy chose"),
         Metric("truncated", "share", "samples cut at the generation limit"),
         Metric(
-            "entropy", "nats", "entropy of the next-token distribution, mean over chosen tokens"
+            "entropy",
+            "nats",
+            "entropy of the next-token distribution, mean over chosen tokens",
+            pool=token_mean,
         ),
         Metric(
             "kl_old",
             "nats",
             "KL(π_old‖π) per chosen token; exact where the distribution is known, else the mean"
             " of k3",
+            pool=token_mean,
         ),
         Metric(
             "kl_ref",
             "nats",
             "KL(π‖π_ref) per chosen token; exact where the distribution is known, else the mean"
             " of k3",
+            pool=token_mean,
         ),
         Metric(
             "clip_fraction",
             "share",
             "chosen tokens whose surrogate is flat in ρ; 0 where a rollout serves one update",
+            pool=token_mean,
         ),
-        Metric("ratio_min", "", "smallest ρ of a chosen token"),
-        Metric("ratio_max", "", "largest ρ of a chosen token"),
-        Metric("gradient_norm", "", "length of the gradient before clipping"),
+        Metric("ratio_min", "", "smallest ρ of a chosen token", pool=smallest),
+        Metric("ratio_max", "", "largest ρ of a chosen token", pool=largest),
         Metric(
-            "value_error", "", "mean of (V − R)² over chosen tokens: the critic's squared error"
+            "gradient_norm",
+            "",
+            "length of the gradient before clipping; of the minibatches' mean gradient where there"
+            " are several",
+        ),
+        Metric(
+            "value_error",
+            "",
+            "mean of (V − R)² over chosen tokens: the critic's squared error",
+            pool=token_mean,
+        ),
+        Metric(
+            "updates",
+            "",
+            "updates that this rollout was used for, fewer than epochs × minibatches where the KL"
+            " stop ended them",
         ),
         Metric("kl_coef", "", "the adaptive β of this rollout"),
-        Metric("trust_region_kl", "nats", "KL(π_old‖π) after the TRPO step"),
+        Metric("trust_region_kl", "nats", "KL(π_old‖π) after the TRPO step", pool=token_mean),
         Metric(
             "step_fraction",
             "",
@@ -79,6 +128,7 @@ GLOSSARY: dict[str, Metric] = {
             "cross_entropy",
             "nats",
             "−log π of a demonstration's token, mean over tokens: the loss of the warm start",
+            pool=token_mean,
         ),
         Metric(
             "warm_accuracy",
@@ -90,11 +140,6 @@ GLOSSARY: dict[str, Metric] = {
         Metric("action_std", "", "standard deviation of a Gaussian policy, averaged over prompts"),
     )
 }
-
-COMBINE = {
-    "ratio_min": torch.amin,
-    "ratio_max": torch.amax,
-}  # how minibatches are put together; the rest: their mean
 
 
 def chosen_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -126,15 +171,12 @@ def of_rollout(rollout: Rollout) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def of_update(
-    estimator: Estimator, policy: Policy, frozen: Frozen, gradient_norm: Tensor
-) -> dict[str, Tensor]:
+def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str, Tensor]:
     """What one update sees before it is applied, name → [...]."""
     rollout, mask = frozen.rollout, frozen.rollout.mask
     log_ratio = estimator.log_ratio(policy, rollout)
     ratio = log_ratio.exp()
     logged = {
-        "gradient_norm": gradient_norm,
         # eq:flat-token-share
         "clip_fraction": chosen_mean(
             estimator.surrogate.clipped(log_ratio, frozen.advantage).to(ratio.dtype), mask
@@ -174,12 +216,48 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros_like(values))
 
 
-def combine(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The metrics of several minibatches as one: extremes of extremes, means of the rest."""
-    if len(updates) == 1:
-        return dict(updates[0])
-    stacked = {name: torch.stack([update[name] for update in updates]) for name in updates[0]}
-    return {
-        name: COMBINE[name](values, 0) if name in COMBINE else values.mean(0)
-        for name, values in stacked.items()
-    }
+@dataclass
+class Epoch:
+    """What the updates of one epoch saw: its minibatches are logged as if they were one batch.
+
+    They differ in their numbers of tokens, so means over tokens are weighted by these
+    (`Metric.pool`); their gradients are averaged before the length is taken. `active` [...] bool
+    are the runs that took part (None: all of them).
+    """
+
+    active: Tensor | None = None
+    rows: list[dict[str, Tensor]] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)  # [...] of each minibatch
+    gradient: Sequence[Tensor] = ()  # the sum of the minibatches' [..., *rest]
+
+    def add(self, seen: Mapping[str, Tensor], mask: Tensor, gradients: Sequence[Tensor]) -> None:
+        """One update: metrics by name [...], the mask of its minibatch, its gradients."""
+        self.rows.append(dict(seen))
+        self.tokens.append(mask.sum((-3, -2, -1)))
+        if self.gradient:
+            gradients = [a + b for a, b in zip(self.gradient, gradients, strict=True)]
+        self.gradient = gradients
+
+    def pooled(self) -> dict[str, Tensor]:
+        """Name → [...], of the whole epoch."""
+        count, tokens = len(self.rows), torch.stack(self.tokens)
+        norm = per_run_dot(self.gradient, self.gradient, tokens.dim() - 1).sqrt()
+        logged = {"gradient_norm": norm / count}
+        for name in self.rows[0]:
+            pool = GLOSSARY[name].pool if name in GLOSSARY else update_mean
+            values = [row[name] for row in self.rows]
+            logged[name] = values[0] if count == 1 else pool(torch.stack(values), tokens)
+        return logged
+
+    def after(self, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`pooled`, and for runs that took no part what `earlier` epochs say; with the number of
+        updates so far, where runs may stop early.
+        """
+        now = self.pooled()
+        if self.active is None:
+            return now
+        updates = (self.active * len(self.rows)).to(now["gradient_norm"].dtype)
+        if earlier:
+            now = {name: torch.where(self.active, now[name], earlier[name]) for name in now}
+            updates = updates + earlier["updates"]
+        return now | {"updates": updates}

@@ -11,7 +11,7 @@ import torch
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
-from course.errors import CourseError, require
+from course.errors import CourseError, require, require_number
 
 # numbers drawn ahead per run; a constant, since it decides how a stream is shared between kinds
 BLOCK = 512
@@ -35,7 +35,9 @@ class Noise:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        require(isinstance(seed, int) and seed >= 0, "seed", seed, "an integer ≥ 0")
+        require_number("seed", seed, "a whole number ≥ 0", at_least=0, whole=True)
+        for size in runs:
+            require_number("noise.runs", size, "whole numbers ≥ 0", at_least=0, whole=True)
         self.runs = torch.Size(runs)
         self.count = prod(self.runs)
         numbers = range(self.count) if numbers is None else numbers
@@ -45,8 +47,15 @@ class Noise:
             len(numbers),
             f"one number for each of the {self.count} runs",
         )
+        for number in (
+            () if isinstance(numbers, range) and min(numbers, default=0) >= 0 else numbers
+        ):
+            require_number("noise.numbers", number, "whole numbers ≥ 0", at_least=0, whole=True)
         require(
-            min(numbers, default=0) >= 0, "noise.numbers", min(numbers, default=0), "numbers ≥ 0"
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point,
+            "noise.dtype",
+            dtype,
+            "a floating-point type, such as torch.float32",
         )
         self.dtype, self.device = dtype, torch.device(device)
         master = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
@@ -54,7 +63,7 @@ class Noise:
         self.generators = [
             np.random.Generator(np.random.SFC64(cast(Any, _Words(words[run])))) for run in numbers
         ]
-        empty = torch.empty(0, self.count, dtype=torch.float64)
+        empty = torch.empty(0, self.count, dtype=torch.float64, device="cpu")
         self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
 
     def uniform(self, *shape: int) -> Tensor:

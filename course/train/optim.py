@@ -14,7 +14,7 @@ from typing import Protocol, overload
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 
 Schedule = Callable[[int], float]
 
@@ -25,7 +25,9 @@ class Closures:
 
     `loss()` → [...] per run. `log_dist()` → log-probabilities [..., Q, G or 1, T or 1, V],
     differentiable. `mean_kl(q, p)` → [...] KL(q‖p) in nats, the mean over the rollout's chosen
-    tokens. `old_log_dist` is π_old, the policy that sampled.
+    tokens. `old_log_dist` is π_old, the policy that sampled. `active` [...] bool are the runs that
+    take this update (None: all of them); the learner gives the others their parameters back, and
+    what an optimiser remembers of them should stay as it is.
     """
 
     parameters: Sequence[Tensor]
@@ -33,11 +35,15 @@ class Closures:
     log_dist: Callable[[], Tensor]
     mean_kl: Callable[[Tensor, Tensor], Tensor]
     old_log_dist: Tensor | None
+    active: Tensor | None = None
 
 
 class Optimizer(Protocol):
     """Changes the parameters in place, once per call; may return metrics of its own,
     name → [...].
+
+    `state` is what it remembers, which a saved learner keeps. What it was made with may be named in
+    a class variable `made_with`: a saved learner does not go on with others.
     """
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]: ...
@@ -66,18 +72,23 @@ class LinearDecay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.steps > 0, "LinearDecay.steps", self.steps, "a positive number of updates")
-        require(
-            0 <= self.warmup < self.steps,
+        require_number(
+            "LinearDecay.steps", self.steps, "a whole number of updates > 0", above=0, whole=True
+        )
+        require_number(
             "LinearDecay.warmup",
             self.warmup,
-            f"from 0 to below steps = {self.steps}",
+            f"a whole number of updates from 0 to below steps = {self.steps}",
+            at_least=0,
+            below=self.steps,
+            whole=True,
         )
-        require(
-            0 <= self.final <= 1,
+        require_number(
             "LinearDecay.final",
             self.final,
             "a share of the learning rate from 0 to 1",
+            at_least=0,
+            at_most=1,
         )
 
     def __call__(self, step: int) -> float:
@@ -102,6 +113,14 @@ def over_runs(per_run: Tensor | float, parameter: Tensor) -> Tensor | float:
     return per_run.reshape(*per_run.shape, *(1,) * (parameter.dim() - per_run.dim()))
 
 
+def put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], which: Tensor) -> None:
+    """Give the tensors [..., *rest] what they held `before`, in place, in the runs `which` [...]
+    alone.
+    """
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(over_runs(which, tensor), old, tensor))
+
+
 def per_run_dot(a: Sequence[Tensor], b: Sequence[Tensor], runs: int) -> Tensor:
     """Σ a·b over everything but the run axes: two lists of [..., *rest] → [...]."""
     total: Tensor | None = None
@@ -122,34 +141,80 @@ def clip_gradients(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -
     return [gradient * over_runs(factor, gradient) for gradient in gradients]
 
 
-class _FirstOrder:
-    def __init__(self, lr: float | Tensor, schedule: Schedule | None = None) -> None:
-        positive = (
-            bool(((lr > 0) & (lr < torch.inf)).all())
-            if isinstance(lr, Tensor)
-            else 0 < lr < float("inf")
-        )
-        require(positive, "lr", lr, "a finite number > 0 (or a tensor of them, one per run)")
-        self.lr, self.schedule, self.updates = lr, schedule or Constant(), 0
+def require_per_run(field: str, value: object, unit: str) -> None:
+    """Raise `CourseError` unless `value` is a finite number > 0, or a tensor of them, one
+    per run.
+    """
+    allowed = f"{unit} > 0 (or a tensor of them, one per run)"
+    if not isinstance(value, Tensor):
+        require_number(field, value, allowed, above=0)
+        return
+    whole_or_real = value.dtype != torch.bool and not value.is_complex()
+    require(whole_or_real, field, value.dtype, allowed)
+    bad = ~((value > 0) & (value < torch.inf))
+    if bool(bad.any()):
+        require(False, field, value[bad][0].item(), allowed)
 
-    def _rate(self) -> float | Tensor:
-        share = self.schedule(self.updates)
-        rate = self.lr if share == 1 else self.lr * share
+
+class _FirstOrder:
+    """What optimisers with a learning rate share: the rate, its schedule, and counting updates.
+
+    Runs that stop early (`Closures.active`) have fewer updates behind them than others, and a rate
+    of their own.
+    """
+
+    made_with: tuple[str, ...] = ("lr", "schedule")
+
+    def __init__(self, lr: float | Tensor, schedule: Schedule | None = None) -> None:
+        require_per_run("lr", lr, "a finite number")
+        require(
+            schedule is None or (callable(schedule) and not isinstance(schedule, type)),
+            "schedule",
+            schedule,
+            "None or a function of the number of updates, such as LinearDecay(1000)",
+        )
+        self.lr, self.schedule = lr, schedule or Constant()
+        self.updates = 0  # calls of `step`
+        self.taken: Tensor | None = None  # [...] updates of each run, once runs may stop early
+
+    def _rate(self, closures: Closures) -> float | Tensor:
+        """The learning rate of this update, which it counts: a number, or one per run."""
+        if closures.active is not None and self.taken is None:
+            self.taken = torch.full(closures.active.shape, self.updates, device="cpu")
+        share = self._after_updates(self._share, closures.parameters[0])
         self.updates += 1
-        return rate
+        if self.taken is not None:
+            self.taken = self.taken + (
+                1 if closures.active is None else closures.active.to("cpu", torch.int64)
+            )
+        return self.lr if not isinstance(share, Tensor) and share == 1 else self.lr * share
+
+    def _after_updates(self, value: Callable[[int], float], like: Tensor) -> float | Tensor:
+        """`value(n)` of the number n of updates taken so far: one number, or [...] per run."""
+        if self.taken is None:
+            return value(self.updates)
+        per_run = [value(n) for n in self.taken.flatten().tolist()]
+        return torch.tensor(per_run, dtype=like.dtype, device=like.device).reshape(self.taken.shape)
+
+    def _share(self, update: int) -> float:
+        share = self.schedule(update)
+        require_number(f"schedule({update})", share, "a finite number ≥ 0", at_least=0)
+        return share
 
     def state(self) -> dict[str, Tensor]:
-        return {"updates": torch.tensor(self.updates)}
+        counts = {"updates": torch.tensor(self.updates, device="cpu")}
+        return counts if self.taken is None else counts | {"taken": self.taken.clone()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.updates = int(state["updates"])
+        self.taken = state["taken"].to("cpu") if "taken" in state else None
 
 
 class SGD(_FirstOrder):
     """θ ← θ − lr·∇loss: plain gradient ascent on the objective. eq:gradient-ascent"""
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]:
-        rate = self._rate()
+        rate = self._rate(closures)
         with torch.no_grad():
             for parameter, gradient in zip(closures.parameters, gradients, strict=True):
                 if isinstance(rate, Tensor):
@@ -166,6 +231,8 @@ class Adam(_FirstOrder):
     eq:adam-step
     """
 
+    made_with = (*_FirstOrder.made_with, "betas", "eps", "weight_decay")
+
     def __init__(
         self,
         lr: float | Tensor,
@@ -176,15 +243,13 @@ class Adam(_FirstOrder):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(lr, schedule)
-        require(
-            len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
-            "Adam.betas",
-            betas,
-            "two numbers from 0 to below 1",
-        )
+        pair = isinstance(betas, tuple | list) and len(betas) == 2
+        require(pair, "Adam.betas", betas, "two numbers from 0 to below 1")
+        for beta in betas:
+            require_number("Adam.betas", beta, "two numbers from 0 to below 1", at_least=0, below=1)
         for name, value in (("eps", eps), ("weight_decay", weight_decay)):
-            require(0 <= value < float("inf"), f"Adam.{name}", value, "a number ≥ 0")
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+            require_number(f"Adam.{name}", value, "a number ≥ 0", at_least=0)
+        self.betas, self.eps, self.weight_decay = (betas[0], betas[1]), eps, weight_decay
         self.mean: list[Tensor] = []
         self.square: list[Tensor] = []
 
@@ -192,19 +257,27 @@ class Adam(_FirstOrder):
         if not self.mean:
             self.mean = [torch.zeros_like(p) for p in closures.parameters]
             self.square = [torch.zeros_like(p) for p in closures.parameters]
-        rate = self._rate()
+        moments = [*self.mean, *self.square]
+        before = [] if closures.active is None else [moment.clone() for moment in moments]
+        rate = self._rate(closures)
+        first = closures.parameters[0]
         beta1, beta2 = self.betas
+        # both moments start at 0 and are too small by these factors
+        of_mean = self._after_updates(lambda n: 1 - beta1**n, first)
+        of_square = self._after_updates(lambda n: 1 - beta2**n, first)
         with torch.no_grad():
             for p, g, m, v in zip(
                 closures.parameters, gradients, self.mean, self.square, strict=True
             ):
                 m.lerp_(g, 1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                scale = (v / (1 - beta2**self.updates)).sqrt_().add_(self.eps)
-                direction = m / (1 - beta1**self.updates) / scale
+                scale = (v / over_runs(of_square, p)).sqrt_().add_(self.eps)
+                direction = m / over_runs(of_mean, p) / scale
                 if self.weight_decay:
                     direction += self.weight_decay * p
                 p.sub_(over_runs(rate, p) * direction)
+            if closures.active is not None:
+                put_back(moments, before, ~closures.active)
         return {}
 
     def state(self) -> dict[str, Tensor]:

@@ -14,8 +14,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require
-from course.train.optim import Closures, Schedule, _FirstOrder, over_runs, per_run_dot
+from course.errors import CourseError, require_number
+from course.train.optim import (
+    Closures,
+    Schedule,
+    _FirstOrder,
+    over_runs,
+    per_run_dot,
+    require_per_run,
+)
 
 Vector = list[Tensor]
 
@@ -88,6 +95,8 @@ class NaturalGradient(_FirstOrder):
     parametrisation.
     """
 
+    made_with = (*_FirstOrder.made_with, "iterations", "damping")
+
     def __init__(
         self,
         lr: float | Tensor,
@@ -97,8 +106,7 @@ class NaturalGradient(_FirstOrder):
         damping: float = 1e-8,
     ) -> None:
         super().__init__(lr, schedule)
-        require(iterations > 0, "NaturalGradient.iterations", iterations, "a positive number")
-        require(damping >= 0, "NaturalGradient.damping", damping, "a number ≥ 0")
+        _require_solver("NaturalGradient", iterations, damping)
         self.iterations, self.damping = iterations, damping
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]:
@@ -106,7 +114,7 @@ class NaturalGradient(_FirstOrder):
         direction = conjugate_gradient(
             fisher_product(closures, self.damping), gradients, runs, self.iterations
         )
-        rate = self._rate()
+        rate = self._rate(closures)
         with torch.no_grad():
             for parameter, part in zip(closures.parameters, direction, strict=True):
                 parameter.sub_(over_runs(rate, parameter) * part)
@@ -120,6 +128,8 @@ class TRPO:
     order in the step and then by the true KL. `max_kl` is a number or a tensor [...], one per run.
     """
 
+    made_with = ("max_kl", "iterations", "damping", "backtracks", "shrink")
+
     def __init__(
         self,
         max_kl: float | Tensor = 0.01,
@@ -129,17 +139,10 @@ class TRPO:
         backtracks: int = 10,
         shrink: float = 0.5,
     ) -> None:
-        bound = torch.as_tensor(max_kl)
-        require(
-            bool(((bound > 0) & (bound < torch.inf)).all()),
-            "TRPO.max_kl",
-            max_kl,
-            "a number of nats > 0 (or a tensor of them, one per run)",
-        )
-        require(iterations > 0, "TRPO.iterations", iterations, "a positive number")
-        require(damping >= 0, "TRPO.damping", damping, "a number ≥ 0")
-        require(backtracks > 0, "TRPO.backtracks", backtracks, "a positive number")
-        require(0 < shrink < 1, "TRPO.shrink", shrink, "a number between 0 and 1")
+        require_per_run("TRPO.max_kl", max_kl, "a finite number of nats")
+        _require_solver("TRPO", iterations, damping)
+        require_number("TRPO.backtracks", backtracks, "a whole number > 0", above=0, whole=True)
+        require_number("TRPO.shrink", shrink, "a number between 0 and 1", above=0, below=1)
         self.max_kl, self.iterations, self.damping, self.backtracks, self.shrink = (
             max_kl,
             iterations,
@@ -194,3 +197,9 @@ class TRPO:
 
     def load(self, state: dict[str, Tensor]) -> None:
         pass
+
+
+def _require_solver(name: str, iterations: int, damping: float) -> None:
+    """Refuse settings that the conjugate gradient cannot use."""
+    require_number(f"{name}.iterations", iterations, "a whole number > 0", above=0, whole=True)
+    require_number(f"{name}.damping", damping, "a number ≥ 0", at_least=0)

@@ -5,6 +5,7 @@ refuses.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from course.train import checkpoint, metrics
 from course.train.critic import RunningMean
 from course.train.metrics import GLOSSARY
 from course.train.noise import Noise
-from course.train.optim import SGD, Adam
+from course.train.optim import SGD, Adam, LinearDecay
 from course.train.trust_region import TRPO, NaturalGradient
-from tests.helpers import bernoulli_bandit, close, f64, make_rollout, stream
+from tests.helpers import bernoulli_bandit, close, f64, few_ulp, make_rollout, stream
 
 LENGTHS = [1, 3, 2]  # tokens of the three arms
 MEANS = [[0.2, 0.5, 0.8], [0.9, 0.4, 0.1], [0.5, 0.5, 0.2]]
@@ -87,11 +88,11 @@ def grpo_by_hand(
         std = math.sqrt(sum((r - mean) ** 2 for r in row) / group)
         advantages.append([0.0 if max(row) == min(row) else (r - mean) / (std + 1e-6) for r in row])
     logged: dict[str, float] = {}
-    for order in orders:  # an epoch
-        rows = []
+    for order in orders:  # an epoch, logged as one whatever the split
+        whole = {q: [0.0] * 3 for q in range(prompts)}  # Σ of the minibatches' gradients
+        ratios, flat, entropy, kl_old, kl_ref, tokens = [], 0, 0.0, 0.0, 0.0, 0
         for batch in order:  # a minibatch: numbers of prompts
             gradient = {q: [0.0] * 3 for q in batch}
-            ratios, flat, entropy, kl_old, kl_ref, tokens = [], 0, 0.0, 0.0, 0.0, 0
             for q in batch:
                 pi = softmax(logits[q])
                 for arm, advantage in zip(arms[q], advantages[q], strict=True):
@@ -109,36 +110,19 @@ def grpo_by_hand(
                     kl_old += kl(old[q], pi)
                     kl_ref += kl(pi, [1 / 3] * 3)
                     tokens += LENGTHS[arm]
-            norm = math.sqrt(sum(g**2 for row in gradient.values() for g in row))
-            rows.append(
-                (
-                    norm,
-                    flat / tokens,
-                    entropy / tokens,
-                    kl_old / tokens,
-                    kl_ref / tokens,
-                    min(ratios),
-                    max(ratios),
-                )
-            )
             for q in batch:
+                whole[q] = [a + b for a, b in zip(whole[q], gradient[q], strict=True)]
                 logits[q] = [x + rate * g for x, g in zip(logits[q], gradient[q], strict=True)]
-        names = (
-            "gradient_norm",
-            "clip_fraction",
-            "entropy",
-            "kl_old",
-            "kl_ref",
-            "ratio_min",
-            "ratio_max",
-        )
         logged = {
-            name: sum(values) / len(values) for name, *values in zip(names, *rows, strict=True)
+            "gradient_norm": math.sqrt(sum(g**2 for row in whole.values() for g in row))
+            / len(order),
+            "clip_fraction": flat / tokens,
+            "entropy": entropy / tokens,
+            "kl_old": kl_old / tokens,
+            "kl_ref": kl_ref / tokens,
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
         }
-        logged["ratio_min"], logged["ratio_max"] = (
-            min(row[5] for row in rows),
-            max(row[6] for row in rows),
-        )
     logged["reward"] = sum(map(sum, rewards)) / (prompts * group)
     logged["silent_groups"] = sum(max(row) == min(row) for row in rewards) / prompts
     logged["length"] = sum(LENGTHS[arm] for row in arms for arm in row) / (prompts * group)
@@ -299,6 +283,53 @@ def test_a_progress_bar_wraps_the_steps() -> None:
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        *(
+            ({name: value}, rf"{name}: got {re.escape(repr(value))}; allowed is a whole number > 0")
+            for name in ("epochs", "minibatches", "log_every")
+            for value in (0, 2.5, True, None, "2", math.nan)
+        ),
+        *(
+            ({name: value}, rf"{name}: got {re.escape(repr(value))}; allowed is None or a number")
+            for name in ("max_grad_norm", "kl_stop")
+            for value in (0, -1.0, True, "1", math.nan, math.inf)
+        ),
+        ({"shuffle_seed": -1}, "shuffle_seed: got -1"),
+        ({"shuffle_seed": 0.5}, "shuffle_seed: got 0.5"),
+        ({"halt_diverged": "no"}, "halt_diverged: got 'no'; allowed is True or False"),
+        ({"rescue": 3}, "rescue: got 3; allowed is None or a path"),
+        ({"critic": RunningMean}, "critic: got <class"),
+        ({"critic": 0.5}, r"critic: got 0\.5; allowed is an object with write, state, load"),
+        ({"estimator": "grpo"}, "estimator: got 'grpo'; allowed is an Estimator"),
+        ({"optimizer": SGD}, "optimizer: got <class .*SGD'>; allowed is an object with step"),
+        ({"optimizer": None}, "optimizer: got None"),
+        ({"noise": 0}, "noise: got 0; allowed is a Noise"),
+        ({"problem": None}, "problem: got None; allowed is an object with parameters, runs"),
+        ({"optimizer": TRPO(f64([0.1] * 4))}, r"optimizer\.max_kl: got \(4,\)"),
+    ],
+)
+def test_a_learner_of_impossible_settings_is_refused_when_it_is_made(
+    settings: dict, says: str
+) -> None:
+    given = {
+        "problem": bernoulli_bandit((2,)),
+        "estimator": ladder.clip,
+        "optimizer": SGD(0.1),
+        "noise": stream((2,)),
+    }
+    with pytest.raises(CourseError, match=says):
+        Learner(**{**given, **settings})
+
+
+def test_a_history_keeps_as_many_rows_as_it_is_told_to() -> None:
+    learner = Learner(bernoulli_bandit(), ladder.clip, SGD(0.1), stream())
+    learner.history = History(keep=3)
+    assert learner.train(8).steps == [6, 7, 8]
+    assert learner.history["reward"].shape == (3,)
+
+
 def test_a_metric_that_was_not_logged_is_named() -> None:
     history = Learner(bernoulli_bandit(), ladder.clip, SGD(0.1), stream()).train(1)
     with pytest.raises(
@@ -405,20 +436,13 @@ def test_metrics_of_an_update_without_distributions_use_the_samples() -> None:
         ref_log_prob=[[[quarter] * 2] * 2],
     )
     policy = Policy(f64([[[quarter, quarter], [0.0, 50.0]]]))  # ρ = ½, ½ and 2
-    logged = metrics.of_update(ladder.clip, policy, ladder.clip.freeze(rollout), f64(7.0))
+    logged = metrics.of_update(ladder.clip, policy, ladder.clip.freeze(rollout))
     k3_old = [0.5 - 1 + math.log(2)] * 2 + [2 - 1 - math.log(2)]  # r = π/π_old
     k3_ref = [0.0, 0.0, 0.25 - 1 + math.log(4)]  # r = π_ref/π
-    assert logged.keys() == {
-        "gradient_norm",
-        "clip_fraction",
-        "ratio_min",
-        "ratio_max",
-        "kl_old",
-        "kl_ref",
-    }
+    assert logged.keys() == {"clip_fraction", "ratio_min", "ratio_max", "kl_old", "kl_ref"}
     close(logged["kl_old"], sum(k3_old) / 3)
     close(logged["kl_ref"], sum(k3_ref) / 3)
-    close([logged["ratio_min"], logged["ratio_max"], logged["gradient_norm"]], [0.5, 2.0, 7.0])
+    close([logged["ratio_min"], logged["ratio_max"]], [0.5, 2.0])
     assert (
         float(logged["clip_fraction"]) == 0
     )  # A > 0 with ρ = ½, A < 0 with ρ = 2: neither is flat
@@ -426,8 +450,63 @@ def test_metrics_of_an_update_without_distributions_use_the_samples() -> None:
     swapped = Policy(
         f64([[[half + math.log(4), half], [quarter, 50.0]]])
     )  # geometric mean 2 and ratio ½: both flat
-    logged = metrics.of_update(gspo, swapped, gspo.freeze(rollout), f64(0.0))
+    logged = metrics.of_update(gspo, swapped, gspo.freeze(rollout))
     close([logged["ratio_min"], logged["ratio_max"], logged["clip_fraction"]], [0.5, 2.0, 1.0])
+
+
+def still(**options: object) -> Learner:
+    """A learner whose updates move nothing (the learning rate falls to 0 at once): all that a
+    minibatch can change is how it is logged. Arms of 1, 3 and 2 tokens, three prompts, two runs.
+    """
+    problem = Recorded(reference="start", critic=True)
+    with torch.no_grad():
+        problem.parameters[0].add_(f64([[[0.1, -1.0, 1.5], [2.0, 0.3, -0.4], [0.0, 0.5, 1.0]]]))
+        problem.parameters[1].add_(f64([0.1, 0.7, -0.3]))
+    estimator = replace(ladder.ppo_value, kl=K3(beta=0.2))
+    return Learner(problem, estimator, SGD(1.0, lambda n: 0.0), stream((2,), 1), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("minibatches", [2, 3])
+def test_every_metric_is_the_same_whatever_the_split(minibatches: int) -> None:
+    whole, split = still(epochs=2), still(epochs=2, minibatches=minibatches)
+    one, many = whole.train(3), split.train(3)
+    assert {"value_error", "kl_ref", "entropy", "gradient_norm", "ratio_max"} <= {*one.names}
+    assert one.names == many.names
+    lengths = whole.problem.seen[0][0].length.sum(-1)  # type: ignore[attr-defined]
+    assert bool((lengths != lengths[..., :1]).any())  # else a plain mean would do
+    for name in one.names:
+        close(many[name], one[name], rtol=1e-12, atol=1e-14)
+
+
+def test_a_logged_entropy_is_the_mean_over_all_tokens() -> None:
+    """Prompts with 4, 2 and 2 chosen tokens of entropy .1908, log 2 and log 2: .4420."""
+    certain = 0.95260
+    chance = f64([[certain, 1 - certain], [0.5, 0.5], [0.5, 0.5]])
+    environment = Bernoulli(f64([[0.5, 0.5]] * 3))
+
+    class Lengths(Bandit):
+        def sample(self, noise: Noise) -> Rollout:
+            one = super().sample(noise)
+            mask = torch.tensor([[[1, 1]] * 2, [[1, 0]] * 2, [[1, 0]] * 2]).bool()
+            zero = torch.zeros(3, 2, 2, dtype=torch.float64)
+            return Rollout(zero, zero, mask, data=one.data)
+
+        def policy(self, rollout: Rollout) -> Policy:
+            now = super().policy(rollout)
+            return Policy(now.log_prob.expand(-1, -1, 2), now.log_dist)
+
+    hand = -(chance * chance.log()).sum(-1)
+    want = float(hand @ f64([4, 2, 2])) / 8
+    assert [round(float(hand[0]), 4), round(want, 4)] == [0.1908, 0.4420]
+    for minibatches in (1, 2, 3):
+        problem = Lengths(environment, Softmax(chance.log()), 2)
+        learner = Learner(problem, ladder.reinforce, SGD(0.1), stream(), minibatches=minibatches)
+        assert float(learner.train(1)["entropy"]) == pytest.approx(want, abs=1e-12)
+
+
+def test_a_minibatch_without_a_token_of_a_run_does_not_count_in_it() -> None:
+    values, tokens = f64([[math.nan, 1.0], [2.0, 3.0]]), torch.tensor([[0, 3], [5, 1]])
+    close(metrics.token_mean(values, tokens), [2.0, 1.5])
 
 
 def test_a_gaussian_policy_logs_its_mean_and_std() -> None:
@@ -583,6 +662,93 @@ def test_a_running_mean_is_the_average_reward_baseline_in_the_loop() -> None:
         close(problem.parameters[0].detach(), [theta])
         with torch.no_grad():
             twin.parameters[0].copy_(problem.parameters[0])
+
+
+# ---------------------------------------------------------------- the KL stop
+
+
+def stopping(numbers: list[int], make=lambda: SGD(0.6), **options: object) -> Learner:  # type: ignore[no-untyped-def]
+    """Runs with rollouts of their own, of which some go too far in four epochs."""
+    runs = (len(numbers),)
+    problem = bernoulli_bandit(runs, reference="start", group=6)
+    noise = stream(runs, 5, numbers=numbers)
+    given = {"epochs": 4, "kl_stop": 0.01, "max_grad_norm": 1.0, **options}
+    return Learner(problem, ladder.grpo, make(), noise, **given)  # type: ignore[arg-type]
+
+
+def test_the_kl_stop_ends_a_runs_epochs_where_its_kl_exceeds_the_bound() -> None:
+    """Against the same learner taken one epoch at a time: after each, KL(π_old‖π) by hand decides
+    whether the run is used again.
+    """
+    learner = stopping([0, 1, 2, 3])
+    before = learner.problem.parameters[0].detach().clone()
+    history = learner.train(1)
+    used = history["updates"][0]
+    assert used.unique().numel() > 1  # some runs stop, at different times
+    ends = []
+    for epochs in (1, 2, 3, 4):
+        free = stopping([0, 1, 2, 3], epochs=epochs, kl_stop=None)
+        free.train(1)
+        ends.append(free.problem.parameters[0].detach())
+    for run in range(4):
+        p = [softmax(row) for row in before[run].tolist()]
+        count = 1
+        while count < 4:
+            now = [softmax(row) for row in ends[count - 1][run].tolist()]
+            if sum(kl(a, b) for a, b in zip(p, now, strict=True)) / 2 > 0.01:
+                break
+            count += 1
+        assert int(used[run]) == count
+        assert torch.equal(learner.problem.parameters[0][run], ends[count - 1][run])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SGD(f64(0.6), LinearDecay(100, 3)),
+        lambda: Adam(0.12, LinearDecay(100, 3), weight_decay=0.01),
+        lambda: NaturalGradient(0.2),
+        lambda: TRPO(0.02),
+    ],
+    ids=["SGD", "Adam", "NaturalGradient", "TRPO"],
+)
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_runs_that_stop_early_are_alone_what_they_are_together(make, minibatches: int) -> None:  # type: ignore[no-untyped-def]
+    """Parameters, metrics, the optimiser's memory and its place in the schedule, the shuffling."""
+    together = stopping([0, 1, 2], make, minibatches=minibatches)
+    history = together.train(8)
+    assert len({*history["updates"].sum(0).tolist()}) > 1  # they stop at different times
+    for run in range(3):
+        alone = stopping([run], make, minibatches=minibatches)
+        own = alone.train(8)
+        assert torch.equal(own["updates"][:, 0], history["updates"][:, run])
+        for name in history.names:
+            few_ulp(own[name][:, 0], history[name][:, run], count=64)
+        one, all_runs = alone.state(), together.state()
+        for name, tensor in one.items():
+            if tensor.dim() > 0 and not name.startswith("noise"):
+                few_ulp(tensor[0].double(), all_runs[name][run].double(), count=64)
+        assert alone.shuffle.bit_generator.state == together.shuffle.bit_generator.state
+
+
+def test_a_kl_stop_that_nothing_reaches_changes_nothing_but_the_log() -> None:
+    free, bound = (stopping([0, 1], lambda: Adam(0.05), kl_stop=each) for each in (None, 1e9))
+    one, two = free.train(4), bound.train(4)
+    close(bound.problem.parameters[0].detach(), free.problem.parameters[0].detach())
+    assert [*one.names, "updates"] == sorted(two.names, key=[*one.names, "updates"].index)
+    assert bool((two["updates"] == 4).all())
+
+
+def test_what_a_kl_stop_left_is_saved_and_goes_on_to_the_bit(tmp_path: Path) -> None:
+    def make() -> Learner:
+        return stopping([0, 1, 2], lambda: Adam(0.05, LinearDecay(60)), minibatches=2)
+
+    whole, first, second = make(), make(), make()
+    whole.train(9)
+    first.train(4)
+    second.load(first.save(tmp_path / "state"))
+    second.train(5)
+    assert checkpoint.equal_states(whole.state(), second.state())
 
 
 # ---------------------------------------------------------------- when it diverges

@@ -69,7 +69,7 @@ def test_token_entropy() -> None:
         [-sum(p * math.log(p) for p in row) for row in sample] for sample in DIST[0].exp().tolist()
     ]
     assert torch.allclose(policy.entropy[0], torch.tensor(hand, dtype=torch.float64), atol=1e-12)
-    logged = of_update(Estimator(), policy, frozen(), torch.tensor(0.0))
+    logged = of_update(Estimator(), policy, frozen())
     assert float(logged["entropy"]) == pytest.approx(
         (hand[0][0] + hand[0][1] + hand[1][0]) / 3, abs=1e-12
     )
@@ -106,7 +106,6 @@ def test_flat_token_share() -> None:
             Estimator(surrogate=Clip(0.2)),
             Policy(ratio.log()),
             frozen(advantage=advantage),
-            torch.tensor(0.0),
         )
         assert float(logged["clip_fraction"]) == pytest.approx(exact, abs=1e-12)
         assert exact == (pytest.approx(2 / 3) if sign > 0 else 0)
