@@ -5,12 +5,13 @@ and the spread of any estimator's gradient are exact on a real transformer: noth
 is the one place where `tinylm` knows `bandits`.
 
 What can be listed. Completions: with 17 characters and the end there are 5,220 of at most 3 tokens
-and 88,741 of at most 4; `LARGEST` refuses more. Groups: those whose members matter to each other
-only through reward and length, since the others of a group are then a few classes: with C classes
-and K completions K · C(C + G − 2, G − 1) groups are computed, and `course.exact` refuses above 40
-million cells. For rewards of 0 or 1 that is G ≤ 10 at 3 tokens and G ≤ 3 at 4. A KL in the reward
-makes every completion a class of its own: then G = 1. So does a part of your own, which may read
-anything. A critic's values are not listed.
+and 88,741 of at most 4; `LARGEST` refuses more. Groups: the others of a group count in classes, of
+completions that no part can tell apart, as the parts declare it; with C classes and K completions
+K · C(C + G − 2, G − 1) groups are computed, and `course.exact` refuses above 40 million cells. A
+group baseline on rewards of 0 or 1 makes two classes: G ≤ 50 at 3 tokens and G ≤ 10 at 4. With a KL
+in the reward every completion has a return of its own, and a baseline that compares them leaves
+G = 1. So does a part of your own that does not say what it looks at, or a class derived from
+`Estimator`. A critic's values are not listed.
 """
 
 from __future__ import annotations

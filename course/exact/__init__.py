@@ -20,15 +20,9 @@ from course.exact.closed_forms import (
     variance_at_baseline,
 )
 from course.exact.counting import compositions, log_multinomial
-from course.exact.microscope import (
-    AmongOthers,
-    Groups,
-    Microscope,
-    among_others,
-    every_group,
-    microscope,
-    total_variance,
-)
+from course.exact.lumps import AmongOthers, among_others, total_variance
+from course.exact.moments import Microscope, microscope
+from course.exact.multisets import Groups, every_group
 from course.exact.outcomes import (
     Outcomes,
     gradient,

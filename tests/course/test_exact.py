@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from course import ladder
 from course.errors import CourseError
+from course.estimator import Estimator, Frozen
 from course.estimator import replace as swap
 from course.exact import (
     Microscope,
@@ -21,6 +21,7 @@ from course.exact import (
     compositions,
     control_variate,
     covariance_at_baseline,
+    every_group,
     gaussian_control_variate,
     gaussian_kl_moments,
     gradient,
@@ -44,11 +45,13 @@ from course.exact import (
     variance_at_baseline,
 )
 from course.exact.counting import members
-from course.exact.microscope import LARGEST
+from course.exact.view import LARGEST
 from course.parts import (
     K1,
     K2,
     K3,
+    Aggregation,
+    Baseline,
     BatchMean,
     BatchStd,
     Clip,
@@ -57,18 +60,22 @@ from course.parts import (
     DropSilentGroups,
     DropTruncated,
     ExactKL,
+    GroupMean,
     GroupStd,
     ImportanceSampling,
     InLoss,
     InLossTimesRatio,
     InReward,
     LeaveOneOut,
+    SampleFilter,
     Scale,
     ScoreFunction,
     SequenceMean,
     SequenceRatio,
+    SequenceSum,
     Value,
 )
+from course.rollout import Policy, Rollout
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
@@ -162,6 +169,7 @@ def ragged(off_policy: bool, prompts: int = 1) -> Outcomes:
 def same(a: Microscope, b: Microscope) -> None:
     close(a.expected, b.expected)
     close(a.coefficient, b.coefficient)
+    close(a.value, b.value)
     assert a.covariance is not None
     assert b.covariance is not None
     close(a.covariance, b.covariance)
@@ -174,10 +182,10 @@ def loop_moments(
     outcomes: Outcomes, group: int, sample_gradient
 ) -> tuple[list[float], list[list[float]]]:  # type: ignore[no-untyped-def]
     """Mean and covariance over all K^G ordered groups of one prompt, by loops;
-    `sample_gradient(group of k) → list [D]`.
+    `sample_gradient(group of k) → list`, D long, or with more numbers behind.
     """
     p = sampling_probability(outcomes)[0].tolist()
-    size = outcomes.score.shape[-1]
+    size = len(sample_gradient((0,) * group))
     mean, second = [0.0] * size, [[0.0] * size for _ in range(size)]
     for chosen in itertools.product(range(len(p)), repeat=group):
         weight = math.prod(p[k] for k in chosen)
@@ -190,8 +198,8 @@ def loop_moments(
 
 
 def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, eps: float):  # type: ignore[no-untyped-def]
-    """GRPO's gradient for one group, written from Shao et al. 2024, eqs. 3, 4 and 20: scalars and
-    loops only.
+    """GRPO's gradient for one group, written from Shao et al. 2024, eqs. 3, 4 and 20, and behind it
+    the objective's value: scalars and loops only. [D + 1].
     """
     log_prob, old, reward = (
         outcomes.log_prob[0].tolist(),
@@ -209,7 +217,7 @@ def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, ep
         returns = [sum(reward[k]) for k in chosen]
         mean = sum(returns) / group
         std = math.sqrt(sum((r - mean) ** 2 for r in returns) / group)
-        total = [0.0] * len(score[0][0])
+        total, value = [0.0] * len(score[0][0]), 0.0
         for k, r in zip(chosen, returns, strict=True):
             advantage = 0.0 if max(returns) == min(returns) else (r - mean) / (std + eps)
             length = sum(mask[k])
@@ -222,9 +230,13 @@ def grpo_by_hand(outcomes: Outcomes, group: int, epsilon: float, beta: float, ep
                 )
                 push = 0.0 if flat else rho * advantage
                 pull = beta * (math.exp(ref[k][t] - log_prob[k][t]) - 1)  # −β ∂k3/∂log π
+                clipped = min(max(rho, 1 - epsilon), 1 + epsilon)
+                log_r = ref[k][t] - log_prob[k][t]
+                gain = min(rho * advantage, clipped * advantage)
+                value += (gain - beta * (math.exp(log_r) - log_r - 1)) / (length * group)
                 for d in range(len(total)):
                     total[d] += (push + pull) * score[k][t][d] / (length * group)
-        return total
+        return [*total, value]
 
     return gradient_of
 
@@ -237,9 +249,10 @@ def test_grpo_equals_a_loop_over_every_ordered_group(method: str, off_policy: bo
         outcomes, group, grpo_by_hand(outcomes, group, epsilon=0.2, beta=0.3, eps=1e-6)
     )
     seen = microscope(swap(ladder.grpo, kl=K3(beta=0.3)), outcomes, group, method)
-    close(seen.expected, mean)
+    close(seen.expected, mean[:5])
+    close(seen.value, mean[5])
     assert seen.covariance is not None
-    close(seen.covariance, covariance)
+    close(seen.covariance, f64(covariance)[:5, :5])
     close(seen.std, math.sqrt(sum(covariance[d][d] for d in range(5))))
 
 
@@ -251,8 +264,9 @@ def test_random_rewards_equal_a_loop_over_every_ordered_group() -> None:
     seen = microscope(ladder.grpo, outcomes, 4)
     assert seen.method == "126 multisets"
     assert seen.covariance is not None
-    close(seen.expected, mean)
-    close(seen.covariance, covariance)
+    close(seen.expected, mean[:3])
+    close(seen.value, mean[3])
+    close(seen.covariance, f64(covariance)[:3, :3])
 
 
 ALL_RUNGS = list(ladder.RUNGS)
@@ -354,6 +368,204 @@ class DivideByLikelihood(Scale):
 def test_lumping_is_right_for_a_part_of_your_own() -> None:
     estimator = swap(ladder.group_mean, scale=DivideByLikelihood())
     same(microscope(estimator, B3, 3, "multisets"), microscope(estimator, B3, 3, "lumped"))
+
+
+# ---------------------------------------------------------------- parts and estimators of your own
+# (case 8)
+
+
+@dataclass(frozen=True)
+class BatchMedian(Baseline):
+    """Looks across prompts, and does not say so."""
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        return returns.flatten(-2).median(-1).values[..., None, None, None]
+
+
+@dataclass(frozen=True)
+class MeanOfAll(GroupMean):
+    """Derived from a part that looks at its group only, and looks further."""
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        return returns.mean((-2, -1), keepdim=True).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class DivideByMeanLength(Scale):
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        return advantage / rollout.length.double().mean((-2, -1), keepdim=True).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class AboveTheBatch(SampleFilter):
+    """Keeps what earned at least the mean of all prompts."""
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        earned = rollout.total_reward
+        return earned >= earned.mean((-2, -1), keepdim=True)
+
+
+@dataclass(frozen=True)
+class SumOfAll(Aggregation):
+    """Looks at nothing but its token, and does not divide by the number of prompts."""
+
+    scope = "token"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype)
+
+
+@dataclass(frozen=True)
+class SpreadOfRewards(Scale):
+    """Looks at its group only, and says so: prompts may be taken apart, outcomes lumped."""
+
+    scope, reads = "group", ("total_reward",)
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        earned = rollout.total_reward
+        return advantage * (1 + earned.var(-1, correction=0))[..., None, None]
+
+
+@dataclass(frozen=True)
+class PlacePushedByOthers(InLoss):
+    """Weighed by how likely the batch is now: others' terms depend on one's own log π."""
+
+    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
+        return penalty * log_ratio.sum((-3, -2, -1), keepdim=True).exp()
+
+
+@dataclass(frozen=True)
+class FreezeAcross(Estimator):
+    def freeze(self, rollout: Rollout) -> Frozen:
+        frozen = super().freeze(rollout)
+        spread = rollout.total_reward.var((-2, -1), keepdim=True).unsqueeze(-1)
+        return replace(frozen, advantage=frozen.advantage * (1 + spread))
+
+
+@dataclass(frozen=True)
+class SquaredObjective(Estimator):
+    """Not linear in the weights: no sample has a share of its own."""
+
+    def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
+        return super().objective(policy, frozen).square()
+
+
+@dataclass(frozen=True)
+class RatioOfTheBatch(Estimator):
+    def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
+        return (
+            super()
+            .log_ratio(policy, rollout)
+            .mean((-3, -2, -1), keepdim=True)
+            .expand(rollout.mask.shape)
+        )
+
+
+def derived(kind: type[Estimator], estimator: Estimator) -> Estimator:
+    """The same parts in an estimator of one's own class."""
+    return kind(**estimator.parts)  # type: ignore[arg-type]
+
+
+OWN = {
+    "median of the batch": swap(ladder.reinforce, baseline=BatchMedian()),
+    "a group mean that looks further": swap(ladder.group_mean, baseline=MeanOfAll()),
+    "scaled by the batch's length": swap(ladder.group_mean, scale=DivideByMeanLength()),
+    "filter across prompts": swap(
+        swap(ladder.reinforce, aggregation=SequenceSum(count_empty=True)),
+        sample_filter=AboveTheBatch(),
+    ),
+    "a sum over all samples": swap(ladder.rloo, aggregation=SumOfAll()),
+    "a scale that says how far": swap(ladder.rloo, scale=SpreadOfRewards()),
+    "a place pushed by others": swap(
+        ladder.surrogate, kl=K2(beta=0.3, place=PlacePushedByOthers())
+    ),
+    "freeze": derived(FreezeAcross, ladder.group_mean),
+    "objective": derived(SquaredObjective, ladder.rloo),
+    "log_ratio": derived(RatioOfTheBatch, ladder.clip),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_estimator_of_your_own_is_the_same_listed_and_by_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prompts, G = 4 (case 8): "auto" must not take them apart where something looks across."""
+    outcomes = ragged(off_policy=True, prompts=2)
+    listed = microscope(OWN[name], outcomes, 4, "multisets")
+    monkeypatch.setattr("course.exact.moments.SMALL", 0)
+    found = microscope(OWN[name], outcomes, 4)
+    same(found, listed)
+    apart = name in ("a sum over all samples", "a scale that says how far")
+    assert found.method.startswith("prompt by prompt") == apart
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_estimator_of_your_own_is_the_same_lumped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = ragged(off_policy=True)
+    listed = microscope(OWN[name], outcomes, 3, "multisets")
+    monkeypatch.setattr("course.exact.moments.SMALL", 0)
+    same(microscope(OWN[name], outcomes, 3), listed)
+    if type(OWN[name]) is Estimator:
+        same(microscope(OWN[name], outcomes, 3, "lumped"), listed)
+        return
+    assert microscope(OWN[name], outcomes, 3).method == "20 multisets"
+    with pytest.raises(CourseError, match="a class derived from Estimator may compute anything"):
+        microscope(OWN[name], outcomes, 3, "lumped")
+    among = among_others(OWN[name], outcomes, 3)
+    assert among.label.tolist() == [0, 1, 2, 3]  # nothing is lumped there, either
+    mean = 3 * torch.einsum("n,nmp,m->np", among.chance, among.coefficient, among.weight)
+    close(mean, listed.coefficient[0])
+
+
+@pytest.mark.parametrize("kind", [FreezeAcross, SquaredObjective, RatioOfTheBatch])
+def test_an_estimator_of_your_own_equals_a_loop_over_every_ordered_group(
+    kind: type[Estimator],
+) -> None:
+    """Each group goes through the estimator by itself, as a batch of training would."""
+    estimator, outcomes = derived(kind, ladder.clip), ragged(off_policy=True)
+
+    def by_itself(chosen: tuple[int, ...]) -> list[float]:
+        pick = torch.tensor(chosen)
+        log_prob = outcomes.log_prob[:, pick].clone().requires_grad_()
+        rollout = Rollout(outcomes.reward[:, pick], outcomes.old[:, pick], outcomes.mask[:, pick])
+        value = estimator.objective(Policy(log_prob), estimator.freeze(rollout))
+        (slope,) = torch.autograd.grad(value, log_prob)
+        score = outcomes.score[:, pick] * outcomes.mask[:, pick, :, None]
+        return [*torch.einsum("qgt,qgtd->d", slope, score).tolist(), value.item()]
+
+    mean, covariance = loop_moments(outcomes, 3, by_itself)
+    seen = microscope(estimator, outcomes, 3)
+    close(seen.expected, mean[:5])
+    close(seen.value, mean[5])
+    assert seen.covariance is not None
+    close(seen.covariance, f64(covariance)[:5, :5])
+
+
+@pytest.mark.parametrize("name", [*ALL_RUNGS, *EXTRA])
+def test_auto_equals_multisets_on_two_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = EXTRA.get(name) or ladder.get(name).estimator
+    outcomes = ragged(off_policy=True, prompts=2)
+    listed = microscope(estimator, outcomes, 2, "multisets")
+    monkeypatch.setattr("course.exact.moments.SMALL", 0)
+    same(microscope(estimator, outcomes, 2), listed)
+
+
+def test_what_a_part_claims_to_read_must_be_known() -> None:
+    @dataclass(frozen=True)
+    class Misspelt(GroupMean):
+        scope, reads = "group", ("lenght",)
+
+    with pytest.raises(CourseError, match=r"Misspelt\(\)\.reads: got 'lenght'; allowed is returns"):
+        microscope(swap(ladder.rloo, baseline=Misspelt()), B3, 3, "lumped")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, math.nan, -math.inf, "4", None, True, [4]])
+@pytest.mark.parametrize("ask", [microscope, every_group, among_others])
+def test_a_group_size_that_is_none_is_refused(ask, size: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match=r"group_size: got .*allowed is a whole number"):
+        ask(ladder.rloo, B3, size)
 
 
 def test_one_sample_needs_no_others() -> None:
@@ -679,7 +891,7 @@ def test_prompts_apart_equal_prompts_together(name: str, monkeypatch: pytest.Mon
     estimator, outcomes = ladder.get(name).estimator, ragged(off_policy=True, prompts=2)
     together = microscope(estimator, outcomes, 3)
     assert together.method == "400 multisets"
-    monkeypatch.setattr(sys.modules["course.exact.microscope"], "SMALL", 500)
+    monkeypatch.setattr("course.exact.moments.SMALL", 500)
     apart = microscope(estimator, outcomes, 3)
     assert apart.method == "prompt by prompt: 20 multisets"
     same(apart, together)
@@ -697,7 +909,7 @@ def test_prompts_stay_together_where_a_part_looks_across(
         ragged(off_policy=True, prompts=2),
     )
     together = microscope(estimator, outcomes, 3)
-    monkeypatch.setattr(sys.modules["course.exact.microscope"], "SMALL", 500)
+    monkeypatch.setattr("course.exact.moments.SMALL", 500)
     same(microscope(estimator, outcomes, 3), together)
     assert microscope(estimator, outcomes, 3).method == "400 multisets"
 
@@ -1026,7 +1238,6 @@ def test_too_much_to_list_is_refused_with_numbers() -> None:
             lambda: microscope(ladder.rloo, ragged(False, prompts=2), 3, "lumped"),
             "allowed is one prompt",
         ),
-        (lambda: microscope(ladder.rloo, B3, 0), "group_size: got 0"),
         (lambda: microscope(ladder.rloo, B3, 1), "G ≥ 2"),
         (lambda: microscope(ladder.rloo, B3, 2, "sampling"), "method: got 'sampling'"),
         (lambda: microscope(ladder.grpo, B3, 2), "rollout.ref_log_prob: got None"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -321,6 +321,28 @@ def test_truncation_makes_classes_only_where_a_part_asks() -> None:
     assert bool((found[ON.truncated] == 0).all())
 
 
+def test_who_compares_nothing_has_one_class_of_others() -> None:
+    """So a KL in the reward, which gives every completion a return of its own, can be listed in
+    groups of any size where no baseline compares them.
+    """
+    alone = Estimator(kl=K1(1.0, place=InReward()))
+    close(PARTIAL.microscope(alone, 6).expected, PARTIAL.microscope(alone, 1).expected, rtol=1e-10)
+
+
+@dataclass(frozen=True)
+class Own(Estimator):
+    """An estimator of one's own class, which may compute anything: here the same as its parent."""
+
+
+def test_an_estimator_of_your_own_class_is_listed_completion_by_completion() -> None:
+    own = Own(**ladder.group_mean.parts)  # type: ignore[arg-type]
+    assert among_others(own, ON.outcomes, 2).others.shape[1] == len(ON.tokens)
+    seen, lumped = ON.microscope(own, 2), ON.microscope(ladder.group_mean, 2)
+    assert seen.method.endswith(f"{math.comb(len(ON.tokens) + 1, 2):,} multisets")
+    close(seen.expected, lumped.expected, rtol=1e-9, atol=1e-14)
+    close(seen.std, lumped.std, rtol=1e-9)
+
+
 # ---------------------------------------------------------------- the bandit
 
 
@@ -447,9 +469,9 @@ def test_the_spread_of_an_exact_kl_is_not_known() -> None:
         (lambda: Bridge(NOW, TASK, 0, limit=0), "limit: got 0"),
         (lambda: Bridge(NOW, TASK, 0, temperature=0.0), "temperature"),
         (lambda: ON.microscope(ladder.get("ppo").estimator, 2), "value"),
-        (lambda: ON.microscope(ladder.group_std, 64), "compositions of 64 samples"),
+        (lambda: ON.microscope(ladder.group_std, 300), "compositions of 300 samples"),
         (
-            lambda: PARTIAL.microscope(Estimator(kl=K1(1.0, place=InReward())), 6),
+            lambda: PARTIAL.microscope(swap(ladder.group_mean, kl=K1(1.0, place=InReward())), 6),
             "compositions of 6 samples",
         ),
     ],

@@ -1,0 +1,224 @@
+"""Larger groups: a sample's own outcome, and the others of its group in classes that no part can
+tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.estimator import Estimator
+from course.exact.counting import chunks, compositions, log_multinomial, members, mixed_digits
+from course.exact.outcomes import Outcomes
+from course.exact.view import LARGEST, Moments, View, check_group_size, refuse_above_largest
+
+PAIRS = 2_000_000  # numbers up to which the second moments of all pairs of outcomes are kept
+
+
+class Lumps(NamedTuple):
+    """The outcomes of one prompt in classes that no part can tell apart among the others of a
+    group.
+    """
+
+    alive: Tensor  # [n] the outcomes that can happen
+    p: Tensor  # [n] their probabilities
+    label: Tensor  # [n] the class of each
+    example: Tensor  # [classes] an outcome of each class
+    log_class: Tensor  # [classes] log-probability of each class
+    each: int  # cells per sample: columns, and prompts that are computed beside it
+
+    @classmethod
+    def of(cls, view: View) -> Lumps:
+        """The classes of the one prompt that `view` looks at."""
+        alive, label = view.alive[0], view.classes()
+        p, classes = view.probability[0][alive], int(label.max()) + 1
+        number = torch.arange(len(label), device=label.device)
+        first = number.new_full((classes,), len(label)).scatter_reduce(0, label, number, "amin")
+        log_class = p.new_zeros(classes).index_add(0, label, p).log()
+        return cls(alive, p, label, alive[first], log_class, view.columns * view.width)
+
+    def runs(self, group: int, own: int = 1) -> int:
+        """How many ways there are for `own` samples of their own and classes of the others."""
+        return len(self.alive) ** own * math.comb(len(self.example) + group - own - 1, group - own)
+
+    def cells(self, group: int, own: int = 1) -> int:
+        """Cells to compute: runs × prompts × samples × columns."""
+        return self.runs(group, own) * group * self.each
+
+    def refuse_too_many(self, group: int) -> None:
+        """Raise `CourseError` where there is too much to list."""
+        refuse_above_largest(
+            self.cells(group),
+            f"{self.runs(group):,} compositions of {group} samples in {len(self.example)} classes",
+        )
+
+
+class _Listed(NamedTuple):
+    mine: list[Tensor]  # the outcomes of the samples of their own, [M] each, numbers among `alive`
+    weight: Tensor  # [M] the probability of all this
+    coefficient: Tensor  # [M, own, P]
+    gain: Tensor  # [M, own]
+
+
+def _listed(view: View, lumps: Lumps, group: int, own: int) -> Iterator[_Listed]:
+    """Chunks of groups: `own` samples with outcomes of their own, beside all compositions of the
+    others in classes (outcomes slowest).
+    """
+    others = compositions(group - own, len(lumps.example), lumps.alive.device)
+    weight = log_multinomial(others, lumps.log_class).exp()
+    beside = lumps.example[members(others, group - own)]
+    for run in chunks(lumps.runs(group, own), group * lumps.each, lumps.alive.device):
+        *mine, pick = mixed_digits(run, [len(lumps.alive)] * own + [len(others)])
+        index = torch.cat([lumps.alive[torch.stack(mine, -1)], beside[pick]], -1)
+        chance = weight[pick] * torch.stack([lumps.p[i] for i in mine]).prod(0)
+        seen = view.ask(index.unsqueeze(1))
+        yield _Listed(mine, chance, seen.coefficient[:, 0, :own], seen.gain[:, 0, :own])
+
+
+def by_lumps(view: View, lumps: Lumps, group: int, covariance: bool) -> Moments:
+    """E[ĝ] = G E[c_i s_i] and E[ĝĝᵀ] = G E[c_i² s_i s_iᵀ] + G(G−1) E[c_i c_j s_i s_jᵀ], with the
+    others in classes. The objective's value is G times what one sample adds to it.
+    """
+    alive, kinds, columns = lumps.alive, len(lumps.alive), view.columns
+    covariance = (
+        covariance
+        and (kinds * columns) ** 2 <= PAIRS
+        and (group == 1 or lumps.cells(group, 2) <= LARGEST)
+    )
+    mean, value = lumps.p.new_zeros((kinds, columns)), 0.0
+    second = lumps.p.new_zeros((kinds * kinds, columns, columns) if covariance else (0, 0, 0))
+    for one in _listed(view, lumps, group, 1):
+        (i,), own = one.mine, one.coefficient[:, 0]
+        weighed = group * one.weight.unsqueeze(-1) * own
+        mean.index_add_(0, i, weighed)
+        value += group * float(one.weight @ one.gain[:, 0])
+        if covariance:  # E[c_i² s_i s_iᵀ], on the diagonal of pairs of outcomes
+            second.index_add_(0, i * kinds + i, weighed.unsqueeze(-1) * own.unsqueeze(-2))
+    expected = mean.new_zeros((view.kinds, columns)).index_add(0, alive, mean).unsqueeze(0)
+    if not covariance:
+        return Moments(expected, None, value)
+    if group > 1:
+        for two in _listed(view, lumps, group, 2):
+            (i, j), (mine, other) = two.mine, two.coefficient.unbind(1)
+            weighed = group * (group - 1) * two.weight.unsqueeze(-1) * mine
+            second.index_add_(0, i * kinds + j, weighed.unsqueeze(-1) * other.unsqueeze(-2))
+    # [n·n, P, P] → one matrix over (outcome, column) pairs
+    square = second.view(kinds, kinds, columns, columns).transpose(1, 2)
+    square = square.reshape(kinds * columns, -1)
+    scores = view.scores()[0][alive].flatten(0, 1)
+    centred = square - torch.outer(mean.flatten(), mean.flatten())
+    return Moments(expected, scores.T @ centred @ scores, value)
+
+
+class AmongOthers(NamedTuple):
+    """The samples of ONE prompt, each among every kind of others that its group can have: n
+    outcomes, C classes, M kinds of others.
+    """
+
+    outcome: Tensor  # [n] the outcomes that can happen, by number
+    chance: Tensor  # [n] the probability that a sample is this outcome
+    label: Tensor  # [n] its class: no part can tell outcomes of a class apart as others of a group
+    others: Tensor  # [M, C] how many of the G − 1 others are of each class
+    weight: Tensor  # [M] the probability of that
+    coefficient: Tensor  # [n, M, P] its own part of ĝ is Σ_P coefficient · score
+
+
+def among_others(estimator: Estimator, outcomes: Outcomes, group_size: int) -> AmongOthers:
+    """What the lumped microscope averages over, for one prompt: E[ĝ] = G Σ_n chance Σ_M weight ·
+    coefficient · score.
+    """
+    require(
+        len(outcomes.reward) == 1,
+        "outcomes",
+        len(outcomes.reward),
+        "one prompt, since parts may look across prompts",
+    )
+    group = check_group_size(group_size)
+    view = View(estimator, outcomes)
+    lumps = Lumps.of(view)
+    lumps.refuse_too_many(group)
+    others = compositions(group - 1, len(lumps.example), lumps.alive.device)
+    # outcomes slowest, others fastest
+    found = torch.cat([one.coefficient[:, 0] for one in _listed(view, lumps, group, 1)])
+    return AmongOthers(
+        lumps.alive,
+        lumps.p,
+        lumps.label,
+        others,
+        log_multinomial(others, lumps.log_class).exp(),
+        found.unflatten(0, (len(lumps.alive), len(others))),
+    )
+
+
+def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: Tensor) -> float:
+    """E‖ĝ − E[ĝ]‖² without a list of pairs of outcomes, and without the scores themselves: the law
+    of total variance.
+
+    Once it is known how many samples of each class a group has, its samples are independent, and
+    those of a class alike:
+
+        E‖ĝ − Eĝ‖² = Σ_counts P(counts) ‖Σ_c count_c v_c − Eĝ‖²  +  G Σ_c,others P(c) P(others)
+        (E[‖g‖² | c, others] − ‖v_c‖²)
+
+    with g a sample's own part of ĝ and v_c(others) its mean in class c. `inner` maps rows [r, K, P]
+    to the inner products [r, r] of the vectors Σ_{K,P} row · score; `own` [K, P, P] holds those of
+    the scores of one outcome's own columns.
+    """
+    group, classes = int(among.others[0].sum()) + 1, among.others.shape[1]
+    p_class = torch.stack([among.chance[among.label == c].sum() for c in range(classes)])
+    weights, basis = [], []
+    for c in range(classes):  # v_c(others), as sums of a few directions
+        mine = among.label == c
+        rows = (among.chance[mine] / p_class[c])[:, None, None] * among.coefficient[mine]
+        weight, direction = _factor(rows.transpose(0, 1).flatten(1))
+        placed = direction.new_zeros((len(direction), *own.shape[:2]))
+        placed[:, among.outcome[mine]] = direction.unflatten(1, (-1, own.shape[1]))
+        weights.append(weight)
+        basis.append(placed)
+    products = inner(torch.cat(basis))
+    ends = torch.tensor([len(direction) for direction in basis]).cumsum(0).tolist()
+    mean = products.new_zeros(
+        (classes, len(among.others), len(products))
+    )  # v_c(others), in coordinates of the basis
+    for c, weight in enumerate(weights):
+        mean[c, :, ends[c] - weight.shape[1] : ends[c]] = weight
+
+    def square(vectors: Tensor) -> Tensor:
+        return ((vectors @ products) * vectors).sum(-1)
+
+    counts = compositions(group, classes, among.others.device)
+    place = (group + 1) ** torch.arange(classes, device=counts.device)
+    sorted_keys, order = (among.others * place).sum(-1).sort()
+    whole = products.new_zeros((len(counts), len(products)))
+    for c in range(classes):
+        has = counts[:, c] > 0
+        index = order[torch.searchsorted(sorted_keys, (counts[has] * place).sum(-1) - place[c])]
+        whole[has] += counts[has, c].unsqueeze(-1) * mean[c, index]
+    chance = log_multinomial(counts, p_class.log()).exp()
+    between = chance @ square(whole - chance @ whole)
+    length = ((among.coefficient @ own[among.outcome]) * among.coefficient).sum(-1)  # [n, M] ‖g‖²
+    within = among.chance @ length @ among.weight - p_class @ square(mean) @ among.weight
+    return float(between + group * within)
+
+
+def _factor(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [M, N] → weights [M, r] and directions [r, N] whose product they are, r small:
+    Gram–Schmidt, largest remainder first.
+    """
+    left, weights, directions = rows.clone(), [], []
+    largest = norms = left.norm(dim=1)
+    while float(norms.max()) > 1e-13 * float(largest.max()):
+        pivot = norms.argmax()
+        direction = left[pivot] / norms[pivot]
+        weights.append(left @ direction)
+        directions.append(direction)
+        left -= torch.outer(weights[-1], direction)
+        norms = left.norm(dim=1)
+    return torch.stack(weights, 1) if weights else rows[:, :0], (
+        torch.stack(directions) if directions else rows[:0]
+    )
