@@ -17,18 +17,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bandits.environments import Environment
-from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
+from bandits.exact import b3
+from bandits.theory.difficulty import (
+    LENGTH_MEAN,
+    MANY,
+    STD,
+    angle,
+    arcsine_gradient,
+    four_answers,
+    length_law,
+    right_or_wrong,
+    shortfall,
+    silent_share,
+    twins,
+    weight,
+)
 from course import ladder
 from course.errors import require
-from course.estimator import Estimator, replace
+from course.estimator import replace
 from course.exact import (
-    Outcomes,
     every_group,
     group_mean_factor,
     group_std_weight,
@@ -41,11 +54,10 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
-from course.parts import DropSilentGroups, GroupStd, SequenceMean
+from course.parts import DropSilentGroups, GroupStd
 from course.parts.baseline import silent
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = (
@@ -70,10 +82,8 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            len(self.groups) > 0 and min(self.groups) >= 2, "groups", self.groups, "group sizes ≥ 2"
-        )
-        require(max(self.groups) <= 256, "groups", self.groups, "group sizes up to 256")
+        sizes = min(self.groups) >= 2 and max(self.groups) <= 256
+        require(sizes, "groups", self.groups, "group sizes from 2 to 256")
         require(2 <= self.group <= 32, "group", self.group, "from 2 to 32")
         require(self.points >= 3, "points", self.points, "at least 3")
         require(self.eps > 0, "eps", self.eps, "a number > 0")
@@ -86,57 +96,7 @@ class Settings(Checked):
 
 
 SETTINGS = Settings()
-STD = replace(
-    ladder.group_mean, scale=GroupStd(eps=0.0)
-)  # the group_std rung without its eps, for the exact law
-LENGTH_MEAN = replace(STD, aggregation=SequenceMean())  # … and 1/|o|
 NEVER = 1e-12  # a success probability that is as good as 0
-MANY = 1024  # samples, as good as infinitely many
-
-
-def right_or_wrong(p: float, lengths: tuple[int, int] | None = None) -> Outcomes:
-    """Two answers: right with probability `p`, or wrong; of `lengths` (right, wrong) tokens."""
-    length = None if lengths is None else torch.tensor(lengths)
-    environment = Environment(torch.tensor([[1.0, 0.0]], dtype=torch.float64), lengths=length)
-    return outcomes(environment, torch.tensor([[p, 1 - p]], dtype=torch.float64).log())
-
-
-def four_answers(p: float, short: int, long: int) -> Outcomes:
-    """Right-and-short, right-and-long, wrong-and-short, wrong-and-long: right with probability `p`,
-    short with ½.
-    """
-    lengths = torch.tensor([short, long, short, long])
-    environment = Environment(
-        torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64), lengths=lengths
-    )
-    return outcomes(
-        environment,
-        torch.tensor([[p / 2, p / 2, (1 - p) / 2, (1 - p) / 2]], dtype=torch.float64).log(),
-    )
-
-
-def weight(estimator: Estimator, listed: Outcomes, group: int) -> float:
-    """E[ĝ]·∇p / ‖∇p‖²: how much of ∇p there is in the expected gradient."""
-    seen = microscope(estimator, listed, group, covariance=False)
-    return float(seen.expected @ seen.gradient / seen.gradient.square().sum())
-
-
-def angle(estimator: Estimator, listed: Outcomes, group: int) -> float:
-    """Between E[ĝ] and ∇p, in degrees."""
-    return math.degrees(
-        math.acos(min(1.0, microscope(estimator, listed, group, covariance=False).cosine))
-    )
-
-
-def length_law(listed: Outcomes, group: int) -> Tensor:
-    """[D] E[ĝ] under 1/|o| with eps = 0: w_G(p) Σ_a π_a (1[a right] − p) s_a / |o_a|.
-
-    It follows from E[A_i | i right] = w_G(p)(1 − p) and E[A_i | i wrong] = −w_G(p) p.
-    eq:length-mean-law
-    """
-    p, length = objective(listed), listed.mask.sum(-1)
-    own = listed.log_prob.sum(-1).exp() * (listed.total_reward - p) / length
-    return group_std_weight(p, group) * torch.einsum("qk,qkd->d", own, listed.total_score)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
@@ -144,334 +104,232 @@ def run(settings: Settings, progress: Progress) -> Result:
     1/|o|.
     """
     p = torch.linspace(0.02, 0.98, settings.points, dtype=torch.float64)
-    grid = p.tolist()
+    group, short, long = settings.group, settings.short, settings.long
+    pair = [right_or_wrong(x) for x in p.tolist()]
     variants = {
         "ddof = 1": replace(STD, scale=GroupStd(ddof=1, eps=0.0)),
         f"eps = {settings.eps:g}": replace(STD, scale=GroupStd(eps=settings.eps)),
     }
-    group = settings.group
-    pair = [right_or_wrong(x) for x in grid]
-    by_rung = {
-        name: [weight(ladder.get(name).estimator, one, group) for one in pair]
-        for name in progress(settings.rungs, "rungs")
-    }
     series: dict[str, Any] = {
         "p": p,
+        "rungs": {
+            name: [weight(ladder.get(name).estimator, one, group) for one in pair]
+            for name in progress(settings.rungs, "rungs")
+        },
         "weight": {
             size: [weight(STD, one, size) for one in pair]
             for size in progress(settings.groups, "group sizes")
         },
-        "rungs": by_rung,
         "variants": {
             name: [weight(estimator, one, group) for one in pair]
             for name, estimator in variants.items()
         },
         "silent": {size: [silent_share(one, size) for one in pair] for size in settings.groups},
         "lengths": {
-            name: [weight(LENGTH_MEAN, right_or_wrong(x, each), group) for x in grid]
-            for name, each in pairs(settings).items()
+            f"right {right}, wrong {wrong}": [
+                weight(LENGTH_MEAN, right_or_wrong(x, (right, wrong)), group) for x in p.tolist()
+            ]
+            for right in (short, long)
+            for wrong in (short, long)
         },
-        "angle": angle(LENGTH_MEAN, four_answers(0.5, settings.short, settings.long), group),
+        "angle": angle(LENGTH_MEAN, four_answers(0.5, short, long), group),
     }
-    return Result(series=series, facts=_facts(settings, series), caption=CAPTION)
-
-
-def silent_share(listed: Outcomes, group: int) -> float:
-    """The probability of a group of which the estimator makes a gradient that is exactly zero."""
-    every = every_group(STD, listed, group)
-    return float(every.chance[(every.gradient == 0).all(-1)].sum())
-
-
-def pairs(settings: Settings) -> dict[str, tuple[int, int]]:
-    """Lengths (right, wrong) in tokens, by name."""
-    short, long = settings.short, settings.long
-    each = [(short, short), (short, long), (long, short), (long, long)]
-    return {f"right {right}, wrong {wrong}": (right, wrong) for right, wrong in each}
+    facts = [
+        *_weights(settings, series),
+        *_limits(),
+        *_silence(settings, series),
+        *_lengths(settings),
+    ]
+    return Result(series=series, facts=facts, caption=CAPTION)
 
 
 # ---------------------------------------------------------------- facts
 
-WEIGHT = "Davis & Recht 2025 (2510.13651); Mroueh 2025 (2503.06639)"
+law = partial(
+    Fact.exact, source="Davis & Recht 2025 (2510.13651); Mroueh 2025 (2503.06639)", number=12
+)
 
 
-def _facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    return [
-        *_weights(settings, series),
-        *_limits(),
-        *_variants(settings, series),
-        *_silence(settings, series),
-        *_lengths(settings),
-    ]
-
-
-def _worst(measured: list[float], expected: Tensor) -> float:
+def _worst(measured: list[float], expected: Tensor | float) -> float:
     """The largest relative difference."""
     return float((torch.tensor(measured, dtype=torch.float64) / expected - 1).abs().max())
 
 
 def _weights(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    """The law itself, at every group size."""
-    p, facts = series["p"], []
-    for group in settings.groups:
+    """The law at every group size, on B3, and in its variants."""
+    p, group = series["p"], settings.group
+    facts = []
+    for size in settings.groups:
         claim = (
-            f"G = {group}: the std turns ∇p into w_G(p)·∇p, w_G = E[√(N(G−N))]/(G p(1−p)) (largest"
+            f"G = {size}: the std turns ∇p into w_G(p)·∇p, w_G = E[√(N(G−N))]/(G p(1−p)) (largest"
             " relative difference over p)"
         )
-        facts.append(
-            Fact.exact(
-                claim,
-                WEIGHT,
-                _worst(series["weight"][group], group_std_weight(p, group)),
-                0.0,
-                number=12,
-            )
-        )
-    flat = "With two samples the std changes nothing: w_2(p) = 1 for every p (largest difference)"
-    facts.append(
-        Fact.exact(
-            flat,
-            WEIGHT,
-            max(abs(weight(STD, right_or_wrong(x), 2) - 1) for x in p.tolist()),
-            0.0,
-            number=12,
-        )
-    )
+        off = _worst(series["weight"][size], group_std_weight(p, size))
+        facts.append(law(claim, measured=off, expected=0.0))
+    flat = max(abs(weight(STD, right_or_wrong(x), 2) - 1) for x in p.tolist())
     seen = microscope(STD, b3(), 16, covariance=False)
-    turned = (
-        "On B3, three arms with Bernoulli rewards, dividing by the std does not turn the gradient"
-        " (cosine to ∇J, G = 16)"
-    )
-    facts.append(Fact.exact(turned, WEIGHT, seen.cosine, 1.0, number=12))
-    length = (
-        "On B3 dividing by the std makes the gradient w_16(.41) times as long as ∇J (G = 16, J ="
-        " .41)"
-    )
-    facts.append(
-        Fact.exact(
-            length,
-            WEIGHT,
-            seen.expected.norm() / seen.gradient.norm(),
-            group_std_weight(objective(b3()), 16),
-            number=12,
-        )
-    )
-    return facts
-
-
-def _limits() -> list[Fact]:
-    """The ends: p → 0, and G → ∞."""
-    facts = []
-    for group in (8, 64):
+    facts += [
+        law(
+            "With two samples the std changes nothing: w_2(p) = 1 for every p (largest difference)",
+            measured=flat,
+            expected=0.0,
+        ),
+        law(
+            "On B3, three arms with Bernoulli rewards, dividing by the std does not turn the"
+            " gradient (cosine to ∇J, G = 16)",
+            measured=seen.cosine,
+            expected=1.0,
+        ),
+        law(
+            "On B3 dividing by the std makes the gradient w_16(.41) times as long as ∇J (G = 16, J"
+            " = .41)",
+            measured=seen.expected.norm() / seen.gradient.norm(),
+            expected=group_std_weight(objective(b3()), 16),
+        ),
+    ]
+    known = {
+        "ddof = 1": (
+            "√((G−1)/G) times it",
+            group_std_weight(p, group) * math.sqrt((group - 1) / group),
+        ),
+        f"eps = {settings.eps:g}": (
+            "E[v/(√v + eps)]/(p(1−p)), v = N(G−N)/G²",
+            group_std_weight(p, group, 0, settings.eps),
+        ),
+    }
+    for name, (words, expected) in known.items():
         claim = (
-            f"The weight of a prompt that is almost never solved is √(G−1): w_{group} at p ="
-            f" {NEVER:g}"
+            f"With {name} the weight is {words} (largest relative difference over p, G = {group})"
         )
-        facts.append(
-            Fact.exact(
-                claim,
-                WEIGHT,
-                weight(STD, right_or_wrong(NEVER), group),
-                math.sqrt(group - 1),
-                number=12,
-            )
-        )
-    p = 0.3
-    gap = 1 - weight(STD, right_or_wrong(p), MANY) * math.sqrt(p * (1 - p))
-    bound = 1 / (4 * MANY * p * (1 - p))
-    claim = (
-        f"With many samples w tends to 1/√(p(1−p)): at p = {p}, G = {MANY} it is short of it by"
-        " less than 1/(4Gp(1−p)) of it"
-    )
-    facts.append(Fact.below(claim, WEIGHT, gap, bound, number=12))
-    apart = microscope(STD, b3(), MANY, covariance=False).expected - arcsine_gradient()
-    claim = (
-        f"With many samples E[ĝ] tends to the gradient of 2·arcsin √J: on B3 at G = {MANY} one in a"
-        " thousand apart at most (relative)"
-    )
-    facts.append(
-        Fact.below(claim, WEIGHT, apart.norm() / arcsine_gradient().norm(), 1e-3, number=12)
-    )
-    return facts
-
-
-def arcsine_gradient() -> Tensor:
-    """[D] ∇ 2·arcsin √J on B3 by automatic differentiation, J = Σ softmax(θ)·μ.
-
-    eq:arcsine-objective
-    """
-    theta = torch.tensor(B3_POLICY, dtype=torch.float64).log().requires_grad_()
-    j = (theta.softmax(0) * torch.tensor(B3_MEANS, dtype=torch.float64)).sum()
-    return torch.autograd.grad(2 * j.sqrt().arcsin(), theta)[0]
-
-
-def _variants(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    p, group, facts = series["p"], settings.group, []
-    for (name, measured), (ddof, eps) in zip(
-        series["variants"].items(), ((1, 0.0), (0, settings.eps)), strict=True
-    ):
-        law = "√((G−1)/G) times it" if ddof else "E[v/(√v + eps)]/(p(1−p)), v = N(G−N)/G²"
-        expected = (
-            group_std_weight(p, group) * math.sqrt((group - 1) / group)
-            if ddof
-            else group_std_weight(p, group, 0, eps)
-        )
-        claim = f"With {name} the weight is {law} (largest relative difference over p, G = {group})"
-        facts.append(Fact.exact(claim, "this course", _worst(measured, expected), 0.0, number=12))
-    flat = [weight(ladder.group_mean, right_or_wrong(x), group) for x in p.tolist()]
+        off = _worst(series["variants"][name], expected)
+        facts.append(Fact.exact(claim, "this course", off, 0.0, number=12))
+    mean_only = [weight(ladder.group_mean, right_or_wrong(x), group) for x in p.tolist()]
     claim = (
         "Without the std the weight is (G−1)/G, whatever p (largest relative difference, G ="
         f" {group})"
     )
-    facts.append(
-        Fact.exact(
-            claim,
-            WEIGHT,
-            _worst(flat, torch.tensor(group_mean_factor(group), dtype=torch.float64)),
-            0.0,
-            number=12,
+    off = _worst(mean_only, group_mean_factor(group))
+    return [*facts, law(claim, measured=off, expected=0.0)]
+
+
+def _limits() -> list[Fact]:
+    """The ends: p → 0, and G → ∞."""
+    facts = [
+        law(
+            f"The weight of a prompt that is almost never solved is √(G−1): w_{group} at p ="
+            f" {NEVER:g}",
+            measured=weight(STD, right_or_wrong(NEVER), group),
+            expected=math.sqrt(group - 1),
         )
-    )
-    return facts
+        for group in (8, 64)
+    ]
+    p, limit = 0.3, arcsine_gradient()
+    gap = 1 - weight(STD, right_or_wrong(p), MANY) * math.sqrt(p * (1 - p))
+    apart = microscope(STD, b3(), MANY, covariance=False).expected - limit
+    # the next term of the two is of the order of 1/G of what is expected, hence two digits
+    return [
+        *facts,
+        law(
+            f"With many samples w tends to 1/√(p(1−p)): at p = {p}, G = {MANY} it is short of it by"
+            " 1/(8Gp(1−p)) of it",
+            measured=gap,
+            expected=shortfall(p, MANY),
+            digits=2,
+        ),
+        law(
+            "With many samples E[ĝ] tends to the gradient of 2·arcsin √J: on B3 at G ="
+            f" {MANY} it is 1/(8GJ(1−J)) away (relative)",
+            measured=apart.norm() / limit.norm(),
+            expected=shortfall(objective(b3()), MANY),
+            digits=2,
+        ),
+    ]
 
 
 def _silence(settings: Settings, series: dict[str, Any]) -> list[Fact]:
     """How many groups are silent, and what asking again does."""
-    p, group, source = series["p"], settings.group, "Yu et al. 2025 (DAPO, 2503.14476), eq. 11"
+    p, group = series["p"], settings.group
+    dapo = partial(Fact.exact, source="Yu et al. 2025 (DAPO, 2503.14476), eq. 11", number=13)
     off = max(
-        float(
-            (torch.tensor(series["silent"][g], dtype=torch.float64) - silent_probability(p, g))
-            .abs()
-            .max()
-        )
+        float((p.new_tensor(series["silent"][g]) - silent_probability(p, g)).abs().max())
         for g in settings.groups
     )
-    sizes = f"G = {', '.join(map(str, settings.groups))}"
-    facts = [
-        Fact.exact(
-            "p^G + (1−p)^G of the groups give no gradient at all (largest difference over p,"
-            f" {sizes})",
-            source,
-            off,
-            0.0,
-            number=13,
-        )
-    ]
-    share = silent_share(right_or_wrong(0.1), 8)
-    facts.append(
-        Fact.exact(
-            "At p = .1, 43 % of the groups of 8 are silent (a share)",
-            source,
-            share,
-            0.9**8 + 0.1**8,
-            number=13,
-        )
-    )
     every = every_group(STD, b3(), group)
-    quiet = silent(b3().total_reward[0][every.outcome[:, 0]])[:, 0]
-    refilled = (
-        torch.einsum("m,md->d", every.chance[~quiet], every.gradient[~quiet])
-        / every.chance[~quiet].sum()
-    )
+    loud = ~silent(b3().total_reward[0][every.outcome[:, 0]])[:, 0]
+    chance, gradient = every.chance[loud], every.gradient[loud]
+    refilled = torch.einsum("m,md->d", chance, gradient) / chance.sum()
     plain = microscope(STD, b3(), group, covariance=False).expected
-    factor = 1 / (1 - silent_probability(objective(b3()), group))
-    claim = (
-        "Asking again until no group is silent makes E[ĝ] 1/P(not silent) times as long (B3, G ="
-        f" {group})"
-    )
-    facts.append(Fact.exact(claim, source, refilled.norm() / plain.norm(), factor, number=13))
-    cosine = torch.nn.functional.cosine_similarity(refilled, plain, 0)
-    facts.append(
-        Fact.exact(
-            f"Asking again until no group is silent does not turn E[ĝ] (cosine, B3, G = {group})",
-            source,
-            cosine,
-            1.0,
-            number=13,
-        )
-    )
     share = float(silent_probability(0.1, group))
-    kept = weight(replace(STD, sample_filter=DropSilentGroups()), twins(0.1), group) / weight(
-        STD, twins(0.1), group
-    )
-    claim = (
-        "Dropping silent groups without asking again, two prompts with p = .1: (1 − s²)/(1 − s)"
-        f" times as long, s silent (G = {group})"
-    )
-    facts.append(Fact.exact(claim, source, kept, (1 - share**2) / (1 - share), number=13))
-    return facts
-
-
-def twins(p: float) -> Outcomes:
-    """Two prompts of the same difficulty that share their logits: right with probability `p`, or
-    wrong.
-    """
-    log_prob = torch.tensor([[p, 1 - p]] * 2, dtype=torch.float64).log()
-    score = right_or_wrong(p).score[:, :, 0].expand(2, 2, 2)
-    return outcomes(
-        Environment(torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)), log_prob, score=score
-    )
+    kept = weight(replace(STD, sample_filter=DropSilentGroups()), twins(0.1), group)
+    again = "Asking again until no group is silent"
+    return [
+        dapo(
+            "p^G + (1−p)^G of the groups give no gradient at all (largest difference over p, G ="
+            f" {', '.join(map(str, settings.groups))})",
+            measured=off,
+            expected=0.0,
+        ),
+        dapo(
+            "At p = .1, 43 % of the groups of 8 are silent (a share)",
+            measured=silent_share(right_or_wrong(0.1), 8),
+            expected=0.9**8 + 0.1**8,
+        ),
+        dapo(
+            f"{again} makes E[ĝ] 1/P(not silent) times as long (B3, G = {group})",
+            measured=refilled.norm() / plain.norm(),
+            expected=1 / (1 - silent_probability(objective(b3()), group)),
+        ),
+        dapo(
+            f"{again} does not turn E[ĝ] (cosine, B3, G = {group})",
+            measured=torch.nn.functional.cosine_similarity(refilled, plain, 0),
+            expected=1.0,
+        ),
+        dapo(
+            "Dropping silent groups without asking again, two prompts with p = .1: (1 − s²)/(1 − s)"
+            f" times as long, s silent (G = {group})",
+            measured=kept / weight(STD, twins(0.1), group),
+            expected=(1 - share**2) / (1 - share),
+        ),
+    ]
 
 
 def _lengths(settings: Settings) -> list[Fact]:
     """What 1/|o| does to the law."""
     group, short, long = settings.group, settings.short, settings.long
-    source, facts = "this course; the bias of 1/|o|: Liu et al. 2025 (Dr. GRPO, 2503.20783)", []
+    source = "this course; the bias of 1/|o|: Liu et al. 2025 (Dr. GRPO, 2503.20783)"
+    ours, facts = partial(Fact.exact, source=source, number=12), []
     for p in (0.1, 0.5):
-        law = f"w_G(p)·((1−p)/{short} + p/{long})"
         claim = (
             f"Under 1/|o|, right answers of {short} tokens and wrong ones of {long}: the weight is"
-            f" {law}, at p = {p}, G = {group}"
+            f" w_G(p)·((1−p)/{short} + p/{long}), at p = {p}, G = {group}"
         )
+        seen = weight(LENGTH_MEAN, right_or_wrong(p, (short, long)), group)
         expected = group_std_weight(p, group) * ((1 - p) / short + p / long)
-        facts.append(
-            Fact.exact(
-                claim,
-                source,
-                weight(LENGTH_MEAN, right_or_wrong(p, (short, long)), group),
-                expected,
-                number=12,
-            )
-        )
-    listed, both = (
-        four_answers(0.5, short, long),
-        f"right and wrong answers of {short} and of {long} tokens",
-    )
-    off = (
-        (
-            microscope(LENGTH_MEAN, listed, group, covariance=False).expected
-            - length_law(listed, group)
-        )
-        .abs()
-        .max()
-    )
-    claim = (
-        f"Under 1/|o|, {both}: E[ĝ] is w_G(p) Σ_a π_a (1[a right] − p) s_a/|o_a| (largest"
-        f" difference, p = .5, G = {group})"
-    )
-    facts.append(Fact.exact(claim, source, off, 0.0, number=12))
+        facts.append(ours(claim, measured=seen, expected=expected))
+    listed = four_answers(0.5, short, long)
+    both = f"right and wrong answers of {short} and of {long} tokens"
+    expected = microscope(LENGTH_MEAN, listed, group, covariance=False).expected
     ratio = (1 / short + 1 / long) / math.sqrt(2 * (1 / short**2 + 1 / long**2))
-    law = f"arccos of (1/{short} + 1/{long})/√(2(1/{short}² + 1/{long}²))"
-    claim = f"Under 1/|o|, {both}: E[ĝ] points this many degrees away from ∇p, {law}, p = .5"
-    facts.append(
-        Fact.exact(
-            claim,
-            source,
-            angle(LENGTH_MEAN, listed, group),
-            math.degrees(math.acos(ratio)),
-            number=12,
-        )
-    )
-    summed = microscope(STD, listed, group, covariance=False).cosine
-    facts.append(
-        Fact.exact(
+    formula = f"arccos of (1/{short} + 1/{long})/√(2(1/{short}² + 1/{long}²))"
+    return [
+        *facts,
+        ours(
+            f"Under 1/|o|, {both}: E[ĝ] is w_G(p) Σ_a π_a (1[a right] − p) s_a/|o_a| (largest"
+            f" difference, p = .5, G = {group})",
+            measured=(expected - length_law(listed, group)).abs().max(),
+            expected=0.0,
+        ),
+        ours(
+            f"Under 1/|o|, {both}: E[ĝ] points this many degrees away from ∇p, {formula}, p = .5",
+            measured=angle(LENGTH_MEAN, listed, group),
+            expected=math.degrees(math.acos(ratio)),
+        ),
+        ours(
             f"Summed over tokens, {both} keep the direction of ∇p (cosine)",
-            source,
-            summed,
-            1.0,
-            number=12,
-        )
-    )
-    return facts
+            measured=microscope(STD, listed, group, covariance=False).cosine,
+            expected=1.0,
+        ),
+    ]
 
 
 # ---------------------------------------------------------------- figure
@@ -480,121 +338,51 @@ CAPTION = (
     "Markers and coloured lines: the estimators themselves, averaged over every group that can be"
     " drawn. Thin dashed: the closed forms. Rewards are 0 or 1, p is the probability of a 1."
 )
+LENGTH_COLOURS = ("#555555", "#b8320f", "#0057a3", "#888888")
 
 
 def plot(result: Result) -> Figure:
     """The weight by group size; by rung and variant; silent groups; the weight under 1/|o|."""
-    figure, (sizes, rungs, quiet, lengths) = figures.new_figure(2, 2, width=12.2, height=8.4)
-    p = result.array("p")
-    fine = torch.linspace(0.02, 0.98, 193, dtype=torch.float64)
-    _draw_sizes(sizes, result, fine)
-    group = result.settings["group"]
+    figure, panels = figures.new_figure(2, 2, width=12.2, height=8.4)
+    sizes, rungs, quiet, lengths = panels
+    p, fine = result.array("p"), torch.linspace(0.02, 0.98, 193, dtype=torch.float64)
+    group, short, long = (result.settings[name] for name in ("group", "short", "long"))
+    groups = list(result.series["weight"])
+    for size, colour in zip(groups, figures.shades(len(groups)), strict=True):
+        for ax, what, formula in (
+            (sizes, "weight", group_std_weight(fine, int(size))),
+            (quiet, "silent", silent_probability(fine, int(size))),
+        ):
+            dots = result.array(what, size)
+            figures.dots_on_curve(ax, p, dots, fine, formula, colour, f"G = {size}")
+    figures.expectation(sizes, group_std_weight(fine, math.inf), fine, "1/√(p(1−p))")
     for name in result.settings["rungs"]:
         figures.band(rungs, p, result.array("rungs", name), name=name)
-    for (name, values), dashes in zip(
-        result.series["variants"].items(), (figures.DOT, figures.DASHDOT), strict=True
-    ):
+    for name, dashes in zip(result.series["variants"], (figures.DOT, figures.DASHDOT), strict=True):
+        values = result.array("variants", name)
         figures.band(rungs, p, values, label=f"std, {name}", color="#8c4a72", linestyle=dashes)
-    figures.expectation(rungs, x=fine, y=group_std_weight(fine, group))
-    figures.describe(
-        rungs,
-        f"Only the std weighs by difficulty (G = {group})",
-        "success probability p",
-        "weight of ∇p in E[ĝ]",
-    )
-    rungs.set_ylim(bottom=0)
-    _draw_silent(quiet, result, fine)
-    _draw_lengths(lengths, result, fine)
-    for ax in (sizes, rungs, quiet, lengths):
-        ax.set_xlim(0, 1)
-        figures.label_ends(
-            ax, [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-        )
-    return figure
-
-
-def _draw_sizes(ax: Axes, result: Result, fine: Tensor) -> None:
-    sizes = list(result.series["weight"])
-    for size, colour in zip(sizes, figures.shades(len(sizes)), strict=True):
-        ax.plot(
-            result.array("p"),
-            result.array("weight", size),
-            "o",
-            color=colour,
-            markersize=4.5,
-            label="_measured",
-        )
-        ax.plot(
-            fine,
-            group_std_weight(fine, int(size)),
-            color=colour,
-            linewidth=1.2,
-            label=f"G = {size}",
-        )
-    figures.expectation(ax, x=fine, y=group_std_weight(fine, math.inf), label="1/√(p(1−p))")
-    figures.describe(
-        ax,
-        "Dividing by the std: hard and easy prompts weigh more",
-        "success probability p",
-        "weight w_G(p) of ∇p in E[ĝ]",
-    )
-    ax.set_ylim(bottom=0)
-
-
-def _draw_silent(ax: Axes, result: Result, fine: Tensor) -> None:
-    sizes = list(result.series["silent"])
-    for size, colour in zip(sizes, figures.shades(len(sizes)), strict=True):
-        ax.plot(
-            result.array("p"),
-            result.array("silent", size),
-            "o",
-            color=colour,
-            markersize=4.5,
-            label="_measured",
-        )
-        ax.plot(
-            fine,
-            silent_probability(fine, int(size)),
-            color=colour,
-            linewidth=1.2,
-            label=f"G = {size}",
-        )
-    figures.describe(
-        ax,
-        "… and the same ends fall silent",
-        "success probability p",
-        "groups without any gradient (share)",
-    )
-
-
-def _draw_lengths(ax: Axes, result: Result, fine: Tensor) -> None:
-    group, short, long = (result.settings[name] for name in ("group", "short", "long"))
+    figures.expectation(rungs, group_std_weight(fine, group), fine)
     for (name, values), colour in zip(
         result.series["lengths"].items(), LENGTH_COLOURS, strict=True
     ):
-        ax.plot(result.array("p"), values, "o", color=colour, markersize=4.5, label="_measured")
         right, wrong = (int(word.split()[1]) for word in name.split(", "))
-        ax.plot(
-            fine,
-            group_std_weight(fine, group) * ((1 - fine) / right + fine / wrong),
-            color=colour,
-            linewidth=1.2,
-            label=name,
-        )
-    figures.describe(
-        ax,
-        f"Under 1/|o| length counts too (G = {group})",
-        "success probability p",
-        "weight of ∇p in E[ĝ]",
-    )
-    ax.set_ylim(0, 1.28 * ax.get_ylim()[1])
+        formula = group_std_weight(fine, group) * ((1 - fine) / right + fine / wrong)
+        figures.dots_on_curve(lengths, p, values, fine, formula, colour, name)
+    for ax, title, y in (
+        (sizes, "Dividing by the std: hard and easy prompts weigh more", "weight w_G(p) of ∇p"),
+        (rungs, f"Only the std weighs by difficulty (G = {group})", "weight of ∇p"),
+        (quiet, "… and the same ends fall silent", "groups without any gradient (share)"),
+        (lengths, f"Under 1/|o| length counts too (G = {group})", "weight of ∇p"),
+    ):
+        unit = y if ax is quiet else f"{y} in E[ĝ]"
+        figures.describe(ax, title, "success probability p", unit)
+        ax.set_xlim(0, 1)
+        if ax is not quiet:
+            ax.set_ylim(0, (1.28 if ax is lengths else 1.0) * ax.get_ylim()[1])
+        figures.label_ends(ax)
     text = (
         f"right and wrong answers of {short} and {long} tokens:\nE[ĝ] is"
         f" {float(result.array('angle')):.0f}° off ∇p"
     )
-    ax.annotate(
-        text, (0.5, 0.97), xycoords="axes fraction", ha="center", va="top", color=figures.INK
-    )
-
-
-LENGTH_COLOURS = ("#555555", "#b8320f", "#0057a3", "#888888")
+    figures.note(lengths, text, (0.5, 0.97), xycoords="axes fraction", ha="center", va="top")
+    return figure

@@ -208,3 +208,27 @@ def control_variate_minimum(coefficient: float) -> float:
 def relative_distance(a: Tensor, b: Tensor) -> float:
     """‖a − b‖ / ‖b‖, or ‖a‖ where b = 0."""
     return float((a - b).norm() / (b.norm() if bool(b.any()) else 1.0))
+
+
+def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
+    """Σ_{i<j} (r_i − r_j)(s_i − s_j) / (G(G−1)): rewards [M, G], scores [M, G, D] → [M, D].
+
+    Every pair counts twice here, hence the 2.
+
+    eq:pairs-of-samples
+    """
+    group = reward.shape[-1]
+    difference = reward.unsqueeze(-1) - reward.unsqueeze(-2)
+    apart = score.unsqueeze(-2) - score.unsqueeze(-3)
+    return torch.einsum("mij,mijd->md", difference, apart) / (2 * group * (group - 1))
+
+
+def sample_covariance(reward: Tensor, score: Tensor) -> Tensor:
+    """Σ_i (r_i − r̄)(s_i − s̄) / (G − 1): rewards [M, G], scores [M, G, D] → [M, D].
+
+    eq:covariance-of-reward-and-score
+    """
+    centred = reward - reward.mean(-1, keepdim=True)
+    return torch.einsum("mi,mid->md", centred, score - score.mean(-2, keepdim=True)) / (
+        reward.shape[-1] - 1
+    )

@@ -336,7 +336,7 @@ def reference(
 def log_axis(
     ax: Axes,
     which: str,
-    places: Sequence[float] | None = None,
+    places: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
     base: float = 10.0,
 ) -> None:
@@ -353,7 +353,8 @@ def log_axis(
     )
     scale("log", base=base)
     if places is not None:
-        ticks(places, [f"{place:g}" for place in places] if labels is None else labels)
+        numbers = np.asarray(places, dtype=float).tolist()
+        ticks(numbers, [f"{number:g}" for number in numbers] if labels is None else labels)
         axis.set_minor_locator(NullLocator())
 
 
@@ -368,9 +369,10 @@ def note(
 ) -> None:
     """A few words at a place of the data, moved by `shift` points; `line` joins the two.
 
-    `style` overrides (color, ha, va, xycoords …).
+    `style` overrides (color, ha, va, xycoords …); a colour is darkened until it can be read.
     """
     look: Style = {"color": INK, "fontsize": 10, "annotation_clip": False, **style}
+    look["color"] = readable(look["color"])
     if line:
         look["arrowprops"] = {
             "arrowstyle": "-",

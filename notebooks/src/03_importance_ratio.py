@@ -86,7 +86,7 @@ lesson.ask(
 # $b = J(\pi_{old})$, on **every** group of 8 samples that can occur, and averages with the groups' probabilities. Nothing is drawn.
 
 # %%
-from bandits.ablations import effective_samples as far
+from bandits.theory import effective_samples as far
 
 surrogate = far.centred(ladder.surrogate, J_old)  # b = J(π_old)
 print("  λ   KL(π_θ‖π_old)   J(π_θ) − J(π_old)   E[objective]   one group of 8: ±")
@@ -352,7 +352,7 @@ from course.parts import SequenceMean, SequenceRatio
 one = far.second_moment(far.bernoulli_arms(far.tilted(old.log(), mean, 1.6), old.log()))
 print("effective share at λ = 1.6, by tokens:", {tokens: f"{one**-tokens:.2g}" for tokens in (1, 4, 16, 64)})
 
-task = far.SETTINGS  # answers of 3 tokens, right if they sum to 3
+task = far.Sums(tokens=3, words=3)  # answers of 3 tokens, right if they sum to 3
 (_, right), start = far.answers(task), far.start(task)
 token = far.centred(ladder.surrogate, float(start.exp() @ right))
 whole = course.replace(token, ratio=SequenceRatio(), aggregation=SequenceMean())  # the mean of |o| equal terms is ρA

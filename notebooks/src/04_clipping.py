@@ -176,8 +176,8 @@ clipped.check(my_clip)
 # The cell moves B3's policy towards reward and away from it, $\pi_\theta\propto\pi_{old}\,e^{\lambda\mu}$, lists every group of 4 samples, and averages the rungs' own objectives with $b = J(\pi_{old})$.
 
 # %%
-from bandits.ablations import effective_samples as far
 from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.theory import effective_samples as far
 
 old, mean = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
 J_old = float(old @ mean)
@@ -228,13 +228,12 @@ lesson.ask(
 )
 
 # %%
-from dataclasses import replace as change
+from bandits.theory import clip_unbounded
 
-from bandits.ablations import clip_unbounded
-
-settings = change(clip_unbounded.SETTINGS, shares=(0.01, 0.05, 0.5), length=0.004, steps=1200)
-paths = {name: clip_unbounded.train(settings, clip_unbounded.estimator_of(name)) for name in ("surrogate", "clip", clip_unbounded.UNCENTRED)}
-here = settings.all_shares.index(0.1)
+shares = (0.01, 0.05, 0.1, 0.5)  # of the good arm in the rollout: π₁
+rungs = {"surrogate": ladder.surrogate, "clip": ladder.clip, "clip, no baseline": clip_unbounded.UNCENTRED}
+paths = {name: clip_unbounded.small_steps(rung, shares, group=200, length=0.004, steps=1200) for name, rung in rungs.items()}
+here = shares.index(0.1)
 for name, path in paths.items():
     good, bad, flat = float(path.good[-1, here]), float(path.bad[-1, here]), float(path.clipped[here])
     print(f"{name:<17} ρ of the good arm ends at {good:.2g}, of the bad arm at {bad:.2g}; clip fraction {flat:.0%}")
@@ -242,7 +241,7 @@ for name, path in paths.items():
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.6, height=3.8)
 lines = []
-for name, label in (("surrogate", "ρA"), ("clip", "clip"), (clip_unbounded.UNCENTRED, "clip, no baseline")):
+for name, label in (("surrogate", "ρA"), ("clip", "clip"), ("clip, no baseline", "clip, no baseline")):
     style = {} if name in figures.STYLES else {"color": "#c96f00", "linestyle": figures.DASHDOT}
     keep = paths[name].steps <= 800
     lines.append(figures.band(ax, paths[name].steps[keep], paths[name].good[keep, here], name=name, label=label, **style))
@@ -268,12 +267,12 @@ lesson.picture(figure, "the clip's ratio passes 1.2 and stops at 2.8; without a 
 # `eq:clip-push` · derived. Positive: it never turns back by itself. Without a baseline $A_2 = 0$, nobody pushes after 1.2, and the ratio stops there: that is the third curve.
 
 # %%
-share = torch.tensor(settings.all_shares, dtype=torch.float64)
+share = torch.tensor(shares, dtype=torch.float64)
 print("π₁                     ", [f"{x:g}" for x in share.tolist()])
 print("(4.4), or 1 + ε        ", [f"{x:.3g}" for x in clip_unbounded.limit(share, 0.8, 1.2).tolist()])
 print("measured, small steps  ", [f"{x:.3g}" for x in paths["clip"].after.tolist()])
 for ratio in (1.1, 2.0, 2.81):
-    print(f"push on arm 1's logit at ρ₁ = {ratio}: {clip_unbounded.push(settings, ratio):.3g}")
+    print(f"push on arm 1's logit at ρ₁ = {ratio}: {clip_unbounded.push(0.1, ratio):.3g}")
 print(f"(4.5) at ρ₁ = 2: {0.1 * 0.2 * 0.8:.3g}")
 
 # %% [markdown]

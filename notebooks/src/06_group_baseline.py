@@ -119,13 +119,11 @@ for group in (2, 8, 64):
 # mean is to leave-one-out what the population covariance is to the sample covariance.
 
 # %%
-from bandits.ablations import bias_variance
-
 outcome = others.outcome[:, 0]
 reward, score = B3.total_reward[0][outcome], B3.total_score[0][outcome]
-print("sum over pairs   = RLOO's ĝ:", torch.allclose(bias_variance.pair_gradient(reward, score), others.gradient, atol=1e-12))
-print("sample covariance = RLOO's ĝ:", torch.allclose(bias_variance.sample_covariance(reward, score), others.gradient, atol=1e-12))
-lesson.code(bias_variance.pair_gradient, bias_variance.sample_covariance)
+print("sum over pairs   = RLOO's ĝ:", torch.allclose(exact.pair_gradient(reward, score), others.gradient, atol=1e-12))
+print("sample covariance = RLOO's ĝ:", torch.allclose(exact.sample_covariance(reward, score), others.gradient, atol=1e-12))
+lesson.code(exact.pair_gradient, exact.sample_covariance)
 
 # %% [markdown]
 # ## Silent groups
@@ -342,7 +340,7 @@ lesson.ask(
 # difficulty. Giovanidis 2025 and the other articles divide by it without asking what it does.
 
 # %%
-from bandits.ablations import difficulty
+from bandits.theory import difficulty
 
 print("              p = .02    p = .1    p = .5    p = .9     (first by listing every group, then by (6.7))")
 for group in (2, 8, 64):
@@ -542,9 +540,9 @@ lesson.ask(
 # with $P$ multinomial and $A_i$ from (6.6).
 
 # %%
-from bandits.ablations import heavy_tail
+from bandits.theory import heavy_tail
 
-prize = heavy_tail.SETTINGS
+prize = heavy_tail.RarePrize(sure=0.5, large=10.0, chance=0.1)
 half = heavy_tail.listed(prize)
 print("  G    mean only   mean and std   by (6.9)    (J's own slope: +0.125)")
 for group in (2, 8, 32, 43, 44, 128):

@@ -10,10 +10,10 @@ import math
 import pytest
 import torch
 
-from bandits.ablations import effective_samples as far
 from bandits.ablations import staleness
 from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.natural import natural_direction
+from bandits.theory import effective_samples as far
 from course import ladder
 from course.estimator import replace
 from course.exact import microscope

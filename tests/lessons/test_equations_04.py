@@ -9,9 +9,9 @@ import itertools
 import pytest
 import torch
 
-from bandits.ablations import clip_unbounded
 from bandits.environments import Deterministic
 from bandits.exact import outcomes
+from bandits.theory import clip_unbounded
 from course import ladder
 from course.estimator import replace
 from course.exact import microscope
@@ -93,7 +93,7 @@ def test_between_the_bounds_only_the_bad_arm_pushes() -> None:
     """`eq:clip-push`: π₁·π(1)·π(2), from the closed form and from the enumeration."""
     for ratio in (1.3, 2.0, 2.7):
         want = 0.1 * (0.1 * ratio) * (1 - 0.1 * ratio)
-        assert clip_unbounded.push(clip_unbounded.SETTINGS, ratio) == pytest.approx(want, abs=1e-12)
+        assert clip_unbounded.push(0.1, ratio) == pytest.approx(want, abs=1e-12)
         assert two_arms(0.1, ratio, Clip(0.2)) == pytest.approx(want, abs=1e-12)
 
 

@@ -11,12 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from bandits.ablations import bias_variance, difficulty, heavy_tail
 from bandits.agents import Metered
 from bandits.environments import Deterministic
 from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.theory import difficulty, heavy_tail
 from course import ladder
-from course.exact import group_mean_factor, group_std_weight, microscope, silent_probability
+from course.exact import (
+    group_mean_factor,
+    group_std_weight,
+    microscope,
+    pair_gradient,
+    sample_covariance,
+    silent_probability,
+)
 from course.parts import GroupMean, GroupStd, SequenceMean
 from course.rollout import Rollout
 from course.train.noise import Noise
@@ -94,9 +101,7 @@ def test_every_pair_votes() -> None:
     r, s = rewards[0].tolist(), scores[0]
     pairs = sum((r[i] - r[j]) * (s[i] - s[j]) for i in range(4) for j in range(i + 1, 4)) / 12
     alone = sum((r[i] - (sum(r) - r[i]) / 3) * s[i] for i in range(4)) / 4
-    torch.testing.assert_close(
-        bias_variance.pair_gradient(rewards, scores)[0], pairs, atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(pair_gradient(rewards, scores)[0], pairs, atol=1e-12, rtol=0)
     torch.testing.assert_close(pairs, alone, atol=1e-12, rtol=0)
 
 
@@ -109,7 +114,7 @@ def test_leave_one_out_is_the_sample_covariance() -> None:
     covariance = torch.cov(torch.cat([r.unsqueeze(0), s.T]))[0, 1:]
     alone = sum((float(r[i]) - (float(r.sum()) - float(r[i])) / 3) * s[i] for i in range(4)) / 4
     torch.testing.assert_close(
-        bias_variance.sample_covariance(rewards, scores)[1], covariance, atol=1e-12, rtol=0
+        sample_covariance(rewards, scores)[1], covariance, atol=1e-12, rtol=0
     )
     torch.testing.assert_close(covariance, alone, atol=1e-12, rtol=0)
 
@@ -186,7 +191,9 @@ def test_push_on_the_rare_prize(group: int) -> None:
             * sum(a * k[2] for a, k in zip(advantages, drawn, strict=True))
             / group
         )
-    assert heavy_tail.push_by_counts(heavy_tail.SETTINGS, group) == pytest.approx(total, abs=1e-12)
+    assert heavy_tail.push_by_counts(heavy_tail.RarePrize(), group) == pytest.approx(
+        total, abs=1e-12
+    )
     assert total < 0
 
 

@@ -9,18 +9,11 @@ import pytest
 import torch
 
 from bandits.ablations import bias_variance as ablation
-from bandits.ablations.bias_variance import (
-    Settings,
-    baselines,
-    canonical,
-    enumerated_variance,
-    lowest_point,
-    pair_gradient,
-    sample_covariance,
-)
+from bandits.ablations.bias_variance import Settings
+from bandits.theory.baselines import baselines, canonical, enumerated_variance, lowest_point
 from course import ladder
 from course.errors import CourseError
-from course.exact import every_group
+from course.exact import every_group, pair_gradient, sample_covariance
 from course.lab.terminal import QUIET
 
 SMALL = Settings(groups=(2, 3, 4), listed=3)

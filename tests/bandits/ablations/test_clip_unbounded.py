@@ -13,8 +13,10 @@ from bandits.ablations import clip_unbounded as ablation
 from bandits.environments import Deterministic
 from bandits.policies import Softmax
 from bandits.population import Population, every_arm
+from bandits.theory.clip_unbounded import UNCENTRED, Path, limit, push, small_steps
 from course import ladder
 from course.errors import CourseError
+from course.estimator import Estimator
 from course.lab.terminal import QUIET
 from course.parts import Clip
 from course.train.noise import Noise
@@ -22,6 +24,10 @@ from course.train.noise import Noise
 SMALL = replace(
     ablation.SETTINGS, rungs=("clip",), shares=(0.02, 0.5), group=50, length=0.005, steps=800
 )
+
+
+def train(estimator: Estimator) -> Path:
+    return small_steps(estimator, SMALL.all_shares, SMALL.group, SMALL.length, SMALL.steps)
 
 
 def f64(values: object) -> torch.Tensor:
@@ -32,32 +38,30 @@ def f64(values: object) -> torch.Tensor:
     ("share", "want"), [(0.1, 2.8), (0.05, 4.8), (0.5, 1.2), (0.7, 1.2), (0.9, 1 / 0.9)]
 )
 def test_the_limit_written_out(share: float, want: float) -> None:
-    assert float(ablation.limit(f64(share), 0.8, 1.2)) == pytest.approx(want)
+    assert float(limit(f64(share), 0.8, 1.2)) == pytest.approx(want)
 
 
 def test_steps_stop_where_both_arms_are_silent_and_without_a_baseline_at_the_bound() -> None:
     share = f64(SMALL.all_shares)
-    centred = ablation.train(SMALL, ladder.clip)
+    centred = train(ladder.clip)
     relative = 2**0.5 * SMALL.length  # the most that one step changes log ρ
-    assert torch.allclose(centred.after, ablation.limit(share, 0.8, 1.2), rtol=relative)
+    assert torch.allclose(centred.after, limit(share, 0.8, 1.2), rtol=relative)
     assert torch.allclose(
-        ablation.train(SMALL, ablation.estimator_of(ablation.UNCENTRED)).after,
+        train(UNCENTRED).after,
         f64([1.2] * len(share)),
         rtol=relative,
     )
     higher = replace(ladder.clip, surrogate=Clip(0.1, 0.5))
-    assert torch.allclose(
-        ablation.train(SMALL, higher).after, ablation.limit(share, 0.9, 1.5), rtol=relative
-    )
+    assert torch.allclose(train(higher).after, limit(share, 0.9, 1.5), rtol=relative)
 
 
 def test_the_push_stops_exactly_where_the_bad_arm_is_clipped() -> None:
-    assert ablation.push(SMALL, 1.1) == pytest.approx(
+    assert push(0.1, 1.1) == pytest.approx(
         0.1 * 1.1 * 0.9 * 0.89 + 0.9 * (0.89 / 0.9) * 0.1 * 0.11
     )  # both arms push
-    assert ablation.push(SMALL, 2.0) == pytest.approx(0.1 * 0.2 * 0.8)  # the bad one alone
-    assert ablation.push(SMALL, 2.79) > 0
-    assert ablation.push(SMALL, 2.81) == 0
+    assert push(0.1, 2.0) == pytest.approx(0.1 * 0.2 * 0.8)  # the bad one alone
+    assert push(0.1, 2.79) > 0
+    assert push(0.1, 2.81) == 0
 
 
 def test_all_facts_hold() -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from bandits.ablations import difficulty as ablation
-from bandits.ablations.difficulty import (
+from bandits.ablations.difficulty import Settings
+from bandits.theory.difficulty import (
     LENGTH_MEAN,
     STD,
-    Settings,
     angle,
+    arcsine_gradient,
     four_answers,
     right_or_wrong,
     silent_share,
@@ -87,4 +88,4 @@ def test_the_arcsine_gradient_is_one_over_the_root_of_the_variance() -> None:
     expected = torch.tensor(
         [0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)], dtype=torch.float64
     ) / math.sqrt(0.41 * 0.59)
-    torch.testing.assert_close(ablation.arcsine_gradient(), expected)
+    torch.testing.assert_close(arcsine_gradient(), expected)

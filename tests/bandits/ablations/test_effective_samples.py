@@ -11,6 +11,8 @@ import torch
 
 from bandits.ablations import effective_samples as ablation
 from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.theory import effective_samples as theory
+from bandits.theory.effective_samples import Sums
 from course import ladder
 from course.errors import CourseError
 from course.exact import gradient, objective
@@ -18,15 +20,16 @@ from course.lab.terminal import QUIET
 from course.parts import Constant
 
 SMALL = replace(ablation.SETTINGS, group=4, points=4)
+TASK = Sums()
 
 
 def f64(values: object) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def any_policy(settings: ablation.Settings, seed: int) -> torch.Tensor:
+def any_policy(task: Sums, seed: int) -> torch.Tensor:
     """log π over answers of a random table."""
-    count = settings.words**settings.tokens
+    count = task.words**task.tokens
     return torch.log_softmax(
         torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), 0
     )
@@ -34,20 +37,18 @@ def any_policy(settings: ablation.Settings, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("tokens", "words"), [(2, 3), (3, 2), (3, 3), (4, 2)])
 def test_tables_reproduce_any_policy_over_answers(tokens: int, words: int) -> None:
-    settings = replace(SMALL, tokens=tokens, words=words)
-    policy = any_policy(settings, 1)
-    logits = ablation.logits_of(policy, settings)
+    task = Sums(tokens, words)
+    policy = any_policy(task, 1)
+    logits = theory.logits_of(policy, task)
     assert logits.shape == (sum(words**t for t in range(tokens)), words)
-    assert torch.allclose(ablation.token_log_probs(logits, settings).sum(-1), policy, atol=1e-12)
+    assert torch.allclose(theory.token_log_probs(logits, task).sum(-1), policy, atol=1e-12)
 
 
 def test_listed_gradient_is_the_derivative_of_the_expected_reward() -> None:
-    now, old = any_policy(SMALL, 2), any_policy(SMALL, 3)
-    listed = ablation.sequences(SMALL, now, old)
-    logits = ablation.logits_of(now, SMALL).requires_grad_()
-    value = (
-        ablation.token_log_probs(logits, SMALL).sum(-1).exp() * ablation.answers(SMALL)[1]
-    ).sum()
+    now, old = any_policy(TASK, 2), any_policy(TASK, 3)
+    listed = theory.sequences(TASK, now, old)
+    logits = theory.logits_of(now, TASK).requires_grad_()
+    value = (theory.token_log_probs(logits, TASK).sum(-1).exp() * theory.answers(TASK)[1]).sum()
     [derivative] = torch.autograd.grad(value, logits)
     assert objective(listed) == pytest.approx(value.item())
     assert torch.allclose(gradient(listed), derivative.flatten(), atol=1e-12)
@@ -60,7 +61,7 @@ def test_one_token_moments_written_out() -> None:
     old, now, mean = f64(B3_POLICY), f64((0.1, 0.25, 0.65)), f64(B3_MEANS)
     before = float(old @ mean)
     estimator = replace(ladder.surrogate, baseline=Constant(before))
-    found = ablation.objective_moments(estimator, ablation.bernoulli_arms(now.log(), old.log()), 5)
+    found = theory.objective_moments(estimator, theory.bernoulli_arms(now.log(), old.log()), 5)
     ratio = now / old
     first = float((old * ratio * (mean - before)).sum())
     square = float((old * ratio**2 * (mean * (1 - before) ** 2 + (1 - mean) * before**2)).sum())
@@ -70,11 +71,11 @@ def test_one_token_moments_written_out() -> None:
 
 def test_effective_samples_and_distance_written_out() -> None:
     old, now = f64(B3_POLICY), f64((0.1, 0.25, 0.65))
-    listed = ablation.bernoulli_arms(now.log(), old.log())
-    assert ablation.second_moment(listed) == pytest.approx(
+    listed = theory.bernoulli_arms(now.log(), old.log())
+    assert theory.second_moment(listed) == pytest.approx(
         0.1**2 / 0.5 + 0.25**2 / 0.3 + 0.65**2 / 0.2
     )
-    assert ablation.distance(listed) == pytest.approx(float((now * (now / old).log()).sum()))
+    assert theory.distance(listed) == pytest.approx(float((now * (now / old).log()).sum()))
 
 
 def test_effective_samples_are_what_weighted_samples_are_worth() -> None:
@@ -85,7 +86,7 @@ def test_effective_samples_are_what_weighted_samples_are_worth() -> None:
     )
     ratio = (now / old)[arm]
     assert float(ratio.sum() ** 2 / (ratio**2).sum()) / len(arm) == pytest.approx(
-        1 / ablation.second_moment(ablation.bernoulli_arms(now.log(), old.log())), rel=0.01
+        1 / theory.second_moment(theory.bernoulli_arms(now.log(), old.log())), rel=0.01
     )
 
 
