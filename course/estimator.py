@@ -9,6 +9,7 @@ objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from course import equation
-from course.errors import CourseError, require
+from course.errors import CourseError, require, require_number
 from course.parts import (
     KL,
     Aggregation,
@@ -35,7 +36,7 @@ from course.parts import (
     TokenRatio,
     TotalReturn,
 )
-from course.parts.base import Part
+from course.parts.base import Part, ask, ask_tensor, wrong_answer
 from course.rollout import Policy, Rollout
 
 PART_KINDS: dict[str, type[Part]] = {
@@ -106,12 +107,8 @@ class Estimator:
                 f"a {kind.__name__} of course.parts, or your own subclass of it",
             )
         for name in ("entropy_coef", "value_coef"):
-            require(
-                0 <= getattr(self, name) < float("inf"),
-                f"estimator.{name}",
-                getattr(self, name),
-                "a number ≥ 0",
-            )
+            require_number(f"estimator.{name}", getattr(self, name), "a number ≥ 0", at_least=0)
+        _check_needs(self.parts)
         for part in self.parts.values():
             part.check(self.parts)
 
@@ -122,17 +119,19 @@ class Estimator:
 
         Raises `CourseError` on a rollout it cannot use.
         """
+        rollout = rollout.widened()
         self._check_rollout(rollout)
-        mask = rollout.mask
-        reward = self.kl.shape_reward(rollout)
-        credit = self.credit(reward, rollout)
+        mask, shape = rollout.mask, rollout.reward.shape
+        reward = self._ask("kl", shape, self.kl.shape_reward, rollout)
+        credit = self._ask("credit", shape, self.credit, reward, rollout)
         returns = first_chosen(credit, mask)
-        advantage = self.scale(
-            credit - self.baseline(returns, rollout), returns, rollout
-        )  # eq:advantage-of-a-sample
-        keep = self.sample_filter(rollout)
-        counted = mask if keep is None else mask & keep.unsqueeze(-1)
-        weight = self.aggregation(counted, rollout.limit or mask.shape[-1], reward.dtype)
+        advantage = credit - self._baseline(returns, rollout)
+        # eq:advantage-of-a-sample
+        advantage = self._ask("scale", shape, self.scale, advantage, returns, rollout)
+        # dropped samples have advantages all the same, but no weight
+        counted = self._counted(rollout)
+        limit = rollout.limit or shape[-1]
+        weight = self._ask("aggregation", shape, self.aggregation, counted, limit, reward.dtype)
         return Frozen(
             rollout,
             torch.where(mask, advantage, torch.zeros_like(reward)).detach(),
@@ -143,42 +142,58 @@ class Estimator:
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
         """[...] per run: what gradient ascent maximises, eq:one-objective, differentiable in the
         policy. Minibatches' objectives add up.
+
+        A run whose ratios leave the range of its float type has ±inf, or NaN where both meet; the
+        learner halts on it, and `loss` refuses.
         """
-        rollout, weight = frozen.rollout, frozen.weight
+        rollout, weight, policy = frozen.rollout, frozen.weight, policy.widened()
         policy.check(rollout)
-        log_prob = torch.where(rollout.mask, policy.log_prob, torch.zeros_like(policy.log_prob))
-        log_ratio = self.log_ratio(policy, rollout)
-        gain = self.surrogate(log_ratio, log_prob, frozen.advantage)
-        penalty = self.kl.penalty(policy, rollout, log_ratio)
+        shape = rollout.reward.shape
+        # selected before anything is computed: what has no weight may be anything, also NaN
+        felt = rollout.mask & (weight != 0)
+        nothing = torch.zeros_like(policy.log_prob)
+        log_prob = torch.where(felt, policy.log_prob, nothing)
+        log_ratio = torch.where(felt, self.log_ratio(policy, rollout), nothing)
+        gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
+        penalty = ask("kl", self.kl, self.kl.penalty, policy, rollout, log_ratio, felt)
         if penalty is not None:
-            gain = gain - torch.where(rollout.mask, penalty, torch.zeros_like(gain))
-        if self.entropy_coef:
-            gain = gain + self.entropy_coef * policy.entropy  # eq:entropy-bonus
-        if self.value_coef:
-            if policy.value is None:
-                raise CourseError(
-                    "policy.value: got None; allowed is the critic's values, which value_coef > 0"
-                    " needs"
-                )
-            # eq:critic-regression
-            error = torch.where(
-                rollout.mask, policy.value - frozen.target, torch.zeros_like(frozen.target)
-            )
-            gain = gain - self.value_coef * 0.5 * error**2
-        return (weight * gain).sum((-3, -2, -1))
+            gain = gain - self._ask("kl", shape, lambda: penalty)
+        if self.entropy_coef:  # eq:entropy-bonus
+            gain = gain + self.entropy_coef * policy.entropy_where(felt)
+        if self.value_coef:  # eq:critic-regression
+            gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
+        return (weight * torch.where(felt, gain, torch.zeros_like(gain))).sum((-3, -2, -1))
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """[...] per run: minus the objective, frozen and evaluated in one go."""
-        return -self.objective(policy, self.freeze(rollout))
+        """[...] per run: minus the objective, frozen and evaluated in one go.
+
+        Raises `CourseError` where it is NaN.
+        """
+        loss = -self.objective(policy, self.freeze(rollout))
+        if bool(loss.isnan().any()):
+            raise CourseError(
+                "loss: got nan; allowed is a policy whose log-probabilities are numbers, and near"
+                f" enough to the rollout's that ρ fits into {loss.dtype}"
+            )
+        return loss
 
     def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
         """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False
         (`eq:importance-ratio`).
         """
         difference = policy.log_prob - rollout.log_prob
-        return self.ratio(
-            torch.where(rollout.mask, difference, torch.zeros_like(difference)), rollout.mask
-        )
+        log_ratio = torch.where(rollout.mask, difference, torch.zeros_like(difference))
+        return self._ask("ratio", rollout.reward.shape, self.ratio, log_ratio, rollout.mask)
+
+    @staticmethod
+    def _critic_error(policy: Policy, frozen: Frozen, felt: Tensor) -> Tensor:
+        """V − R [..., Q, G, T], 0 where `felt` is False."""
+        if policy.value is None:
+            raise CourseError(
+                "policy.value: got None; allowed is the critic's values, which value_coef > 0 needs"
+            )
+        error = policy.value - frozen.target
+        return torch.where(felt, error, torch.zeros_like(error))
 
     # ------------------------------------------------------------------ comparing and showing
 
@@ -242,6 +257,47 @@ class Estimator:
                         f"rollout.{name}: got None; allowed is a tensor, since {part.short}"
                         " needs it"
                     )
+
+    def _ask(
+        self, place: str, shape: torch.Size, how: Callable[..., object], *arguments: object
+    ) -> Tensor:
+        """What the part at `place` answers: a tensor of exactly this shape."""
+        return ask_tensor(place, getattr(self, place), shape, how, *arguments)
+
+    def _baseline(self, returns: Tensor, rollout: Rollout) -> Tensor | float:
+        """b: a number, or a tensor with as many axes as the credit, each 1 or the same."""
+        answer = ask("baseline", self.baseline, self.baseline, returns, rollout)
+        shape = rollout.reward.shape
+        if isinstance(answer, Tensor):
+            fits = answer.dim() == len(shape) and answer.is_floating_point()
+            pairs = zip(answer.shape, shape, strict=False)
+            if fits and all(have in (1, want) for have, want in pairs):
+                return answer
+        elif isinstance(answer, int | float) and not isinstance(answer, bool):
+            return answer
+        allowed = f"a number or a tensor [..., Q, G, T] = {tuple(shape)}, each axis 1 or the same"
+        raise wrong_answer("baseline", self.baseline, answer, allowed)
+
+    def _counted(self, rollout: Rollout) -> Tensor:
+        """[..., Q, G, T] bool: the chosen tokens of the samples that the filter keeps."""
+        kept = ask("sample_filter", self.sample_filter, self.sample_filter, rollout)
+        if kept is None:
+            return rollout.mask
+        shape = rollout.mask.shape[:-1]
+        if isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == shape:
+            return rollout.mask & kept.unsqueeze(-1)
+        allowed = f"None or a torch.bool tensor of shape {tuple(shape)}, True where it counts"
+        raise wrong_answer("sample_filter", self.sample_filter, kept, allowed)
+
+
+def _check_needs(parts: Mapping[str, Part]) -> None:
+    """Refuse a part that needs a field which no rollout or policy has."""
+    for place, part in parts.items():
+        for names, kind in ((part.needs, Rollout), (part.policy_needs, Policy)):
+            known = [f.name for f in fields(kind)]
+            for name in names:
+                allowed = f"one of the fields of a {kind.__name__}: {', '.join(known)}"
+                require(name in known, f"estimator.{place}: needs of {part.short}", name, allowed)
 
 
 def replace(estimator: Estimator, **parts: Any) -> Estimator:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require_flag, require_number
 from course.parts.base import Part, Scope
 
 
@@ -23,6 +23,9 @@ class Aggregation(Part):
     """
 
     count_empty: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_flag(f"{type(self).__name__}.count_empty", self.count_empty)
 
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
@@ -105,11 +108,14 @@ class ConstantLength(Aggregation):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        require(
-            self.length is None or self.length > 0,
+        super().__post_init__()
+        require_number(
             "ConstantLength.length",
             self.length,
             "None or a positive number of tokens",
+            above=0,
+            whole=True,
+            optional=True,
         )
 
     @property

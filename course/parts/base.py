@@ -4,11 +4,14 @@ and how far it looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
-from course.errors import Clash
+import torch
+from torch import Tensor
+
+from course.errors import Clash, CourseError
 
 Scope = Literal["token", "sample", "group", "batch"]
 
@@ -139,6 +142,44 @@ class Part(Declares):
     def clash(self, other: Part, why: str) -> Clash:
         """The error that names both parts and the reason."""
         return Clash(f"{self.short} clashes with {other.short}: {why}")
+
+
+T = TypeVar("T")
+
+
+def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
+    """What `how(*arguments)` of a part answers; whatever it raises is told in one line that names
+    the part and its place in the estimator.
+    """
+    try:
+        return how(*arguments)
+    except CourseError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CourseError(
+            f"estimator.{place}: {part.short} raised {what}; allowed is a part that computes"
+        ) from error
+
+
+def ask_tensor(
+    place: str, part: Part, shape: torch.Size, how: Callable[..., object], *arguments: object
+) -> Tensor:
+    """`ask` for a floating-point tensor of exactly this shape: another one might broadcast, and
+    compare samples of different prompts.
+    """
+    answer = ask(place, part, how, *arguments)
+    if isinstance(answer, Tensor) and answer.shape == shape and answer.is_floating_point():
+        return answer
+    raise wrong_answer(place, part, answer, f"a floating-point tensor of shape {tuple(shape)}")
+
+
+def wrong_answer(place: str, part: Part, answer: object, allowed: str) -> CourseError:
+    """The error for what a part answered and cannot be used: one line."""
+    got: object = type(answer).__name__
+    if isinstance(answer, Tensor):
+        got = f"shape {tuple(answer.shape)} of {answer.dtype}"
+    return CourseError(f"estimator.{place}: got {got} from {part.short}; allowed is {allowed}")
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require
+from course.errors import CourseError, require, require_number
 from course.parts.base import Part, number
 from course.rollout import Rollout
 
@@ -27,34 +27,50 @@ class Baseline(Part):
         raise NotImplementedError
 
 
-def silent(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None) -> Tensor:
     """Where all returns along `dims` are the same number: they compare equal, so nothing can be
-    learned from them.
+    learned from them. Also where fewer than two samples exist (`exists`, None: all do).
 
     By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
     """
-    if len(dims) == 1:
-        return returns.amax(dims, keepdim=True) == returns.amin(dims, keepdim=True)
-    return torch.eq(
-        *reversed(torch.aminmax(returns.flatten(-len(dims)), dim=-1, keepdim=True))
-    ).unsqueeze(-1)
+    low = high = returns
+    if exists is not None:
+        low, high = (
+            returns.masked_fill(~exists, torch.inf),
+            returns.masked_fill(~exists, -torch.inf),
+        )
+    return high.amax(dims, keepdim=True) <= low.amin(dims, keepdim=True)
 
 
-def mean_baseline(returns: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+def mean_of(returns: Tensor, dims: tuple[int, ...], exists: Tensor | None = None) -> Tensor:
+    """Mean over `dims`, kept with length 1, of the samples that exist (None: all), else 0."""
+    if exists is None:
+        return returns.mean(dims, keepdim=True)
+    total = torch.where(exists, returns, torch.zeros_like(returns)).sum(dims, keepdim=True)
+    return total / exists.sum(dims, keepdim=True).clamp(min=1)
+
+
+def mean_baseline(
+    returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None
+) -> Tensor:
     """The mean over `dims`, [..., Q, G] → broadcastable; where all are equal, that very number (so
-    A is exactly 0).
+    A is exactly 0). Samples that do not exist (`exists`) take no part.
     """
-    return torch.where(silent(returns, dims), returns, returns.mean(dims, keepdim=True))
+    return torch.where(silent(returns, dims, exists), returns, mean_of(returns, dims, exists))
 
 
-def leave_one_out(returns: Tensor) -> Tensor:
-    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G].
+def leave_one_out(returns: Tensor, exists: Tensor | None = None) -> Tensor:
+    """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G], over the samples that exist.
 
     Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline
     """
-    group = returns.shape[-1]
-    others = (returns.sum(-1, keepdim=True) - returns) / (group - 1)
-    return torch.where(silent(returns), returns, others)
+    group: Tensor | int = returns.shape[-1]
+    counted = returns
+    if exists is not None:
+        group = exists.sum(-1, keepdim=True).clamp(min=2)
+        counted = torch.where(exists, returns, torch.zeros_like(returns))
+    others = (counted.sum(-1, keepdim=True) - returns) / (group - 1)
+    return torch.where(silent(returns, exists=exists), returns, others)
 
 
 def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
@@ -64,7 +80,7 @@ def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
     """
     weight = length.to(returns.dtype)
     mean = (weight * returns).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(silent(returns), returns, mean)
+    return torch.where(silent(returns, exists=length > 0), returns, mean)
 
 
 def need_group(part: Part, returns: Tensor) -> None:
@@ -96,7 +112,7 @@ class Constant(Baseline):
     b: float = 0.0
 
     def __post_init__(self) -> None:
-        require(abs(self.b) < float("inf"), "Constant.b", self.b, "a finite number")
+        require_number("Constant.b", self.b, "a finite number")
 
     @property
     def latex(self) -> str:
@@ -116,7 +132,7 @@ class BatchMean(Baseline):
     prompts. eq:batch-mean-baseline
     """
 
-    scope, reads = "batch", ("returns",)
+    scope, reads = "batch", ("returns", "empty")
     symbol = r"\operatorname{mean}_{\text{batch}}(R)"
     plain = "mean_batch(R)"
 
@@ -127,7 +143,7 @@ class BatchMean(Baseline):
             1,
             "a batch of at least two samples: one alone is never better than its mean",
         )
-        return mean_baseline(returns, (-2, -1)).unsqueeze(-1)
+        return mean_baseline(returns, (-2, -1), rollout.exists).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -136,13 +152,13 @@ class GroupMean(Baseline):
     estimates V(q). eq:group-mean-baseline
     """
 
-    scope, reads = "group", ("returns",)
+    scope, reads = "group", ("returns", "empty")
     symbol = r"\operatorname{mean}_{j\le G}(R_j)"
     plain = "mean_group(R)"
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        return mean_baseline(returns).unsqueeze(-1)
+        return mean_baseline(returns, exists=rollout.exists).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -151,13 +167,13 @@ class LeaveOneOut(Baseline):
     unbiased.
     """
 
-    scope, reads = "group", ("returns",)
+    scope, reads = "group", ("returns", "empty")
     symbol = r"\operatorname{mean}_{j\ne i}(R_j)"
     plain = "mean_others(R)"
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        return leave_one_out(returns).unsqueeze(-1)
+        return leave_one_out(returns, rollout.exists).unsqueeze(-1)
 
 
 @dataclass(frozen=True)

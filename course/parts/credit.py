@@ -13,10 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 from course.parts.base import Part, number
 from course.parts.baseline import Value
 from course.rollout import Rollout
+
+
+def require_share(field: str, value: float) -> None:
+    """Raise unless γ or λ is a number from 0 to 1."""
+    require_number(field, value, "a number from 0 to 1", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class TotalReturn(Credit):
     plain = "R = Σ_t r"
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
-        return total_return(reward)
+        # a sample without a chosen token is no sample, and has nothing to be credited with
+        return total_return(torch.where(rollout.exists.unsqueeze(-1), reward, 0.0))
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class RewardToGo(Credit):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.gamma <= 1, "RewardToGo.gamma", self.gamma, "a number from 0 to 1")
+        require_share("RewardToGo.gamma", self.gamma)
 
     @property
     def latex(self) -> str:
@@ -141,15 +147,8 @@ class GAE(Credit):
     gae_lambda: float = 0.95
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.gamma <= 1, f"{type(self).__name__}.gamma", self.gamma, "a number from 0 to 1"
-        )
-        require(
-            0 <= self.gae_lambda <= 1,
-            f"{type(self).__name__}.gae_lambda",
-            self.gae_lambda,
-            "a number from 0 to 1",
-        )
+        require_share(f"{type(self).__name__}.gamma", self.gamma)
+        require_share(f"{type(self).__name__}.gae_lambda", self.gae_lambda)
 
     @property
     def latex(self) -> str:

@@ -10,15 +10,17 @@ penalty (Schulman et al. 2017, eq. 8).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from course.errors import Clash, require
-from course.parts.base import Declares, Part, number
-from course.rollout import Policy, Rollout
+from course.errors import Clash, CourseError, require, require_flag, require_number
+from course.parts.base import Declares, Part, ask, ask_tensor, number
+from course.parts.ratio import times_ratio
+from course.rollout import Policy, Rollout, read_places, where_read
 
 
 def k1(log_r: Tensor) -> Tensor:
@@ -48,16 +50,21 @@ def exact_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     return (log_q.exp() * difference).sum(-1)
 
 
+def exact_kl_where(log_q: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
+    """KL(q‖p) of [..., Q, G or 1, T or 1, V] where a chosen token of `mask` [..., Q, G, T] reads
+    it, else 0, whatever is stored there: [..., Q, G or 1, T or 1] in nats.
+    """
+    divergence = exact_kl(where_read(log_q, mask), where_read(log_p, mask))
+    read = read_places(divergence.unsqueeze(-1), mask)
+    return torch.where(read, divergence, torch.zeros_like(divergence))
+
+
 @dataclass(frozen=True)
 class Place(Declares):
     """Where the penalty stands in the objective; `uses_ratio` says whether ρ multiplies it."""
 
     symbol: ClassVar[str] = ""
     uses_ratio: ClassVar[bool] = False
-
-    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
-        """Penalty and log ρ [..., Q, G, T] → what the objective subtracts."""
-        return penalty
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,6 @@ class InLossTimesRatio(Place):
     scope = "token"
     symbol: ClassVar[str] = r"\rho_{i,t}\,"
     uses_ratio: ClassVar[bool] = True
-
-    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
-        return log_ratio.exp() * penalty
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ class Anchor(Declares):
         """log r = log p − log q of the sampled tokens, [..., Q, G, T]."""
         raise NotImplementedError
 
-    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
-        """KL(q‖p) over the full distribution, [..., Q, G or 1, T or 1]."""
+    def exact(self, log_dist: Tensor, rollout: Rollout, mask: Tensor) -> Tensor:
+        """KL(q‖p) over the full distribution where `mask` [..., Q, G, T] reads it, else 0: [..., Q,
+        G or 1, T or 1].
+        """
         raise NotImplementedError
 
 
@@ -122,9 +128,9 @@ class Reference(Anchor):
         assert rollout.ref_log_prob is not None
         return rollout.ref_log_prob - log_prob
 
-    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
+    def exact(self, log_dist: Tensor, rollout: Rollout, mask: Tensor) -> Tensor:
         assert rollout.ref_log_dist is not None
-        return exact_kl(log_dist, rollout.ref_log_dist)
+        return exact_kl_where(log_dist, rollout.ref_log_dist, mask)
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,9 @@ class OldPolicy(Anchor):
     def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
         return log_prob - rollout.log_prob
 
-    def exact(self, log_dist: Tensor, rollout: Rollout) -> Tensor:
+    def exact(self, log_dist: Tensor, rollout: Rollout, mask: Tensor) -> Tensor:
         assert rollout.old_log_dist is not None
-        return exact_kl(rollout.old_log_dist, log_dist)
+        return exact_kl_where(rollout.old_log_dist, log_dist, mask)
 
 
 @dataclass(frozen=True)
@@ -149,26 +155,27 @@ class AdaptiveBeta:
     1.5·target (Schulman et al. 2017, §4).
 
     β itself is state: the learner keeps it per run and writes it into the rollout as `kl_coef`.
+
+    It stays between initial/reach and initial·reach, which the paper does not say: without bounds
+    a long quiet spell takes β to 0 and a long loud one to ∞, and from neither does doubling or
+    halving ever lead back. With them β is at most log₂(reach) = 20 steps from where it started.
     """
 
+    reach: ClassVar[float] = 2.0**20
     initial: float = 1.0
     target: float = 0.01
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.initial < float("inf"), "AdaptiveBeta.initial", self.initial, "a number > 0"
-        )
-        require(
-            0 < self.target < float("inf"),
-            "AdaptiveBeta.target",
-            self.target,
-            "a number of nats > 0",
-        )
+        require_number("AdaptiveBeta.initial", self.initial, "a number > 0", above=0)
+        require_number("AdaptiveBeta.target", self.target, "a number of nats > 0", above=0)
 
     def update(self, beta: Tensor, kl: Tensor) -> Tensor:
         """β [...] and the measured KL(π_old‖π_θ) [...] in nats → the next β."""
         halved = torch.where(kl < self.target / 1.5, beta / 2, beta)
-        return torch.where(kl > self.target * 1.5, beta * 2, halved)
+        moved = torch.where(kl > self.target * 1.5, beta * 2, halved)
+        limits = torch.finfo(beta.dtype)
+        low = max(self.initial / self.reach, limits.tiny)
+        return moved.clamp(low, min(self.initial * self.reach, limits.max))
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ class KL(Part):
                 "OldPolicy() where beta is AdaptiveBeta",
             )
         else:
-            require(0 <= self.beta < float("inf"), f"{name}.beta", self.beta, "a number ≥ 0")
+            require_number(f"{name}.beta", self.beta, "a number ≥ 0", at_least=0)
         require(
             isinstance(self.anchor, Anchor),
             f"{name}.anchor",
@@ -206,6 +213,7 @@ class KL(Part):
             self.place,
             "InLoss(), InLossTimesRatio() or InReward()",
         )
+        require_flag(f"{name}.accept_bias", self.accept_bias)
         if isinstance(self.place, InReward):
             if isinstance(self.anchor, OldPolicy):
                 raise Clash(
@@ -241,28 +249,61 @@ class KL(Part):
         """The estimate, its place and its anchor."""
         return (self, self.place, self.anchor)
 
-    def value(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """The penalty per token, [..., Q, G, T], without β."""
-        log_r = self.anchor.log_r(policy.log_prob, rollout)
-        return self.estimate(torch.where(rollout.mask, log_r, torch.zeros_like(log_r)))
+    def log_r(self, policy: Policy, rollout: Rollout, felt: Tensor) -> Tensor:
+        """log r [..., Q, G, T] of the sampled tokens, 0 where `felt` [..., Q, G, T] is False."""
+        shape = rollout.reward.shape
+        log_r = ask_tensor("kl.anchor", self, shape, self.anchor.log_r, policy.log_prob, rollout)
+        return torch.where(felt, log_r, torch.zeros_like(log_r))
 
-    def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> Tensor | None:
-        """What the objective subtracts per token, [..., Q, G, T]; None where there is nothing to
-        subtract.
+    def value(self, policy: Policy, rollout: Rollout, felt: Tensor) -> Tensor:
+        """The penalty per token, [..., Q, G, T], without β; what it is where `felt` is False does
+        not matter, but it is finite.
         """
-        if isinstance(self.place, InReward):
+        log_r = self.log_r(policy, rollout, felt)
+        return ask_tensor("kl", self, log_r.shape, self.estimate, log_r)
+
+    def times_ratio(self, log_r: Tensor, log_ratio: Tensor, beta: Tensor | float) -> Tensor:
+        """ρ · β · estimate, [..., Q, G, T]."""
+        estimate = ask_tensor("kl", self, log_r.shape, self.estimate, log_r)
+        return times_ratio(log_ratio, beta * estimate)
+
+    def felt(self, mask: Tensor, rollout: Rollout) -> Tensor:
+        """The places of `mask` [..., Q, G, T] where β is not 0."""
+        beta = self.coefficient(rollout)
+        return mask & (beta != 0) if isinstance(beta, Tensor) else mask
+
+    def penalty(
+        self, policy: Policy, rollout: Rollout, log_ratio: Tensor, mask: Tensor
+    ) -> Tensor | None:
+        """What the objective subtracts per token, [..., Q, G, T]: finite where `mask` [..., Q, G,
+        T] is False, and None where there is nothing to subtract.
+        """
+        if self.in_reward or self.beta == 0:
             return None
-        return self.place.weigh(self.coefficient(rollout) * self.value(policy, rollout), log_ratio)
+        beta, felt = self.coefficient(rollout), self.felt(mask, rollout)
+        if self.place.uses_ratio:
+            return self.times_ratio(self.log_r(policy, rollout, felt), log_ratio, beta)
+        return beta * self.value(policy, rollout, felt)
 
     def shape_reward(self, rollout: Rollout) -> Tensor:
         """The reward, less β·k where the penalty sits in it (k is of π_old then: it was sampled
         so).
         """
-        if not isinstance(self.place, InReward):
+        if not self.in_reward or self.beta == 0:
             return rollout.reward
-        sampled = Policy(rollout.log_prob, rollout.old_log_dist)
-        penalty = self.coefficient(rollout) * self.value(sampled, rollout)
-        return rollout.reward - torch.where(rollout.mask, penalty, torch.zeros_like(penalty))
+        sampled, felt = (
+            Policy(rollout.log_prob, rollout.old_log_dist),
+            self.felt(rollout.mask, rollout),
+        )
+        penalty = self.coefficient(rollout) * self.value(sampled, rollout, felt)
+        penalty = torch.where(felt, penalty, torch.zeros_like(penalty))
+        if not bool(torch.isfinite(penalty.sum())):
+            largest = penalty.detach().abs().amax().item()
+            raise CourseError(
+                f"{self.short}: got a penalty of {largest} in the reward; allowed is a finite one:"
+                " the policy that sampled and the reference are too far apart"
+            )
+        return rollout.reward - penalty
 
     @property
     def in_reward(self) -> bool:
@@ -300,7 +341,7 @@ class NoKL(KL):
     def needs(self) -> tuple[str, ...]:
         return ()
 
-    def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor) -> None:
+    def penalty(self, policy: Policy, rollout: Rollout, log_ratio: Tensor, mask: Tensor) -> None:
         return None
 
     @property
@@ -316,7 +357,8 @@ class NoKL(KL):
 class K1(KL):
     """−log r.
 
-    In the reward: the gradient of KL(π‖ref), exactly. In the loss alone: no gradient on average.
+    In the reward: on policy, the gradient of KL(π‖ref), exactly; off policy ρ does not make up for
+    it, since the reward holds log π_old and not log π. In the loss alone: no gradient on average.
     `eq:kl-k1-in-loss`
     """
 
@@ -355,18 +397,33 @@ class K3(KL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.max_log_r is None or self.max_log_r > 0,
-            "K3.max_log_r",
-            self.max_log_r,
-            "None or a number of nats > 0",
-        )
+        allowed = "None or a number of nats > 0"
+        require_number("K3.max_log_r", self.max_log_r, allowed, above=0, optional=True)
 
     symbol = "k_3"
     plain = "k3"
 
     def estimate(self, log_r: Tensor) -> Tensor:
-        return k3(log_r if self.max_log_r is None else log_r.clamp(-self.max_log_r, self.max_log_r))
+        return k3(self._bounded(log_r))
+
+    def times_ratio(self, log_r: Tensor, log_ratio: Tensor, beta: Tensor | float) -> Tensor:
+        """ρ · β · k3. Where r alone would overflow, ρ·r is taken as exp(log ρ + log r): a token
+        that became rare has a small ρ and a large r.
+        """
+        log_r = self._bounded(log_r)
+        far = log_r > math.log(torch.finfo(log_r.dtype).max) / 2
+        near = torch.where(far, torch.zeros_like(log_r), log_r)
+        shared = torch.where(far, log_ratio + log_r, torch.zeros_like(log_r)).exp()
+        rest = torch.where(far, 1 + log_r, torch.zeros_like(log_r))
+        return torch.where(
+            far,
+            beta * shared - times_ratio(log_ratio, beta * rest),
+            times_ratio(log_ratio, beta * k3(near)),
+        )
+
+    def _bounded(self, log_r: Tensor) -> Tensor:
+        bound = self.max_log_r
+        return log_r if bound is None else log_r.clamp(-bound, bound)
 
 
 @dataclass(frozen=True)
@@ -392,12 +449,10 @@ class ExactKL(KL):
     def needs(self) -> tuple[str, ...]:
         return self.anchor.exact_needs + (("old_log_dist",) if self.in_reward else ())
 
-    def value(self, policy: Policy, rollout: Rollout) -> Tensor:
-        require(
-            policy.log_dist is not None,
-            "policy.log_dist",
-            None,
-            "the full distribution, which ExactKL needs",
-        )
-        assert policy.log_dist is not None
-        return self.anchor.exact(policy.log_dist, rollout).expand(rollout.reward.shape)
+    def value(self, policy: Policy, rollout: Rollout, felt: Tensor) -> Tensor:
+        log_dist = policy.log_dist
+        allowed = "the full distribution, which ExactKL needs"
+        require(log_dist is not None, "policy.log_dist", None, allowed)
+        assert log_dist is not None
+        exact = ask("kl.anchor", self, self.anchor.exact, log_dist, rollout, felt)
+        return exact.expand(rollout.reward.shape)

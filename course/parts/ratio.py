@@ -4,10 +4,13 @@ per sequence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from course.errors import require_flag
 from course.parts.base import Part
 
 
@@ -19,6 +22,17 @@ class RatioLevel(Part):
 
     def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def times_ratio(log_ratio: Tensor, factor: Tensor) -> Tensor:
+    """ρ · factor, elementwise, with 0 for a factor of 0 however large ρ is.
+
+    exp would overflow there, and 0·∞ is NaN, in the value or in the gradient.
+    """
+    largest = math.log(torch.finfo(log_ratio.dtype).max) - 1
+    # selected before exp: what is multiplied by 0 need not be known
+    used = torch.where(factor == 0, log_ratio.clamp(max=largest), log_ratio)
+    return used.exp() * factor
 
 
 def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
@@ -43,6 +57,9 @@ class _SequenceLevel(RatioLevel):
     """
 
     whole: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_flag(f"{type(self).__name__}.whole", self.whole)
 
     @property
     def latex(self) -> str:

@@ -44,12 +44,13 @@ class DropSilentGroups(SampleFilter):
     eq. 11, without the refill).
     """
 
-    scope, reads = "group", ("total_reward",)
+    scope, reads = "group", ("total_reward", "empty")
     plain = "drop silent groups"
     symbol = r"\text{groups with }\max R\ne\min R"
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        return ~silent(rollout.total_reward).expand(rollout.total_reward.shape)
+        score = rollout.total_reward
+        return ~silent(score, exists=rollout.exists).expand(score.shape)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 from course.parts.base import Part, number
-from course.parts.baseline import need_group, silent
+from course.parts.baseline import mean_of, need_group, silent
 from course.parts.credit import GAE
 from course.rollout import Rollout
 
@@ -37,14 +37,30 @@ class Scale(Part):
         return f"({numerator}) / {self.text}"
 
 
-def inverse_std(values: Tensor, ddof: int, eps: float) -> Tensor:
-    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal.
-    [..., N] → [..., 1].
+def unit(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The power of two that brings the largest |value| over `dims` (kept as length 1) to between 1
+    and 2; 1 where it is smaller. Squares of what was divided by it do not overflow, and the
+    division is exact.
     """
-    std = values.var(-1, correction=ddof, keepdim=True).sqrt() + eps
-    quiet = (
-        silent(values) if eps else silent(values) | (std == 0)
-    )  # without eps, what underflows is silence, too
+    largest = values.abs().amax(dims, keepdim=True).clamp(min=1)
+    return largest / (2 * torch.frexp(largest).mantissa)
+
+
+def inverse_std(values: Tensor, ddof: int, eps: float, exists: Tensor | None = None) -> Tensor:
+    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal.
+    Values that do not exist (`exists`) take no part. [..., N] → [..., 1].
+    """
+    quiet = silent(values, exists=exists)
+    if exists is not None:  # what does not exist deviates by 0
+        values = torch.where(exists, values, mean_of(values, (-1,), exists))
+    size = unit(values, (-1,))
+    variance = (values / size).var(-1, correction=ddof, keepdim=True)
+    if exists is not None:  # and is not counted: a factor of exactly 1 where all exist
+        counted = (exists.sum(-1, keepdim=True) - ddof).clamp(min=1).to(values.dtype)
+        variance = variance * ((values.shape[-1] - ddof) / counted)
+    std = variance.sqrt() * size + eps
+    if not eps:
+        quiet = quiet | (std == 0)  # without eps, what underflows is silence, too
     return torch.where(
         quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std)
     )
@@ -55,9 +71,10 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
     same. Hu 2025, eq. 5.
     """
     dims = (-3, -2, -1)
-    advantage = advantage.masked_fill(
-        ~mask, 0.0
-    )  # what a critic says of other tokens may be anything
+    # what a critic says of other tokens may be anything
+    advantage = advantage.masked_fill(~mask, 0.0)
+    size = unit(advantage, dims)
+    advantage = advantage / size
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)
     mean = (weight * advantage).sum(dims, keepdim=True) / count
@@ -66,11 +83,16 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
     high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
     low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
     quiet = high == low if eps else (high == low) | (variance == 0)
-    return torch.where(
-        quiet,
-        torch.zeros_like(centred),
-        centred / torch.where(quiet, torch.ones_like(variance), variance + eps).sqrt(),
-    )
+    spread = torch.where(quiet, torch.ones_like(variance), variance + eps / size / size).sqrt()
+    return torch.where(quiet, torch.zeros_like(centred), centred / spread)
+
+
+def _check_spread(part: Scale, ddof: int, eps: float) -> None:
+    """Refuse what divides squares by neither n nor n − 1, or adds no number ≥ 0."""
+    name = type(part).__name__
+    allowed = "0 (population) or 1 (sample)"
+    require_number(f"{name}.ddof", ddof, allowed, at_least=0, at_most=1, whole=True)
+    require_number(f"{name}.eps", eps, "a number ≥ 0", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -97,15 +119,7 @@ class _Std(Scale):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        require(
-            self.ddof in (0, 1),
-            f"{type(self).__name__}.ddof",
-            self.ddof,
-            "0 (population) or 1 (sample)",
-        )
-        require(
-            0 <= self.eps < float("inf"), f"{type(self).__name__}.eps", self.eps, "a number ≥ 0"
-        )
+        _check_spread(self, self.ddof, self.eps)
 
     def check(self, parts: Mapping[str, Part]) -> None:
         if isinstance(parts["credit"], GAE):
@@ -134,7 +148,7 @@ class GroupStd(_Std):
     std. A silent group gets 0. eq:group-std-advantage
     """
 
-    scope, reads = "group", ("returns",)
+    scope, reads = "group", ("returns", "empty")
 
     @property
     def latex(self) -> str:
@@ -146,7 +160,8 @@ class GroupStd(_Std):
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        return advantage * inverse_std(returns, self.ddof, self.eps).unsqueeze(-1)
+        spread = inverse_std(returns, self.ddof, self.eps, rollout.exists)
+        return advantage * spread.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ class BatchStd(_Std):
     (TRL's scale_rewards="batch").
     """
 
-    scope, reads = "batch", ("returns",)
+    scope, reads = "batch", ("returns", "empty")
 
     @property
     def latex(self) -> str:
@@ -167,7 +182,9 @@ class BatchStd(_Std):
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         require(returns.shape[-2:].numel() > 1, "BatchStd", 1, "a batch of at least two samples")
-        return advantage * inverse_std(returns.flatten(-2), self.ddof, self.eps)[..., None, None]
+        exists = rollout.exists.flatten(-2)
+        spread = inverse_std(returns.flatten(-2), self.ddof, self.eps, exists)
+        return advantage * spread[..., None, None]
 
 
 @dataclass(frozen=True)
@@ -183,10 +200,7 @@ class TokenWhitening(Scale):
     ddof: int = 0
 
     def __post_init__(self) -> None:
-        require(0 <= self.eps < float("inf"), "TokenWhitening.eps", self.eps, "a number ≥ 0")
-        require(
-            self.ddof in (0, 1), "TokenWhitening.ddof", self.ddof, "0 (population) or 1 (sample)"
-        )
+        _check_spread(self, self.ddof, self.eps)
 
     symbol = r"\operatorname{whiten}_{\text{tokens}}"
     plain = "whiten_tokens"

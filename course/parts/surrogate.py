@@ -5,14 +5,16 @@ The clip of PPO lives here: see `clipped_surrogate`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require_number
 from course.parts.base import Part, number
+from course.parts.ratio import times_ratio
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,21 @@ def clipped_surrogate(
     )
 
 
+def bounded(log_ratio: Tensor, advantage: Tensor, praised: float, blamed: float) -> Tensor:
+    """log ρ, but at most one nat above the ρ beyond which a term is flat: `praised` where A ≥ 0,
+    `blamed` where A < 0 (∞: nowhere). The term and its gradient stay what they are.
+
+    Without the bound exp overflows, and ∞ times the slope 0 comes back as NaN in the gradient.
+    """
+    ceiling = torch.where(advantage < 0, math.log(blamed) + 1, math.log(praised) + 1)
+    return torch.minimum(log_ratio, ceiling.to(log_ratio.dtype))
+
+
+def weighed(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """weight · log π, elementwise, with 0 for a weight of 0 also where log π = −∞."""
+    return weight * log_prob.masked_fill(weight == 0, 0.0)
+
+
 def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
     """(4/τ) σ(τ(ρ − 1)) A with τ by the sign of A, elementwise.
 
@@ -71,7 +88,7 @@ class ScoreFunction(Surrogate):
     plain = "A·log π"
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        return advantage * log_prob
+        return weighed(log_prob, advantage)
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class ImportanceSampling(Surrogate):
     plain = "ρ·A"
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        return log_ratio.exp() * advantage
+        return times_ratio(log_ratio, advantage)
 
 
 @dataclass(frozen=True)
@@ -109,33 +126,26 @@ class Clip(Surrogate):
     dual_clip: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.epsilon_low <= 1, "Clip.epsilon_low", self.epsilon_low, "a number from 0 to 1"
-        )
-        require(
-            self.epsilon_high is None or 0 <= self.epsilon_high < float("inf"),
-            "Clip.epsilon_high",
-            self.epsilon_high,
-            "a number ≥ 0",
-        )
-        require(
-            self.ratio_cap is None or self.ratio_cap > 0,
-            "Clip.ratio_cap",
-            self.ratio_cap,
-            "None or a number > 0",
-        )
-        above = f"None or a number above 1 + ε_high = {1 + self.high:g}"
-        require(
-            self.dual_clip is None or self.dual_clip > 1 + self.high,
-            "Clip.dual_clip",
-            self.dual_clip,
-            above,
-        )
+        low, high = self.epsilon_low, self.epsilon_high
+        require_number("Clip.epsilon_low", low, "a number from 0 to 1", at_least=0, at_most=1)
+        require_number("Clip.epsilon_high", high, "a number ≥ 0", at_least=0, optional=True)
+        allowed = "None or a number > 0"
+        require_number("Clip.ratio_cap", self.ratio_cap, allowed, above=0, optional=True)
+        above = 1 + self.high
+        allowed = f"None or a number above 1 + ε_high = {above:g}"
+        require_number("Clip.dual_clip", self.dual_clip, allowed, above=above, optional=True)
 
     @property
     def high(self) -> float:
         """ε_high, or ε_low where only one bound was given."""
         return self.epsilon_low if self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def flat_above(self) -> tuple[float, float]:
+        """The ρ above which the term is flat: where A > 0, and where A < 0 (∞: nowhere)."""
+        cap = math.inf if self.ratio_cap is None else self.ratio_cap
+        dual = math.inf if self.dual_clip is None else self.dual_clip
+        return min(1 + self.high, cap), min(max(1 + self.high, cap), dual)
 
     @property
     def latex(self) -> str:
@@ -162,7 +172,7 @@ class Clip(Surrogate):
         return term if self.dual_clip is None else f"max({term}, {self.dual_clip:g}·A if A < 0)"
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        ratio = log_ratio.exp()
+        ratio = bounded(log_ratio, advantage, *self.flat_above).exp()
         if self.ratio_cap is None:
             term = clipped_surrogate(ratio, advantage, self.epsilon_low, self.high)
         else:
@@ -175,14 +185,12 @@ class Clip(Surrogate):
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """[..., Q, G, T] bool: where the gradient of the token is 0 (`eq:clip-flat`)."""
         ratio = log_ratio.exp()
-        upper = 1 + self.high if self.ratio_cap is None else min(1 + self.high, self.ratio_cap)
-        flat = ((advantage > 0) & (ratio > upper)) | (
-            (advantage < 0) & (ratio < 1 - self.epsilon_low)
+        praised, blamed = self.flat_above
+        low = ratio < 1 - self.epsilon_low
+        # ρ only ever moves away from 1 on the flat side: up where A > 0, down where A < 0
+        return torch.where(
+            advantage > 0, ratio > praised, (advantage < 0) & (low | (ratio > blamed))
         )
-        for bound in (self.ratio_cap, self.dual_clip):
-            if bound is not None:
-                flat = flat | ((advantage < 0) & (ratio > max(bound, 1 + self.high)))
-        return flat
 
 
 @dataclass(frozen=True)
@@ -198,18 +206,11 @@ class CISPO(Surrogate):
     epsilon_low: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.epsilon_high < float("inf"),
-            "CISPO.epsilon_high",
-            self.epsilon_high,
-            "a number ≥ 0, an offset from 1",
-        )
-        require(
-            self.epsilon_low is None or 0 <= self.epsilon_low <= 1,
-            "CISPO.epsilon_low",
-            self.epsilon_low,
-            "None or a number from 0 to 1",
-        )
+        allowed = "a number ≥ 0, an offset from 1"
+        require_number("CISPO.epsilon_high", self.epsilon_high, allowed, at_least=0)
+        allowed = "None or a number from 0 to 1"
+        low = self.epsilon_low
+        require_number("CISPO.epsilon_low", low, allowed, at_least=0, at_most=1, optional=True)
 
     @property
     def latex(self) -> str:
@@ -225,7 +226,7 @@ class CISPO(Surrogate):
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
         low = 0.0 if self.epsilon_low is None else 1 - self.epsilon_low
         weight = log_ratio.detach().exp().clamp(low, 1 + self.epsilon_high)
-        return weight * advantage * log_prob
+        return weighed(log_prob, weight * advantage)
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,7 @@ class SoftGate(Surrogate):
 
     def __post_init__(self) -> None:
         for name in ("tau_positive", "tau_negative"):
-            require(
-                0 < getattr(self, name) < float("inf"),
-                f"SoftGate.{name}",
-                getattr(self, name),
-                "a number > 0",
-            )
+            require_number(f"SoftGate.{name}", getattr(self, name), "a number > 0", above=0)
 
     symbol = r"\tfrac{4}{\tau}\,\sigma\!\left(\tau(\rho_{i,t}-1)\right)A_{i,t}"
 
@@ -261,4 +257,7 @@ class SoftGate(Surrogate):
         return f"4/τ·σ(τ(ρ − 1))·A, τ = {self.tau_positive:g} or {self.tau_negative:g}"
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        return soft_gate(log_ratio.exp(), advantage, self.tau_positive, self.tau_negative)
+        # σ is exactly 1 in every float type from about 40 on: there the gate is flat
+        praised, blamed = (1 + 800 / tau for tau in (self.tau_positive, self.tau_negative))
+        ratio = bounded(log_ratio, advantage, praised, blamed).exp()
+        return soft_gate(ratio, advantage, self.tau_positive, self.tau_negative)
