@@ -2,7 +2,14 @@
 
 import sys
 
-from course.lab.ablation import main
+from course.lab.terminal import guarded
+
+
+def _command() -> int:
+    from course.lab.command import command
+
+    return command("bandits.ablations", "python -m bandits", sys.argv[1:])
+
 
 if __name__ == "__main__":
-    sys.exit(main("bandits.ablations", "python -m bandits"))
+    sys.exit(guarded(_command))

@@ -2,15 +2,15 @@
 part swapped.
 """
 
-from typing import TYPE_CHECKING
-
-from course.errors import Clash, CourseError, Diverged
-from course.estimator import Estimator, Frozen, replace
-from course.ladder import RUNGS, register
-from course.rollout import Policy, Rollout
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from course.errors import Clash, CourseError, Diverged
+    from course.estimator import Estimator, Frozen, replace
+    from course.ladder import RUNGS, register
     from course.lesson import Lesson
+    from course.rollout import Policy, Rollout
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,3 +33,19 @@ def setup(number: str, seed: int = 0) -> "Lesson":
     from course.lesson import setup as begin
 
     return begin(number, seed)
+
+
+if not TYPE_CHECKING:  # loaded when asked for, so that `course --help` does not wait for PyTorch
+    _HOMES = {
+        "errors": ("Clash", "CourseError", "Diverged"),
+        "estimator": ("Estimator", "Frozen", "replace"),
+        "ladder": ("RUNGS", "register"),
+        "rollout": ("Policy", "Rollout"),
+    }
+
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name == home or name in names:
+                module = import_module(f"course.{home}")
+                return module if name == home else getattr(module, name)
+        raise AttributeError(f"module 'course' has no attribute {name!r}")

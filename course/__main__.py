@@ -1,8 +1,20 @@
-"""`python -m course` is the command `course`."""
+"""The command `course`, and `python -m course`."""
 
 import sys
 
-from course.cli import main
+from course.lab.terminal import guarded
+
+
+def main() -> int:
+    """Run the command; returns its exit status."""
+    return guarded(_command)
+
+
+def _command() -> int:
+    from course.cli import command
+
+    return command(sys.argv[1:])
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,21 +4,23 @@ that were reproduced.
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import importlib.util
 import subprocess
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Union
 
-from course import ladder
+import tyro
+
+from course import __version__
 from course.errors import CourseError, require, unknown
-from course.lab import ablation, climb, ledger
-from course.lab.terminal import FACT_FAILED, OK, Parser, guarded, text_table
-from course.train import files
-from course.train.device import pick_device
-from course.train.metrics import GLOSSARY
+from course.lab.places import default_folder, names, project_root
+from course.lab.settings import Checked, read
+from course.lab.terminal import FACT_FAILED, OK, guarded, text_table
 
 QUICK_RUNS = 40
 KINDS = {
@@ -27,154 +29,93 @@ KINDS = {
     "branch": "branches",
     "own": "your own",
 }
+HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 if a fact does not hold, 2 for bad input (one
-    line), 130 after Ctrl-C.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _main(arguments))
+    """Run the command; returns the exit status, see `guarded`."""
+    return guarded(lambda: command(sys.argv[1:] if argv is None else argv))
 
 
-def _main(argv: list[str]) -> int:
-    commands = {
-        "ladder": _ladder,
-        "facts": _facts,
-        "rungs": _rungs,
-        "metrics": _metrics,
-        "lab": _lab,
-        "progress": _progress,
-        "notebooks": _notebooks,
-    }
-    if argv and not argv[0].startswith("-") and argv[0] not in commands:
-        raise unknown("command", argv[0], commands)
-    parser = _parser()
-    chosen, further = parser.parse_known_args(argv)
-    if further and chosen.command != "lab":
-        parser.error(f"unrecognized arguments: {' '.join(further)}")
-    chosen.further = further  # JupyterLab's own
-    if chosen.command is None:
-        print(parser.format_help())
+def command(argv: Sequence[str]) -> int:
+    """What `course …` does: 0, or 1 where a fact does not hold."""
+    if not argv or argv[0] in HELP:
+        print(overview())
         return OK
-    return commands[chosen.command](chosen)
+    if argv[0] == "--version":
+        print(f"course {__version__}")
+        return OK
+    if argv[0] == "--completion":
+        return _completion(argv[1:])
+    if argv[0] not in COMMANDS:
+        raise unknown("command", argv[0], COMMANDS)
+    return COMMANDS[argv[0]][1](argv[1:])
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="course",
-        description="From REINFORCE to GRPO, one replaced part at a time.",
-        epilog=f"""beside it:
-  python -m bandits [NAME]  one ablation on bandits: writes figures/NAME.png and NAME.json
-                            (no NAME: list them)
-  python -m tinylm [NAME]   the same for the tiny language model
-  both take --set field=value, --seed, --device, --rungs, --out, --redraw;
-  NAME --help shows the settings
+def overview() -> str:
+    """What there is, on one page."""
+    rows = [(f"  {name}", about) for name, (about, _) in COMMANDS.items()]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = "\n".join(f"{name:<{width}}{about}" for name, about in rows)
+    return f"""usage: course COMMAND [options]
 
-ablations on bandits: {_ablations("bandits.ablations")}
-ablations on the tiny language model: {_ablations("tinylm.ablations")}
+From REINFORCE to GRPO, one replaced part at a time.
 
-exit status: 0; 1 a fact does not hold; 2 bad input;
-130 Ctrl-C, which leaves whole files or none""",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+{lines}
 
-    main_job = commands.add_parser(
-        "ladder",
-        help="the main job: climb the ladder; a table and figures",
-        description=_ladder.__doc__,
-    )
-    main_job.add_argument(
-        "--rungs",
-        metavar="a,b,mine.py:mine",
-        help="the estimators to compare (default: the eight rungs)",
-    )
-    main_job.add_argument("--runs", type=int, metavar="N", help="independent runs of each")
-    main_job.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all random streams (default 0)"
-    )
-    main_job.add_argument("--device", metavar="NAME", help="cpu, cuda or auto")
-    main_job.add_argument("--out", metavar="DIR", help="folder for the files (default: figures/)")
-    main_job.add_argument(
-        "--quick",
-        action="store_true",
-        help="a first look in under a minute: fewer runs, a smaller model",
-    )
+COMMAND --help shows the options of a command, `course --version` the version; `course --completion
+bash` (zsh, tcsh) prints what makes the shell complete all of them.
+`python -m bandits NAME` is `course bandits NAME`, and `python -m tinylm` is `course tinylm`: an
+ablation writes figures/NAME.png and NAME.json; its settings are options (--runs 50 --seed 1).
 
-    facts = commands.add_parser(
-        "facts",
-        help="every claim that was measured, and whether it holds",
-        description=_facts.__doc__,
-    )
-    facts.add_argument("--folder", metavar="DIR", help="where the results are (default: figures/)")
-    generated = "write the generated parts of README.md, or of FILE: this count, the ladder's table"
-    facts.add_argument("--readme", nargs="?", const="", metavar="FILE", help=generated)
+ablations on bandits: {", ".join(names("bandits.ablations"))}
+ablations on the tiny language model: {", ".join(names("tinylm.ablations"))}
 
-    commands.add_parser(
-        "rungs",
-        help="every estimator: what it replaces, its equation, its source",
-        description=_rungs.__doc__,
-    )
-
-    commands.add_parser(
-        "metrics", help="every logged metric and what it means", description=_metrics.__doc__
-    )
-
-    lab = commands.add_parser(
-        "lab", help="open the lessons in JupyterLab", description=_lab.__doc__
-    )
-    progress = commands.add_parser(
-        "progress",
-        help="what you have answered and passed in the lessons",
-        description=_progress.__doc__,
-    )
-    progress.add_argument("--delete", action="store_true", help="forget it all")
-
-    notebooks = commands.add_parser(
-        "notebooks", help="build the lessons from notebooks/src/", description=_notebooks.__doc__
-    )
-    notebooks.add_argument("lessons", nargs="*", metavar="NN", help="which (default: all)")
-    notebooks.add_argument(
-        "--pages",
-        action="store_true",
-        help="only the generated pages and the index, nothing is executed",
-    )
-
-    lab.epilog = "further arguments, such as --no-browser, go to JupyterLab"
-    return parser
+exit status: 0; 1 a fact does not hold; 2 bad input, or what the machine refused; 70 a mistake of
+the course's own; 130 Ctrl-C, which leaves whole files or none"""
 
 
-def _ablations(package: str) -> str:
-    """The names, found without importing any of them."""
-    return ", ".join(ablation.names(package)) or "none yet"
+# ---------------------------------------------------------------- the main job
 
 
-def _ladder(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Ladder(Checked):
     """Put every rung under the microscope, climb the ladder on a contextual bandit, then on a tiny
     language model.
     """
-    require(chosen.runs is None or chosen.runs > 0, "--runs", chosen.runs, "a whole number ≥ 1")
-    require(chosen.seed >= 0, "--seed", chosen.seed, "a whole number ≥ 0")
-    require(
-        not (chosen.quick and chosen.runs),
-        "--quick",
-        f"--runs {chosen.runs} as well",
-        "one of the two",
-    )
-    device = None if chosen.device is None else str(pick_device(chosen.device))
-    rungs = None if chosen.rungs is None else list(ablation.resolve_rungs(chosen.rungs))
-    out = files.check_writable(Path(chosen.out) if chosen.out else ablation.default_folder())
-    # by name: the core knows nothing of bandits or transformers
+
+    # the estimators to compare, a,b,mine.py:mine (none: the eight rungs)
+    rungs: tuple[str, ...] | None = None
+    runs: int | None = None  # independent runs of each (none: the ablation's own number)
+    seed: int = 0  # of all random streams
+    device: str | None = None  # cpu, cuda or auto (none: cpu)
+    out: Path | None = None  # folder for the files (none: figures/)
+    quick: bool = False  # a first look in under a minute: fewer runs, a smaller model
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clash = self.quick and self.runs is not None
+        require(not clash, "--quick", f"--runs {self.runs} as well", "one of the two")
+
+
+def _ladder(argv: Sequence[str]) -> int:
+    chosen = read(Ladder, argv, "course ladder")
+    from bandits.climb import climb as climb_bandit
+    from course import ladder
+    from course.lab import climb
+    from course.lab.command import on_device, report
+    from course.train.files import check_writable
+    from tinylm.climb import climb as climb_model
+
+    device = None if chosen.device is None else on_device(chosen).device
+    rungs = None if chosen.rungs is None else list(chosen.rungs)
+    out = check_writable(chosen.out or default_folder())
     runs = QUICK_RUNS if chosen.quick else chosen.runs
-    bandit, exact = importlib.import_module("bandits.climb").climb(
-        rungs, runs, chosen.seed, device, out
-    )
-    model = importlib.import_module("tinylm.climb").climb(
-        rungs, chosen.seed, device, out, chosen.quick
-    )
-    names = [rung.name for rung in ladder.select(rungs)]
-    picture = climb.write(climb.together(names, [bandit, model]), out)
-    print(f"\n{climb.table(names, [bandit, model])}\n")
+    bandit, exact = climb_bandit(rungs, runs, chosen.seed, device, out)
+    model = climb_model(rungs, chosen.seed, device, out, chosen.quick)
+    compared = [rung.name for rung in ladder.select(rungs)]
+    picture = climb.write(climb.together(compared, [bandit, model]), out)
+    print(f"\n{climb.table(compared, [bandit, model])}\n")
     print(
         "± half the 95 % interval; bias, spread: of the gradient on B3, as a share of ‖∇J‖, exact,"
         " on / off policy"
@@ -182,7 +123,7 @@ def _ladder(chosen: Namespace) -> int:
     results_of_all = (exact, bandit.result, model.result)
     for found in results_of_all:
         print(f"\n{found.title}")
-        ablation.report(found)
+        report(found)
     print(
         f"\nside by side: {picture}; more: "
         + ", ".join(str(out / f"{found.name}.png") for found in results_of_all)
@@ -194,33 +135,66 @@ def _ladder(chosen: Namespace) -> int:
     return OK if all(found.held == len(found.facts) for found in results_of_all) else FACT_FAILED
 
 
-def _facts(chosen: Namespace) -> int:
+def _bandits(argv: Sequence[str]) -> int:
+    from course.lab.command import command
+
+    return command("bandits.ablations", "course bandits", argv)
+
+
+def _tinylm(argv: Sequence[str]) -> int:
+    from tinylm.commands import command
+
+    return command("course tinylm", argv)
+
+
+# ---------------------------------------------------------------- what was found, what there is
+
+
+@dataclass(frozen=True)
+class Facts:
     """Print the ledger: every claim that a result in the folder measured.
 
     The exit status is 1 if one does not hold.
     """
-    facts = ledger.ledger(Path(chosen.folder) if chosen.folder else ablation.default_folder())
+
+    folder: Path | None = None  # where the results are (none: figures/)
+    # write the generated parts of a file, README.md where none is named: this count, the tables of
+    # the ladder and the lessons
+    readme: Path | None = None
+
+
+def _facts(argv: Sequence[str]) -> int:
+    from course.lab import ledger
+
+    if argv and argv[-1] == "--readme":
+        argv = [*argv, str((project_root() or Path()) / "README.md")]
+    chosen = read(Facts, argv, "course facts")
+
+    facts = ledger.ledger(chosen.folder or default_folder())
     print(facts.table())
     print(facts.summary)
     if chosen.readme is not None:
-        path = (
-            Path(chosen.readme)
-            if chosen.readme
-            else (ablation.project_root() or Path()) / "README.md"
-        )
         pieces = {
             "facts": facts.summary,
             "ladder": f"\n{ladder_table()}\n",
             "lessons": f"\n{lessons_table()}\n",
         }
-        print(f"{path}: {'updated' if ledger.update_readme(path, pieces) else 'up to date'}")
+        changed = ledger.update_readme(chosen.readme, pieces)
+        print(f"{chosen.readme}: {'updated' if changed else 'up to date'}")
     return OK if facts.held == len(facts.entries) else FACT_FAILED
 
 
-def _rungs(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Rungs:
     """Show every estimator: the rung it stands on, the part it replaces, its equation in one line,
     its source.
     """
+
+
+def _rungs(argv: Sequence[str]) -> int:
+    read(Rungs, argv, "course rungs")
+    from course import ladder
+
     width = max(len(name) for name in ladder.RUNGS) + 2
     for kind, heading in KINDS.items():
         rungs = [rung for rung in ladder.RUNGS.values() if rung.kind == kind]
@@ -236,19 +210,24 @@ def _rungs(chosen: Namespace) -> int:
     return OK
 
 
-def _metrics(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Metrics:
     """The glossary: every metric that is logged, its unit, and its definition."""
-    print(
-        text_table(
-            ("metric", "unit", "definition"),
-            [(m.name, m.unit or "–", m.definition) for m in GLOSSARY.values()],
-        )
-    )
+
+
+def _metrics(argv: Sequence[str]) -> int:
+    read(Metrics, argv, "course metrics")
+    from course.train.metrics import GLOSSARY
+
+    rows = [(m.name, m.unit or "–", m.definition) for m in GLOSSARY.values()]
+    print(text_table(("metric", "unit", "definition"), rows))
     return OK
 
 
 def ladder_table() -> str:
     """The eight rungs as a Markdown table: rung, replaced part, equation, source."""
+    from course import ladder
+
     rows = ["| rung | the replaced part | its objective | source |", "| --- | --- | --- | --- |"]
     for rung in ladder.select():
         cells = (
@@ -276,9 +255,15 @@ def lessons_table() -> str:
     return "\n".join(rows)
 
 
-def _lab(chosen: Namespace) -> int:
-    """Start JupyterLab on the lessons, with lesson 00 open."""
-    folder = (ablation.project_root() or Path()) / "notebooks"
+# ---------------------------------------------------------------- the lessons
+
+
+def _lab(argv: Sequence[str]) -> int:
+    if argv[:1] and argv[0] in HELP:
+        print("usage: course lab [options of JupyterLab]\n")
+        print("Start JupyterLab on the lessons, with lesson 00 open; --no-browser opens none.")
+        return OK
+    folder = (project_root() or Path()) / "notebooks"
     lessons = sorted(folder.glob("*.ipynb"))
     if not lessons:
         raise CourseError(
@@ -289,21 +274,29 @@ def _lab(chosen: Namespace) -> int:
         raise CourseError(
             "lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab"
         )
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(lessons[0]), *chosen.further])
+    lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(lessons[0]), *argv])
+    while True:  # Ctrl-C is for JupyterLab, which asks before it ends
+        with suppress(KeyboardInterrupt):
+            return lab.wait()
 
 
-def _progress(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Progress:
     """Show which questions you have answered and which exercises you have passed; they are kept in
     one file, which this can delete.
     """
+
+    delete: bool = False  # forget it all
+
+
+def _progress(argv: Sequence[str]) -> int:
+    chosen = read(Progress, argv, "course progress")
     from course.lesson import progress
     from course.lesson.syllabus import SYLLABUS, index
 
     if chosen.delete:
-        print(
-            f"{progress.path()}:"
-            f" {'deleted' if progress.delete() else 'there was nothing to delete'}"
-        )
+        said = "deleted" if progress.delete() else "there was nothing to delete"
+        print(f"{progress.path()}: {said}")
         return OK
     done, asked = progress.read(), index()
     rows = []
@@ -319,10 +312,24 @@ def _progress(chosen: Namespace) -> int:
     return OK
 
 
-def _notebooks(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Notebooks:
     """Build the notebooks from notebooks/src/: execute, save, measure the time; then write the
     generated pages.
     """
+
+    lessons: tyro.conf.Positional[tuple[str, ...]] = ()  # which, as 04 (none: all)
+    pages: bool = False  # only the generated pages and the index, nothing is executed
+
+
+def _notebooks(argv: Sequence[str]) -> int:
+    chosen = read(Notebooks, argv, "course notebooks")
+    require(
+        project_root() is not None,
+        "notebooks",
+        str(Path.cwd()),
+        "a folder of a checkout of the course, whose notebooks/ this writes",
+    )
     from course.lesson import build, pages
 
     if not chosen.pages:
@@ -331,3 +338,52 @@ def _notebooks(chosen: Namespace) -> int:
     for path in pages.write():
         print(path)
     return OK
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
+    "ladder": ("the main job: climb the ladder; a table and figures", _ladder),
+    "bandits": ("the ablations on bandits: list them, run one", _bandits),
+    "tinylm": ("the tiny language model: its ablations; train, evaluate, sample", _tinylm),
+    "facts": ("every claim that was measured, and whether it holds", _facts),
+    "rungs": ("every estimator: what it replaces, its equation, its source", _rungs),
+    "metrics": ("every logged metric and what it means", _metrics),
+    "lab": ("open the lessons in JupyterLab", _lab),
+    "progress": ("what you have answered and passed in the lessons", _progress),
+    "notebooks": ("build the lessons from notebooks/src/", _notebooks),
+}
+
+
+# ---------------------------------------------------------------- shell completion
+
+
+def _completion(argv: Sequence[str]) -> int:
+    """Print the script that completes every command, ablation and setting in a shell."""
+    from course.lab.command import options
+    from tinylm import commands
+
+    shells = ("bash", "zsh", "tcsh")
+    require(len(argv) == 1 and argv[0] in shells, "--completion", " ".join(argv), ", ".join(shells))
+    kinds: dict[str, Any] = {
+        "ladder": Ladder,
+        "bandits": _one_of("bandits", options("bandits.ablations")),
+        "tinylm": _one_of("tinylm", {**commands.OPTIONS, **options("tinylm.ablations")}),
+        "facts": Facts,
+        "rungs": Rungs,
+        "metrics": Metrics,
+        "progress": Progress,
+        "notebooks": Notebooks,
+    }
+    tyro.cli(_union(kinds), prog="course", args=["--tyro-print-completion", argv[0]])
+    return OK
+
+
+def _one_of(name: str, kinds: dict[str, Any]) -> Any:
+    """A command whose first word is one of several names."""
+    words: Any = tyro.conf.OmitSubcommandPrefixes
+    return dataclasses.make_dataclass(name, [("name", words[_union(kinds)])])
+
+
+def _union(kinds: dict[str, Any]) -> Any:
+    """Any of these classes, each under its name."""
+    named = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()]
+    return Union[tuple(named)]  # noqa: UP007

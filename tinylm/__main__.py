@@ -4,16 +4,14 @@ ablation; no name lists them.
 
 import sys
 
-from course.lab.ablation import main
-from course.train.device import keep_memory
-from tinylm import commands
+from course.lab.terminal import guarded
+
+
+def _command() -> int:
+    from tinylm.commands import command
+
+    return command("python -m tinylm", sys.argv[1:])
+
 
 if __name__ == "__main__":
-    keep_memory()
-    arguments = sys.argv[1:]
-    if arguments and arguments[0] in commands.COMMANDS:
-        sys.exit(commands.main(arguments))
-    status = main("tinylm.ablations", "python -m tinylm", arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"\n{commands.OVERVIEW}")
-    sys.exit(status)
+    sys.exit(guarded(_command))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
-from course.errors import CourseError, require
-from course.lab.ablation import resolve_rungs, with_settings
+from course.errors import CourseError, require, unknown
+from course.lab.command import HELP
+from course.lab.command import command as ablation_command
+from course.lab.places import names
+from course.lab.settings import Checked, given, named, option, read
 from course.lab.statistics import mean_share_interval, share_interval
-from course.lab.terminal import OK, Parser, Progress, duration, guarded, text_table
-from course.train.device import pick_device
+from course.lab.terminal import OK, Progress, duration, guarded, text_table
+from course.train.device import keep_memory, pick_device
 from course.train.files import check_writable
 from course.train.noise import Noise
 from tinylm.evaluate import accuracy, pass_at_k
@@ -25,162 +27,71 @@ from tinylm.sampling import check_sampling, sample
 from tinylm.tasks import decode, encode
 from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings, run
 
-COMMANDS = ("train", "eval", "sample")
+ABLATIONS = "tinylm.ablations"
+MAY_CHANGE = ("out", "resume", "save_every", "device", "rung")  # beside --resume
 OVERVIEW = """python -m tinylm train   train a model: warm start, then RL (--help: settings)
 python -m tinylm eval    its accuracy on held-out questions
 python -m tinylm sample  what it answers, and how sure it is"""
 LATEST = Path("runs/latest")
-OWN_RUNG = "FILE.py:NAME of a rung of your own, where the training is one of it"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the commands; returns the exit status."""
-    return guarded(lambda: _main(list(argv)))
+    """Run one of the commands in its own process; returns the exit status, see `guarded`."""
+    return guarded(lambda: command("python -m tinylm", argv))
 
 
-def _main(argv: list[str]) -> int:
-    parser = _parser()
-    chosen = parser.parse_args(argv)
-    return {"train": _train, "eval": _eval, "sample": _sample}[chosen.command](chosen)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m tinylm",
-        description="Train, evaluate and sample from a tiny language model that does arithmetic.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    train = commands.add_parser(
-        "train",
-        help="from nothing to a trained model: warm start, then any rung",
-        description=_train.__doc__,
-    )
-    train.add_argument(
-        "--out",
-        type=Path,
-        default=LATEST,
-        metavar="DIR",
-        help=f"checkpoint and metrics (default {LATEST})",
-    )
-    train.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the training in --out, to the bit as if never stopped",
-    )
-    train.add_argument(
-        "--only",
-        choices=("warm", "rl"),
-        help="the warm start alone, or reinforcement learning from random weights",
-    )
-    train.add_argument(
-        "--start",
-        type=Path,
-        metavar="DIR",
-        help="reinforcement learning alone, from the model of that training",
-    )
-    train.add_argument(
-        "--save-every",
-        type=int,
-        default=25,
-        metavar="N",
-        help="steps between checkpoints (default 25)",
-    )
-    for f in dataclasses.fields(TrainSettings):
-        switch = (
-            {"nargs": "?", "const": "true"}
-            if isinstance(f.default, bool) or "bool" in str(f.type)
-            else {}
-        )
-        about = f"{_notes().get(f.name, '')} (default {f.default})".replace("%", "%%")
-        train.add_argument(
-            f"--{f.name.replace('_', '-')}",
-            metavar=str(f.default),
-            help=about,
-            dest=f"set_{f.name}",
-            **switch,  # type: ignore[arg-type]
-        )
-
-    evaluate = commands.add_parser(
-        "eval", help="accuracy on held-out questions, with intervals", description=_eval.__doc__
-    )
-    evaluate.add_argument(
-        "--samples",
-        type=int,
-        default=16,
-        metavar="N",
-        help="samples per question, for pass@k (default 16)",
-    )
-    evaluate.add_argument(
-        "--questions",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="held-out questions at the most (default 1000)",
-    )
-    show = commands.add_parser(
-        "sample", help="questions, completions, rewards, probabilities", description=_sample.__doc__
-    )
-    show.add_argument(
-        "questions",
-        nargs="*",
-        metavar="QUESTION",
-        help="such as 12+34= (default: some held-out ones)",
-    )
-    show.add_argument(
-        "--samples", type=int, default=3, metavar="N", help="completions per question (default 3)"
-    )
-    for command in (evaluate, show):
-        command.add_argument(
-            "--from",
-            type=Path,
-            default=LATEST,
-            metavar="DIR",
-            dest="folder",
-            help=f"a training's folder (default {LATEST})",
-        )
-        command.add_argument(
-            "--temperature", type=float, default=1.0, metavar="X", help="of sampling (default 1)"
-        )
-        command.add_argument(
-            "--top-k", type=int, metavar="K", help="sample among the K most probable tokens"
-        )
-        command.add_argument(
-            "--seed", type=int, default=0, metavar="N", help="of the samples (default 0)"
-        )
-        command.add_argument(
-            "--device",
-            metavar="NAME",
-            help="cpu, cuda, cuda:1 … (default: the GPU where there is one)",
-        )
-        command.add_argument("--rung", metavar="FILE.py:NAME", help=OWN_RUNG)
-    return parser
-
-
-def _notes() -> dict[str, str]:
-    """What stands behind # on the line of a training setting."""
-    return dict(
-        re.findall(
-            r"^\s+(\w+)\s*:[^#\n]*#\s*(.+?)\s*$", inspect.getsource(TrainSettings), re.MULTILINE
-        )
-    )
+def command(prog: str, argv: Sequence[str]) -> int:
+    """Train, evaluate, sample, or run an ablation; without a name, list what there is."""
+    keep_memory()
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](f"{prog} {argv[0]}", argv[1:])
+    if argv and argv[0] not in HELP and argv[0] not in (known := names(ABLATIONS)):
+        raise unknown("command or ablation", argv[0], [*COMMANDS, *known])
+    status = ablation_command(ABLATIONS, prog, argv)
+    if not argv or argv[0] in HELP:
+        print(f"\n{OVERVIEW}")
+    return status
 
 
 # ---------------------------------------------------------------- train
 
 
-def _train(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Train(TrainSettings):
     """Warm start (supervised, to --warm-target), then reinforcement learning with --rung.
 
     Without options: two-digit sums, GRPO.
     """
-    require(chosen.save_every > 0, "--save-every", chosen.save_every, "a whole number > 0")
-    given = {
-        name[4:]: value
-        for name, value in vars(chosen).items()
-        if name.startswith("set_") and value is not None
-    }
-    training = _resumed(chosen, given) if chosen.resume else _fresh(chosen, given)
+
+    out: Path = LATEST  # folder for the checkpoint and the metrics
+    resume: bool = False  # go on with the training in --out, to the bit as if never stopped
+    # the warm start alone, or reinforcement learning from random weights
+    only: Literal["warm", "rl"] | None = None
+    start: Path | None = None  # reinforcement learning alone, from the model in that folder
+    save_every: int = 25  # steps between checkpoints
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        both = self.start is not None and self.only is not None
+        require(not both, "--start", f"--only {self.only} as well", "one of the two")
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The settings of the training alone, as --only and --start change them."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainSettings)}
+        if self.only == "warm":
+            own["rollouts"] = 0
+        if self.only == "rl" or self.start is not None:
+            own["warm_target"] = 0.0
+        return TrainSettings(**own)
+
+
+def _train(prog: str, argv: Sequence[str]) -> int:
+    chosen = read(Train, argv, prog)
+    try:
+        training = _resumed(chosen, argv) if chosen.resume else _fresh(chosen)
+    except CourseError as error:
+        raise named(error, Train) from None
     folder = check_writable(chosen.out)
     if not chosen.resume and (folder / CHECKPOINT).exists():
         print(f"this replaces the training in {folder}")
@@ -205,50 +116,31 @@ def _train(chosen: Namespace) -> int:
     return OK
 
 
-def _fresh(chosen: Namespace, given: dict[str, str]) -> Training:
+def _fresh(chosen: Train) -> Training:
     """A training from its beginning, or from the model of another one."""
-    both = chosen.start is not None and chosen.only is not None
-    require(not both, "--start", f"--only {chosen.only} as well", "one of the two")
-    if "rung" in given:
-        names = resolve_rungs(given["rung"])
-        require(len(names) == 1, "--rung", given["rung"], "one name")
-        given["rung"] = names[0]
-    if chosen.only == "warm":
-        given["rollouts"] = "0"
-    if chosen.only == "rl" or chosen.start is not None:
-        given["warm_target"] = "0"
-    try:
-        settings = with_settings(
-            TrainSettings(), [f"{name}={value}" for name, value in given.items()]
-        )
-    except CourseError as error:
-        raise CourseError(str(error).replace("--set ", "--")) from None
-    training = Training(settings)
+    training = Training(chosen.settings)
     if chosen.start is not None:
         training.adopt(chosen.start / CHECKPOINT)
     return training
 
 
-def _resumed(chosen: Namespace, given: dict[str, str]) -> Training:
+def _resumed(chosen: Train, argv: Sequence[str]) -> Training:
     """The training in --out; only its device may be another one, and a rung of one's own has to be
     made known again.
     """
-    others = [f"--{name}" for name in given if name not in ("device", "rung")]
-    others += [f"--{name}" for name in ("only", "start") if getattr(chosen, name) is not None]
+    told = given(argv)
+    others = [name for name in told if name not in MAY_CHANGE]
     require(
         not others,
         "--resume",
-        " ".join(others),
+        " ".join(map(option, others)),
         "no other settings: those of the checkpoint count (--device may change)",
     )
-    names = resolve_rungs(given["rung"]) if "rung" in given else ()
-    training = Training.load(
-        chosen.out / CHECKPOINT, str(pick_device(given["device"])) if "device" in given else None
-    )
+    training = Training.load(chosen.out / CHECKPOINT, chosen.device if "device" in told else None)
     require(
-        names in ((), (training.settings.rung,)),
+        "rung" not in told or chosen.rung == training.settings.rung,
         "--rung",
-        given.get("rung"),
+        chosen.rung,
         f"{training.settings.rung}, which was trained with",
     )
     return training
@@ -326,28 +218,67 @@ def _short(value: float | list[float]) -> str:
 # ---------------------------------------------------------------- eval and sample
 
 
-def _load(chosen: Namespace) -> Training:
-    check_sampling(chosen.temperature, chosen.top_k)
-    require(chosen.samples > 0, "--samples", chosen.samples, "a whole number > 0")
-    require(chosen.seed >= 0, "--seed", chosen.seed, "a whole number ≥ 0")
-    if chosen.rung is not None:
-        resolve_rungs(chosen.rung)
-    return Training.load(chosen.folder / CHECKPOINT, str(pick_device(chosen.device)))
+@dataclass(frozen=True)
+class Trained(Checked):
+    """Which model, and how to sample from it."""
+
+    # a training's folder
+    folder: Annotated[Path, tyro.conf.arg(name="from")] = LATEST
+    samples: int = 16  # per question
+    temperature: float = 1.0  # of sampling
+    top_k: int | None = None  # sample among the K most probable tokens (none: among all)
+    seed: int = 0  # of the samples
+    device: str | None = None  # cpu, cuda, cuda:1 … (none: the GPU where there is one)
+    # FILE.py:NAME of a rung of your own, where the training is one of it
+    rung: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sampling(self.temperature, self.top_k)
+        object.__setattr__(self, "device", str(pick_device(self.device)))
+
+    def load(self) -> Training:
+        """The training; raises `CourseError` where its weights are no numbers."""
+        path = self.folder / CHECKPOINT
+        training = Training.load(path, self.device)
+        for name, weight in training.model.weights.items():
+            if not bool(torch.isfinite(weight).all()):
+                raise CourseError(
+                    f"{path}: got NaN or an infinity in {name}; allowed is a model with finite"
+                    " weights"
+                )
+        return training
 
 
-def _eval(chosen: Namespace) -> int:
+@dataclass(frozen=True)
+class Eval(Trained):
     """Greedy and sampled accuracy with a 95 % interval, pass@k, and accuracy by difficulty, on
     held-out questions.
     """
-    training = _load(chosen)
-    require(chosen.questions > 0, "--questions", chosen.questions, "a whole number > 0")
+
+    questions: int = 1000  # held-out questions at the most
+
+
+@dataclass(frozen=True)
+class Sample(Trained):
+    """Show questions, completions with their rewards, and the probability of each token (of the
+    first model, if there are several).
+    """
+
+    # such as 12+34= (none: some held-out ones)
+    questions: tyro.conf.Positional[tuple[str, ...] | None] = None
+    samples: int = 3  # completions per question
+
+
+def _eval(prog: str, argv: Sequence[str]) -> int:
+    chosen = read(Eval, argv, prog)
+    training = chosen.load()
     task, model, samples = training.task, training.model, chosen.samples
     rows = task.held_out[
         torch.linspace(0, len(task.held_out) - 1, min(chosen.questions, len(task.held_out))).long()
     ]
     noise = Noise(model.runs, chosen.seed, device=training.settings.device)
     greedy = accuracy(model, task, questions=rows)
-    options = {"temperature": chosen.temperature, "top_k": chosen.top_k}
     sampled = accuracy(
         model,
         task,
@@ -355,7 +286,8 @@ def _eval(chosen: Namespace) -> int:
         questions=rows,
         samples=samples,
         batch=max(1, 4096 // samples),
-        **options,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
     )
     table: list[tuple[str, ...]] = []
     for number in range(training.settings.runs):
@@ -397,15 +329,14 @@ def _written(share: float, between: tuple[float, float]) -> tuple[str, str]:
     return f"{share:.3f}", f"{between[0]:.3f} to {between[1]:.3f}"
 
 
-def _sample(chosen: Namespace) -> int:
-    """Show questions, completions with their rewards, and the probability of each token (of the
-    first model, if there are several).
-    """
-    training = _load(chosen)
+def _sample(prog: str, argv: Sequence[str]) -> int:
+    chosen = read(Sample, argv, prog)
+    asked = chosen.questions or ()
+    training = chosen.load()
     task, model = training.task, training.model
-    prompts = [encode(question) for question in chosen.questions]
+    prompts = [encode(question) for question in asked]
     width = task.prompt.shape[-1]
-    for text, tokens in zip(chosen.questions, prompts, strict=True):
+    for text, tokens in zip(asked, prompts, strict=True):
         if len(tokens) != width:
             raise CourseError(
                 f"question: got {text!r} of {len(tokens)} characters; allowed is {width}, such as"
@@ -417,7 +348,7 @@ def _sample(chosen: Namespace) -> int:
             (known == torch.tensor(tokens)).all(-1).nonzero().flatten().tolist()
             for tokens in prompts
         ]
-        for text, found in zip(chosen.questions, matches, strict=True):
+        for text, found in zip(asked, matches, strict=True):
             require(len(found) > 0, "question", text, "one that the task knows the answer of")
         rows = torch.tensor([found[0] for found in matches], device=task.prompt.device)
     else:
@@ -433,8 +364,8 @@ def _sample(chosen: Namespace) -> int:
         temperature=chosen.temperature,
         top_k=chosen.top_k,
     )
-    question = rows.unsqueeze(-1).expand(made.tokens.shape[:-1])
-    reward = REWARDS[training.settings.reward](made.tokens, question, task)
+    numbers = rows.unsqueeze(-1).expand(made.tokens.shape[:-1])
+    reward = REWARDS[training.settings.reward](made.tokens, numbers, task)
     first = (0,) * len(model.runs)
     table = []
     for i, row in enumerate(rows.tolist()):
@@ -449,10 +380,10 @@ def _sample(chosen: Namespace) -> int:
                 for t, p, k in zip(tokens, chance, kept, strict=True)
                 if k
             )
-            asked = decode(task.prompt[row].tolist()) if g == 0 else ""
+            question = decode(task.prompt[row].tolist()) if g == 0 else ""
             table.append(
                 (
-                    asked,
+                    question,
                     decode(task.target[row].tolist()) if g == 0 else "",
                     decode(tokens),
                     f"{reward[first][i, g]:g}",
@@ -474,4 +405,7 @@ def _sample(chosen: Namespace) -> int:
     return OK
 
 
-__all__ = ["COMMANDS", "OVERVIEW", "main"]
+COMMANDS = {"train": _train, "eval": _eval, "sample": _sample}
+OPTIONS = {"train": Train, "eval": Eval, "sample": Sample}
+
+__all__ = ["COMMANDS", "OPTIONS", "OVERVIEW", "command", "main"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 from course.train.noise import Noise
 from tinylm.fast.cache import extend, prefill
 from tinylm.fast.packing import Nodes, look_up, twins
@@ -33,13 +33,12 @@ class Completions:
 
 
 def check_sampling(temperature: float, top_k: int | None = None) -> None:
-    """Refuse a temperature or top-k that is none."""
-    require(
-        0 < temperature < float("inf"),
-        "temperature",
-        temperature,
-        "a number > 0 (greedy decoding is an option of its own)",
-    )
+    """Raise `CourseError` if the temperature or top_k is out of range.
+
+    Below and above these temperatures, logits divided by them leave the range of float32.
+    """
+    allowed = "a number from 0.001 to 1000 (greedy decoding is an option of its own)"
+    require_number("temperature", temperature, allowed, at_least=1e-3, at_most=1e3)
     require(
         top_k is None or 1 <= top_k <= len(CHARACTERS) + 1,
         "top_k",

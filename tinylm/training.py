@@ -58,11 +58,8 @@ class TrainSettings(Budget):
     lr: float = 2e-3  # Adam's learning rate, falling to 0 in a line
     sync_reference: int = 0  # rollouts between copies of the policy into the reference; 0: never
     runs: int = 1  # models trained side by side
-    compile: bool | None = (
-        # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a
-        # GPU
-        None
-    )
+    # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a GPU
+    compile: bool | None = None
     bf16: bool | None = None  # matrix products in bfloat16; none: the gpu preset on a GPU
     log_every: int = 10  # steps
     eval_every: int = 50  # rollouts between greedy evaluations on held-out questions; 0: none

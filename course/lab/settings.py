@@ -7,17 +7,28 @@ same words wherever it comes from; `read` fills them from a command line through
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 import types
 import typing
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from course.errors import require, require_number
+from course.errors import CourseError, require, require_number, unknown
 
+Read = TypeVar("Read")
+
+LARGEST_COUNT = 10_000_000  # more would not fit into the memory of any machine this runs on
 LARGEST_SEED = 2**32 - 1  # leaves room for the offsets and factors that make streams of it
 # of the whole numbers: 0 means none, or never
 MAY_BE_ZERO = ("rollouts", "lr_warmup", "eval_every", "sync_reference")
 RATES = ("lr", "lrs", "rate", "rates")  # the last word of a learning rate's name
+
+
+# ---------------------------------------------------------------- refused when they are made
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,199 @@ def _check_whole(name: str, value: Any) -> None:
         return
     least = 0 if name in MAY_BE_ZERO else 1
     require_number(name, value, f"a whole number ≥ {least}", at_least=least, whole=True)
+    require(value <= LARGEST_COUNT, name, value, f"at most {LARGEST_COUNT}")
 
 
 def _check_rung(name: str) -> None:
     from course import ladder  # here: settings are read by light commands too
 
     ladder.get(name)
+
+
+# ---------------------------------------------------------------- read from a command line
+
+
+def read(
+    kind: type[Read], argv: Sequence[str], prog: str, about: str = "", default: Read | None = None
+) -> Read:
+    """A dataclass filled from «--field value …» by tyro; the comment behind or above a field is its
+    help.
+
+    A list is written a,b,c (or a b c), «none» is None where the type allows it, and FILE.py:NAME is
+    a rung of the user's own, registered under NAME. `default` None: the class's own defaults. Shows
+    the help and raises SystemExit for --help; raises `CourseError`, naming the option as it is
+    typed, for anything that is not understood.
+    """
+    import tyro  # here: a listing needs none
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_constructor)
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    err = io.StringIO()
+    try:
+        with redirect_stderr(err):
+            found, further = tyro.cli(
+                typing.cast(Any, kind),
+                prog=prog,
+                description=about or None,  # None: the class says it
+                args=list(argv),
+                return_unknown_args=True,
+                registry=registry,
+                **options,
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise _refusal(ended, err.getvalue(), kind, prog) from None
+    if further:
+        raise _unknown(further, kind)
+    return typing.cast(Read, found)
+
+
+def given(argv: Sequence[str]) -> list[str]:
+    """The options that a command line names, as field names: «--held-out .1» is held_out."""
+    words = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return [word[2:].removeprefix("no-").replace("-", "_") for word in words]
+
+
+def option(field: str) -> str:
+    """A field's name as it is typed: --held-out."""
+    return f"--{field.replace('_', '-')}"
+
+
+def named(error: CourseError, kind: Any) -> CourseError:
+    """The same error, where it begins with fields of a settings class naming the options."""
+    fields, sign, rest = str(error).partition(": got ")
+    names = [name.strip().rpartition(".")[2] for name in fields.split(",")]
+    known = option_names(kind)
+    if sign and all(name in known for name in names):
+        return CourseError(f"{', '.join(map(option, names))}{sign}{rest}")
+    return error
+
+
+def option_names(kind: Any) -> list[str]:
+    """The fields of a settings class, and of the settings that it holds."""
+    found = []
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = hints[field.name]
+        found += option_names(inner) if dataclasses.is_dataclass(inner) else [field.name]
+    return found
+
+
+def _unknown(words: Sequence[str], kind: Any) -> CourseError:
+    """The error for words that are left over."""
+    word = next((word for word in words if word.startswith("-")), words[0])
+    if word == "--set":
+        field, _, value = ([*words, "field=value"][words.index(word) + 1]).partition("=")
+        return CourseError(
+            f"--set: got '{field}={value}'; allowed is {option(field)} {value}: a setting is an"
+            " option of its own"
+        )
+    if not word.startswith("-"):
+        return CourseError(f"arguments: got {' '.join(words)!r}; allowed is --OPTION VALUE")
+    return unknown("option", word.partition("=")[0], map(option, option_names(kind)))
+
+
+def _refusal(ended: SystemExit, shown: str, kind: Any, prog: str) -> CourseError:
+    """What tyro refused, in one line: the error that a setting itself raised, or what stands in
+    tyro's box between its title and its next rule.
+    """
+    cause: BaseException | None = ended
+    while cause is not None:
+        if isinstance(cause, CourseError):
+            return named(cause, kind)
+        cause = cause.__context__
+    boxed = "╭" in shown  # the title is in the border then, otherwise above the first rule
+    lines = [line.strip(" │|") for line in shown.splitlines() if not re.search("[╭╰]", line)]
+    parts = re.split(r"\n[-─]{3,}\n", "\n".join(line for line in lines if line))
+    said = " ".join(parts[0 if boxed else min(1, len(parts) - 1)].split())
+    return CourseError(said.removeprefix("Error parsing ") or f"{prog}: got what it cannot read")
+
+
+def _constructor(info: Any) -> Any:
+    """tyro's rule for numbers, texts, paths, lists of them, and None; what else there is (truth
+    values, choices) tyro reads itself.
+    """
+    import tyro
+
+    reader = _reader(info.type)
+    if reader is None:
+        return None
+    metavar, parse = reader
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*" if metavar.endswith("…") else 1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(",".join(words)),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [written(value)],
+    )
+
+
+def written(value: Any) -> str:
+    """A setting as it is typed."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
+    """(what the help calls it, text → value) of a type; the reader raises ValueError."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind in READERS:
+        return READERS[kind]
+    if origin in (typing.Union, types.UnionType) and len(inner) == 2 and type(None) in inner:
+        (kind,) = (part for part in inner if part is not type(None))
+        one = ("true|false", _truth) if kind is bool else _reader(kind)
+        return one and (one[0], lambda text: None if text.lower() == "none" else one[1](text))
+    if origin is tuple and all(part in (*READERS, Ellipsis) for part in inner):
+        return ",".join(READERS[part][0] for part in inner if part is not Ellipsis) + ",…", (
+            lambda text: _items(inner, [part.strip() for part in text.split(",") if part.strip()])
+        )
+    return None
+
+
+def _items(kinds: tuple[Any, ...], parts: list[str]) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(parts)
+    if len(kinds) != len(parts):
+        raise ValueError(f"got {','.join(parts)!r}; allowed is {len(kinds)} values")
+    return tuple(READERS[kind][1](part) for kind, part in zip(kinds, parts, strict=True))
+
+
+def _whole(text: str) -> int:
+    with suppress(ValueError):
+        value = float(text)  # 1e3
+        if value.is_integer():
+            return int(text) if re.fullmatch(r"[+-]?[\d_]+", text) else int(value)
+    raise ValueError(f"got {text!r}; allowed is a whole number")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"got {text!r}; allowed is a number") from None
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"got {text!r}; allowed is true, false or none")
+    return text.lower() == "true"
+
+
+def _text(text: str) -> str:
+    """A text; FILE.py:NAME becomes the name under which that estimator is registered now."""
+    if ".py:" not in text:
+        return text
+    from course import ladder
+
+    return ladder.get(text).name
+
+
+READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("INT", _whole),
+    float: ("NUMBER", _number),
+    str: ("TEXT", _text),
+    Path: ("PATH", Path),
+}

@@ -1,20 +1,44 @@
 """What the commands share: progress bars, tables in plain text, and errors as one line with an exit
 status.
+
+It imports next to nothing, so that a command is guarded from its first moment on.
 """
 
 from __future__ import annotations
 
-import argparse
+import codecs
+import errno
 import os
+import re
+import signal
 import sys
+import threading
+import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
-
-from tqdm import tqdm
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
 
 from course.errors import CourseError
 
-OK, FACT_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+OK, FACT_FAILED, BAD_INPUT, MISTAKE, INTERRUPTED = 0, 1, 2, 70, 130  # exit statuses
+# a reader that has gone away; Windows calls it an invalid argument
+GONE = {errno.EPIPE, errno.ESHUTDOWN} | ({errno.EINVAL} if os.name == "nt" else set())
+NO_MEMORY = re.compile(
+    "can't allocate|not enough memory|out ?of ?memory|Storage size calculation overflowed"
+    "|array is too big|Maximum allowed dimension|too large to convert|Overflow when unpacking",
+    re.IGNORECASE,
+)
+SPELLED = {
+    **dict.fromkeys("−–—─━", "-"),
+    **dict.fromkeys("│┃", "|"),
+    **dict.fromkeys("╭╮╰╯┌┐└┘├┤", "+"),
+    **dict.fromkeys("«»“”„", '"'),
+    **dict.fromkeys("‘’", "'"),
+    **{"≥": ">=", "≤": "<=", "≠": "!=", "≈": "~", "±": "+-", "×": "x", "·": "*", "⁄": "/"},
+    **{"→": "->", "←": "<-", "⏎": "<end>", "∞": "inf", "√": "sqrt", "∇": "grad ", "‖": "||"},
+    **{"…": "...", "∑": "sum", "∂": "d", "∈": "in"},
+}
 Item = TypeVar("Item")
 
 
@@ -51,6 +75,8 @@ class Progress:
         self._open.clear()
 
     def _make(self, text: str, total: int | None, iterable: Iterable[Any] | None) -> Any:
+        from tqdm import tqdm  # here: what nobody looks at costs nothing
+
         pause = (
             0.1 if sys.stderr.isatty() else 10.0
         )  # a log file gets a line now and then, not ten a second
@@ -70,37 +96,174 @@ class Progress:
 QUIET = Progress(silent=True)
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong argument as a one-line `CourseError` and keeps the
-    line breaks of its texts.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(**options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise CourseError(f"{message}; `{self.prog} --help` shows what is allowed")
+# ---------------------------------------------------------------- what a command promises
 
 
 def guarded(body: Callable[[], int]) -> int:
-    """The exit status of a command: what `body` returns, 2 with one line on stderr for a
-    `CourseError`, 130 after Ctrl-C.
+    """The exit status of a command: what `body` returns, and one line on stderr where it fails.
+
+    2 for a `CourseError` and for what the machine refuses (files, memory, a full output device);
+    130 after Ctrl-C; 70, with a traceback, for a mistake of the course's own. Output that cannot be
+    encoded is spelled in ASCII; a stream that is missing, or whose reader has gone, does not stop
+    the work.
     """
+    _prepare_streams()
     try:
-        status = body()
-        sys.stdout.flush()
-        return status
-    except CourseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        with _noted_interrupts() as interrupts:
+            status = body()
+    except SystemExit as ended:  # the help was shown
+        status = ended.code if isinstance(ended.code, int) else OK
     except KeyboardInterrupt:
-        print("interrupted: no file was left half-written", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `course facts | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        status = _interrupted()
+    except Exception as error:
+        said = explain(error)
+        if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
+            status = _interrupted()
+        elif said is None:
+            _say(f"{traceback.format_exc()}\nThis is a mistake of the course, not of yours.")
+            status = MISTAKE
+        else:
+            _say(f"error: {said}")
+            status = BAD_INPUT
+    return _finish(status)
+
+
+def explain(error: BaseException) -> str | None:
+    """What to tell the user, in one line, about bad input or about what the machine refused; None
+    for a mistake of the course's own.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, CourseError):
+        return text
+    if isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__} {text}"):
+        return f"memory: got sizes that do not fit ({text[:120]}); allowed is what this machine has"
+    if isinstance(error, RecursionError):
+        return "got something nested too deeply; allowed is a file that a command has written"
+    if isinstance(error, UnicodeError):
+        return f"got text that cannot be read ({text}); allowed is UTF-8"
+    if isinstance(error, OSError):
+        place = f"{error.filename!r} " if error.filename is not None else ""
+        return f"file: got {place}({error.strerror or text}); allowed is one that can be used"
+    return None
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """A list that holds whatever Ctrl-C has come; each raises KeyboardInterrupt as ever."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted() -> int:
+    _say("interrupted: no file was left half-written")
+    return INTERRUPTED
+
+
+def _say(text: str) -> None:
+    """One more line on stderr, which may be gone or full."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _finish(status: int) -> int:
+    """`status`, unless what was printed could not be written: then 2."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    failed = sys.stdout.failed if isinstance(sys.stdout, _Patient) else None
+    if failed is None or failed.errno in GONE:
+        return status
+    _say(f"error: output: got {failed.strerror or failed}; allowed is a place with room for it")
+    return BAD_INPUT
+
+
+class _Patient:
+    """A text stream that goes on when it cannot be written to: the first failure is kept in
+    `failed`, and from then on everything goes to nowhere.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.failed = stream, cast(OSError | None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or give up for good."""
+        try:
+            return int(self.stream.write(text))
+        except OSError as error:
+            return self._give_up(error) or len(text)
+
+    def flush(self) -> None:
+        """Flush, or give up for good."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> int:
+        self.failed = self.failed or error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())  # so that what is still buffered goes there as well
+        os.close(nowhere)
+        return 0
+
+
+def _prepare_streams() -> None:
+    """Make stdout and stderr take whatever is printed. Streams that somebody else has put in place
+    (a notebook, a test) are left alone.
+    """
+    codecs.register_error("spelled", _spelled)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    while nowhere <= 2:  # a closed stream's number would be given to the next file that is opened
+        nowhere = os.open(os.devnull, os.O_RDWR)
+    os.close(nowhere)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.reconfigure(errors="spelled")
+            setattr(sys, name, _Patient(stream))
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of encodings: «ρ ≥ ½» becomes «rho >= 1/2»."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(spell, error.object[error.start : error.end])), error.end
+
+
+def spell(character: str) -> str:
+    """A character in ASCII: by its meaning, its name in Greek, its plain form, or its number."""
+    if character in SPELLED:
+        return SPELLED[character]
+    greek = re.match(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
+    if greek:
+        return greek[2].lower() if greek[1] == "SMALL" else greek[2].capitalize()
+    parts = unicodedata.normalize("NFKD", character)
+    plain = "".join(SPELLED.get(part, part) for part in parts if not unicodedata.combining(part))
+    if plain.isascii() and plain:
+        return plain
+    return character.encode("ascii", "backslashreplace").decode()
+
+
+# ---------------------------------------------------------------- text
 
 
 def text_table(

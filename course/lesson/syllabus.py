@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import require
-from course.lab.ablation import project_root
+from course.lab.places import project_root
 
 
 @dataclass(frozen=True)

@@ -692,7 +692,7 @@ lesson.ask(
 # learning rate. These are the numbers that its file holds (± is half a 95 % interval over its seeds), and the claims that it checked:
 
 # %%
-from course.lab.ablation import project_root
+from course.lab.places import project_root
 from course.lab.result import Result
 
 found = Result.load(project_root() / "figures" / "tinylm_critic.json")

@@ -777,7 +777,7 @@ ladder.ppo_kl
 # subtract, and rewards **sums only**. The next cell reads that file.
 
 # %%
-from course.lab.ablation import project_root
+from course.lab.places import project_root
 from course.lab.result import Result
 from tinylm.experiment import interval
 

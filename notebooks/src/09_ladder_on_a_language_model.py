@@ -628,7 +628,7 @@ print(f"\nfinal J, run A − run B, paired: {mean:+.3f} ± {2.571 * error:.3f}")
 # What this lesson ran takes seconds. The committed figures took minutes each, most of them on two-digit sums; their data are in JSON files, and the next cell reads them. Each file carries its claims, what was measured, and whether they hold.
 
 # %%
-from course.lab.ablation import project_root
+from course.lab.places import project_root
 from course.lab.result import Result
 
 FILES = ("tinylm_ladder", "tinylm_staleness", "tinylm_zero", "tinylm_group_size")

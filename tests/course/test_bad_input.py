@@ -643,15 +643,15 @@ COMMANDS = {
         "unknown ablation 'policy_varience': did you mean 'policy_variance'?",
     ),
     "wrong setting": (
-        "-m bandits policy_variance --set group=1",
-        "group: got 1; allowed is at least 2",
+        "-m bandits policy_variance --group 1",
+        "--group: got 1; allowed is at least 2",
     ),
     "unwritable folder": (
         "-m bandits policy_variance --out mine.py/figures",
         "out: got 'mine.py/figures'",
     ),
     "diverged": (
-        "-m bandits reward_design --rungs mine.py:rooted --set runs=2",
+        "-m bandits reward_design --rungs mine.py:rooted --runs 2",
         "training stopped at step 1: loss became nan",
     ),
     "file that does not run": (

@@ -149,24 +149,24 @@ def test_the_warm_start_alone_and_then_reinforcement_learning_from_it(
 def test_help_shows_every_setting_with_its_default_and_meaning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        commands.main(["train", "--help"])
-    assert ended.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    assert commands.main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Warm start (supervised, to --warm-target)" in " ".join(shown.split())
+    words = " ".join(shown.replace("│", " ").split())
     for field in dataclasses.fields(TrainSettings):
-        assert f"--{field.name.replace('_', '-')} " in shown
-        assert f"(default {field.default})" in shown
-        assert commands._notes()[field.name].split("%")[0] in shown
+        default = "none" if field.default is None else str(field.default)
+        about = words.partition(f"--{field.name.replace('_', '-')}")[2]
+        assert re.match(rf"[^│]*?[a-z:;].*?\(default: {re.escape(default)}\)", about), field.name
+    assert "sampled accuracy that ends the warm start; 0: no warm start" in words
     for option in ("--out", "--resume", "--only", "--start", "--save-every"):
         assert option in shown
-    for command, words in (
-        ("eval", ("--samples", "--questions", "--top-k")),
-        ("sample", ("QUESTION", "--temperature", "--seed")),
+    for command, options in (
+        ("eval", ("--from", "--samples", "--questions", "--top-k")),
+        ("sample", ("12+34=", "--temperature", "--seed")),
     ):
-        with pytest.raises(SystemExit):
-            commands.main([command, "--help"])
+        assert commands.main([command, "--help"]) == 0
         shown = capsys.readouterr().out
-        assert all(word in shown for word in words)
+        assert all(option in shown for option in options)
 
 
 def test_switches_need_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,15 +178,14 @@ def test_switches_need_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(commands, "Training", stop)
     for words in (
-        ["--compile"],
         ["--compile", "true"],
-        ["--bf16", "--scratchpad", "--task", "terms"],
-        ["--bf16", "false"],
+        ["--bf16", "true", "--scratchpad", "--task", "terms"],
+        ["--bf16", "false", "--no-scratchpad"],
     ):
         assert commands.main(["train", *words, "--out", str(tmp_path)]) == 130
-    assert [settings.compile for settings in seen] == [True, True, False, False]
-    assert [settings.bf16 for settings in seen] == [False, False, True, False]
-    assert seen[2].scratchpad
+    assert [settings.compile for settings in seen] == [True, False, False]
+    assert [settings.bf16 for settings in seen] == [False, True, False]
+    assert seen[1].scratchpad
 
 
 def test_ctrl_c_ends_with_130_and_leaves_something_to_resume(
@@ -354,13 +353,13 @@ def test_sample_takes_held_out_questions_where_none_are_given(
     ("arguments", "says"),
     [
         (["train", "--rung", "gprpo"], "unknown rung 'gprpo': did you mean 'grpo'"),
-        (["train", "--rung", "grpo,rloo"], "--rung: got 'grpo,rloo'; allowed is one name"),
-        (["train", "--preset", "huge"], "preset: got 'huge'; allowed is nano, mini, small, gpu"),
+        (["train", "--rung", "grpo,rloo"], "unknown rung 'grpo,rloo'"),
+        (["train", "--preset", "huge"], "--preset: got 'huge'; allowed is nano, mini, small, gpu"),
         (["train", "--digits", "two"], "--digits: got 'two'; allowed is a whole number"),
-        (["train", "--lr", "-1"], "lr: got -1.0"),
-        (["train", "--held-out", "0.00001", "--digits", "1"], "task.held_out"),
-        (["train", "--colour", "blue"], "unrecognized arguments: --colour blue"),
-        (["train", "--device", "cuda:9"], "device: got 'cuda:9'; allowed is what this machine has"),
+        (["train", "--lr", "-1"], "--lr: got -1.0; allowed is a finite number > 0"),
+        (["train", "--held-out", "0.00001", "--digits", "1"], "--held-out: got 1e-05"),
+        (["train", "--colour", "blue"], "unknown option '--colour'"),
+        (["train", "--device", "cuda:9"], "--device: got 'cuda:9'; allowed is what"),
         (["train", "--save-every", "0"], "--save-every: got 0"),
         (["train", "--only", "warm", "--start", "x"], "--start: got '--only warm as well'"),
         (["train", "--start", "nowhere"], "nowhere/checkpoint.safetensors: no such file"),
@@ -370,13 +369,20 @@ def test_sample_takes_held_out_questions_where_none_are_given(
         (["train", "--compile", "maybe"], "--compile: got 'maybe'"),
         (["eval", "--from", "nowhere"], "nowhere/checkpoint.safetensors: no such file"),
         (["eval", "--samples", "0"], "--samples: got 0"),
-        (["eval", "--temperature", "0"], "temperature: got 0.0"),
-        (["eval", "--top-k", "0"], "top_k: got 0"),
+        (["eval", "--temperature", "0"], "--temperature: got 0.0"),
+        (["eval", "--top-k", "0"], "--top-k: got 0"),
         (["eval", "--seed", "-1"], "--seed: got -1"),
-        (["eval", "--device", "tpu"], "device: got 'tpu'"),
-        (["eval", "--samples", "many"], "invalid int value"),
+        (["eval", "--device", "tpu"], "--device: got 'tpu'"),
+        (["eval", "--samples", "many"], "--samples: got 'many'; allowed is a whole number"),
         (["sample", "--samples", "-1"], "--samples: got -1"),
-        ([], "required"),
+        (["eval", "--temperature", "1e-300"], "--temperature: got 1e-300"),
+        (["eval", "--temperature", "1e39"], "--temperature: got 1e+39"),
+        (["sample", "--temperature", "nan"], "--temperature: got nan"),
+        (["train", "--temperature", "1e-39"], "--temperature: got 1e-39"),
+        (["train", "--rollouts", "2.5"], "--rollouts: got '2.5'; allowed is a whole number"),
+        (["train", "--digits", "9"], "--digits: got 9"),
+        (["train", "--seed", "-1"], "--seed: got -1"),
+        (["trian"], "unknown command or ablation 'trian': did you mean 'train'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

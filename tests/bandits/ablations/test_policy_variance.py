@@ -13,7 +13,7 @@ import torch
 from bandits.ablations import policy_variance as ablation
 from course import ladder
 from course.errors import CourseError
-from course.lab.ablation import with_settings
+from course.lab.settings import read
 from course.lab.terminal import QUIET
 
 SIGMA = torch.tensor([0.02, 0.5, 3.0], dtype=torch.float64)
@@ -92,5 +92,6 @@ def test_every_fact_holds_at_small_size() -> None:
     "assignment", ["distance=0", "sigmas=0.1,-1", "sigmas=", "group=1", "batches=1", "samples=1"]
 )
 def test_settings_are_refused_at_the_door(assignment: str) -> None:
-    with pytest.raises(CourseError, match=assignment.partition("=")[0]):
-        with_settings(ablation.SETTINGS, [assignment])
+    option = f"--{assignment.replace('_', '-')}"
+    with pytest.raises(CourseError, match=option.partition("=")[0]):
+        read(ablation.Settings, [option], "policy_variance")

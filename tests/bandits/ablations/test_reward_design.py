@@ -14,7 +14,7 @@ from bandits.ablations import reward_design as ablation
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
-from course.lab.ablation import with_settings
+from course.lab.settings import read
 from course.lab.terminal import QUIET
 from course.parts import GroupStd
 
@@ -109,5 +109,6 @@ def test_both_effects_at_small_size() -> None:
     ],
 )
 def test_settings_are_refused_at_the_door(assignment: str) -> None:
-    with pytest.raises(CourseError, match=assignment.partition("=")[0]):
-        with_settings(ablation.SETTINGS, [assignment])
+    option = f"--{assignment.replace('_', '-')}"
+    with pytest.raises(CourseError, match=option.partition("=")[0]):
+        read(ablation.Settings, [option], "reward_design")
