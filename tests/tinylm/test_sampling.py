@@ -347,8 +347,8 @@ def test_an_empty_group_and_empty_completions_are_refused() -> None:
             0.0,
             None,
             (
-                r"temperature: got 0\.0; allowed is a number from 0\.001 to 1000 \(greedy decoding is"
-                r" an option of its own\)"
+                r"temperature: got 0\.0; allowed is a number from 0\.001 to 1000 \(greedy"
+                r" decoding is an option of its own\)"
             ),
         ),
         (-1.0, None, "temperature"),
