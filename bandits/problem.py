@@ -24,6 +24,8 @@ class Bandit:
     most probable arm (ReMax).
     """
 
+    made_with = ("group", "greedy")  # a saved learner does not go on with others
+
     def __init__(
         self,
         environment: Environment,
@@ -192,6 +194,8 @@ class GaussianBandit:
     """A continuous action per prompt and a Gaussian policy: every rollout draws `group` actions for
     each of the Q prompts.
     """
+
+    made_with = ("group",)
 
     def __init__(self, environment: Continuous, policy: GaussianPolicy, group: int) -> None:
         require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")

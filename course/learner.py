@@ -289,7 +289,8 @@ class Problem(Protocol):
 
     `parameters` are leaf tensors that lead with the run axes `runs`; the learner changes them in
     place. A problem that moves by itself also has `state()` and `load(state)`, as optimisers have,
-    so that a saved run can go on. One that measures more of an update has
+    so that a saved run can go on; settings that must be the same then may be named in `made_with`.
+    One that measures more of an update has
     `metrics_of_update(policy, rollout)`, name → [...], means over the chosen tokens.
     """
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from course.errors import CourseError, require
 from course.lab.encoding import SERIES_DIGITS, decode, dump, plain
 from course.lab.facts import Fact
-from course.train.files import replace_files
+from course.train.files import replace_files, settle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,6 +140,7 @@ class Result:
         course.
         """
         path = Path(path)
+        settle(path.parent)  # a picture and its numbers belong together
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

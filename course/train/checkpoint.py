@@ -5,10 +5,8 @@ all. Nothing is unpickled.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +16,62 @@ from safetensors.torch import save
 from torch import Tensor
 
 from course.errors import CourseError
+from course.train.files import replace_files, settle
 
-FORMAT = "pg-ladder state 1"
+FORMAT = "pg-ladder state 2"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Write tensors and a JSON-able description to `path`, through a temporary file in the same
-    folder.
-    """
+    """Write tensors and a JSON-able description to `path`; returns it."""
     path = Path(path)
-    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    described = json.dumps(dict(about))
-    whole = save(
-        kept, metadata={"format": FORMAT, "about": described, "sum": _checksum(kept, described)}
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CourseError(
-            f"{path}: cannot be written ({error.strerror}); allowed is a folder with room, open for"
-            " writing"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    replace_files({path: as_bytes(tensors, about)})
     return path
+
+
+def as_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """The file of a state: equal states give equal bytes, in every process.
+
+    The format keeps tensors in an order of its own, and its metadata in none: so there is one entry
+    of it, a JSON with sorted keys.
+    """
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    described = json.dumps(dict(about), sort_keys=True)
+    head = {"format": FORMAT, "about": described, "sum": _checksum(kept, described)}
+    return save(kept, metadata={"head": json.dumps(head, sort_keys=True)})
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description; a damaged or foreign file is
     refused by name.
     """
+    settle(Path(path).parent)
     try:
         with safe_open(str(path), framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
+            head = json.loads((file.metadata() or {}).get("head", "{}"))
+            if head.get("format") != FORMAT:
                 raise CourseError(
-                    f"{path}: got a file of format {about.get('format')!r}; allowed is {FORMAT!r}"
+                    f"{path}: got a file of format {head.get('format')!r}; allowed is {FORMAT!r}"
                 )
             # copied: they would otherwise be views of the file, and change when somebody writes
             # into it
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if _checksum(tensors, about["about"]) != about["sum"]:
+            if _checksum(tensors, head["about"]) != head["sum"]:
                 raise CourseError(f"{path}: damaged: the checksum is not that of its contents")
-            return tensors, json.loads(about["about"])
+            return tensors, dict(json.loads(head["about"]))
     except FileNotFoundError as error:
         raise CourseError(f"{path}: no such file") from error
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except CourseError:
+        raise
+    # what the library, the disk and a header that somebody else wrote may raise
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CourseError(f"{path}: damaged or not a saved state ({error})") from error
 
 

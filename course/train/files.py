@@ -1,13 +1,68 @@
-"""Files are written whole or not at all, several of them together or none."""
+"""The one writer of files: whole or not at all, several of them together or none.
+
+A file is written beside its place and renamed into it. Several are renamed one after the other; a
+journal says what they replace, so that whoever reads or writes in the folder next can undo a change
+that was killed half-way.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from course.errors import CourseError
+
+LOCK, JOURNAL = ".course.lock", ".course.journal"
+NEW, OLD = ".course.tmp", ".course.old"  # how the files beside a file's place end
+PATIENCE = 10.0  # seconds to wait for another process that is writing in the same folder
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write several files so that either all are new or all are as before, whatever stops it.
+
+    That includes `kill -9` between two renames, for readers that call `settle` before they read.
+    Folders are made if need be; litter of killed processes is removed. Raises `CourseError`, naming
+    the file, where it cannot be written.
+    """
+    files = {Path(os.path.realpath(path)): content for path, content in contents.items()}
+    home = next(iter(files)).parent  # the journal's folder
+    path = home / LOCK
+    try:
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(home):
+            _settle(home)
+            try:
+                for path, content in files.items():
+                    _write(_beside(path, NEW), content)
+                if len(files) > 1:
+                    for path in files:
+                        if path.exists():
+                            _keep(path)
+                    _write_journal(home, list(files))
+                for path in files:
+                    os.replace(_beside(path, NEW), path)
+                (home / JOURNAL).unlink(missing_ok=True)  # from here on the new files count
+            finally:
+                _settle(home)
+                for path in files:  # those in other folders than `home`
+                    _remove(_beside(path, NEW), _beside(path, OLD))
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def settle(folder: Path | str) -> None:
+    """Undo what a process that was killed in the middle of `replace_files` left in the folder, so
+    that the files in it belong together. Call it before reading several of them.
+    """
+    folder = Path(os.path.realpath(folder))
+    if (folder / JOURNAL).exists():
+        with suppress(OSError), _writing(folder):  # a folder that nobody can write is read as it is
+            _settle(folder)
 
 
 def check_writable(folder: Path | str) -> Path:
@@ -16,50 +71,99 @@ def check_writable(folder: Path | str) -> Path:
     Raises `CourseError` if not.
     """
     folder = Path(folder)
-    probe = folder / f".writable.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with _writing(folder):
+            _settle(folder)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise CourseError(
+            f"out: got {str(folder)!r} ({error.strerror or error}); allowed is a folder that can be"
+            " written"
+        ) from None
     return folder
 
 
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files so that either all are new or all are as before, whatever stops it.
+@contextmanager
+def locked(path: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, which is gone afterwards; `CourseError(taken)` where another
+    process holds it longer than `wait` seconds.
 
-    Raises `CourseError` on disk errors.
+    It is the operating system's lock: a process that was killed holds none.
     """
-    fresh = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    kept = {path: path.with_name(f".{path.name}.{os.getpid()}.old") for path in contents}
-    begun: list[Path] = []
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=wait)
     try:
-        for path, content in contents.items():
-            fresh[path].write_bytes(content)
-            if path.is_file():
-                kept[path].write_bytes(path.read_bytes())
-        for path in contents:
-            begun.append(path)
-            os.replace(fresh[path], path)
-    except BaseException as error:
-        for path in begun:
-            renamed = not fresh[path].exists()
-            if renamed and kept[path].exists():
-                os.replace(kept[path], path)
-            elif renamed:  # nothing was there before
-                path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise unwritable(next(iter(contents)).parent, error) from None
-        raise
+        lock.acquire()
+    except Timeout:
+        raise CourseError(taken) from None
+    try:
+        yield
     finally:
-        for path in (*fresh.values(), *kept.values()):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        # while it is held: whoever waits for the removed file notices, and makes a new one; Windows
+        # does not remove what is open, but there releasing does
+        _remove(path)
+        lock.release()
 
 
-def unwritable(folder: Path, error: OSError) -> CourseError:
+def unwritable(path: Path, error: OSError) -> CourseError:
+    """The error for a file that could not be written."""
     return CourseError(
-        f"out: got {str(folder)!r} ({error.strerror or error}); allowed is a folder that can be"
-        " written"
+        f"{path}: cannot be written ({error.strerror or error}); allowed is a folder with room,"
+        " open for writing"
     )
+
+
+def _writing(folder: Path) -> AbstractContextManager[None]:
+    """Only one process at a time changes files in a folder, so what lies there half-done is of
+    none that lives.
+    """
+    taken = f"{folder}: got a folder that another process is writing to; try again"
+    return locked(folder / LOCK, taken, PATIENCE)
+
+
+def _settle(folder: Path) -> None:
+    """Put back what a journal names, and remove litter."""
+    journal = folder / JOURNAL
+    if journal.exists():
+        for name, existed in json.loads(journal.read_text(encoding="utf-8")):
+            path = folder / name
+            old = _beside(path, OLD)
+            if old.exists():
+                os.replace(old, path)
+            elif not existed:
+                path.unlink(missing_ok=True)
+            _remove(_beside(path, NEW))
+        journal.unlink()
+    _remove(*folder.glob(f".*{NEW}"), *folder.glob(f".*{OLD}"))
+
+
+def _write_journal(folder: Path, paths: list[Path]) -> None:
+    rows = [[os.path.relpath(path, folder), _beside(path, OLD).exists()] for path in paths]
+    _write(_beside(folder / JOURNAL, NEW), json.dumps(rows).encode("utf-8"))
+    os.replace(_beside(folder / JOURNAL, NEW), folder / JOURNAL)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # a rename must not reach the disk before the content
+
+
+def _keep(path: Path) -> None:
+    """A second name for what is in a file now, or a copy where there are no second names."""
+    try:
+        os.link(path, _beside(path, OLD))
+    except OSError:
+        shutil.copyfile(path, _beside(path, OLD))
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}{ending}")
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()

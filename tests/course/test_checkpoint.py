@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from course.learner import Learner
 from course.parts import GAE, TokenWhitening, Value
 from course.train import checkpoint
 from course.train.critic import RunningMean
-from course.train.optim import SGD, Adam
+from course.train.optim import SGD, Adam, LinearDecay
+from course.train.trust_region import TRPO, NaturalGradient
 from tests.helpers import bernoulli_bandit, f64, stream
 
 TENSORS = {
@@ -114,6 +117,25 @@ def test_what_was_read_stays_when_the_file_is_written_over_in_place(tmp_path: Pa
     assert torch.equal(tensors["x"], torch.ones(1000))
 
 
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_equal_states_give_equal_bytes_in_every_process(tmp_path: Path, seed: str) -> None:
+    """Whatever order names and descriptions come in, and however strings are hashed."""
+    script = (
+        "import sys, torch\nfrom course.train import checkpoint\n"
+        "tensors = {name: torch.arange(6.0)[i:] for i, name in enumerate('cabd')}\n"
+        "about = {name: name for name in ('z', 'steps', 'a', 'shuffle')}\n"
+        "checkpoint.write(sys.argv[1], tensors, about)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": seed}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "state")], env=environment)
+    tensors, about = checkpoint.read(tmp_path / "state")
+    turned = dict(reversed(list(tensors.items()))), dict(reversed(list(about.items())))
+    written = (tmp_path / "state").read_bytes()
+    for _ in range(5):
+        assert checkpoint.as_bytes(*turned) == written
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Callable, tuple[str]]:
@@ -144,11 +166,17 @@ def test_states_are_equal_to_the_bit_or_not() -> None:
 # ---------------------------------------------------------------- a learner's
 
 
+def falling(update: int) -> float:
+    return 1 / (1 + update)
+
+
 def learner(estimator=ladder.clip, optimizer=None, critic=None, **bandit) -> Learner:  # type: ignore[no-untyped-def]
     runs = bandit.pop("runs", (2,))
+    names = ("epochs", "minibatches", "max_grad_norm", "kl_stop")
+    settings = {name: bandit.pop(name) for name in names if name in bandit}
     problem = bernoulli_bandit(runs, **bandit)
     noise = stream(runs, dtype=bandit.get("dtype", torch.float64))
-    return Learner(problem, estimator, optimizer or SGD(0.1), noise, critic=critic)
+    return Learner(problem, estimator, optimizer or SGD(0.1), noise, critic=critic, **settings)
 
 
 with_critic = replace(ladder.clip, baseline=Value())
@@ -197,6 +225,63 @@ with_critic = replace(ladder.clip, baseline=Value())
             lambda: learner(with_critic, critic=RunningMean()),
             lambda: learner(with_critic, critic=None),
             "critic: got 'RunningMean'; allowed is none",
+        ),
+        (
+            lambda: learner(),
+            lambda: learner(optimizer=SGD(0.2)),
+            r"optimizer\.lr: got '0\.1'; allowed is 0\.2",
+        ),
+        (
+            lambda: learner(optimizer=SGD(f64([0.1, 0.2]))),
+            lambda: learner(optimizer=SGD(f64([0.1, 0.3]))),
+            r"optimizer\.lr: got '\[0\.1, 0\.2\]'; allowed is \[0\.1, 0\.3\]",
+        ),
+        (
+            lambda: learner(optimizer=Adam(0.1, LinearDecay(100))),
+            lambda: learner(optimizer=Adam(0.1, LinearDecay(200))),
+            r"optimizer\.schedule: got 'LinearDecay\(steps=100",
+        ),
+        (
+            lambda: learner(optimizer=Adam(0.1)),
+            lambda: learner(optimizer=Adam(0.1, falling)),
+            r"optimizer\.schedule: got 'Constant\(\)'; allowed is falling",
+        ),
+        *(
+            (
+                lambda: learner(optimizer=Adam(0.1)),
+                lambda given=given: learner(optimizer=Adam(0.1, **given)),
+                says,
+            )
+            for given, says in (
+                ({"betas": (0.9, 0.99)}, r"optimizer\.betas"),
+                ({"eps": 1e-7}, r"optimizer\.eps"),
+                ({"weight_decay": 0.1}, r"optimizer\.weight_decay"),
+            )
+        ),
+        (
+            lambda: learner(optimizer=NaturalGradient(0.1)),
+            lambda: learner(optimizer=NaturalGradient(0.1, iterations=3)),
+            r"optimizer\.iterations: got '10'; allowed is 3",
+        ),
+        (
+            lambda: learner(optimizer=TRPO(0.01)),
+            lambda: learner(optimizer=TRPO(0.02)),
+            r"optimizer\.max_kl: got '0\.01'",
+        ),
+        (
+            lambda: learner(with_critic, critic=RunningMean()),
+            lambda: learner(with_critic, critic=RunningMean(per_prompt=False)),
+            r"critic\.per_prompt: got 'True'; allowed is False",
+        ),
+        *(
+            (lambda: learner(), lambda given=given: learner(**given), f"state: {says}")
+            for given, says in (
+                ({"epochs": 2}, "epochs: got '1'; allowed is 2"),
+                ({"minibatches": 2}, "minibatches: got '1'; allowed is 2"),
+                ({"max_grad_norm": 1.0}, r"max_grad_norm: got 'None'; allowed is 1\.0"),
+                ({"kl_stop": 0.1}, r"kl_stop: got 'None'; allowed is 0\.1"),
+                ({"group": 5}, r"problem\.group: got '4'; allowed is 5"),
+            )
         ),
         (lambda: learner(runs=(3,)), lambda: learner(), r"parameter 0: got '\(3, 2, 3\)"),
         (lambda: learner(means=((0.1, 0.2),)), lambda: learner(), r"parameter 0: got '\(2, 1, 2\)"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -263,7 +264,7 @@ def is_as_before(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, 2, 3])  # the journal, the picture, the numbers
 def test_a_failure_between_the_files_leaves_both_as_before(
     before: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -292,15 +293,17 @@ def test_a_failure_between_the_files_leaves_both_as_before(
 def test_a_disk_that_fills_up_leaves_both_as_before(
     before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    write = os.fsync
 
-    def full(path: Path, content: bytes) -> int:
-        if ".json" in path.name:
-            write(path, content[:10])
+    def full(file: int) -> None:
+        os.ftruncate(file, 10)
+        calls.append(file)
+        if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        return write(path, content)
+        write(file)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CourseError, match="No space left"):
         result().save(before, PICTURE)
     monkeypatch.undo()
@@ -321,6 +324,103 @@ def test_a_picture_that_cannot_be_drawn_leaves_both_as_before(
     assert is_as_before(before)
 
 
+KILLED = """
+import os, signal, sys
+from course.train import files
+from tests.course.test_results import result
+call, place = os.{call}, [0]
+def killed(*arguments):
+    place[0] += 1
+    if place[0] == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*arguments)
+files.os.{call} = killed
+result(title="the new one").save(sys.argv[1], b"new picture")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "at"),
+    [
+        (call, at)
+        for call, times in (("fsync", 3), ("link", 2), ("replace", 3))
+        for at in range(1, times + 1)
+    ],
+)
+@pytest.mark.parametrize("reader", ["load", "save", "ledger", "check"])
+def test_a_kill_anywhere_leaves_a_pair_that_belongs_together_and_no_litter(
+    before: Path, call: str, at: int, reader: str
+) -> None:
+    """kill -9 while each of the files is written, kept, or renamed; then something reads or writes
+    there.
+    """
+    script = KILLED.format(call=call, at=at)
+    root = str(Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(before)], env={**os.environ, "PYTHONPATH": root}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    if reader == "load":
+        Result.load(before / "coin.json")
+    elif reader == "ledger":
+        ledger.ledger(before)
+    elif reader == "check":
+        files.check_writable(before)
+    else:
+        result(name="other").save(before, PICTURE)
+        (before / "other.json").unlink()
+        (before / "other.png").unlink()
+    picture, title = (before / "coin.png").read_bytes(), Result.load(before / "coin.json").title
+    assert (picture, title) == (b"old picture", "the old one")
+    files.check_writable(before)  # any next run
+    assert names_in(before) == {"coin.json", "coin.png"}
+
+
+def test_a_pair_that_was_not_there_before_is_gone_after_a_kill_between(tmp_path: Path) -> None:
+    script = KILLED.format(call="replace", at=3)
+    root = str(Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": root}
+    )
+    assert "coin.png" in names_in(tmp_path)  # renamed, and its numbers were not
+    files.settle(tmp_path)
+    assert names_in(tmp_path) == set()
+
+
+def test_two_who_write_in_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Four processes write pairs of one name over and over: what is there is always of one."""
+    script = (
+        "import sys\nfrom tests.course.test_results import result\n"
+        "for i in range(25):\n"
+        "    result(title=sys.argv[2]).save(sys.argv[1], sys.argv[2].encode())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name], env=environment)
+        for name in ("one", "two", "three")
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    title = Result.load(tmp_path / "coin.json").title
+    assert (tmp_path / "coin.png").read_bytes() == title.encode()
+    assert names_in(tmp_path) == {"coin.json", "coin.png"}
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_bytes(b"old")
+    (tmp_path / "file").symlink_to(tmp_path / "there" / "file")
+    files.replace_files({tmp_path / "file": b"new"})
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "there" / "file").read_bytes() == b"new"
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    for name in (".coin.png.tmp", "notes.old", ".hidden"):
+        (tmp_path / name).write_text("mine")
+    result().save(tmp_path, PICTURE)
+    assert names_in(tmp_path) == {".coin.png.tmp", "notes.old", ".hidden", "coin.json", "coin.png"}
+
+
 def test_saving_twice_replaces_and_leaves_nothing_beside(before: Path) -> None:
     result(title="the new one").save(before, PICTURE)
     assert Result.load(before / "coin.json").title == "the new one"
@@ -331,7 +431,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(CourseError, match=r"out: got .*file/figures.*allowed is a folder"):
         files.check_writable(tmp_path / "file" / "figures")
-    with pytest.raises(CourseError, match="out"):
+    with pytest.raises(CourseError, match=r"coin\.png: cannot be written"):
         result().save(tmp_path / "file", PICTURE)
     assert files.check_writable(tmp_path / "a" / "b").is_dir()
     assert names_in(tmp_path / "a" / "b") == set()
