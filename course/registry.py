@@ -1,26 +1,46 @@
-"""The registry behind the ladder: estimators by name, with where they come from and the settings
-their papers use.
+"""The registry behind the ladder: estimators by name, with where they come from, the settings
+their papers use, and how figures draw them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from course.errors import CourseError, require, unknown
 from course.estimator import PART_KINDS, Estimator
 
 Paper = Mapping[str, str | float]
+Dashes = str | tuple[float, tuple[float, ...]]  # as matplotlib writes them
+
+SOLID: Dashes = "-"
+DASH: Dashes = (0, (5, 1.6))
+DOT: Dashes = (0, (1.2, 1.4))
+DASHDOT: Dashes = (0, (6, 1.6, 1.2, 1.6))
+
+
+class LineStyle(NamedTuple):
+    """How every figure draws a rung.
+
+    Colours of the eight rungs keep a contrast of 3 to white and stay apart for every kind of colour
+    blindness; after Okabe & Ito 2008 and Tol 2021, darkened. Rungs that may coincide stand on
+    neighbouring places of the ladder: a dashed one over a solid one leaves both visible.
+    """
+
+    colour: str  # #rrggbb
+    dashes: Dashes
 
 
 @dataclass(frozen=True)
 class Rung:
-    """An estimator with its name, where it comes from, the rung it stands on, and the settings its
-    paper uses.
+    """An estimator with its name, where it comes from, the rung it stands on, the settings its
+    paper uses, and its style in figures (None: one that its name alone decides).
     """
 
     name: str
@@ -29,8 +49,16 @@ class Rung:
     source: str
     kind: str = "own"
     paper: Paper = field(default_factory=dict)
+    style: LineStyle | None = None
 
     def __post_init__(self) -> None:
+        colour = None if self.style is None else self.style[0]
+        require(
+            colour is None or re.fullmatch("#[0-9a-fA-F]{6}", colour) is not None,
+            "rung.style",
+            self.style,
+            "None or LineStyle('#rrggbb', dashes)",
+        )
         require(
             self.kind in ("rung", "descendant", "branch", "own"),
             "rung.kind",
@@ -65,6 +93,7 @@ def register(
     source: str = "",
     kind: str = "own",
     paper: Paper | None = None,
+    style: LineStyle | None = None,
 ) -> Rung:
     """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it.
 
@@ -81,8 +110,40 @@ def register(
         known is not None and known.kind != "own"
     ):  # the course's own rungs keep their kind, title and source
         return known
-    RUNGS[name] = Rung(name, estimator, title or name, source or "your own", kind, paper or {})
+    RUNGS[name] = Rung(
+        name, estimator, title or name, source or "your own", kind, paper or {}, style
+    )
     return RUNGS[name]
+
+
+class Entry(Protocol):
+    """A call that enters a rung of the course and returns its estimator."""
+
+    def __call__(
+        self,
+        name: str,
+        estimator: Estimator,
+        title: str,
+        source: str,
+        style: LineStyle,
+        **paper: str | float,
+    ) -> Estimator: ...
+
+
+def entry(kind: str) -> Entry:
+    """How the ladder enters its rungs of that kind; what the paper used comes last, by name."""
+
+    def enter(
+        name: str,
+        estimator: Estimator,
+        title: str,
+        source: str,
+        style: LineStyle,
+        **paper: str | float,
+    ) -> Estimator:
+        return register(name, estimator, title, source, kind, paper, style).estimator
+
+    return enter
 
 
 def get(name: str) -> Rung:

@@ -2,9 +2,8 @@
 labels at the ends of lines.
 
 Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot: nothing global is
-touched, and matplotlib is imported when the first figure is made, not before. Colours of the eight
-rungs keep a contrast of 3 to white and stay apart for every kind of colour blindness; after Okabe &
-Ito 2008 and Tol 2021, darkened.
+touched, and matplotlib is imported when the first figure is made, not before. Colours and line
+styles of the rungs are those of the registry.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from course.errors import CourseError, require
+from course.ladder import RUNGS
+from course.registry import DASH as DASH
+from course.registry import DASHDOT as DASHDOT
+from course.registry import DOT as DOT
+from course.registry import SOLID as SOLID
+from course.registry import Dashes as Dashes
+from course.registry import LineStyle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,57 +34,16 @@ DPI = 144
 FONT = 11.0  # points
 SMALLEST_FONT = 10.0
 INK = "#222222"  # text, axes, expectations
-Dashes = str | tuple[float, tuple[float, ...]]
 Style = dict[str, Any]
 
-SOLID: Dashes = "-"
-DASH: Dashes = (0, (5, 1.6))
-DOT: Dashes = (0, (1.2, 1.4))
-DASHDOT: Dashes = (0, (6, 1.6, 1.2, 1.6))
-
-# Rungs that may coincide stand on neighbouring places of the ladder: a dashed one over a solid one
-# leaves both visible.
-STYLES: dict[str, tuple[str, Dashes]] = {
-    "reinforce": ("#000000", SOLID),
-    "baseline": ("#b8860b", DASH),
-    "surrogate": ("#4a98e0", SOLID),
-    "clip": ("#0057a3", DASH),
-    "group_mean": ("#00875f", SOLID),
-    "group_std": ("#c25fa0", SOLID),
-    "length_mean": ("#7a1f5c", DOT),
-    "grpo": ("#b8320f", DASH),
-    # the descendants; the way stations between them share a colour with where they lead
-    "rloo": ("#332288", DASH),
-    "remax": ("#8a6d3b", DASHDOT),
-    "opo": ("#7f7f1e", DASH),
-    "whitened": ("#aa4499", DOT),
-    "whitened_length": ("#aa4499", DASH),
-    "whitened_to_go": ("#aa4499", SOLID),
-    "reinforce_pp": ("#aa4499", DASHDOT),
-    "dr_grpo": ("#117733", DASH),
-    "token_mean": ("#1f5f8b", DOT),
-    "clip_higher": ("#1f5f8b", DASHDOT),
-    "dapo": ("#1f5f8b", SOLID),
-    "sequence_ratio": ("#1a8a80", DOT),
-    "gspo": ("#1a8a80", DASHDOT),
-    "luspo": ("#1a8a80", DASH),
-    "cispo": ("#ee3377", DASH),
-    "sapo": ("#c96f00", DASHDOT),
-    # the branches
-    "ppo_value": ("#661100", DOT),
-    "ppo": ("#661100", SOLID),
-    "ppo_kl": ("#5566aa", DOT),
-    "ppo_kl_adaptive": ("#5566aa", DASHDOT),
-    "group_whitened": ("#884488", DOT),
-    "group_whitened_length": ("#884488", DASH),
-    "reinforce_pp_baseline": ("#884488", DASHDOT),
-    # what they are compared with
-    "trpo": ("#225522", SOLID),
-    "natural_gradient": ("#225522", DASHDOT),
-    "exact": ("#666666", SOLID),
-    "epsilon_greedy": ("#666666", DASH),
-    "ucb": ("#666666", DOT),
-    "thompson": ("#666666", DASHDOT),
+# what the rungs are compared with; their own styles stand in the registry
+OTHER_STYLES: dict[str, LineStyle] = {
+    "trpo": LineStyle("#225522", SOLID),
+    "natural_gradient": LineStyle("#225522", DASHDOT),
+    "exact": LineStyle("#666666", SOLID),
+    "epsilon_greedy": LineStyle("#666666", DASH),
+    "ucb": LineStyle("#666666", DOT),
+    "thompson": LineStyle("#666666", DASHDOT),
 }
 OWN_COLOURS = (
     "#332288",
@@ -102,11 +67,12 @@ OWN_DASHES: tuple[Dashes, ...] = (
 
 
 def style_of(name: str) -> Style:
-    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own gets one of
-    50 by its name alone.
+    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own that brings
+    no style gets one of 50 by its name alone.
     """
-    if name in STYLES:
-        colour, dashes = STYLES[name]
+    given = RUNGS[name].style if name in RUNGS else OTHER_STYLES.get(name)
+    if given is not None:
+        colour, dashes = given
     else:
         pick = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         colour = OWN_COLOURS[pick % len(OWN_COLOURS)]

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from course import ladder
 from course.errors import require
-from course.estimator import uses_critic, uses_reference
 from course.exact import microscope
 from course.lab import claims, ledger
 from course.lesson import build
@@ -116,6 +115,14 @@ SYMBOLS = (  # symbol, variable, shape, unit, meaning
         "reward",
         "an estimator's gradient on one batch of samples",
     ),
+)
+
+
+# what a problem has to keep for an estimator, and the fields of rollout and policy that ask for it
+NEEDS = (
+    ("critic", ("rollout.value", "policy.value")),
+    ("reference", ("rollout.ref_log_prob", "rollout.ref_log_dist")),
+    ("greedy answers", ("rollout.greedy_reward",)),
 )
 
 
@@ -256,15 +263,8 @@ def cheat_sheet() -> str:
         if rung.kind == "own":
             continue
         estimator = rung.estimator
-        needs = [
-            what
-            for what, asked in (
-                ("critic", uses_critic(estimator)),
-                ("reference", uses_reference(estimator)),
-            )
-            if asked
-        ]
-        needs += ["groups"] if re.search("group|others|≠", estimator.text()) else []
+        needs = [what for what, asked in NEEDS if any(field in estimator.needs for field in asked)]
+        needs += ["groups"] if any(p.scope == "group" for p in estimator.parts.values()) else []
         bias, spread = exact[name]
         row = (
             f"**{name}**",
@@ -274,6 +274,8 @@ def cheat_sheet() -> str:
             f"{bias:.2f}",
             f"{spread:.2f}",
         )
+        allowed = f"a table of rungs with a row for `{name}`"
+        require(name in names, "course/CONVENTIONS.md", "no such row", allowed)
         lines.append(
             "| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |"
         )

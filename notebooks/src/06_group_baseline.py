@@ -152,7 +152,7 @@ lesson.ask(
 print("P(silent)      G = 2    G = 4    G = 8   G = 16   G = 64")
 for p in (0.5, 0.1, 0.02):
     print(f"p = {p:<9g}", "   ".join(f"{float(exact.silent_probability(p, group)):>6.1%}" for group in (2, 4, 8, 16, 64)))
-print("G in the papers:", {name: ladder.PAPERS[name]["G"] for name in ("grpo", "dapo", "dr_grpo")})
+print("G in the papers:", {name: ladder.get(name).paper["G"] for name in ("grpo", "dapo", "dr_grpo")})
 
 # %% [markdown]
 # So a small group is mostly silent on what is hard, which is what you would like to learn, and on what is easy. The article "From PPO to

@@ -16,6 +16,7 @@ from torch import Tensor
 from course import RUNGS, Estimator, ladder, register, replace
 from course.errors import CourseError
 from course.estimator import CHANGED, PART_KINDS
+from course.lab import figures
 from course.learner import Learner
 from course.parts import (
     GAE,
@@ -35,6 +36,7 @@ from course.parts import (
     SoftGate,
     TotalReturn,
 )
+from course.registry import SOLID, LineStyle
 from course.rollout import Rollout
 from course.train.optim import SGD
 from tests.helpers import bernoulli_bandit, close, make_rollout, stream
@@ -184,12 +186,31 @@ def test_a_name_cannot_stand_for_two_estimators() -> None:
         register("grpo", ladder.dapo)
     with pytest.raises(CourseError, match="Python identifier"):
         register("my rung", ladder.grpo)
+    with pytest.raises(CourseError, match=r"rung\.style: got .*red"):
+        register("mine", replace(ladder.grpo, kl=K3(beta=0.1)), style=LineStyle("red", SOLID))
     with pytest.raises(CourseError, match=r"rung\.kind: got 'best'"):
         register("mine", replace(ladder.grpo, kl=K3(beta=0.1)), kind="best")
     assert (
         register("grpo", ladder.grpo) is OURS["grpo"]
     )  # naming it again does not take it off the ladder
     assert len(ladder.select()) == 8
+
+
+@every_rung
+def test_every_rung_of_the_course_brings_its_line(name: str) -> None:
+    """One call carries everything: the figures read it from there."""
+    style = OURS[name].style
+    assert style is not None
+    assert figures.style_of(name) == {"color": style.colour, "linestyle": style.dashes}
+
+
+def test_an_estimator_of_your_own_may_bring_its_line() -> None:
+    before = figures.style_of("mine")
+    mine = replace(ladder.grpo, kl=K3(beta=0.1))
+    register("mine", mine)
+    assert figures.style_of("mine") == before  # by its name alone, in every process
+    register("mine", mine, style=LineStyle("#123456", SOLID))
+    assert figures.style_of("mine") == {"color": "#123456", "linestyle": "-"}
 
 
 # ---------------------------------------------------------------- equations

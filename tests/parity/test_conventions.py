@@ -81,10 +81,13 @@ def test_every_rung_has_its_names() -> None:
     by the tests.
     """
     rows = table("The same rung in TRL and verl")
+    here = [row[0].strip("`") for row in rows]
     names = [name for name, rung in ladder.RUNGS.items() if rung.kind != "own"]
-    assert [row[0].strip("`") for row in rows] == names
-    assert sum(row[1].startswith("`") for row in rows) == 15
-    assert sum(row[2].startswith("`") for row in rows) == 26
+    missing = [name for name in names if name not in here]
+    assert missing == [], f"course/CONVENTIONS.md: no row for {', '.join(missing)}"
+    assert here == names
+    assert sum(row[1].startswith("`") for row in rows) >= 15
+    assert sum(row[2].startswith("`") for row in rows) >= 26
     for row in rows:
         for cell in row[1:]:
             assert cell.startswith(("`", "none", "the row above")), row
