@@ -58,6 +58,7 @@ def right_to_go(
     require(
         not task.marked, "task.scratchpad", True, "False: with a marker many completions are right"
     )
+    model.check_finite()
     rows = questions.expand(*model.runs, questions.shape[-1])
     target = task.target[rows]
     chosen = log_probs(

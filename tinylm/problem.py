@@ -17,7 +17,13 @@ from course.train.noise import Noise
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch, Reward
 from tinylm.sampling import check_sampling, sample
-from tinylm.scoring import chosen_log_probs, log_dists, log_dists_and_values, values
+from tinylm.scoring import (
+    chosen_log_probs,
+    log_dists,
+    log_dists_and_values,
+    rounds_coarsely,
+    values,
+)
 from tinylm.tasks import Task
 
 
@@ -129,6 +135,12 @@ class LanguageModel:
             temperature=self.temperature,
             keep_log_dist=keep,
         )
+        log_prob, old_log_dist = made.log_prob, made.log_dist
+        if rounds_coarsely(self.model):
+            # π of the same tokens by the pass that updates take: else ρ would begin beside 1
+            full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
+            log_prob = chosen_log_probs(full, made.tokens, made.mask)
+            old_log_dist = full if keep else None
         reward = self._reward(made.tokens, question).to(self.model.parameters[0].dtype)
         ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
@@ -144,14 +156,14 @@ class LanguageModel:
             greedy_reward = self._reward(best.tokens, question).squeeze(-1)
         return Rollout(
             reward=on_last_token(reward, made.mask),
-            log_prob=made.log_prob,
+            log_prob=log_prob,
             mask=made.mask,
             ref_log_prob=ref_log_prob,
             value=value,
             bootstrap=None if value is None else torch.zeros_like(value[..., 0]),
             greedy_reward=greedy_reward,
             truncated=made.truncated,
-            old_log_dist=made.log_dist,
+            old_log_dist=old_log_dist,
             ref_log_dist=ref_log_dist,
             limit=limit,
             data={"prompt": prompt, "tokens": made.tokens, "question": question},

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require, require_number
+from course.errors import CourseError, require, require_number
 from course.train.noise import Noise
 from tinylm.fast.cache import extend, prefill
 from tinylm.fast.packing import Nodes, look_up, twins
@@ -19,10 +19,12 @@ from tinylm.tasks import CHARACTERS, END, PAD
 
 @dataclass(frozen=True)
 class Completions:
-    """G completions of each prompt: `tokens` [*runs, Q, G, T], PAD behind the end; `log_prob`
-    [*runs, Q, G, T] in nats, 0 where the mask is False; `mask` True for chosen tokens, the end
-    token included; `truncated` [*runs, Q, G] no end within T; `log_dist` [*runs, Q, G, T, V]
-    log-probabilities of every token, where asked for; behind the end it means nothing.
+    """G completions of each prompt.
+
+    `tokens` [*runs, Q, G, T], PAD after the end; `log_prob` [*runs, Q, G, T] in nats, 0 where the
+    mask is False; `mask` True for chosen tokens, the end token included; `truncated` [*runs, Q, G]
+    no end within T; `log_dist` [*runs, Q, G, T, V] log-probabilities of every token, where asked
+    for, undefined after the end.
     """
 
     tokens: Tensor
@@ -33,18 +35,12 @@ class Completions:
 
 
 def check_sampling(temperature: float, top_k: int | None = None) -> None:
-    """Raise `CourseError` if the temperature or top_k is out of range.
-
-    Below and above these temperatures, logits divided by them leave the range of float32.
-    """
+    """Raise `CourseError` if temperature or top_k is out of range."""
     allowed = "a number from 0.001 to 1000 (greedy decoding is an option of its own)"
     require_number("temperature", temperature, allowed, at_least=1e-3, at_most=1e3)
-    require(
-        top_k is None or 1 <= top_k <= len(CHARACTERS) + 1,
-        "top_k",
-        top_k,
-        f"None or 1 to {len(CHARACTERS) + 1}",
-    )
+    most = len(CHARACTERS) + 1  # every token but padding
+    allowed = f"None or 1 to {most}"
+    require_number("top_k", top_k, allowed, at_least=1, at_most=most, whole=True, optional=True)
 
 
 @torch.no_grad()
@@ -64,88 +60,86 @@ def sample(
 
     The keys and values of a prompt are computed once and shared by its group, and so is every
     beginning that completions have in common. Raises `CourseError` for tokens outside the
-    vocabulary, or a sequence longer than the model's context.
+    vocabulary, a sequence longer than the model's context, or weights that are not finite.
     """
     check_sampling(temperature, top_k)
-    for name, count in (("group", group), ("limit", limit)):
-        require(count > 0, name, count, "a whole number > 0")
-    width = prompt.shape[-1]
-    require(
-        width + limit <= model.settings.context,
-        "limit",
-        limit,
-        f"at most {model.settings.context - width}: the context less the prompt",
-    )
-    for extreme in (int(prompt.min()), int(prompt.max())):
-        require(
-            0 <= extreme < len(CHARACTERS),
-            "prompt",
-            extreme,
-            f"tokens from 0 to {len(CHARACTERS) - 1}",
-        )
-    state, cache = prefill(model, prompt)
-    prompts, shape = prompt.shape[-2], (*prompt.shape[:-1], group)
-    uniform = None if noise is None else noise.uniform(limit, *shape[-2:])
-    alive = torch.ones(shape, dtype=torch.bool, device=prompt.device)
-    row = (
-        torch.arange(prompts, device=prompt.device).unsqueeze(-1).expand(shape)
-    )  # the state that each completion has come to
+    _check_prompt(model, prompt, group, limit)
+    model.check_finite()
+    runs, prompts = len(model.runs), prompt.shape[-2]
+    shape = (*prompt.shape[:-1], group)  # [*runs, Q, G]
+    device = prompt.device
+    uniform = None if noise is None else noise.uniform(limit, *shape[-2:])  # [*runs, T, Q, G]
+
+    state, cache = prefill(model, prompt)  # one row for each prompt
+    alive = torch.ones(shape, dtype=torch.bool, device=device)
+    # the row of `state` that each completion has come to, and the first member it began alike with
+    row = torch.arange(prompts, device=device).unsqueeze(-1).expand(shape)
     twin = place = torch.zeros_like(row)
-    member = torch.arange(group, device=prompt.device)
-    path = torch.zeros(
-        *prompt.shape[:-1], 1, 0, dtype=torch.long, device=prompt.device
-    )  # the rows behind each last token
-    own: list[Tensor] = []
+    member = torch.arange(group, device=device)
+    # the rows, over all steps, on the way to each prompt's distinct last tokens: [*runs, Q, M, t]
+    path = torch.zeros(*prompt.shape[:-1], 1, 0, dtype=torch.long, device=device)
+    own: list[Tensor] = []  # keys and values of all rows so far, of each layer
     columns = []
     for step in range(limit):
-        log_dist = look_up(next_token_log_dist(model.logits(state), temperature, top_k), row)
-        token = (
-            log_dist.argmax(-1)
-            if uniform is None
-            else _draw(log_dist, uniform.select(len(model.runs), step))
-        )
-        chosen = log_dist.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        of_rows = next_token_log_dist(model.logits(state), temperature, top_k)
+        log_dist = look_up(of_rows, row)  # [*runs, Q, G, V]
+        if uniform is None:
+            token = log_dist.argmax(-1)
+        else:
+            token = draw(log_dist, uniform.select(runs, step))
+        log_prob = log_dist.gather(-1, token.unsqueeze(-1)).squeeze(-1)
         token = torch.where(alive, token, PAD)
-        columns.append(
-            (token, torch.where(alive, chosen, 0.0), alive, log_dist if keep_log_dist else None)
-        )
+        log_prob = torch.where(alive, log_prob, 0.0)
+        columns.append((token, log_prob, alive, log_dist if keep_log_dist else None))
         alive = alive & (token != END)
-        if step + 1 < limit and bool(alive.any()):
-            twin = twins(twin, token)  # completions that are alike up to here go on from one state
-            nodes = Nodes.of(alive & (twin == member))
-            way = path.gather(
-                -2, place.gather(-1, nodes.where).unsqueeze(-1).expand(*nodes.where.shape, step)
-            )
-            path = torch.cat(
-                [way, nodes.number.unsqueeze(-1) + (own[0].shape[-2] if own else 0)], -1
-            )
-            place, row = nodes.places(twin), nodes.rows(twin)
-            new = token.gather(-1, nodes.where).flatten(-2).gather(-1, nodes.first)
-            state, own = extend(model, new, path, nodes.first, cache, own)
-    tokens, chosen_log_prob, mask, dists = zip(*columns, strict=True)
-    full = torch.stack([d for d in dists if d is not None], -2) if keep_log_dist else None
-    return Completions(
-        torch.stack(tokens, -1),
-        torch.stack(chosen_log_prob, -1),
-        torch.stack(mask, -1),
-        alive,
-        full,
+        if step + 1 == limit or not bool(alive.any()):
+            continue
+        # completions that are alike up to here go on from one state: M nodes for each prompt
+        twin = twins(twin, token)
+        nodes = Nodes.of(alive & (twin == member))
+        came_from = place.gather(-1, nodes.where)  # [*runs, Q, M]
+        way = path.gather(-2, came_from.unsqueeze(-1).expand(*came_from.shape, step))
+        before = own[0].shape[-2] if own else 0
+        path = torch.cat([way, nodes.number.unsqueeze(-1) + before], -1)
+        place, row = nodes.places(twin), nodes.rows(twin)
+        # nodes [*runs, Q, M] → rows [*runs, N]
+        new = token.gather(-1, nodes.where).flatten(-2).gather(-1, nodes.first)
+        state, own = extend(model, new, path, nodes.first, cache, own)
+    tokens, log_probs, masks, log_dists = zip(*columns, strict=True)
+    made = Completions(
+        tokens=torch.stack(tokens, -1),
+        log_prob=torch.stack(log_probs, -1),
+        mask=torch.stack(masks, -1),
+        truncated=alive,
+        log_dist=torch.stack(log_dists, -2) if keep_log_dist else None,
     )
+    if not bool(torch.isfinite(made.log_prob.sum())):
+        raise CourseError("model: got logits that are not finite; allowed are smaller weights")
+    return made
 
 
-def _draw(log_dist: Tensor, uniform: Tensor) -> Tensor:
+def _check_prompt(model: Transformer, prompt: Tensor, group: int, limit: int) -> None:
+    for name, count in (("group", group), ("limit", limit)):
+        require_number(name, count, "a whole number > 0", at_least=1, whole=True)
+    room = model.settings.context - prompt.shape[-1]
+    require(limit <= room, "limit", limit, f"at most {room}: the context less the prompt")
+    for extreme in torch.stack(prompt.aminmax()).tolist():  # one transfer for both
+        allowed = f"tokens from 0 to {len(CHARACTERS) - 1}"
+        require(0 <= extreme < len(CHARACTERS), "prompt", extreme, allowed)
+
+
+def draw(log_dist: Tensor, uniform: Tensor) -> Tensor:
     """One token each, by inverting the distribution function: log-probabilities [..., V], uniform
-    [...] → [...].
+    numbers on [0, 1] [...] → [...].
+
+    A token of probability 0 is never drawn, also where the uniform number is 0 or 1.
     """
-    cumulative = log_dist.exp().cumsum(-1)
-    threshold = (
-        uniform.unsqueeze(-1) * cumulative[..., -1:]
-    )  # the sum is 1 up to rounding: stay inside it
-    token = (cumulative <= threshold).sum(-1).clamp(max=log_dist.shape[-1] - 1)
-    possible = log_dist.gather(-1, token.unsqueeze(-1)).squeeze(-1) > -torch.inf
-    return torch.where(
-        possible, token, log_dist.argmax(-1)
-    )  # a threshold on the edge of the last possible token
+    probability = log_dist.exp()
+    up_to = torch.where(probability > 0, probability.cumsum(-1), 0.0)
+    total = up_to.amax(-1, keepdim=True)  # 1 up to rounding
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    threshold = torch.minimum(uniform.unsqueeze(-1) * total, below_total)
+    return (up_to > threshold).int().argmax(-1)  # the first one beyond
 
 
-__all__ = ["Completions", "check_sampling", "sample"]
+__all__ = ["Completions", "check_sampling", "draw", "sample"]

@@ -244,6 +244,7 @@ class Training:
                 mine.copy_(weights[name])
                 if self.critic is not None and self.critic is not self.model:
                     self.critic.weights[name].copy_(mine)
+        self.model.check_finite(f"{path}: model")
         if self.reference is not None:
             self.reference.weights.update(self.model.copy().weights)
 
@@ -307,6 +308,8 @@ class Training:
                 f"parameters.{i}": tensor for i, tensor in enumerate(saved)
             }
             training.learner.restore(state, about["learner"], str(path))
+            for name, network in networks.items():
+                network.check_finite(name)
         except CourseError as error:
             raise error if str(path) in str(error) else CourseError(f"{path}: {error}") from None
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:

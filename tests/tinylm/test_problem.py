@@ -4,6 +4,9 @@ warm start's objective.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from dataclasses import replace as replace_settings
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,11 +21,11 @@ from course.train.optim import SGD
 from course.train.trust_region import TRPO
 from tests.helpers import close, few_ulp, stream
 from tests.tinylm.helpers import chosen, schooled, separate, sums, tiny
-from tinylm.model import next_token_log_dist
+from tinylm.model import PRESETS, Transformer, next_token_log_dist
 from tinylm.problem import LanguageModel, ask
-from tinylm.rewards import DigitCredit, Sum
+from tinylm.rewards import DigitCredit, Reward, Sum
 from tinylm.sampling import sample
-from tinylm.tasks import END, PAD, TaskSettings, decode, make
+from tinylm.tasks import END, PAD, Task, TaskSettings, decode, make
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 RUNS = pytest.mark.parametrize("runs", [(), (2,)], ids=["alone", "two"])
@@ -453,3 +456,72 @@ def test_a_rung_with_a_critic_asks_for_one() -> None:
         Learner(
             problem, replace(ladder.clip, baseline=Value(), credit=GAE()), SGD(0.1), stream()
         ).train(1)
+
+
+# ---------------------------------------------------------------- on policy, in low precision
+
+
+@dataclass(frozen=True)
+class Random(Reward):
+    """0 or 1 by the answer's digits, so that no group is silent."""
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        return (completion.sum(-1) % 2).float()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["no critic", "shared trunk"])
+@pytest.mark.parametrize("compare", ["autocast", "weights", "matmul precision"])
+def test_on_policy_the_log_ratio_is_exactly_0_where_products_are_rounded(
+    compare: str, shared: bool
+) -> None:
+    """Of every minibatch, too; and the distributions of exact KL and trust regions are the same."""
+    dtype = torch.bfloat16 if compare == "weights" else torch.float32
+    settings = replace_settings(PRESETS["nano"], value=shared)
+    model = Transformer(settings, dtype=dtype)
+    task = sums(2)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        if compare == "matmul precision":
+            torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16, enabled=compare == "autocast"):
+            problem = LanguageModel(
+                model,
+                task,
+                prompts=32,
+                group=8,
+                reward=Random(),
+                critic=model if shared else None,
+                distributions=True,
+                temperature=0.8,
+            )
+            rollout = problem.sample(Noise())
+            policy = problem.policy(rollout)
+            assert torch.equal(policy.log_prob, rollout.log_prob)
+            assert rollout.old_log_dist is not None
+            assert policy.log_dist is not None
+            assert torch.equal(policy.log_dist[rollout.mask], rollout.old_log_dist[rollout.mask])
+            for part in torch.arange(32).split(8):
+                some = rollout.prompts(part)
+                same = torch.equal(problem.policy(some).log_prob, some.log_prob)
+                assert same or compare == "weights"  # in which norms are rounded, too
+            # the sampler's own pass, with a cache, rounds otherwise
+            noise = Noise()
+            ask(task, noise, 32)  # so that it draws the same tokens
+            made = sample(model, rollout.data["prompt"], 8, task.limit, noise, temperature=0.8)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    if compare != "matmul precision":  # which not every processor makes use of
+        assert torch.equal(made.tokens, rollout.data["tokens"])
+        assert 1e-4 < float((made.log_prob - rollout.log_prob).abs().max()) < 0.1
+
+
+def test_gspo_clips_nothing_on_policy_in_bfloat16() -> None:
+    """One update for each rollout, from random weights and on random rewards: every ratio is 1."""
+    model = Transformer(PRESETS["nano"])
+    problem = LanguageModel(model, sums(2), prompts=32, group=8, reward=Random())
+    learner = Learner(problem, ladder.get("gspo").estimator, SGD(0.1), Noise(), log_every=1)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        history = learner.train(3)
+    assert [float(row["clip_fraction"]) for row in history.rows] == [0.0, 0.0, 0.0]
+    assert [float(row["kl_old"]) for row in history.rows] == [0.0, 0.0, 0.0]
+    assert all(float(row["gradient_norm"]) > 0 for row in history.rows)

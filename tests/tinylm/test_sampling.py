@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor
 from course.errors import CourseError
 from course.train.noise import Noise
 from tests.helpers import close, few_ulp, stream
-from tests.tinylm.helpers import chosen, separate, tiny
+from tests.tinylm.helpers import chosen, separate, sums, tiny
 from tinylm import sampling
+from tinylm.evaluate import accuracy, right_to_go
 from tinylm.model import Transformer, next_token_log_dist
-from tinylm.sampling import Completions, _draw, check_sampling, sample
+from tinylm.sampling import Completions, check_sampling, draw, sample
 from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, encode
 
@@ -203,7 +206,7 @@ def test_numbers_at_the_edges_draw_possible_tokens(dtype: torch.dtype) -> None:
             len(possible), generator=torch.Generator().manual_seed(0), dtype=dtype
         )
         log_dist = torch.log_softmax(logits, -1).expand(4, -1)
-        got = _draw(log_dist, torch.tensor([0.0, 0.5, 1 - 1e-7, 1.0], dtype=dtype))
+        got = draw(log_dist, torch.tensor([0.0, 0.5, 1 - 1e-7, 1.0], dtype=dtype))
         assert set(got.tolist()) <= set(possible)
         assert got[0] == min(possible)
         assert got[2] == max(possible)
@@ -346,16 +349,23 @@ def test_an_empty_group_and_empty_completions_are_refused() -> None:
         (
             0.0,
             None,
-            (
-                r"temperature: got 0\.0; allowed is a number from 0\.001 to 1000 \(greedy"
-                r" decoding is an option of its own\)"
-            ),
+            r"temperature: got 0\.0; allowed is a number from 0\.001 to 1000 \(greedy decoding is"
+            r" an option of its own\)",
         ),
-        (-1.0, None, "temperature"),
-        (float("inf"), None, "temperature"),
-        (float("nan"), None, "temperature"),
+        (-1.0, None, "temperature: got -1.0"),
+        (1e-300, None, "temperature: got 1e-300"),  # 0 in float32: logits/0 is NaN
+        (9e-4, None, "temperature: got 0.0009"),
+        (1e39, None, "temperature: got 1e\\+39"),  # inf in float32
+        (1001, None, "temperature: got 1001"),
+        (float("inf"), None, "temperature: got inf"),
+        (float("nan"), None, "temperature: got nan"),
+        ("1", None, "temperature: got '1'"),
+        (None, None, "temperature: got None"),
+        (True, None, "temperature: got True"),
         (1.0, 0, "top_k: got 0; allowed is None or 1 to 18"),
         (1.0, 19, "top_k: got 19"),
+        (1.0, 2.5, "top_k: got 2.5"),
+        (1.0, True, "top_k: got True"),
     ],
 )
 def test_sampling_that_is_none_is_refused(temperature: float, top_k: int | None, says: str) -> None:
@@ -363,3 +373,37 @@ def test_sampling_that_is_none_is_refused(temperature: float, top_k: int | None,
         check_sampling(temperature, top_k)
     with pytest.raises(CourseError, match=says):
         sample(tiny(), PROMPT, 2, 2, stream(), temperature=temperature, top_k=top_k)
+
+
+def test_the_coldest_and_hottest_temperatures_allowed_are_greedy_and_even() -> None:
+    model = tiny(dtype=torch.float32, lively=30.0)
+    best = sample(model, PROMPT, 50, 3, None)
+    cold = sample(model, PROMPT, 50, 3, stream(dtype=torch.float32), temperature=1e-3)
+    assert torch.equal(cold.tokens, best.tokens)
+    assert bool((cold.log_prob == 0).all())
+    hot = sample(model, PROMPT, 50, 3, stream(dtype=torch.float32), temperature=1e3)
+    close(hot.log_prob[hot.mask], torch.full((int(hot.mask.sum()),), -math.log(18)), rtol=0.1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float, greedy: bool) -> None:
+    for name, where in (("embedding", (3, 1)), ("0.up", (0, 2)), ("head", (7, 5))):
+        model = tiny()
+        with torch.no_grad():
+            model.weights[name][where] = bad
+        says = re.escape(f"model.{name}: got {bad} at index {where}; allowed are finite numbers")
+        with pytest.raises(CourseError, match=says):
+            sample(model, PROMPT, 4, 3, None if greedy else stream())
+        with pytest.raises(CourseError, match=says):
+            accuracy(model, sums(), None if greedy else stream())
+        with pytest.raises(CourseError, match=says):
+            right_to_go(model, sums(), torch.tensor([0]))
+
+
+def test_weights_whose_logits_overflow_are_refused() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.weights["head"].copy_(1e308 * model.weights["head"].sign())
+    with pytest.raises(CourseError, match="model: got logits that are not finite"):
+        sample(model, PROMPT, 4, 3, None)
