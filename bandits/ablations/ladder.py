@@ -10,11 +10,10 @@ reward. What the KL term buys is its distance from the start, so that is measure
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,8 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
+from course.lab.statistics import described, interval, paired_error
+from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
@@ -36,6 +37,7 @@ from course.train.optim import SGD
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -61,7 +63,7 @@ class Settings(Checked):
     # one per prompt: how well wrong arms pay
     difficulty: tuple[float, ...] = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     # the sweep of each rung
-    learning_rates: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+    learning_rates: tuple[float, ...] = tuple(2.0**power for power in range(10))
     offset: float = 0.0  # added to every reward, always
     scale: float = 1.0  # multiplies every reward, always
     shift: float = 4.0  # added in the second part
@@ -71,21 +73,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("runs", "steps", "epochs", "group", "arms"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
         require(self.group > 1, "group", self.group, "at least 2: group baselines compare samples")
-        require(
-            len(self.learning_rates) > 0 and min(self.learning_rates) > 0,
-            "learning_rates",
-            self.learning_rates,
-            "numbers > 0",
-        )
-        require(
-            self.scale > 0 and self.stretch > 0,
-            "scale, stretch",
-            (self.scale, self.stretch),
-            "numbers > 0",
-        )
+        rates, rising = self.learning_rates, sorted(set(self.learning_rates))
+        require(list(rates) == rising, "learning_rates", rates, "numbers in rising order")
+        both = self.scale, self.stretch
+        require(min(both) > 0, "scale, stretch", both, "numbers > 0")
 
 
 SETTINGS = Settings()
@@ -94,7 +86,8 @@ SETTINGS = Settings()
 @dataclass(frozen=True)
 class Climb:
     """One rung, trained: `reward` and `kl_ref` [logs, *runs]; reward as a share of what is to be
-    won (0 to 1), KL in nats.
+    won (0 to 1), KL in nats. `halted` [*runs] says which runs diverged; they keep their last good
+    policy.
     """
 
     steps: list[int]
@@ -106,37 +99,27 @@ class Climb:
 def train(
     estimator: Estimator,
     settings: Settings,
-    chosen: list[int],
+    rates: Sequence[float],
     numbers: range,
     offset: float,
     scale: float,
     progress: Progress,
 ) -> Climb:
-    """Train one estimator at the learning rates `chosen` (L of them, by place) for all run
-    `numbers` (R): run axes (L, R).
+    """Train one estimator at L learning rates for all R run `numbers`: run axes (L, R).
 
-    A run number stands for the same arms at every learning rate; its draws depend on both, and on
-    nothing else.
+    A run's number alone decides its arms and its random streams: runs of one number are paired,
+    whatever the estimator and its rate.
     """
-    runs, device = (len(chosen), len(numbers)), torch.device(settings.device)
+    runs, device = (len(rates), len(numbers)), torch.device(settings.device)
     arms = Noise((len(numbers),), settings.seed, numbers=numbers, device=device)
     environment = contextual(arms, settings.difficulty, settings.arms, offset=offset, scale=scale)
-    streams = [place * 2 * settings.runs + number for place in chosen for number in numbers]
-    noise = Noise(runs, settings.seed + 1, numbers=streams, device=device)
+    noise = Noise(runs, settings.seed + 1, numbers=[*numbers] * len(rates), device=device)
     policy = Softmax.uniform(noise, environment.prompts, environment.arms)
-    bandit = Bandit(
-        environment,
-        policy,
-        settings.group,
-        reference="start",
-        critic=uses_critic(estimator),
-        greedy=True,
-    )
-    rates = torch.tensor([settings.learning_rates[place] for place in chosen], device=device)
-    optimizer = SGD(rates.unsqueeze(-1).expand(runs))
-    learner = Learner(
-        bandit, estimator, optimizer, noise, epochs=settings.epochs, log_every=2, halt_diverged=True
-    )
+    wired: dict[str, Any] = {"reference": "start", "greedy": True}
+    bandit = Bandit(environment, policy, settings.group, critic=uses_critic(estimator), **wired)
+    optimizer = SGD(torch.tensor(rates, device=device).unsqueeze(-1).expand(runs))
+    loop: dict[str, Any] = {"epochs": settings.epochs, "log_every": 2, "halt_diverged": True}
+    learner = Learner(bandit, estimator, optimizer, noise, **loop)
     history = learner.train(
         settings.steps, lambda steps: progress(steps, "rollouts", total=settings.steps)
     )
@@ -145,123 +128,97 @@ def train(
     return Climb(history.steps, reward, history["kl_ref"].cpu(), halted)
 
 
+def pick(swept: Climb, settings: Settings) -> Choice:
+    """The learning rate that ends best on the first half of the runs; one at which a run diverged
+    only where none is without.
+    """
+    final = swept.reward[-1].double()
+    finished = torch.where(swept.halted, torch.nan, final)
+    values = final if bool(finished.isnan().any(-1).all()) else finished
+    tuning, judging = values[:, : settings.runs], final[:, settings.runs :]
+    return choose(tuning, settings.learning_rates, judging)
+
+
 def run(settings: Settings, progress: Progress) -> Result:
     """Sweep, choose, report; then the same with shifted and with scaled rewards."""
-    tune, judge = range(settings.runs), range(settings.runs, 2 * settings.runs)
-    everyone = list(range(len(settings.learning_rates)))
+    s = settings
+    judging = range(s.runs, 2 * s.runs)
     series: dict[str, dict[str, object]] = {}
-    for name in progress(settings.rungs, "rungs"):
+    choices: dict[str, Choice] = {}
+    halted = 0
+    ends: dict[str, dict[str, Tensor]] = {}  # of the judging runs, by rung and part
+    for name in progress(s.rungs, "rungs"):
         estimator, start = ladder.get(name).estimator, time.perf_counter()
-        swept = train(
-            estimator,
-            settings,
-            everyone,
-            range(2 * settings.runs),
-            settings.offset,
-            settings.scale,
-            progress,
-        )
-        final = swept.reward[-1]
-        best = int(final[:, tune].mean(-1).argmax())
-        shifted = train(
-            estimator,
-            settings,
-            [best],
-            judge,
-            settings.offset + settings.shift,
-            settings.scale,
-            progress,
-        )
-        scaled = train(
-            estimator,
-            settings,
-            [best],
-            judge,
-            settings.offset,
-            settings.scale * settings.stretch,
-            progress,
-        )
+        everyone = range(2 * s.runs)
+        swept = train(estimator, s, s.learning_rates, everyone, s.offset, s.scale, progress)
+        best = choices[name] = pick(swept, s)
+        assert best.judged is not None
+        shift, stretch = s.offset + s.shift, s.scale * s.stretch
+        shifted = train(estimator, s, [best.rate], judging, shift, s.scale, progress)
+        scaled = train(estimator, s, [best.rate], judging, s.offset, stretch, progress)
+        curve, kl_ref = (each[:, best.index, s.runs :] for each in (swept.reward, swept.kl_ref))
+        ends[name] = {
+            "final": best.judged,
+            "shifted": shifted.reward[-1, 0],
+            "stretched": scaled.reward[-1, 0],
+            "kl_ref": kl_ref[-1],
+        }
+        lost = swept.halted[best.index, s.runs :]
+        halted += int(lost.sum())
         series[name] = {
-            "samples": [step * settings.group * len(settings.difficulty) for step in swept.steps],
-            "learning_rate": settings.learning_rates[best],
-            **_interval("reward", swept.reward[:, best][:, judge]),
-            **_interval("final", final[best, judge]),
-            **_interval("sweep", final[:, judge].T, dim=0),
-            **_interval("shifted", shifted.reward[-1, 0]),
-            **_interval("stretched", scaled.reward[-1, 0]),
-            **_interval("kl_ref", swept.kl_ref[-1, best, judge]),
-            "halted": float(swept.halted[best, judge].float().mean()),
+            "samples": [step * s.group * len(s.difficulty) for step in swept.steps],
+            "learning_rate": best.rate,
+            **_interval("reward", curve),
+            **_interval("sweep", swept.reward[-1, :, s.runs :]),
+            "halted": lost.double().mean(),
             "seconds": time.perf_counter() - start,
         }
-    return Result(
-        series={"learning_rates": settings.learning_rates, "rungs": series},
-        facts=_facts(settings, series),
-        caption=CAPTION,
+        for what, values in ends[name].items():
+            series[name] |= _interval(what, values)
+    caption = f"{CAPTION} Each line: {described(s.runs)}. {edges(choices, s.learning_rates)}"
+    shown = {"learning_rates": s.learning_rates, "rungs": series}
+    return Result(series=shown, facts=_facts(s, ends, halted), caption=caption.strip())
+
+
+def _interval(name: str, values: Tensor) -> dict[str, object]:
+    """The mean over runs (the last axis) and half the width of its 95 % interval."""
+    return dict(zip((name, f"{name}_half"), interval(values), strict=True))
+
+
+def _facts(s: Settings, ends: Mapping[str, Mapping[str, Tensor]], halted: int) -> list[Fact]:
+    claim = f"No run that is reported diverged and was halted (of {s.runs * len(ends)})"
+    facts = [Fact.exact(claim, "this course", halted, 0)]
+    if s.epochs == 1 or s.offset != 0:  # what follows was said of several updates on rewards 0 to 1
+        return facts
+    shao = "Shao et al. 2024 (2402.03300)"
+    # fmt: off
+    claims = (
+        (f"Adding {s.shift:g} to every reward costs REINFORCE part of its final reward"
+         " (difference; 1 is all there is to win)", "this course",
+         ("reinforce", "final"), ("reinforce", "shifted")),
+        (f"With rewards shifted by {s.shift:g}, subtracting the mean (baseline) ends above"
+         " REINFORCE", "Williams 1992; Greensmith et al. 2004",
+         ("baseline", "shifted"), ("reinforce", "shifted")),
+        (f"With rewards times {s.stretch:g} and the old learning rate, the group's std ends above"
+         " the group mean alone", shao, ("group_std", "stretched"), ("group_mean", "stretched")),
+        ("The KL term keeps GRPO nearer to where it started (KL to the reference, nats, less than"
+         " without the term; each at its best learning rate)", shao,
+         ("length_mean", "kl_ref"), ("grpo", "kl_ref")),
     )
-
-
-def _interval(name: str, values: Tensor, dim: int = -1) -> dict[str, Tensor]:
-    """The mean over runs and half the width of its 95 % interval."""
-    error = values.std(dim) / values.shape[dim] ** 0.5
-    return {name: values.mean(dim), f"{name}_half": 1.96 * error}
-
-
-def _facts(settings: Settings, series: Mapping[str, Mapping[str, object]]) -> list[Fact]:
-    facts = []
-
-    def compare(claim: str, source: str, better: tuple[str, str], worse: tuple[str, str]) -> None:
-        if better[0] in series and worse[0] in series:
-            (high, high_error), (low, low_error) = (
-                _mean_error(series[name], what) for name, what in (better, worse)
-            )
-            facts.append(
-                Fact.above(claim, source, high - low, 0.0, math.hypot(high_error, low_error))
-            )
-
-    if settings.epochs > 1 and settings.offset == 0:
-        text = (
-            f"Adding {settings.shift:g} to every reward costs REINFORCE part of its final reward"
-            " (difference; 1 is all there is to win)"
-        )
-        compare(text, "this course", ("reinforce", "final"), ("reinforce", "shifted"))
-        text = (
-            f"With rewards shifted by {settings.shift:g}, subtracting the mean (baseline) ends"
-            " above REINFORCE"
-        )
-        compare(
-            text,
-            "Williams 1992; Greensmith et al. 2004",
-            ("baseline", "shifted"),
-            ("reinforce", "shifted"),
-        )
-        text = (
-            f"With rewards times {settings.stretch:g} and the old learning rate, the group's std"
-            " ends above the group mean alone"
-        )
-        compare(
-            text,
-            "Shao et al. 2024 (2402.03300)",
-            ("group_std", "stretched"),
-            ("group_mean", "stretched"),
-        )
-        text = (
-            "The KL term keeps GRPO nearer to where it started (KL to the reference, nats, less"
-            " than without the term)"
-        )
-        compare(
-            text, "Shao et al. 2024 (2402.03300)", ("length_mean", "kl_ref"), ("grpo", "kl_ref")
-        )
+    # fmt: on
+    for claim, source, better, worse in claims:
+        if better[0] in ends and worse[0] in ends:
+            high, low = (ends[name][what] for name, what in (better, worse))
+            mean, error = paired_error(high, low)
+            facts.append(Fact.above(claim, source, mean, 0.0, error, runs=s.runs))
     return facts
-
-
-def _mean_error(values: Mapping[str, object], name: str) -> tuple[float, float]:
-    return float(values[name]), float(values[f"{name}_half"]) / 1.96  # type: ignore[arg-type]
 
 
 CAPTION = (
     "Every rung at equal samples and its own best learning rate, chosen on other runs than those"
-    " shown; bands are 95 % intervals."
+    " shown."
 )
+MISSING = "expected reward still missing"
 
 
 def plot(result: Result) -> Figure:
@@ -269,76 +226,57 @@ def plot(result: Result) -> Figure:
     KL term costs and buys.
     """
     figure, (curves, sweep, units, anchor) = figures.new_figure(2, 2, width=12.0, height=8.6)
-    names = list(result.settings["rungs"])
-    missing = "expected reward still missing"
-    points: dict[tuple[float, float], list[str]] = {}
+    names, rates = list(result.settings["rungs"]), result.array("learning_rates")
 
     def of(name: str, what: str) -> NDArray[np.float64]:
         return result.array("rungs", name, what)
 
-    for place, name in enumerate(names):
-        colour = figures.style_of(name)["color"]
+    for name in names:
         figures.band(
             curves, of(name, "samples"), 1 - of(name, "reward"), of(name, "reward_half"), name
         )
-        figures.band(
-            sweep,
-            result.array("learning_rates"),
-            1 - of(name, "sweep"),
-            of(name, "sweep_half"),
-            name,
+        figures.band(sweep, rates, 1 - of(name, "sweep"), of(name, "sweep_half"), name)
+    parts = (("o", "final", -0.22), ("s", "shifted", 0.0), ("^", "stretched", 0.22))
+    for marker, what, aside in parts:
+        lost, half = (
+            [1 - of(name, what) for name in names],
+            [of(name, f"{what}_half") for name in names],
         )
-        for marker, what in (("o", "final"), ("s", "shifted"), ("^", "stretched")):
-            units.errorbar(
-                1 - of(name, what),
-                place,
-                xerr=of(name, f"{what}_half"),
-                marker=marker,
-                color=colour,
-                markersize=7,
-                alpha=0.85,
-            )
-        at = (float(of(name, "kl_ref")), 1 - float(of(name, "final")))
-        anchor.errorbar(*at, of(name, "final_half"), of(name, "kl_ref_half"), "o", color=colour)
-        points.setdefault((round(at[0], 3), round(at[1], 4)), []).append(name)
-    for rank, (at, there) in enumerate(sorted(points.items(), key=lambda point: point[0][1])):
-        side, align = ((7, "left"), (-7, "right"))[
-            rank % 2
-        ]  # alternate, so that neighbours do not share a place
-        colour = figures.readable(figures.style_of(there[0])["color"])
-        anchor.annotate(
-            " = ".join(there),
-            at,
-            (side, 0),
-            textcoords="offset points",
-            color=colour,
-            ha=align,
-            va="center",
-        )
+        figures.rows(units, names, lost, half, aside=aside, marker=marker, markersize=6)
     for ax in (curves, sweep, anchor):
-        ax.set_yscale("log")
-    units.set_xscale("log")
-    sweep.set_xscale("log", base=2)
-    anchor.margins(x=0.3, y=0.1)
-    figures.describe(curves, "At its own best learning rate", "samples", missing)
-    figures.describe(
-        sweep, "How much the learning rate matters", "learning rate", f"{missing} at the end"
-    )
-    units.set_yticks(range(len(names)), names)
-    units.invert_yaxis()
+        figures.log_axis(ax, "y")
+    figures.log_axis(units, "x")
+    figures.log_axis(sweep, "x", base=2)
+    figures.describe(curves, "At its own best learning rate", "samples", MISSING)
+    title = "How much the learning rate matters"
+    figures.describe(sweep, title, "learning rate", f"{MISSING} at the end")
     shift, stretch = result.settings["shift"], result.settings["stretch"]
-    figures.describe(
-        units,
-        f"●  as tuned    ■  rewards + {shift:g}    ▲  rewards × {stretch:g}",
-        f"{missing} at the end",
-        "",
-    )
-    figures.describe(
-        anchor,
-        "What the KL term costs, and buys",
-        "KL to the starting policy (nats)",
-        f"{missing} at the end",
-    )
+    title = f"●  as tuned    ■  rewards + {shift:g}    ▲  rewards × {stretch:g}"
+    figures.describe(units, title, f"{MISSING} at the end", "")
+    _plot_anchor(anchor, result)
     figures.label_ends(curves)
     figures.label_ends(sweep)
     return figure
+
+
+def _plot_anchor(ax: Axes, result: Result) -> None:
+    """Distance from the start against what is still missing; rungs that share a place share a
+    label.
+    """
+    points: dict[tuple[float, float], list[str]] = {}
+    for name in result.settings["rungs"]:
+        final, half, kl, kl_half = (
+            float(result.array("rungs", name, what))
+            for what in ("final", "final_half", "kl_ref", "kl_ref_half")
+        )
+        colour = figures.style_of(name)["color"]
+        ax.errorbar(kl, 1 - final, half, kl_half, "o", color=colour)
+        points.setdefault((round(kl, 3), round(1 - final, 4)), []).append(name)
+    for rank, (at, there) in enumerate(sorted(points.items(), key=lambda point: point[0][1])):
+        # alternate, so that neighbours do not share a place
+        side, align = ((7, "left"), (-7, "right"))[rank % 2]
+        colour = figures.readable(figures.style_of(there[0])["color"])
+        figures.note(ax, " = ".join(there), at, (side, 0), color=colour, ha=align, va="center")
+    ax.margins(x=0.3, y=0.1)
+    x, y = "KL to the starting policy (nats)", f"{MISSING} at the end"
+    figures.describe(ax, "What the KL term costs, and buys", x, y)

@@ -14,15 +14,12 @@ the same estimator:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from bandits.environments import Bernoulli
-from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
+from bandits.theory.cases import cases
 from course import ladder
 from course.errors import require
-from course.exact import Outcomes, group_mean_factor, microscope
+from course.exact import group_mean_factor, microscope
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
@@ -56,41 +53,6 @@ class Settings(Checked):
 
 
 SETTINGS = Settings()
-MOVED = (0.4, 0.3, 0.3)
-REFERENCE = (0.2, 0.3, 0.5)
-OTHER_POLICY, OTHER_MEANS = (0.6, 0.3, 0.1), (0.05, 0.1, 0.2)
-LENGTHS = (1, 2, 4)
-
-
-def cases() -> dict[str, Outcomes]:
-    """The four cases, each with a reference policy and the exact value as its critic's."""
-
-    def logs(*policies: tuple[float, ...]) -> torch.Tensor:
-        return torch.tensor(policies, dtype=torch.float64).log()
-
-    def value(policy: tuple[float, ...], means: tuple[float, ...]) -> float:
-        return sum(p * m for p, m in zip(policy, means, strict=True))
-
-    one, reference = (
-        torch.tensor([value(B3_POLICY, B3_MEANS)], dtype=torch.float64),
-        logs(REFERENCE),
-    )
-    bernoulli = torch.tensor([B3_MEANS], dtype=torch.float64)
-    pair = Bernoulli(torch.tensor([B3_MEANS, OTHER_MEANS], dtype=torch.float64))
-    both = torch.tensor(
-        [value(B3_POLICY, B3_MEANS), value(OTHER_POLICY, OTHER_MEANS)], dtype=torch.float64
-    )
-    ragged = Bernoulli(bernoulli, lengths=torch.tensor(LENGTHS))
-    return {
-        "on policy": b3(reference=reference, value=one),
-        "off policy": outcomes(
-            Bernoulli(bernoulli), logs(MOVED), old=logs(B3_POLICY), reference=reference, value=one
-        ),
-        "two prompts": outcomes(
-            pair, logs(B3_POLICY, OTHER_POLICY), reference=logs(REFERENCE, REFERENCE), value=both
-        ),
-        "ragged": outcomes(ragged, logs(B3_POLICY), reference=reference, value=one),
-    }
 
 
 def run(settings: Settings, progress: Progress) -> Result:
@@ -113,44 +75,26 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 def _facts(settings: Settings, series: dict[str, dict[str, dict[str, float | str]]]) -> list[Fact]:
     facts, group = [], settings.group
-    for name, claim, source, expected in (
-        (
-            "reinforce",
-            "REINFORCE is unbiased on policy (relative bias on B3)",
-            "Williams 1992, theorem 1",
-            0.0,
-        ),
-        ("rloo", "RLOO is unbiased on policy (relative bias on B3)", "Kool et al. 2019", 0.0),
-        (
-            "group_mean",
-            (
-                "A group mean that includes the sample shrinks the gradient by 1/G (relative bias"
-                f" on B3, G = {group})"
-            ),
-            "Kool et al. 2019",
-            1 - group_mean_factor(group),
-        ),
+    shrinks = "A group mean that includes the sample shrinks the gradient by 1/G (relative bias on"
+    shrunk = 1 - group_mean_factor(group)
+    # fmt: off
+    for name, claim, source, expected, number in (
+        ("reinforce", "REINFORCE is unbiased on policy (relative bias on B3)",
+         "Williams 1992, theorem 1", 0.0, None),
+        ("rloo", "RLOO is unbiased on policy (relative bias on B3)", "Kool et al. 2019", 0.0, 3),
+        ("group_mean", f"{shrinks} B3, G = {group})", "Kool et al. 2019", shrunk, 3),
     ):
         if name in series:
-            facts.append(
-                Fact.exact(
-                    claim,
-                    source,
-                    series[name]["on policy"]["bias"],
-                    expected,
-                    number=3 if name != "reinforce" else None,
-                )
-            )
-    ratio_rungs = [
-        name for name in ("surrogate", "clip") if name in series and "baseline" in series
-    ]
-    for name in ratio_rungs:
-        text = (
-            f"On policy, {name} has the bias and the spread of the policy gradient with the same"
-            " baseline (relative spread on B3)"
-        )
-        spread = series[name]["on policy"]["spread"], series["baseline"]["on policy"]["spread"]
-        facts.append(Fact.exact(text, "Xu 2025, eq. 6", *spread, number=9))
+            bias = series[name]["on policy"]["bias"]
+            facts.append(Fact.exact(claim, source, bias, expected, number=number))
+    # fmt: on
+    for name in ("surrogate", "clip"):
+        if name in series and "baseline" in series:
+            here, plain = series[name]["on policy"], series["baseline"]["on policy"]
+            for what in ("bias", "spread"):
+                claim = f"On policy, {name} has the {what} of the policy gradient with the same"
+                claim += f" baseline (relative {what} on B3)"
+                facts.append(Fact.exact(claim, "Xu 2025, eq. 6", here[what], plain[what], number=9))
     return facts
 
 
@@ -158,6 +102,7 @@ CAPTION = (
     "Enumerated, not sampled. Hollow diamonds: the closed form 1/G of a mean that includes the"
     " sample itself."
 )
+INCLUDES_ITSELF = ("baseline", "surrogate", "group_mean")  # of the means that are subtracted
 MARKERS = {"on policy": "o", "off policy": "X", "two prompts": "s", "ragged": "^"}
 
 
@@ -171,24 +116,16 @@ def plot(result: Result) -> Figure:
     figure, (bias, spread) = figures.new_figure(
         1, 2, width=12.0, height=1.6 + 0.52 * len(names), sharey=True
     )
-    for row, name in enumerate(names):
-        for shift, (case, marker) in enumerate(MARKERS.items()):
-            place = row + 0.17 * (shift - 1.5)
-            for ax, what in ((bias, "bias"), (spread, "spread")):
-                colour = figures.style_of(name)["color"]
-                ax.plot(
-                    float(result.array(name, case, what)), place, marker, color=colour, markersize=8
-                )
-        if name in ("baseline", "group_mean", "surrogate"):
-            figures.expectation(
-                bias,
-                row - 0.255,
-                1 / group,
-                marker="D",
-                label="closed form, 1/G" if name == "baseline" else None,
-            )
-    bias.set_yticks(range(len(names)), names)
-    bias.set_ylim(len(names) - 0.4, -0.6)
+    for shift, (case, marker) in enumerate(MARKERS.items()):
+        for ax, what in ((bias, "bias"), (spread, "spread")):
+            found = [float(result.array(name, case, what)) for name in names]
+            look: dict[str, Any] = {"marker": marker, "markersize": 8}
+            figures.rows(ax, names, found, aside=0.17 * (shift - 1.5), **look)
+    includes = [row for row, name in enumerate(names) if name in INCLUDES_ITSELF]
+    form: dict[str, Any] = {"marker": "D", "label": "closed form, 1/G"}
+    hollow = figures.expectation(
+        bias, [row - 0.255 for row in includes], [1 / group] * len(includes), **form
+    )
     figures.describe(bias, "How far off it is on average", "‖E[ĝ] − ∇J‖ / ‖∇J‖", "")
     figures.describe(
         spread, f"How noisy one batch is (G = {group})", "standard deviation of ĝ / ‖∇J‖", ""
@@ -197,11 +134,10 @@ def plot(result: Result) -> Figure:
         Line2D([], [], linestyle="none", marker=marker, color="#444444", markersize=8, label=case)
         for case, marker in MARKERS.items()
     ]
-    hollow = [line for line in bias.get_lines() if line.get_label() == "closed form, 1/G"]
     figure.legend(
-        handles=[*grey, *hollow],
+        handles=[*grey, hollow],
         loc="outside lower center",
-        ncols=len(grey) + len(hollow),
+        ncols=len(grey) + 1,
         frameon=False,
     )
     return figure

@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bandits.environments import Deterministic, SharedForecast
-from bandits.flow import expected_gradient, follow
+from bandits.environments import SharedForecast
+from bandits.flow import follow
 from bandits.policies import Softmax
 from bandits.problem import Bandit
+from bandits.theory import overconfidence as theory
 from course import ladder
 from course.errors import require
-from course.estimator import Estimator, replace
-from course.exact import group_mean_factor, group_std_weight
+from course.estimator import Estimator
+from course.exact import group_mean_factor
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import mean_error
+from course.lab.statistics import mean_error, student
 from course.lab.terminal import Progress
 from course.learner import Learner
-from course.parts import GroupStd
 from course.train.noise import Noise
 from course.train.optim import SGD
 
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 TITLE = "forecasting an uncertain event: calibrated at .7 without the std, overconfident with it"
 EXPECTED_SECONDS = 12.0
+
+
+STRIDE = 5  # the exact flow takes one step where the runs take five, five times as long
 
 
 @dataclass(frozen=True)
@@ -65,83 +68,37 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0.5 < self.p < 1,
-            "p",
-            self.p,
-            "a probability between .5 and 1, so that overconfident means higher",
-        )
-        require(3 <= self.forecasts <= 21, "forecasts", self.forecasts, "from 3 to 21")
+        allowed = "a probability between .5 and 1, so that overconfident means higher"
+        require(0.5 < self.p < 1, "p", self.p, allowed)
         spot = self.p * (self.forecasts - 1)
-        require(
-            abs(spot - round(spot)) < 1e-9,
-            "forecasts",
-            self.forecasts,
-            f"a number of forecasts of which {self.p:g} is one",
-        )
-        require(
-            2 <= self.group <= 6,
-            "group",
-            self.group,
-            "from 2 to 6: every group is listed at every step",
-        )
-        require(
-            len(self.groups) > 0 and min(self.groups) >= 2, "groups", self.groups, "group sizes ≥ 2"
-        )
+        fits = 3 <= self.forecasts <= 21 and abs(spot - round(spot)) < 1e-9
+        allowed = f"from 3 to 21 forecasts of which {self.p:g} is one"
+        require(fits, "forecasts", self.forecasts, allowed)
+        allowed = "from 2 to 6: every group is listed at every step"
+        require(2 <= self.group <= 6, "group", self.group, allowed)
+        require(min(self.groups) >= 2, "groups", self.groups, "group sizes ≥ 2")
         require(self.runs >= 2, "runs", self.runs, "at least 2")
-        require(
-            self.steps >= 10 and self.steps % STRIDE == 0,
-            "steps",
-            self.steps,
-            f"a multiple of {STRIDE}, at least 10",
-        )
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
+        whole = self.steps >= 10 and self.steps % STRIDE == 0
+        require(whole, "steps", self.steps, f"a multiple of {STRIDE}, at least 10")
 
     @property
     def step(self) -> float:
         """The distance between two neighbouring forecasts."""
         return 1 / (self.forecasts - 1)
 
+    @property
+    def event(self) -> SharedForecast:
+        """The environment: all forecasts, evenly from 0 to 1."""
+        return SharedForecast(torch.linspace(0, 1, self.forecasts, dtype=torch.float64), self.p)
 
-STRIDE = 5  # the exact flow takes one step where the runs take five, five times as long
+
 SETTINGS = Settings()
-STD = replace(ladder.group_mean, scale=GroupStd(eps=0.0))
-
-
-def event(settings: Settings, forecasts: Tensor | None = None) -> SharedForecast:
-    """The environment, with all forecasts or with those given."""
-    grid = (
-        torch.linspace(0, 1, settings.forecasts, dtype=torch.float64)
-        if forecasts is None
-        else forecasts
-    )
-    return SharedForecast(grid, settings.p)
-
-
-def even(settings: Settings) -> Tensor:
-    """[K] log-probabilities of the uniform policy."""
-    return torch.full((settings.forecasts,), 1 / settings.forecasts, dtype=torch.float64).log()
-
-
-def pull(estimator: Estimator, environment: SharedForecast, log_prob: Tensor, group: int) -> Tensor:
-    """[K] E[ĝ] at `log_prob` [K]: the samples share the event, so enumerate given that event, then
-    average over it.
-    """
-    given = [Deterministic(reward.unsqueeze(0)) for reward in environment.given]
-    no, yes = (expected_gradient(estimator, fixed, log_prob, group) for fixed in given)
-    return (1 - environment.p) * no + environment.p * yes
-
-
-def limit_gradient(environment: SharedForecast, log_prob: Tensor) -> Tensor:
-    """[K] the same for group mean and std of infinitely many samples: Σ_y P(y) π (r_y − E
-    r_y)/σ(r_y).
-    """
-    pi, total = log_prob.exp(), torch.zeros(log_prob.shape[-1], dtype=torch.float64)
-    for happened, chance in ((0, 1 - environment.p), (1, environment.p)):
-        reward = environment.given[happened]
-        centred = reward - pi @ reward
-        total += chance * pi * centred / (pi @ centred**2).sqrt()
-    return total
+SOURCE = "Bereket & Leskovec 2025 (2508.11800)"
+CAPTION = (
+    "Training runs: mean over runs and 95 % interval. Dashed in the first panel: the flow along the"
+    " exact expected gradient; in the second: infinitely many samples; in the last: the closed"
+    " forms. A committed run stays where it is, so the runs lag behind the flow."
+)
 
 
 class Forecaster(Bandit):
@@ -159,57 +116,45 @@ def run(settings: Settings, progress: Progress) -> Result:
     """Exact flows and training runs for every rung; runs of the std for every group size; pairs of
     forecasts.
     """
-    environment, uniform = event(settings), even(settings)
-    flows, trained = {}, {}
-    for name in settings.rungs:
+    s, environment = settings, settings.event
+    uniform = torch.full((s.forecasts,), 1 / s.forecasts, dtype=torch.float64).log()
+    flows, trained, count = {}, {}, s.steps // STRIDE
+    for name in s.rungs:
         estimator = ladder.get(name).estimator
 
         def bar(steps: Iterable[int], name: str = name) -> Iterable[int]:
             return progress(steps, f"{name}, exact")
 
-        drift = partial(pull, estimator, environment, group=settings.group)
-        path = follow(
-            drift,
-            uniform,
-            rate=STRIDE * settings.learning_rate,
-            steps=settings.steps // STRIDE,
-            progress=bar,
-        ).exp()
+        drift = partial(theory.pull, estimator, environment, group=s.group)
+        rate = STRIDE * s.learning_rate
+        path = follow(drift, uniform, rate=rate, steps=count, progress=bar).exp()
         flows[name] = {"forecast": path @ environment.grid, "policy": path[-1]}
-        trained[name] = train(settings, estimator, settings.group, progress)
-    endless = follow(
-        partial(limit_gradient, environment),
-        uniform,
-        rate=settings.learning_rate,
-        steps=20 * settings.steps,
-    ).exp()
-    above = torch.linspace(settings.p, 1, 7).tolist()[
-        1:
-    ]  # forecasts to compare with the calibrated one
+        trained[name] = train(s, estimator, s.group, progress)
+    endless = partial(theory.limit_gradient, environment)
+    limit = follow(endless, uniform, rate=s.learning_rate, steps=20 * s.steps).exp()
+    # forecasts to compare with the calibrated one
+    above, std = torch.linspace(s.p, 1, 7).tolist()[1:], ladder.get("group_std").estimator
+    pair = partial(theory.pair, p=s.p, share=0.5, group=s.group)
+    by_score = partial(theory.pair_by_score, p=s.p, share=0.5, group=s.group)
     series: dict[str, Any] = {
         "grid": environment.grid,
-        "flow_steps": torch.arange(settings.steps // STRIDE + 1) * STRIDE,
+        "flow_steps": torch.arange(count + 1) * STRIDE,
         "flow": flows,
         "runs": trained,
-        "groups": {
-            group: train(settings, ladder.get("group_std").estimator, group, progress)
-            for group in settings.groups
-        },
-        "limit": {
-            "forecast": endless[: settings.steps + 1] @ environment.grid,
-            "policy": endless[-1],
-        },
+        "groups": {group: train(s, std, group, progress) for group in s.groups},
+        "limit": {"forecast": limit[: s.steps + 1] @ environment.grid, "policy": limit[-1]},
         "pairs": {
             "q": above,
-            "std": [pair(settings, STD, q) for q in above],
-            "mean": [pair(settings, ladder.group_mean, q) for q in above],
+            "std": [pair(theory.STD, higher=q) for q in above],
+            "mean": [pair(ladder.group_mean, higher=q) for q in above],
         },
         "pairs_expected": {
-            "std": [pair_by_majority(settings, 0.5)] * len(above),
-            "mean": [pair_by_score(settings, q, 0.5) for q in above],
+            "std": [theory.pair_by_majority(s.p, 0.5, s.group)] * len(above),
+            "mean": [by_score(higher=q) for q in above],
         },
     }
-    return Result(series=series, facts=_facts(settings, series), caption=CAPTION)
+    facts = [*_exact_facts(s, uniform), *_flow_facts(s, series), *_run_facts(s, series)]
+    return Result(series=series, facts=facts, caption=CAPTION)
 
 
 def train(
@@ -220,189 +165,84 @@ def train(
     """
     noise = Noise((settings.runs,), settings.seed, dtype=torch.float64)
     policy = Softmax.uniform(noise, 1, settings.forecasts)
-    learner = Learner(
-        Forecaster(event(settings), policy, group),
-        estimator,
-        SGD(settings.learning_rate),
-        noise,
-        log_every=5,
-    )
+    bandit = Forecaster(settings.event, policy, group)
+    learner = Learner(bandit, estimator, SGD(settings.learning_rate), noise, log_every=5)
     history = learner.train(
         settings.steps, lambda steps: progress(steps, f"G = {group}", total=settings.steps)
     )
     mean, error = mean_error(history["forecast"].T)
-    start = float(event(settings).grid.mean())
-    last = policy.log_probs().detach().exp().mean(0)[0]
     return {
         "steps": [0, *history.steps],
-        "forecast": [start, *mean],
+        "forecast": [float(settings.event.grid.mean()), *mean],
         "error": [0.0, *error],
-        "policy": last,
+        "policy": policy.log_probs().detach().exp().mean(0)[0],
     }
-
-
-def pair(settings: Settings, estimator: Estimator, higher: float, share: float = 0.5) -> float:
-    """The expected gradient on the logit of a `higher` forecast, of probability `share`, beside the
-    calibrated one.
-    """
-    environment = event(settings, torch.tensor([settings.p, higher], dtype=torch.float64))
-    log_prob = torch.tensor([1 - share, share], dtype=torch.float64).log()
-    return float(pull(estimator, environment, log_prob, settings.group)[1])
-
-
-def pair_by_majority(settings: Settings, share: float) -> float:
-    """`pair` with the std: (2p − 1) w_G(π) π(1 − π), whatever the forecasts: rewards of two
-    forecasts are two-valued given y.
-    """
-    return (
-        (2 * settings.p - 1) * float(group_std_weight(share, settings.group)) * share * (1 - share)
-    )
-
-
-def pair_by_score(settings: Settings, higher: float, share: float) -> float:
-    """`pair` with the mean alone: −(G−1)/G π(1 − π)(q − p)², the difference of the two expected
-    Brier scores.
-    """
-    return -group_mean_factor(settings.group) * share * (1 - share) * (higher - settings.p) ** 2
 
 
 # ---------------------------------------------------------------- facts
 
-SOURCE = "Bereket & Leskovec 2025 (2508.11800)"
 
-
-def _facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    return [*_exact_facts(settings), *_flow_facts(settings, series), *_run_facts(settings, series)]
-
-
-def _exact_facts(settings: Settings) -> list[Fact]:
+def _exact_facts(s: Settings, uniform: Tensor) -> list[Fact]:
     """What holds to rounding error: no bias without the std, and the pairs."""
-    p, group, environment = settings.p, settings.group, event(settings)
-    uniform = even(settings)
+    p, group, environment, here = s.p, s.group, s.event, "this course"
     pi, score = uniform.exp(), environment.mean[0]
-    gradient = pi * (score - pi @ score)
-    found = pull(ladder.group_mean, environment, uniform, group)
-    off = (found - group_mean_factor(group) * gradient).abs().max()
-    claim = (
-        "A shared event does not bias the group mean: E[ĝ] = (G−1)/G·∇J (largest difference,"
-        f" uniform policy, G = {group})"
-    )
-    facts = [Fact.exact(claim, "this course", off, 0.0, number=15)]
+    gradient = group_mean_factor(group) * pi * (score - pi @ score)
+    off = (theory.pull(ladder.group_mean, environment, uniform, group) - gradient).abs().max()
+    claim = "A shared event does not bias the group mean: E[ĝ] = (G−1)/G·∇J (largest difference,"
+    facts = [Fact.exact(f"{claim} uniform policy, G = {group})", here, off, 0.0, number=15)]
+    majority = "With the std only the majority counts: the gradient on 1's logit is (2p−1) w_G(π)"
+    majority += " π(1−π)"
+    lower = "Without the std the gradient on 1's logit is −(G−1)/G·π(1−π)(1−p)²: towards the"
+    lower += " calibrated forecast"
     for share in (0.1, 0.5):
-        where = f"forecasts {p:g} and 1, the latter with probability {share:g}, G = {group}"
-        claim = (
-            "With the std only the majority counts: the gradient on 1's logit is (2p−1) w_G(π)"
-            f" π(1−π) ({where})"
-        )
-        facts.append(
-            Fact.exact(
-                claim,
-                "this course",
-                pair(settings, STD, 1.0, share),
-                pair_by_majority(settings, share),
-                number=15,
-            )
-        )
-        claim = (
-            "Without the std the gradient on 1's logit is −(G−1)/G·π(1−π)(1−p)²: towards the"
-            f" calibrated forecast ({where})"
-        )
-        measured, expected = (
-            pair(settings, ladder.group_mean, 1.0, share),
-            pair_by_score(settings, 1.0, share),
-        )
-        facts.append(Fact.exact(claim, "this course", measured, expected, number=15))
+        where = f"(forecasts {p:g} and 1, the latter with probability {share:g}, G = {group})"
+        found = theory.pair(theory.STD, p, 1.0, share, group)
+        form = theory.pair_by_majority(p, share, group)
+        facts.append(Fact.exact(f"{majority} {where}", here, found, form, number=15))
+        found = theory.pair(ladder.group_mean, p, 1.0, share, group)
+        form = theory.pair_by_score(p, 1.0, share, group)
+        facts.append(Fact.exact(f"{lower} {where}", here, found, form, number=15))
     return facts
 
 
-def _flow_facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
+def _flow_facts(s: Settings, series: dict[str, Any]) -> list[Fact]:
     """Where the exact expected gradient leads."""
-    grid, facts = series["grid"], []
+    grid, facts, likeliest = series["grid"], [], "the likeliest forecast becomes"
     for name, claim, expected in (
-        (
-            "group_mean",
-            (
-                "Following E[ĝ] without the std, the likeliest forecast becomes the calibrated"
-                f" {settings.p:g}"
-            ),
-            settings.p,
-        ),
-        (
-            "rloo",
-            f"Following E[ĝ] of RLOO, the likeliest forecast becomes the calibrated {settings.p:g}",
-            settings.p,
-        ),
-        ("group_std", "Following E[ĝ] with the std, the likeliest forecast becomes 1", 1.0),
+        ("group_mean", f"E[ĝ] without the std, {likeliest} the calibrated {s.p:g}", s.p),
+        ("rloo", f"E[ĝ] of RLOO, {likeliest} the calibrated {s.p:g}", s.p),
+        ("group_std", f"E[ĝ] with the std, {likeliest} 1", 1.0),
     ):
-        if name in settings.rungs:
-            likeliest = grid[series["flow"][name]["policy"].argmax()]
-            facts.append(
-                Fact.exact(
-                    f"{claim} (G = {settings.group})", SOURCE, likeliest, expected, number=15
-                )
-            )
-    far = 20 * settings.steps
-    claim = (
-        "With the std and infinitely many samples, from all forecasts alike, the likeliest after"
-        f" {far} exact updates is .8: not .7, not 1"
-    )
-    if settings.p == 0.7 and settings.forecasts == 11:
-        facts.append(
-            Fact.exact(
-                claim, "this course", grid[series["limit"]["policy"].argmax()], 0.8, number=15
-            )
-        )
+        if name in s.rungs:
+            end = grid[series["flow"][name]["policy"].argmax()]
+            claim = f"Following {claim} (G = {s.group})"
+            facts.append(Fact.exact(claim, SOURCE, end, expected, number=15))
+    if s.p == 0.7 and s.forecasts == 11:
+        claim = "With the std and infinitely many samples, from all forecasts alike, the likeliest"
+        claim += f" after {20 * s.steps} exact updates is .8: not .7, not 1"
+        end = grid[series["limit"]["policy"].argmax()]
+        facts.append(Fact.exact(claim, "this course", end, 0.8, number=15))
     return facts
 
 
-def _run_facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
+def _run_facts(s: Settings, series: dict[str, Any]) -> list[Fact]:
     """Where the training runs end."""
-    facts, half = [], settings.step / 2
-    how = f"{settings.runs} runs, mean forecast after {settings.steps} updates"
+    facts, how = [], f"{s.runs} runs, mean forecast after {s.steps} updates)"
     for name in ("group_mean", "rloo"):
-        if name in settings.rungs:
-            end = series["runs"][name]
-            claim = (
-                f"{name} ends within half a step of the grid of the calibrated {settings.p:g} (G ="
-                f" {settings.group}, {how})"
-            )
-            facts.append(
-                Fact.published(
-                    claim,
-                    SOURCE,
-                    end["forecast"][-1],
-                    end["error"][-1],
-                    settings.p,
-                    half,
-                    number=15,
-                )
-            )
-    for group in settings.groups:
-        end = series["groups"][group]
-        claim = (
-            f"group_std ends more than a step of the grid above the calibrated {settings.p:g} (G ="
-            f" {group}, {how})"
-        )
-        facts.append(
-            Fact.above(
-                claim,
-                SOURCE,
-                end["forecast"][-1],
-                settings.p + settings.step,
-                end["error"][-1],
-                number=15,
-            )
-        )
+        if name in s.rungs:
+            mean, error = (series["runs"][name][what][-1] for what in ("forecast", "error"))
+            claim = f"{name} ends within half a step of the grid of the calibrated {s.p:g} (G ="
+            judge = partial(Fact.published, rounding=s.step / 2, number=15, runs=s.runs)
+            facts.append(judge(f"{claim} {s.group}, {how}", SOURCE, mean, error, s.p))
+    for group in s.groups:
+        mean, error = (series["groups"][group][what][-1] for what in ("forecast", "error"))
+        claim = f"group_std ends more than a step of the grid above the calibrated {s.p:g} (G ="
+        claim, least = f"{claim} {group}, {how}", s.p + s.step
+        facts.append(Fact.above(claim, SOURCE, mean, least, error, number=15, runs=s.runs))
     return facts
 
 
-# ---------------------------------------------------------------- figure
-
-CAPTION = (
-    "Training runs: mean over runs and 95 % interval. Dashed in the first panel: the flow along the"
-    " exact expected gradient; in the second: infinitely many samples; in the last: the closed"
-    " forms. A committed run stays where it is, so the runs lag behind the flow."
-)
+# ---------------------------------------------------------------- the figure
 
 
 def plot(result: Result) -> Figure:
@@ -411,99 +251,63 @@ def plot(result: Result) -> Figure:
     """
     figure, (rungs, groups, policies, pairs) = figures.new_figure(2, 2, width=12.6, height=8.6)
     p, group = result.settings["p"], result.settings["group"]
+    after, sizes = result.array("flow_steps")[1:], list(result.series["groups"])
     for name in result.settings["rungs"]:
-        _draw_run(rungs, result, ("runs", name), name, name, figures.style_of(name))
-        figures.expectation(
-            rungs, x=result.array("flow_steps")[1:], y=result.array("flow", name, "forecast")[1:]
-        )
-    figures.describe(
-        rungs, f"Only the std is overconfident (G = {group})", "updates", "mean forecast"
-    )
-    sizes = list(result.series["groups"])
+        _draw_run(rungs, result, ("runs", name), name, figures.style_of(name))
+        figures.expectation(rungs, result.array("flow", name, "forecast")[1:], after)
+    title = f"Only the std is overconfident (G = {group})"
+    figures.describe(rungs, title, "updates", "mean forecast")
     for size, colour in zip(sizes, figures.shades(len(sizes)), strict=True):
-        _draw_run(
-            groups,
-            result,
-            ("groups", size),
-            size,
-            f"G = {size}",
-            {"color": colour, "linestyle": "-"},
-        )
+        look = {"color": colour, "linestyle": "-"}
+        _draw_run(groups, result, ("groups", size), f"G = {size}", look)
     limit = result.array("limit", "forecast")
-    figures.expectation(groups, x=range(1, len(limit)), y=limit[1:], label="G = ∞")
+    figures.expectation(groups, limit[1:], range(1, len(limit)), label="G = ∞")
     figures.describe(groups, "… at every group size", "updates", "mean forecast, group_std")
     for ax in (rungs, groups):
-        ax.axhline(p, color="#777777", linewidth=1.0)
-        ax.annotate(
-            f"calibrated: {p:g}",
-            (1.3, p),
-            xytext=(0, 4),
-            textcoords="offset points",
-            color=figures.INK,
-        )
-        ax.set_xscale("log")
+        ax.axhline(p, color="#777777", linewidth=1.0, label="_calibrated")
+        figures.note(ax, f"calibrated: {p:g}", (1.3, p), (0, 4))
+        figures.log_axis(ax, "x")
         ax.set_ylim(0.45, 1.02)
-        figures.label_ends(
-            ax, [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-        )
+        figures.label_ends(ax)
     _draw_policies(policies, result)
     _draw_pairs(pairs, result)
     return figure
 
 
 def _draw_run(
-    ax: Axes, result: Result, place: tuple[str, str], name: str, label: str, style: dict[str, Any]
+    ax: Axes, result: Result, place: tuple[str, str], label: str, style: dict[str, Any]
 ) -> None:
     steps, mean, error = (result.array(*place, key)[1:] for key in ("steps", "forecast", "error"))
-    figures.band(ax, steps, mean, 1.96 * error, name, label, **style)
+    half = student(0.05, result.settings["runs"]) * error
+    figures.band(ax, steps, mean, half, label=label, **style)
 
 
 def _draw_policies(ax: Axes, result: Result) -> None:
     grid, names = result.array("grid"), list(result.settings["rungs"])
     width = 0.8 * (grid[1] - grid[0]) / len(names)
     for place, name in enumerate(names):
-        shift = (place - (len(names) - 1) / 2) * width
-        ax.bar(
-            grid + shift,
-            result.array("runs", name, "policy"),
-            width,
-            color=figures.style_of(name)["color"],
-            label=name,
-        )
+        x = grid + (place - (len(names) - 1) / 2) * width
+        height, colour = result.array("runs", name, "policy"), figures.style_of(name)["color"]
+        ax.bar(x, height, width, color=colour, label=name)
     figures.expectation(ax, x=result.settings["p"])
     ax.set_xticks(grid, [f"{q:.2g}" for q in grid])
     ax.legend(frameon=False, loc="upper left")
     steps, group = result.settings["steps"], result.settings["group"]
-    figures.describe(
-        ax,
-        f"What is forecast after {steps} updates (G = {group})",
-        "forecast",
-        "probability, mean over runs",
-    )
+    title = f"What is forecast after {steps} updates (G = {group})"
+    figures.describe(ax, title, "forecast", "probability, mean over runs")
 
 
 def _draw_pairs(ax: Axes, result: Result) -> None:
-    q = result.array("pairs", "q")
-    for name, key in (("group_std", "std"), ("group_mean", "mean")):
+    q, p = result.array("pairs", "q"), result.settings["p"]
+    for name, key, text, height in (
+        ("group_std", "std", "with the std: the majority decides, always up", 0.145),
+        ("group_mean", "mean", "mean alone: down, the more the further off", 0.016),
+    ):
         colour = figures.style_of(name)["color"]
-        ax.plot(q, result.array("pairs", key), "o", color=colour, label="_" + name)
-        figures.expectation(ax, x=q, y=result.array("pairs_expected", key))
+        ax.plot(q, result.array("pairs", key), "o", color=colour)
+        figures.expectation(ax, result.array("pairs_expected", key), q)
+        figures.note(ax, text, (q[0], height), color=figures.readable(colour), fontsize=11)
     ax.axhline(0, color="#777777", linewidth=1.0)
-    p = result.settings["p"]
-    ax.annotate(
-        "with the std: the majority decides, always up",
-        (q[0], 0.145),
-        color=figures.readable(figures.style_of("group_std")["color"]),
-    )
-    ax.annotate(
-        "mean alone: down, the more the further off",
-        (q[0], 0.016),
-        color=figures.readable(figures.style_of("group_mean")["color"]),
-    )
-    figures.describe(
-        ax,
-        f"Why: a forecast above {p:g} against {p:g} itself",
-        "the higher forecast",
-        "expected gradient on its logit",
-    )
     ax.set_ylim(-0.05, 0.18)
+    title = f"Why: a forecast above {p:g} against {p:g} itself"
+    figures.describe(ax, title, "the higher forecast", "expected gradient on its logit")

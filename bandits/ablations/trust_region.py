@@ -29,7 +29,8 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import mean_error
+from course.lab.statistics import described, interval, paired_error
+from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts.kl import exact_kl
@@ -70,31 +71,21 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("epochs", 1),
-            ("runs", 2),
-            ("rollouts", 2),
-            ("prompts", 1),
-            ("arms", 2),
-            ("features", 1),
-            ("group", 2),
-        ):
-            require(
-                getattr(self, name) >= least, name, getattr(self, name), f"a whole number ≥ {least}"
-            )
+        for name in ("runs", "rollouts", "arms", "group"):
+            require(getattr(self, name) > 1, name, getattr(self, name), "a whole number ≥ 2")
         for name in ("bounds", "learning_rates"):
             values = getattr(self, name)
-            require(
-                len(values) > 0 and min(values) > 0 and list(values) == sorted(values),
-                name,
-                values,
-                "numbers > 0 in rising order",
-            )
+            rising = min(values) > 0 and list(values) == sorted(set(values))
+            require(rising, name, values, "numbers > 0 in rising order")
 
 
 SETTINGS = Settings()
 SCHULMAN = "Schulman et al. 2015 (TRPO, 1502.05477), appendix C"
 HERE = "measured here"
+CAPTION = (
+    "Equal samples, shared parameters. Each method at the step size that was best on other runs."
+    " Thin dotted lines: the largest KL of any run. Dashed: TRPO's bound."
+)
 
 
 class Watched(Bandit):
@@ -136,37 +127,26 @@ def train(
     progress: Progress,
     name: str,
 ) -> Climb:
-    """Train with all step sizes at once: run axes (step sizes, 2·runs).
+    """Train with all step sizes at once: run axes (step sizes, 2·runs). A run's number alone
+    decides its random streams.
 
     `hard`: TRPO with bounds `sizes`; else SGD.
     """
     where = settings.prompts, settings.arms, settings.features
     none, numbers = torch.zeros(len(sizes), dtype=torch.float64), range(2 * settings.runs)
-    options: dict[str, Any] = {
-        "reference": "start",
-        "critic": uses_critic(estimator),
-        "greedy": True,
-    }
+    wired: dict[str, Any] = {"reference": "start", "greedy": True}
+    wired["critic"] = uses_critic(estimator)
     bandit, noise = linear_bandit(
-        where, none, numbers, settings.group, settings.seed, Watched, **options
+        where, none, numbers, settings.group, settings.seed, Watched, **wired
     )
     size = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
     optimizer: Optimizer = TRPO(size) if hard else SGD(size)
-    learner = Learner(
-        bandit,
-        estimator,
-        optimizer,
-        noise,
-        epochs=1 if hard else settings.epochs,
-        halt_diverged=True,
-    )
-    history = learner.train(
+    loop: dict[str, Any] = {"epochs": 1 if hard else settings.epochs, "halt_diverged": True}
+    history = Learner(bandit, estimator, optimizer, noise, **loop).train(
         settings.rollouts, lambda steps: progress(steps, name, total=settings.rollouts)
     )
-    fraction, claimed = (
-        (history["step_fraction"], history["trust_region_kl"]) if hard else (None, None)
-    )
-    return Climb(history["expected_reward"], history["moved"], fraction, claimed)
+    of_search = (history["step_fraction"], history["trust_region_kl"]) if hard else (None, None)
+    return Climb(history["expected_reward"], history["moved"], *of_search)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
@@ -177,107 +157,74 @@ def run(settings: Settings, progress: Progress) -> Result:
     climbs = {"trpo": train(ladder.surrogate, s.bounds, True, s, progress, "TRPO")}
     for name in s.rungs:
         climbs[name] = train(ladder.get(name).estimator, s.learning_rates, False, s, progress, name)
-    tune, judge = slice(None, s.runs), slice(s.runs, None)
     series: dict[str, dict[str, object]] = {}
-    best: dict[str, int] = {}
+    best: dict[str, Choice] = {}
     for name, climb in climbs.items():
-        place = best[name] = int(climb.reward[-1, :, tune].mean(-1).argmax())
-        moved = climb.moved[:, :, judge]
+        final, sizes = climb.reward[-1], s.bounds if name == "trpo" else s.learning_rates
+        chosen = best[name] = choose(final[:, : s.runs], sizes, final[:, s.runs :])
+        moved, at = climb.moved[:, :, s.runs :], chosen.index
         series[name] = {
-            "best": (s.bounds if name == "trpo" else s.learning_rates)[place],
-            **_interval("curve", climb.reward[:, place, judge]),
-            **_interval("final", climb.reward[-1, :, judge]),
-            "moved": moved[:, place].mean(-1),
-            "most_moved": moved[:, place].amax(-1),
+            "best": chosen.rate,
+            **_interval("curve", climb.reward[:, at, s.runs :]),
+            **_interval("final", final[:, s.runs :]),
+            "moved": moved[:, at].mean(-1),
+            "most_moved": moved[:, at].amax(-1),
             "mean_kl": moved.mean((0, 2)),
             "largest_kl": moved.amax((0, 2)),
         }
     fraction = climbs["trpo"].fraction
     assert fraction is not None
-    shares = {
-        "full": fraction == 1,
-        "shortened": (fraction < 1) & (fraction > 0),
-        "none": fraction == 0,
+    none, full = fraction == 0, fraction == 1
+    shares = {"full": full, "shortened": ~full & ~none, "none": none}
+    found = {
+        "samples": [(rollout + 1) * s.group * s.prompts for rollout in range(s.rollouts)],
+        "methods": series,
+        "shares": {name: which.double().mean((0, 2)) for name, which in shares.items()},
     }
-    samples = [(rollout + 1) * s.group * s.prompts for rollout in range(s.rollouts)]
-    return Result(
-        series={
-            "samples": samples,
-            "methods": series,
-            "shares": {name: which.double().mean((0, 2)) for name, which in shares.items()},
-        },
-        facts=_facts(s, climbs, best),
-        caption=CAPTION,
-    )
+    others = {name: choice for name, choice in best.items() if name != "trpo"}
+    ends = edges({"TRPO": best["trpo"]}, s.bounds, "bound"), edges(others, s.learning_rates)
+    caption = " ".join([CAPTION, f"Bands: {described(s.runs)}.", *filter(None, ends)])
+    return Result(series=found, facts=_facts(s, climbs, best), caption=caption)
 
 
-def _interval(name: str, values: Tensor) -> dict[str, Tensor]:
+def _interval(name: str, values: Tensor) -> dict[str, object]:
     """Mean over runs (the last axis) and half of its 95 % interval."""
-    return {name: values.mean(-1), f"{name}_half": 1.96 * values.std(-1) / values.shape[-1] ** 0.5}
+    return dict(zip((name, f"{name}_half"), interval(values), strict=True))
 
 
-def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, int]) -> list[Fact]:
+def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, Choice]) -> list[Fact]:
     trpo = climbs["trpo"]
     assert trpo.fraction is not None
     assert trpo.claimed is not None
     bounds = torch.tensor(s.bounds, dtype=torch.float64)[:, None]
-    over = int((trpo.moved > bounds * (1 + 1e-9)).sum())
-    still = trpo.fraction == 0
+    over, still = int((trpo.moved > bounds * (1 + 1e-9)).sum()), trpo.moved[trpo.fraction == 0]
+    apart = (trpo.claimed - trpo.moved).abs().max()
+    above = f"TRPO's steps with KL(π_old‖π) above their bound, of {trpo.moved.numel():,} at"
+    same = "the KL that its line search reports is the KL of the policies before and after (largest"
+    stays = f"where it accepts no step ({still.numel():,} rollouts) the policy stays: largest KL of"
     facts = [
-        Fact.exact(
-            f"TRPO's steps with KL(π_old‖π) above their bound, of {trpo.moved.numel():,} at"
-            f" {len(s.bounds)} bounds",
-            SCHULMAN,
-            over,
-            0,
-        ),
-        Fact.exact(
-            "the KL that its line search reports is the KL of the policies before and after"
-            " (largest difference, nats)",
-            HERE,
-            (trpo.claimed - trpo.moved).abs().max(),
-            0.0,
-        ),
-        Fact.exact(
-            "where it accepts no step the policy stays: largest KL of such a rollout (nats)",
-            SCHULMAN,
-            trpo.moved[still].sum(),
-            0.0,
-        ),
+        Fact.exact(f"{above} {len(s.bounds)} bounds", SCHULMAN, over, 0),
+        Fact.exact(f"{same} difference, nats)", HERE, apart, 0.0),
+        Fact.exact(f"{stays} such a rollout (nats)", SCHULMAN, still.abs().sum(), 0.0),
     ]
-    judged = {name: climb.reward[-1, best[name], s.runs :] for name, climb in climbs.items()}
-
-    def differ(claim: str, one: str, other: str) -> None:
-        if one in judged and other in judged:
-            mean, error = mean_error(judged[one] - judged[other])
-            facts.append(Fact.above(claim, HERE, mean, 0.0, error))
-
-    differ(
-        "At its best bound TRPO ends above the clip at its best learning rate (difference of final"
-        " reward, equal samples)",
-        "trpo",
-        "clip",
-    )
-    differ(
-        "and the clip above plain ascent on the same surrogate (difference)", "clip", "surrogate"
-    )
+    for claim, one, other in (
+        ("At its best bound TRPO ends above the clip at its best learning rate (difference of final"
+         " reward, equal samples)", "trpo", "clip"),
+        ("and the clip above plain ascent on the same surrogate (difference)", "clip", "surrogate"),
+    ):  # fmt: skip
+        if one in best and other in best:
+            mean, error = paired_error(best[one].judged, best[other].judged)
+            facts.append(Fact.above(claim, HERE, mean, 0.0, error, runs=s.runs))
     if "clip" in climbs:
-        place = best["clip"]
-        moved = climbs["clip"].moved[:, place, s.runs :]
-        claim = (
-            "The clip bounds no KL: the largest of one rollout at its best learning rate"
-            f" {s.learning_rates[place]:g}, over the mean of all"
-        )
-        facts.append(
-            Fact.above(claim, "Wang et al. 2019 (1903.07940)", moved.max() / moved.mean(), 1.0)
-        )
+        chosen = best["clip"]
+        moved = climbs["clip"].moved[:, chosen.index, s.runs :]
+        claim = "The clip bounds no KL: the largest of one rollout at its best learning rate"
+        claim += f" {chosen.rate:g}, over the mean of all, is more than twice"
+        most = moved.max() / moved.mean()
+        facts.append(Fact.above(claim, "Wang et al. 2019 (1903.07940)", most, 2.0))
     return facts
 
 
-CAPTION = (
-    "Equal samples, shared parameters. Each method at the step size that was best on other runs;"
-    " bands are 95 % intervals. Thin dotted lines: the largest KL of any run. Dashed: TRPO's bound."
-)
 LABELS = {"trpo": "TRPO", "clip": "clip", "surrogate": "plain ascent"}
 
 
@@ -286,58 +233,29 @@ def plot(result: Result) -> Figure:
     rollout; line search.
     """
     figure, (curves, moved, robust, search) = figures.new_figure(2, 2, width=12.8, height=9.0)
-    samples, methods = result.array("samples"), list(result.series["methods"])
-    for name in methods:
-        label = LABELS.get(name, name)
-        figures.band(
-            curves,
-            samples,
-            result.array("methods", name, "curve"),
-            result.array("methods", name, "curve_half"),
-            name,
-            label,
-        )
-        kl, most = (
-            result.array("methods", name, "moved"),
-            result.array("methods", name, "most_moved"),
-        )
-        figures.band(moved, samples, np.maximum(kl, 1e-7), name=name, label=label)
-        style = {**figures.style_of(name), "linestyle": ":", "linewidth": 1.3}
-        figures.band(moved, samples, np.maximum(most, 1e-7), label="_", **style)
-        mean_kl = result.array("methods", name, "mean_kl")
-        final, half = (
-            result.array("methods", name, "final"),
-            result.array("methods", name, "final_half"),
-        )
-        figures.band(robust, mean_kl, final, half, name, label, marker="o", markersize=5)
+    samples, bound = result.array("samples"), float(result.array("methods", "trpo", "best"))
+    for name in result.series["methods"]:
+        label, style = LABELS.get(name, name), figures.style_of(name)
+        of = {what: result.array("methods", name, what) for what in result.series["methods"][name]}
+        figures.band(curves, samples, of["curve"], of["curve_half"], name, label)
+        figures.band(moved, samples, np.maximum(of["moved"], 1e-7), name=name, label=label)
+        dotted = {**style, "linestyle": ":", "linewidth": 1.3, "label": "_"}
+        figures.band(moved, samples, np.maximum(of["most_moved"], 1e-7), **dotted)
+        dots: dict[str, Any] = {"marker": "o", "markersize": 5}
+        figures.band(robust, of["mean_kl"], of["final"], of["final_half"], name, label, **dots)
     figures.describe(curves, "Reward, each at its best step size", "samples", "expected reward")
-    curves.set_ylim(0, 1)
-    bound = float(result.array("methods", "trpo", "best"))
+    for ax in (curves, robust):
+        ax.set_ylim(0, 1)
     figures.expectation(moved, bound)
-    moved.text(
-        0.98,
-        0.05,
-        f"- -  TRPO's bound, δ = {bound:g}",
-        transform=moved.transAxes,
-        color=figures.INK,
-        ha="right",
-    )
-    moved.set_yscale("log")
+    text, place = f"- -  TRPO's bound, δ = {bound:g}", (0.98, 0.05)
+    moved.text(*place, text, transform=moved.transAxes, color=figures.INK, ha="right")
+    figures.log_axis(moved, "y")
     moved.set_ylim(bound / 10, None)
-    figures.describe(
-        moved,
-        "How far one rollout moves the policy",
-        "samples",
-        "KL(π_old‖π) (nats): mean, largest (dotted)",
-    )
-    robust.set_xscale("log")
-    robust.set_ylim(0, 1)
-    figures.describe(
-        robust,
-        "Every step size of the sweep",
-        "mean KL(π_old‖π) of a rollout (nats)",
-        "final expected reward",
-    )
+    y = "KL(π_old‖π) (nats): mean, largest (dotted)"
+    figures.describe(moved, "How far one rollout moves the policy", "samples", y)
+    figures.log_axis(robust, "x")
+    x = "mean KL(π_old‖π) of a rollout (nats)"
+    figures.describe(robust, "Every step size of the sweep", x, "final expected reward")
     for ax in (curves, moved, robust):
         figures.label_ends(ax)
     _plot_search(search, result)

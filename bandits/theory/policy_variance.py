@@ -47,7 +47,7 @@ CLOSED_FORM: dict[str, Baseline] = {
 
 
 def gradients(name: str, distance: float, sigma: Tensor, z: Tensor) -> Tensor:
-    """The gradient by μ from one sample a = d + σz: σ [S], z [N] → [S, N]."""
+    """The gradient with respect to μ from one sample a = d + σz: σ [S], z [N] → [S, N]."""
     sigma, mean = sigma[:, None], torch.tensor(distance, dtype=torch.float64)
     if name == REPARAMETERISED:  # no estimator of the ladder: it needs the derivative of the reward
         leaf = mean.expand(len(sigma), len(z)).clone().requires_grad_()
@@ -65,7 +65,7 @@ def gradients(name: str, distance: float, sigma: Tensor, z: Tensor) -> Tensor:
 
 
 def of_group(estimator: Estimator, distance: float, sigma: Tensor, z: Tensor) -> Tensor:
-    """The gradient by μ from groups of samples: σ [S], z [..., G] → [S, ...]."""
+    """The gradient with respect to μ from groups of samples: σ [S], z [..., G] → [S, ...]."""
     sigma, mean = sigma[:, *(None,) * (z.dim() - 1)], torch.tensor(distance, dtype=torch.float64)
     action = mean + sigma.unsqueeze(-1) * z
     return group_gradients(estimator, mean, sigma.expand(action.shape[:-1]), action, reward)

@@ -49,10 +49,18 @@ def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
 
 
 def _end(one: Climbed, name: str) -> str:
+    """How a rung ended. Runs that diverged and were halted are said; where all were, there is no
+    number.
+    """
     mean, half = (
         one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half")
     )
-    return f"{mean:.3f} ± {half:.3f}"
+    runs = int(one.result.settings.get("runs", one.result.settings.get("seeds", 1)))
+    halted = round(float(one.result.array("rungs", name, "halted")) * runs)
+    said = f"halted in {halted} of {runs}"
+    if halted == runs:
+        return said
+    return f"{mean:.3f} ± {half:.3f}" + (f", {said}" if halted else "")
 
 
 def together(rungs: Sequence[str], climbed: Sequence[Climbed]) -> Result:

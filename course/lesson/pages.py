@@ -285,7 +285,7 @@ def cheat_sheet() -> str:
 def on_b3() -> dict[str, tuple[float, float]]:
     """Rung → bias and spread of its gradient on B3, as shares of ‖∇J‖: exact, by enumeration."""
     cases = importlib.import_module(
-        "bandits.ablations.microscope"
+        "bandits.theory.cases"
     ).cases()  # by name: the core knows no bandit
     found = {}
     for name, rung in ladder.RUNGS.items():

@@ -468,7 +468,7 @@ lesson.explore(
 # $\sqrt{\operatorname{Var}}/\|\mathbb E[\hat g]\|$:
 
 # %%
-from bandits.ablations.microscope import cases
+from bandits.theory.cases import cases
 
 pair, table = cases()["two prompts"], ["                               G = 2    G = 4    G = 8"]
 for label, rung in (("batch mean", "baseline"), ("leave one out, per question", "rloo"), ("each question's V known", "ppo_value")):

@@ -408,12 +408,12 @@ lesson.ask(
 from dataclasses import replace as change
 
 from bandits.ablations import staleness
+from bandits.theory.staleness import THREE_ARMS, stale_limit
 
 settings = change(staleness.SETTINGS, runs=20, rollouts=60)
-rate, zero = torch.tensor([64.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-UPDATES = (1, 4, 16)
+zero, UPDATES = torch.zeros(1, dtype=torch.float64), (1, 4, 16)
 final = {
-    name: torch.stack([staleness.train(ladder.get(name).estimator, settings, epochs, rate, zero, range(40))[0] for epochs in UPDATES])
+    name: torch.stack([staleness.train(ladder.get(name).estimator, settings, epochs, (64.0,), range(40))[0] for epochs in UPDATES])
     for name in ("reinforce", "baseline", "surrogate", "clip")
 }
 for name, ends in final.items():
@@ -448,9 +448,9 @@ lesson.picture(figure, "final reward against updates per rollout: baseline falls
 # %%
 from bandits.flow import ascend
 
-limit, limit_reward, before = staleness.stale_limit()
+limit, limit_reward, before = stale_limit()
 for name, steps in (("reinforce", 300), ("baseline", 300)):
-    path = ascend(ladder.get(name).estimator, staleness.THREE_ARMS, old.log(), 4, rate=0.5, steps=steps, stale=True)
+    path = ascend(ladder.get(name).estimator, THREE_ARMS, old.log(), 4, rate=0.5, steps=steps, stale=True)
     print(f"{name:<10} after {steps} updates on one rollout: π = {[round(p, 3) for p in path[-1].exp().tolist()]}")
 print(f"(3.7): π = {[round(p, 3) for p in limit.tolist()]}, expected reward {before:.3g} → {limit_reward:.3g}")
 
@@ -503,7 +503,7 @@ def travel(name, every, total=64):
     path = [old.log()]
     for _ in range(total // every):
         reference = old.log() if name == "grpo" else None
-        more = ascend(ladder.get(name).estimator, staleness.THREE_ARMS, path[-1], 4, rate=1.0, steps=every, stale=True, reference=reference)
+        more = ascend(ladder.get(name).estimator, THREE_ARMS, path[-1], 4, rate=1.0, steps=every, stale=True, reference=reference)
         path.extend(more[1:])
     return torch.stack(path).exp()
 

@@ -602,20 +602,19 @@ print("E[ĝ]:", "   ".join(f"{name} {x:+.3f}" for name, x in zip(("right 2", "ri
 print(f"angle to ∇p: {difficulty.angle(difficulty.LENGTH_MEAN, four, 8):.0f} degrees; with the sum in place of the mean: {difficulty.angle(difficulty.STD, four, 8):.0f}")
 
 # %% jupyter={"source_hidden": true}
-from bandits.ablations import length_bias
+from bandits.flow import ascend
+from bandits.theory import length_bias
 
-settings = length_bias.Settings(rungs=("group_std", "length_mean", "dr_grpo"), steps=150)
+lengths, steps = (2, 8), 150
 figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
 final = {}
-for name in settings.rungs:
-    rate = settings.first_step / float(length_bias.first_push(settings, name).abs().mean())  # the same size of the first step
-    policies = length_bias.ascend(
-        ladder.get(name).estimator, length_bias.environment(settings), length_bias.UNIFORM, settings.group,
-        rate=rate, steps=settings.steps, reference=length_bias.UNIFORM,
-    ).exp()  # fmt: skip
+for name in ("group_std", "length_mean", "dr_grpo"):
+    one, answers, uniform = ladder.get(name).estimator, length_bias.four_answers(lengths), length_bias.UNIFORM
+    rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())  # the same size of the first step
+    policies = ascend(one, answers, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
     read = final[name] = length_bias.read_off(policies)
     for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
-        figures.band(ax, range(settings.steps + 1), read[which], name=name)
+        figures.band(ax, range(steps + 1), read[which], name=name)
 for ax, title in zip(panels, ("long among right answers", "long among wrong answers"), strict=True):
     ax.set_ylim(0, 1)
     figures.describe(ax, title, "updates along the exact E[ĝ]", "share" if ax is panels[0] else "")

@@ -10,10 +10,10 @@ import math
 import pytest
 import torch
 
-from bandits.ablations import staleness
-from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.exact import B3_MEANS, B3_POLICY, b3
 from bandits.natural import natural_direction
 from bandits.theory import effective_samples as far
+from bandits.theory import staleness
 from course import ladder
 from course.estimator import replace
 from course.exact import microscope
@@ -89,7 +89,7 @@ def test_at_the_old_policy_ratio_and_score_function_have_one_gradient() -> None:
         assert (up - down) / (2 * step) == pytest.approx(
             0.7 * ((arm == j) - float(OLD[j])), abs=1e-8
         )
-    assert staleness.distance_to_policy_gradient("surrogate", staleness.b3(), 3) < 1e-12
+    assert staleness.distance_to_policy_gradient("surrogate", b3(), 3) < 1e-12
 
 
 def test_effective_samples_by_sampling_theory() -> None:

@@ -6,9 +6,12 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from bandits.ablations import length_bias as ablation
-from bandits.ablations.length_bias import Settings, first_push, mean_inverse_tokens
+from bandits.ablations.length_bias import Settings
+from bandits.theory.length_bias import first_push, mean_inverse_tokens, push_by_hand
+from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
 
@@ -48,15 +51,26 @@ def by_hand(weigh: Callable[[int, int], float]) -> list[float]:
 def test_the_first_push_is_the_sum_over_pairs(
     name: str, weigh: Callable[[int, int], float]
 ) -> None:
-    found = first_push(Settings(group=2), name)
+    found = first_push(ladder.get(name).estimator, (2, 8), 2)
     assert found.tolist() == pytest.approx(
         by_hand(weigh), rel=3e-6, abs=1e-12
     )  # the rungs' eps of 1e-6 beside a std of ½
 
 
 def test_mean_inverse_tokens_of_a_pair() -> None:
-    assert mean_inverse_tokens(Settings(group=2), 2) == pytest.approx((1 / 4 + 1 / 10) / 2)
-    assert mean_inverse_tokens(Settings(group=2), 8) == pytest.approx((1 / 10 + 1 / 16) / 2)
+    assert mean_inverse_tokens(2, (2, 8), 2) == pytest.approx((1 / 4 + 1 / 10) / 2)
+    assert mean_inverse_tokens(8, (2, 8), 2) == pytest.approx((1 / 10 + 1 / 16) / 2)
+
+
+def test_whichever_rung_has_a_push_by_hand_has_the_right_one() -> None:
+    by_hand = {name: push_by_hand(rung.estimator, (2, 5), 3) for name, rung in ladder.RUNGS.items()}
+    for name, expected in by_hand.items():
+        if expected is not None:
+            found = first_push(ladder.get(name).estimator, (2, 5), 3)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    known = {"group_mean", "group_std", "length_mean", "grpo", "token_mean", "dr_grpo"}
+    assert known <= {name for name, expected in by_hand.items() if expected is not None}
+    assert {"reinforce", "rloo", "dapo"} <= {name for name in by_hand if by_hand[name] is None}
 
 
 def test_facts_hold_on_a_short_flow() -> None:

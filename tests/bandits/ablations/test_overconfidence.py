@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from bandits.ablations import overconfidence as ablation
-from bandits.ablations.overconfidence import (
+from bandits.ablations.overconfidence import Settings
+from bandits.environments import SharedForecast
+from bandits.theory.overconfidence import (
     STD,
-    Settings,
-    even,
-    event,
     limit_gradient,
     pair,
     pair_by_majority,
+    pair_by_score,
     pull,
 )
 from course import ladder
@@ -45,26 +45,26 @@ def by_hand(grid: list[float], pi: list[float], p: float, group: int) -> list[fl
 
 def test_the_pull_is_the_sum_over_events_and_ordered_groups() -> None:
     grid, pi = [0.0, 0.4, 0.7, 1.0], [0.1, 0.2, 0.3, 0.4]
-    environment = event(Settings(), torch.tensor(grid, dtype=torch.float64))
+    environment = SharedForecast(torch.tensor(grid, dtype=torch.float64), 0.7)
     found = pull(STD, environment, torch.tensor(pi, dtype=torch.float64).log(), 3)
     assert found.tolist() == pytest.approx(by_hand(grid, pi, 0.7, 3), rel=1e-11)
 
 
 def test_the_majority_wins_between_two_forecasts_however_close() -> None:
     for higher in (0.71, 1.0):
-        assert pair(Settings(group=3), STD, higher, 0.3) == pytest.approx(
-            pair_by_majority(Settings(group=3), 0.3), rel=1e-9
+        assert pair(STD, 0.7, higher, 0.3, 3) == pytest.approx(
+            pair_by_majority(0.7, 0.3, 3), rel=1e-9
         )
-        assert pair(Settings(), ladder.group_mean, higher, 0.3) == pytest.approx(
-            -0.75 * 0.21 * (higher - 0.7) ** 2, rel=1e-9
-        )
+        by_hand = -0.75 * 0.21 * (higher - 0.7) ** 2
+        assert pair(ladder.group_mean, 0.7, higher, 0.3, 4) == pytest.approx(by_hand, rel=1e-9)
+        assert pair_by_score(0.7, higher, 0.3, 4) == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_the_limit_is_approached_by_large_groups() -> None:
     """Between two forecasts the limit is (2p − 1)√(π(1−π)); groups of finite size fall
     short of it.
     """
-    environment = event(Settings(), torch.tensor([0.7, 1.0], dtype=torch.float64))
+    environment = SharedForecast(torch.tensor([0.7, 1.0], dtype=torch.float64), 0.7)
     half = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
     assert float(limit_gradient(environment, half)[1]) == pytest.approx(0.4 * 0.5)
     assert float(pull(STD, environment, half, 200)[1]) == pytest.approx(0.4 * 0.5, rel=5e-3)
@@ -82,7 +82,6 @@ def test_exact_facts_hold_and_runs_start_at_one_half() -> None:
     assert len(exact) == 5
     assert [fact.claim for fact in exact if not fact.holds] == []
     assert result.array("runs", "group_std", "forecast")[0] == pytest.approx(0.5)
-    assert even(SMALL).exp().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

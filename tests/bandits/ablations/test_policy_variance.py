@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bandits.ablations import policy_variance as ablation
+from bandits.theory import policy_variance as theory
 from course import ladder
 from course.errors import CourseError
 from course.lab.settings import read
@@ -30,16 +31,16 @@ def by_moments(distance: float, sigma: float, b: float) -> tuple[float, float]:
     return mean, second - mean**2
 
 
-@pytest.mark.parametrize("name", list(ablation.BASELINES))
+@pytest.mark.parametrize("name", list(theory.BASELINES))
 @pytest.mark.parametrize("distance", [0.3, 1.0, 2.5])
 def test_the_closed_forms_are_the_moments_and_the_quadrature_through_the_estimator(
     name: str, distance: float
 ) -> None:
-    z, weight = ablation.quadrature(1)
-    mean, variance = ablation.moments(ablation.gradients(name, distance, SIGMA, z[:, 0]), weight)
-    closed = ablation.CLOSED_FORM[name](distance, SIGMA)
+    z, weight = theory.quadrature(1)
+    mean, variance = theory.moments(theory.gradients(name, distance, SIGMA, z[:, 0]), weight)
+    closed = theory.CLOSED_FORM[name](distance, SIGMA)
     for i, sigma in enumerate(SIGMA.tolist()):
-        b = float(ablation.BASELINES[name](distance, SIGMA)[i])
+        b = float(theory.BASELINES[name](distance, SIGMA)[i])
         assert (float(mean[i]), float(variance[i])) == pytest.approx(
             by_moments(distance, sigma, b), rel=1e-10
         )
@@ -49,32 +50,30 @@ def test_the_closed_forms_are_the_moments_and_the_quadrature_through_the_estimat
 
 def test_no_constant_is_better_than_the_best_one() -> None:
     for b in (-1.0, -4.0, 0.0):
-        assert by_moments(1.0, 0.5, b)[1] > float(ablation.CLOSED_FORM["best b"](1.0, SIGMA)[1])
+        assert by_moments(1.0, 0.5, b)[1] > float(theory.CLOSED_FORM["best b"](1.0, SIGMA)[1])
     assert by_moments(1.0, 0.5, -1.75)[1] == pytest.approx(
-        float(ablation.CLOSED_FORM["best b"](1.0, SIGMA)[1])
+        float(theory.CLOSED_FORM["best b"](1.0, SIGMA)[1])
     )
 
 
 @pytest.mark.parametrize("name", ["reinforce", "rloo", "group_mean"])
 def test_the_noise_of_groups_is_that_of_the_quadrature(name: str) -> None:
-    z, weight = ablation.quadrature(3)
-    mean, variance = ablation.moments(
-        ablation.of_group(ladder.get(name).estimator, 0.7, SIGMA, z), weight
+    z, weight = theory.quadrature(3)
+    mean, variance = theory.moments(
+        theory.of_group(ladder.get(name).estimator, 0.7, SIGMA, z), weight
     )
-    expected = ablation.expected_noise(name, 3, 0.7, SIGMA)
+    expected = theory.expected_noise(name, 3, 0.7, SIGMA)
     assert expected is not None
     torch.testing.assert_close(variance.sqrt() / mean.abs(), expected)
-    torch.testing.assert_close(mean, torch.full_like(mean, ablation.expected_mean(name, 3, 0.7)))
+    torch.testing.assert_close(mean, torch.full_like(mean, theory.expected_mean(name, 3, 0.7)))
 
 
 def test_the_mean_spread_of_two_and_of_three_normals() -> None:
-    assert ablation.mean_spread(2) == pytest.approx(
+    assert theory.mean_spread(2) == pytest.approx(
         1 / math.sqrt(math.pi)
     )  # half of E|z₁ − z₂| = 2/√π
     z = torch.randn(200_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert ablation.mean_spread(3) == pytest.approx(
-        float(z.std(-1, correction=0).mean()), abs=0.004
-    )
+    assert theory.mean_spread(3) == pytest.approx(float(z.std(-1, correction=0).mean()), abs=0.004)
 
 
 def test_every_fact_holds_at_small_size() -> None:

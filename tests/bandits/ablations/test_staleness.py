@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from bandits.ablations import staleness as ablation
-from bandits.ablations.staleness import (
-    Settings,
+from bandits.ablations.staleness import Settings, train
+from bandits.exact import B3_POLICY
+from bandits.flow import ascend
+from bandits.linear import linear_bandit
+from bandits.theory.staleness import (
+    THREE_ARMS,
     centred_path,
     distance_to_policy_gradient,
     ragged,
     ratio_rungs,
     stale_limit,
-    stale_paths,
-    train,
 )
-from bandits.linear import linear_bandit
 from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
@@ -37,7 +38,6 @@ SMALL = Settings(
     group=4,
     stale_updates=40,
 )
-ZERO = torch.zeros(2, dtype=torch.float64)
 
 
 def test_the_exact_facts_hold_on_a_small_setting() -> None:
@@ -55,9 +55,7 @@ def test_at_the_old_policy_a_ratio_rung_is_policy_gradient(name: str) -> None:
 
 def test_one_update_is_one_curve_and_three_are_three() -> None:
     def final(name: str, epochs: int) -> torch.Tensor:
-        return train(
-            ladder.get(name).estimator, SMALL, epochs, torch.tensor([16.0, 64.0]), ZERO, range(3)
-        )
+        return train(ladder.get(name).estimator, SMALL, epochs, (16.0, 64.0), range(3))
 
     one, three = (torch.stack([final(name, epochs) for name in SMALL.rungs]) for epochs in (1, 3))
     torch.testing.assert_close(one[1:], one[:1].expand(2, -1, -1), rtol=0, atol=1e-12)
@@ -73,9 +71,22 @@ def test_the_stale_limit_by_hand() -> None:
 
 
 def test_stale_paths_follow_their_closed_forms() -> None:
-    long = dataclasses.replace(SMALL, stale_updates=100, stale_rate=1.5)
-    paths = stale_paths(long, QUIET)
-    torch.testing.assert_close(paths["baseline"], centred_path(long), rtol=1e-10, atol=1e-12)
+    start, group, rate, updates = torch.tensor(B3_POLICY, dtype=torch.float64).log(), 4, 1.5, 100
+    paths = {
+        name: ascend(
+            ladder.get(name).estimator,
+            THREE_ARMS,
+            start,
+            group,
+            rate=rate,
+            steps=updates,
+            stale=True,
+        )
+        for name in ("reinforce", "baseline", "surrogate", "clip")
+    }
+    torch.testing.assert_close(
+        paths["baseline"], centred_path(group, rate, updates), rtol=1e-10, atol=1e-12
+    )
     moved = {
         name: float((path[0].exp() * (path[0] - path[-1])).sum()) for name, path in paths.items()
     }
