@@ -407,18 +407,20 @@ class K3(KL):
         return k3(self._bounded(log_r))
 
     def times_ratio(self, log_r: Tensor, log_ratio: Tensor, beta: Tensor | float) -> Tensor:
-        """ρ · β · k3. Where r alone would overflow, ρ·r is taken as exp(log ρ + log r): a token
-        that became rare has a small ρ and a large r.
+        """ρ · β · k3. Far from r = 1, ρ·r is taken as exp(log ρ + log r): a token that became rare
+        has a small ρ and a large r, one that became likely the other way round, and 0·∞ is NaN.
         """
         log_r = self._bounded(log_r)
-        far = log_r > math.log(torch.finfo(log_r.dtype).max) / 2
-        near = torch.where(far, torch.zeros_like(log_r), log_r)
-        shared = torch.where(far, log_ratio + log_r, torch.zeros_like(log_r)).exp()
-        rest = torch.where(far, 1 + log_r, torch.zeros_like(log_r))
+        # above, r alone is r − 1 − log r to the last bit; below, −1 − log r is what is left of it
+        high = log_r > math.log(torch.finfo(log_r.dtype).max) / 2
+        low = log_r < -15
+        far, nothing = high | low, torch.zeros_like(log_r)
+        shared = torch.where(far, log_ratio + log_r, nothing).exp()
+        rest = torch.where(low, 1 + log_r, nothing)
         return torch.where(
             far,
             beta * shared - times_ratio(log_ratio, beta * rest),
-            times_ratio(log_ratio, beta * k3(near)),
+            times_ratio(log_ratio, beta * k3(torch.where(far, nothing, log_r))),
         )
 
     def _bounded(self, log_r: Tensor) -> Tensor:

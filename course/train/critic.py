@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from course.errors import require, require_flag, require_number
+from course.parts.baseline import mean_of
 from course.rollout import Rollout
 
 
@@ -61,12 +62,14 @@ class RunningMean:
                 tuple(self.share.shape[:-1]),
                 f"a number or one for each of the runs {tuple(rollout.runs)}",
             )
-        score = rollout.total_reward
-        now = score[..., 0] if score.shape[-1] == 1 else score.mean(-1)
+        # a sample without a chosen token is no sample; a prompt without any keeps its mean
+        there = rollout.exists.any(-1)
+        now = mean_of(rollout.total_reward, (-1,), rollout.exists).squeeze(-1)
         if not self.per_prompt:
-            now = now.mean(-1, keepdim=True)
+            now = mean_of(now, (-1,), there)
+            there = there.any(-1, keepdim=True)
         before = torch.zeros_like(now) if self.mean is None else self.mean
-        self.mean = torch.lerp(before, now, 1 / (self.count + 1))
+        self.mean = torch.where(there, torch.lerp(before, now, 1 / (self.count + 1)), before)
         self.count += 1
         if self.include_current or (self.count == 1 and self.first == "reward"):
             before = self.mean

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from course.estimator import Estimator, Frozen
-from course.parts.baseline import silent
-from course.parts.kl import exact_kl, k3
+from course.parts.baseline import mean_of, silent
+from course.parts.kl import exact_kl_where, k3
 from course.rollout import Policy, Rollout
 from course.train.optim import per_run_dot
 
@@ -143,28 +143,37 @@ GLOSSARY: dict[str, Metric] = {
 
 
 def chosen_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the chosen tokens, per run: [..., Q, G or 1, T or 1] and the mask → [...]."""
-    weight = mask.to(values.dtype)
-    return (values * weight).sum((-3, -2, -1)) / weight.sum((-3, -2, -1))
+    """Mean over the chosen tokens, per run: [..., Q, G or 1, T or 1] and the mask → [...]; 0 where
+    a minibatch has none.
+
+    Selected and not multiplied by the mask: what is stored elsewhere may be NaN.
+    """
+    chosen = torch.where(mask, values, torch.zeros_like(values))
+    return chosen.sum((-3, -2, -1)) / mask.sum((-3, -2, -1)).clamp(min=1)
 
 
 def mean_kl(log_q: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
     """KL(q‖p) of log-probabilities [..., Q, G or 1, T or 1, V], mean over chosen tokens → [...] in
     nats. eq:mean-token-kl
     """
-    return chosen_mean(exact_kl(log_q, log_p), mask)
+    return chosen_mean(exact_kl_where(log_q, log_p, mask), mask)
 
 
 def of_rollout(rollout: Rollout) -> dict[str, Tensor]:
-    """What the samples alone say, name → [...]."""
-    score = rollout.total_reward
+    """What the samples alone say, name → [...]; samples without a chosen token are none."""
+    rollout = rollout.widened()
+    score, exists = rollout.total_reward, rollout.exists
+
+    def mean(values: Tensor, exists: Tensor) -> Tensor:
+        return mean_of(values.to(score.dtype), (-2, -1), exists).squeeze((-2, -1))
+
     logged = {
-        "reward": score.mean((-2, -1)),
-        "silent_groups": silent(score).to(score.dtype).mean((-2, -1)),
-        "length": rollout.length.to(score.dtype).mean((-2, -1)),
+        "reward": mean(score, exists),
+        "silent_groups": mean(silent(score, exists=exists), exists.any(-1, keepdim=True)),
+        "length": mean(rollout.length, exists),
     }
     if rollout.truncated is not None:
-        logged["truncated"] = rollout.truncated.to(score.dtype).mean((-2, -1))
+        logged["truncated"] = mean(rollout.truncated, exists)
     if rollout.kl_coef is not None:
         logged["kl_coef"] = rollout.kl_coef
     return logged
@@ -173,7 +182,7 @@ def of_rollout(rollout: Rollout) -> dict[str, Tensor]:
 @torch.no_grad()
 def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str, Tensor]:
     """What one update sees before it is applied, name → [...]."""
-    rollout, mask = frozen.rollout, frozen.rollout.mask
+    rollout, mask, policy = frozen.rollout, frozen.rollout.mask, policy.widened()
     log_ratio = estimator.log_ratio(policy, rollout)
     ratio = log_ratio.exp()
     logged = {
@@ -186,13 +195,11 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str,
         "kl_old": kl_to_old(policy, rollout),
     }
     if policy.log_dist is not None:
-        logged["entropy"] = chosen_mean(policy.entropy, mask)
+        logged["entropy"] = chosen_mean(policy.entropy_where(mask), mask)
     if policy.log_dist is not None and rollout.ref_log_dist is not None:
         logged["kl_ref"] = mean_kl(policy.log_dist, rollout.ref_log_dist, mask)
     elif rollout.ref_log_prob is not None:
-        logged["kl_ref"] = chosen_mean(
-            _masked(k3(rollout.ref_log_prob - policy.log_prob), mask), mask
-        )
+        logged["kl_ref"] = chosen_mean(k3(rollout.ref_log_prob - policy.log_prob), mask)
     if policy.value is not None:
         logged["value_error"] = chosen_mean((policy.value - frozen.target) ** 2, mask)
     return logged
@@ -209,11 +216,7 @@ def kl_to_old(policy: Policy, rollout: Rollout) -> Tensor:
         ):
             return rollout.reward.new_zeros(rollout.runs)  # the very tensor that was sampled from
         return mean_kl(rollout.old_log_dist, policy.log_dist, rollout.mask)
-    return chosen_mean(_masked(k3(policy.log_prob - rollout.log_prob), rollout.mask), rollout.mask)
-
-
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, torch.zeros_like(values))
+    return chosen_mean(k3(policy.log_prob - rollout.log_prob), rollout.mask)
 
 
 @dataclass

@@ -374,50 +374,6 @@ def test_without_a_std_the_policy_gradient_scales_with_the_rewards(
 
 @every
 @EXAMPLES
-@given(
-    case=cases(empty=True),
-    garbage=st.sampled_from([-300.0, 4000.0, 1e30, float("inf"), float("-inf"), float("nan")]),
-)
-def test_what_stands_at_a_token_the_policy_did_not_choose_never_matters(
-    estimator: Estimator, case: Case, garbage: float
-) -> None:
-    """Neither to the value nor to the gradient, and no gradient flows back to it: log-probabilities
-    and values may even be NaN there.
-    """
-    mask = case.rollout.mask
-
-    def spoil(name: str, tensor: Tensor) -> Tensor:
-        scalar = name.removeprefix("policy.") in ("log_prob", "ref_log_prob", "value")
-        return torch.where(mask, tensor, torch.full_like(tensor, garbage)) if scalar else tensor
-
-    clean, dirty = evaluate(estimator, case), evaluate(estimator, case.each(spoil))
-    assert all(torch.equal(dirty[name], clean[name]) for name in clean)
-    for name in ("log_prob", "value"):
-        assert bool((dirty[name][~mask] == 0).all())
-
-
-@pytest.mark.parametrize("name", ["exact kl", "exact kl in the reward", "ppo_kl"])
-@EXAMPLES
-@given(case=cases(empty=True), shift=st.floats(-50, 50))
-def test_distributions_at_a_token_the_policy_did_not_choose_never_matter(
-    name: str, case: Case, shift: float
-) -> None:
-    mask = case.rollout.mask.unsqueeze(-1)
-    wide = case.each(
-        lambda n, t: t.expand(*mask.shape[:-1], WORDS).clone() if n.endswith("log_dist") else t
-    )
-    spoilt = wide.each(
-        lambda n, t: (
-            torch.where(mask, t, (t.flip(-1) * shift).log_softmax(-1))
-            if n.endswith("log_dist")
-            else t
-        )
-    )
-    same(evaluate(EVERY[name], spoilt), evaluate(EVERY[name], wide), ulps=0)
-
-
-@every
-@EXAMPLES
 @given(case=cases(empty=True), padding=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_masked_tokens_put_in_anywhere_change_nothing(
     estimator: Estimator, case: Case, padding: int, seed: int
