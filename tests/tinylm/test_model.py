@@ -1,24 +1,21 @@
-"""The transformer against itself in plain loops, with a cache, and with several models in one
-program. Trees: `test_packing.py`.
+"""The plain transformer against loops over positions, heads and numbers; its shape, its seeds, and
+several models in one program. That the quick path is equal: `fast/test_forward.py`.
 """
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from course.errors import CourseError
 from course.train.optim import per_run_dot
 from tests.helpers import close, few_ulp
-from tests.tinylm.helpers import WIDTH, reference_states, rows_of, separate, tiny
-from tinylm.fast.cache import extend, prefill
-from tinylm.fast.forward import flops_per_token, hidden
-from tinylm.fast.norm import norm
-from tinylm.fast.packing import Packed, sequences
+from tests.tinylm.helpers import WIDTH, reference_states, rows_of, tiny
 from tinylm.model import PRESETS, ModelSettings, Transformer
-from tinylm.scoring import log_dists, log_dists_and_values, states_before
-from tinylm.tasks import CHARACTERS, VOCABULARY
+from tinylm.scoring import log_dists
+from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY
 
 POSITIONS = pytest.mark.parametrize("rotary", [False, True], ids=["learned", "rotary"])
 RUNS = pytest.mark.parametrize("runs", [(), (3,), (2, 2)], ids=["alone", "three", "two by two"])
@@ -29,12 +26,6 @@ def draw(*shape: int, below: int = len(CHARACTERS), seed: int = 0) -> torch.Tens
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def whole(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
-    """States of whole sequences [*runs, B, L], each token seeing those before it."""
-    rows, length = tokens.shape[-2:]
-    return hidden(model, sequences(tokens, length)).unflatten(-2, (length, rows)).transpose(-2, -3)
-
-
 # ---------------------------------------------------------------- what it computes
 
 
@@ -42,7 +33,7 @@ def whole(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
 def test_states_are_those_of_the_transformer_in_plain_loops(rotary: bool) -> None:
     model = tiny(rotary=rotary, value=True)
     tokens = draw(3, 7, below=VOCABULARY)
-    got = whole(model, tokens)
+    got = model.hidden(tokens)
     weights = rows_of(model)
     for row in range(3):
         want = torch.tensor(
@@ -62,80 +53,48 @@ def test_states_are_those_of_the_transformer_in_plain_loops(rotary: bool) -> Non
 def test_states_of_several_models_are_those_of_each_in_plain_loops(rotary: bool) -> None:
     model = tiny((2,), rotary=rotary, layers=1)
     tokens = draw(2, 2, 5)  # every model its own sequences
-    got = whole(model, tokens)
+    got = model.hidden(tokens)
     for run in range(2):
         for row in range(2):
             want = reference_states(rows_of(model, run), model.settings, tokens[run, row].tolist())
             close(got[run, row], want, rtol=1e-11, atol=1e-12)
 
 
-def test_the_norm_and_its_first_two_derivatives_are_torchs() -> None:
-    x = torch.randn(
-        5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    ).requires_grad_()
-    weigh = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
-    found = []
-    for each in (norm, lambda x: torch.nn.functional.rms_norm(x, (6,), eps=1e-6)):
-        y = each(x)
-        (first,) = torch.autograd.grad((y.sin() * weigh).sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad((first.square() * weigh).sum(), x, create_graph=True)
-        (third,) = torch.autograd.grad((second * weigh).sum(), x)
-        found.append((y, first, second, third))
-    for mine, torchs in zip(*found, strict=True):
-        close(mine.detach(), torchs.detach(), rtol=1e-11, atol=1e-12)
-
-
-def test_the_norm_is_computed_in_float32_where_products_are_not() -> None:
-    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weigh = torch.linspace(-1, 1, x.numel()).view_as(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        mine, torchs = norm(x), torch.nn.functional.rms_norm(x, (64,), eps=1e-6)
-        slopes = [torch.autograd.grad((y * weigh).sum(), x)[0] for y in (mine, torchs)]
-    assert mine.dtype == torch.float32
-    torch.testing.assert_close(mine, torchs, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-6)
-
-
-def test_a_token_sees_what_the_mask_shows_it_and_nothing_else() -> None:
-    """By derivatives: a state depends on exactly those embeddings that it may see."""
-    model, length = tiny(layers=1), 5
-    mask = torch.tensor(
-        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
-        dtype=torch.bool,
-    )
-    tokens = torch.arange(length).unsqueeze(
-        0
-    )  # all different, so that rows of the embedding are places
-    places = torch.arange(length)
-    got = hidden(model, Packed(tokens.flatten(), places, 0, places, mask)).unsqueeze(0)
-    for place in range(length):
-        (slope,) = torch.autograd.grad(
-            got[0, place, 0], model.weights["embedding"], retain_graph=True
-        )
-        assert torch.equal(slope[:length].abs().sum(-1) > 0, mask[place])
-
-
 @POSITIONS
-@RUNS
-def test_cached_states_are_uncached_ones(runs: tuple[int, ...], rotary: bool) -> None:
-    model, (prompts, width, group, limit) = tiny(runs, rotary=rotary), (2, 4, 3, 5)
-    prompt, tokens = (
-        draw(*runs, prompts, width),
-        draw(*runs, prompts, group, limit, below=VOCABULARY, seed=1),
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_the_loops_next_tokens(rotary: bool, temperature: float) -> None:
+    """Of one sequence without any other axis; then of several, padded."""
+    model = tiny(rotary=rotary)
+    prompt, answers = [3, 10, 4, 15], [[0, 7, END], [12, END, PAD], [5, 5, 5]]
+    head = model.weights["head"].tolist()
+    want = []
+    for answer in answers:
+        states = reference_states(rows_of(model), model.settings, prompt + answer)
+        row = []
+        for t, token in enumerate(answer):
+            x = states[len(prompt) + t - 1]  # of the token before
+            scores = [
+                math.exp(sum(a * w[v] for a, w in zip(x, head, strict=True)) / temperature)
+                for v in range(VOCABULARY)
+            ]
+            scores[PAD] = 0.0  # never produced
+            row.append(0.0 if token == PAD else math.log(scores[token] / sum(scores)))
+        want.append(row)
+    one = model.log_probs(torch.tensor(prompt), torch.tensor(answers[0]), temperature)
+    close(one.detach(), want[0], rtol=1e-10)
+    several = model.log_probs(
+        torch.tensor([prompt] * 3)[None], torch.tensor(answers)[None], temperature
     )
-    want = separate(model, prompt, tokens)
-    state, cache = prefill(model, prompt)
-    close(state.unsqueeze(-2).expand_as(want[..., 0, :]), want[..., 0, :], atol=1e-12)
-    each = (
-        torch.arange(prompts * group).unflatten(0, (prompts, group)).expand(*runs, -1, -1)
-    )  # every completion a row of its own
-    path, own = each[..., None][..., :0], []
-    for step in range(limit - 1):
-        path = torch.cat([path, (step * prompts * group + each).unsqueeze(-1)], -1)
-        state, own = extend(
-            model, tokens[..., step].flatten(-2), path, each.flatten(-2), cache, own
-        )
-        close(state.unflatten(-2, (prompts, group)), want[..., step + 1, :], atol=1e-12)
+    assert several.shape == (1, 3, 3)
+    close(several[0].detach(), want, rtol=1e-10)
+
+
+def test_a_sequence_longer_than_the_context_is_refused() -> None:
+    for rotary in (False, True):
+        model = tiny(context=6, rotary=rotary)
+        assert model.hidden(draw(6)).shape == (6, WIDTH)
+        with pytest.raises(CourseError, match="tokens: got 7; allowed is at most 6 tokens"):
+            model.hidden(draw(7))
 
 
 # ---------------------------------------------------------------- several models in one program
@@ -204,53 +163,6 @@ def test_presets_are_as_large_as_they_say() -> None:
     assert 9_000 < parameters_by_hand(PRESETS["nano"]) < 11_000
     assert 250_000 < parameters_by_hand(PRESETS["small"]) < 350_000
     assert parameters_by_hand(PRESETS["gpu"]) >= 10_000_000
-
-
-def test_arithmetic_is_counted_as_torch_counts_it() -> None:
-    settings, length = ModelSettings(16, 2, 4, 40, context=12), 9
-    model = Transformer(settings)
-    with FlopCounterMode(display=False) as counter:
-        model.logits(whole(model, draw(1, length)))
-    assert counter.get_total_flops() == length * flops_per_token(settings, length)
-
-
-@POSITIONS
-def test_bfloat16_products_round_by_about_their_precision(rotary: bool) -> None:
-    model = tiny(rotary=rotary, dtype=torch.float32, value=True)
-    prompt, tokens = draw(2, 4), draw(2, 3, 4, seed=1)
-    want, want_values = log_dists_and_values(model, prompt, tokens)
-    with torch.autocast("cpu", torch.bfloat16):
-        got, values = log_dists_and_values(model, prompt, tokens)
-    assert got.dtype == torch.float32
-    assert values.dtype == torch.float32
-    error = (got - want)[..., : len(CHARACTERS)].abs().max()
-    assert 1e-5 < error < 0.2  # it is bfloat16 (8 bits: .004 per product) and it is the same model
-    gradients = torch.autograd.grad(got[..., 0].sum() + values.sum(), model.parameters)
-    exact = torch.autograd.grad(want[..., 0].sum() + want_values.sum(), model.parameters)
-    for mine, theirs in zip(gradients, exact, strict=True):
-        assert mine.dtype == torch.float32
-        assert (mine - theirs).norm() < 0.1 * theirs.norm()
-
-
-def test_gradients_have_the_same_bits_with_two_threads_every_time() -> None:
-    """Scattered additions would not: their order is that of the threads."""
-    threads = torch.get_num_threads()
-    model = Transformer(ModelSettings(128, 1, 4, 128, context=16))
-    prompt, tokens = draw(64, 6), draw(64, 8, 4, seed=1)
-    try:
-        torch.set_num_threads(2)
-        seen = [
-            torch.autograd.grad(
-                states_before(model, prompt, tokens).square().sum(),
-                model.parameters,
-                allow_unused=True,
-            )
-            for _ in range(6)
-        ]
-    finally:
-        torch.set_num_threads(threads)
-    for again in seen[1:]:
-        assert all(a is None or torch.equal(a, b) for a, b in zip(seen[0], again, strict=True))
 
 
 def test_a_snapshot_stays_where_it_was() -> None:

@@ -381,8 +381,9 @@ def test_the_coldest_and_hottest_temperatures_allowed_are_greedy_and_even() -> N
     cold = sample(model, PROMPT, 50, 3, stream(dtype=torch.float32), temperature=1e-3)
     assert torch.equal(cold.tokens, best.tokens)
     assert bool((cold.log_prob == 0).all())
+    model = tiny(dtype=torch.float32)
     hot = sample(model, PROMPT, 50, 3, stream(dtype=torch.float32), temperature=1e3)
-    close(hot.log_prob[hot.mask], torch.full((int(hot.mask.sum()),), -math.log(18)), rtol=0.1)
+    close(hot.log_prob[hot.mask], torch.full((int(hot.mask.sum()),), -math.log(18)), rtol=0.01)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -216,31 +216,6 @@ def _gradients(model: Transformer, states: Tensor, weigh: Tensor) -> tuple[Tenso
     return torch.autograd.grad((weigh * both).sum(), model.parameters)
 
 
-def test_second_derivatives_are_those_of_repeated_prompts() -> None:
-    """What TRPO's products with the Fisher matrix are made of."""
-    model = tiny()
-    prompt, tokens = questions(2, 4), ragged(2, 4, 4, seed=1)
-    chosen = (tokens != PAD).unsqueeze(-1)
-    packed, before = pack(prompt, tokens)
-    products = []
-    for states in (look_up(hidden(model, packed), before), separate(model, prompt, tokens)):
-        loss = torch.where(chosen, torch.log_softmax(model.logits(states), -1), 0.0).sin().sum()
-        first = torch.autograd.grad(
-            loss, model.parameters, create_graph=True, materialize_grads=True
-        )
-        slope = sum(
-            (gradient * torch.linspace(-1, 1, gradient.numel()).view_as(gradient)).sum()
-            for gradient in first
-        )
-        products.append(
-            torch.autograd.grad(slope, model.parameters, allow_unused=True, materialize_grads=True)
-        )
-    scale = max(float(each.abs().max()) for each in products[1])
-    assert scale > 0
-    for a, b in zip(*products, strict=True):
-        close(a / scale, b / scale, rtol=0, atol=1e-12)
-
-
 def test_looking_rows_up_adds_their_gradients_up() -> None:
     table = torch.randn(
         2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
