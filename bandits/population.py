@@ -12,7 +12,7 @@ from bandits.policies import LinearSoftmax, Softmax
 from bandits.problem import Bandit
 from course.errors import require
 from course.exact.counting import members
-from course.rollout import Rollout
+from course.rollout import Rollout, on_last_token
 from course.train.noise import Noise
 
 
@@ -26,11 +26,11 @@ class Population(Bandit):
 
     - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were
       infinite;
-    - counts = 1 for each arm: with an `ImportanceSampling` surrogate the objective is Σ π A, so its
-      gradient is
+    - counts = 1 for each arm: with an `ImportanceSampling` surrogate the gradient is that of Σ π A,
       the exact ∇J.
 
-    `reference` is `Bandit`'s: log-probabilities [..., Q, K], or "start".
+    Arms of different length (`environment.lengths`) are answers of so many tokens, the first of
+    which is the choice. `reference` is `Bandit`'s: log-probabilities [..., Q, K], or "start".
     """
 
     def __init__(
@@ -41,12 +41,6 @@ class Population(Bandit):
         *,
         reference: Tensor | str | None = None,
     ) -> None:
-        require(
-            environment.lengths is None,
-            "environment.lengths",
-            environment.lengths,
-            "None: one token",
-        )
         require(bool((counts >= 0).all()), "counts", counts.tolist(), "whole numbers ≥ 0")
         total = counts.sum(-1)
         group = int(total.flatten()[0])
@@ -62,12 +56,12 @@ class Population(Bandit):
         action = members(counts.reshape(-1, shape[-1]), group).reshape(*shape[:-1], group)
         dtype = policy.parameters[0].dtype
         old = (counts.to(dtype) / group).log()
-        ref = self.reference
+        ref, mask = self.reference, self._mask(action)
         self.rollout = Rollout(
-            reward=pick(environment.mean.to(dtype).expand(shape), action).unsqueeze(-1),
-            log_prob=pick(old, action).unsqueeze(-1),
-            mask=self._mask(action),
-            ref_log_prob=None if ref is None else pick(ref, action).unsqueeze(-1),
+            reward=on_last_token(pick(environment.mean.to(dtype).expand(shape), action), mask),
+            log_prob=self._on_first_token(pick(old, action)),
+            mask=mask,
+            ref_log_prob=None if ref is None else self._on_first_token(pick(ref, action)),
             old_log_dist=self._dist(old),
             ref_log_dist=None if ref is None else self._dist(ref),
             data={"action": action, "prompt": self._prompts},

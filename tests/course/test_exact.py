@@ -427,10 +427,14 @@ class SpreadOfRewards(Scale):
 
 
 @dataclass(frozen=True)
-class PlacePushedByOthers(InLoss):
+class PushedByOthers(K2):
     """Weighed by how likely the batch is now: others' terms depend on one's own log π."""
 
-    def weigh(self, penalty: Tensor, log_ratio: Tensor) -> Tensor:
+    def penalty(
+        self, policy: Policy, rollout: Rollout, log_ratio: Tensor, mask: Tensor
+    ) -> Tensor | None:
+        penalty = super().penalty(policy, rollout, log_ratio, mask)
+        assert penalty is not None
         return penalty * log_ratio.sum((-3, -2, -1), keepdim=True).exp()
 
 
@@ -476,9 +480,7 @@ OWN = {
     ),
     "a sum over all samples": swap(ladder.rloo, aggregation=SumOfAll()),
     "a scale that says how far": swap(ladder.rloo, scale=SpreadOfRewards()),
-    "a place pushed by others": swap(
-        ladder.surrogate, kl=K2(beta=0.3, place=PlacePushedByOthers())
-    ),
+    "a penalty pushed by others": swap(ladder.surrogate, kl=PushedByOthers(beta=0.3)),
     "freeze": derived(FreezeAcross, ladder.group_mean),
     "objective": derived(SquaredObjective, ladder.rloo),
     "log_ratio": derived(RatioOfTheBatch, ladder.clip),
