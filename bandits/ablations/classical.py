@@ -18,34 +18,25 @@ quieter; it does not explore. GRPO's KL term, here to the uniform policy, does i
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from bandits.agents import UCB, Agent, BetaThompson, EpsilonGreedy, Metered, play
-from bandits.environments import Bernoulli
-from bandits.policies import Softmax
-from bandits.problem import Bandit
-from course import ladder
+from bandits.contest import COMMITTED, TEXTBOOK, Contest, Judged, judge, played, uniform_cost
 from course.errors import require
-from course.estimator import uses_critic
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import mean_error, share_error
+from course.lab.statistics import interval, paired_error, share_error
+from course.lab.sweep import edges
 from course.lab.terminal import Progress
-from course.learner import Learner
-from course.train.noise import Noise
-from course.train.optim import SGD
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -53,10 +44,8 @@ TITLE = (
     "GRPO against ε-greedy, UCB and Thompson sampling at equal pulls: tuned it does well, but it"
     " does not explore"
 )
-EXPECTED_SECONDS = 40.0
+EXPECTED_SECONDS = 90.0
 SOURCE = "this course: simulated; the question is Giovanidis 2025 (GRPO is just PPO for bandits)"
-TEXTBOOK = math.sqrt(2)  # c of UCB1, Auer et al. 2002
-COMMITTED = 0.05  # a run that still loses more than this per pull has not found the best arm
 SYMBOLS = {"epsilon_greedy": "ε", "ucb": "c"}
 LABELS = {"epsilon_greedy": "ε-greedy", "ucb": "UCB", "thompson": "Thompson"}
 
@@ -87,7 +76,6 @@ class Settings(Checked):
         super().__post_init__()
         for name in ("runs", "tuning_runs", "arms"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
-        require(len(self.rungs) > 0, "rungs", self.rungs, "at least one name")
         sizes = (self.group, *self.groups)
         require(
             self.pulls >= 4 * self.group,
@@ -103,7 +91,8 @@ class Settings(Checked):
         )
         for name in ("learning_rates", "epsilons", "bonuses"):
             values = getattr(self, name)
-            require(len(values) > 0 and min(values) > 0, name, values, "at least one number > 0")
+            rising = all(low < high for low, high in pairwise((0.0, *values)))
+            require(rising, name, values, "numbers > 0 in rising order")
         require(max(self.epsilons) <= 1, "epsilons", self.epsilons, "probabilities")
 
     @property
@@ -122,233 +111,123 @@ class Settings(Checked):
             == SETTINGS
         )
 
+    @property
+    def contest(self) -> Contest:
+        """What everybody gets."""
+        return Contest(self.arms, self.pulls, self.group, self.tuning_runs, self.runs, self.seed)
+
+    @property
+    def sweeps(self) -> dict[str, tuple[float, ...]]:
+        """The values that are swept where they are no learning rates; Thompson sampling has one."""
+        return {"epsilon_greedy": self.epsilons, "ucb": self.bonuses, "thompson": (1.0,)}
+
 
 SETTINGS = Settings()
-Bar = Callable[[Iterable[int]], Iterable[int]]
-
-
-def ground(settings: Settings, values: int) -> tuple[Noise, Metered]:
-    """Random streams for the run axes (values, R) and the metered arms: run n has its arms and
-    stream under every value.
-    """
-    runs = settings.tuning_runs + settings.runs
-    noise = Noise((values, runs), settings.seed, numbers=[*range(runs)] * values)
-    return noise, Metered(Bernoulli(noise.uniform(1, settings.arms)), every=settings.group)
-
-
-def gradient(settings: Settings, name: str, group: int, bar: Bar) -> Metered:
-    """A policy gradient with `group` pulls per update (ReMax's greedy answer is a pull too), at
-    every learning rate.
-    """
-    estimator = ladder.get(name).estimator
-    noise, arms = ground(settings, len(settings.learning_rates))
-    greedy = "rollout.greedy_reward" in estimator.needs
-    policy = Softmax.uniform(noise, 1, settings.arms)
-    bandit = Bandit(
-        arms,
-        policy,
-        group - greedy,
-        reference="start",
-        critic=uses_critic(estimator),
-        greedy=greedy,
-    )
-    optimizer = SGD(torch.tensor(settings.learning_rates).unsqueeze(-1).expand(noise.runs))
-    updates = settings.pulls // group
-    Learner(bandit, estimator, optimizer, noise, log_every=updates, halt_diverged=True).train(
-        updates, bar
-    )
-    return arms
-
-
-def classical(settings: Settings, name: str, bar: Bar) -> Metered:
-    """ε-greedy, UCB or Thompson sampling, one pull at a time, at every value of its setting."""
-    values = settings_of(settings, name)
-    noise, arms = ground(settings, len(values))
-    value = torch.tensor(values).unsqueeze(-1).expand(noise.runs)
-    make: dict[str, Callable[[], Agent]] = {
-        "epsilon_greedy": lambda: EpsilonGreedy(noise, 1, settings.arms, value),
-        "ucb": lambda: UCB(noise, 1, settings.arms, value),
-        "thompson": lambda: BetaThompson(noise, 1, settings.arms),
-    }
-    play(make[name](), arms, settings.pulls, noise, bar)
-    return arms
-
-
-def settings_of(settings: Settings, name: str) -> tuple[float, ...]:
-    """The values that are swept; Thompson sampling has none: its prior is the truth, so one run is
-    the sweep.
-    """
-    return {"epsilon_greedy": settings.epsilons, "ucb": settings.bonuses, "thompson": (1.0,)}.get(
-        name, settings.learning_rates
-    )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An algorithm at its own best value, on the runs that did not choose it; all [runs].
-
-    `regret` at the end, `tail` per pull of the second half, `last` the regret at the end of the
-    sweep, at its largest value.
-    """
-
-    value: float
-    regret: Tensor
-    tail: Tensor
-    last: Tensor
-    series: Mapping[str, Any]
-
-
-def judge(settings: Settings, name: str, arms: Metered) -> Judged:
-    """Choose the value on the tuning runs, report on the others."""
-    final, tune, rest = (
-        arms.regret.double(),
-        slice(0, settings.tuning_runs),
-        slice(settings.tuning_runs, None),
-    )
-    best = int(final[:, tune].mean(-1).argmin())
-    values, course = (
-        settings_of(settings, name),
-        arms.regrets[:, best, rest].double(),
-    )  # [marks, runs]
-    half = min(
-        range(len(arms.marks)), key=lambda place: abs(arms.marks[place] - settings.pulls / 2)
-    )
-    tail = (course[-1] - course[half]) / (arms.marks[-1] - arms.marks[half])
-    (mean, error), (sweep, sweep_error) = mean_error(course.T), mean_error(final[:, rest].T)
-    series = {
-        "value": values[best],
-        "values": values,
-        "pulls": arms.marks,
-        "regret": mean,
-        "regret_half": 1.96 * error,
-        "sweep": sweep,
-        "sweep_half": 1.96 * sweep_error,
-        "tail": tail.quantile(torch.linspace(0, 1, 101, dtype=tail.dtype)),
-    }
-    return Judged(values[best], course[-1], tail, final[-1, rest], series)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
     """Every algorithm over its settings; then the policy gradients over the size of the group."""
-    judged: dict[str, Judged] = {}
+    contest, judged, choices = settings.contest, {}, {}
     by_group: dict[str, dict[str, list[float]]] = {
         name: {"regret": [], "regret_half": []} for name in settings.rungs
     }
-
-    def bar(name: str) -> Bar:
-        return lambda steps: progress(steps, name)
-
     for name in progress((*LABELS, *settings.rungs), "algorithms"):
-        if name in LABELS:
-            judged[name] = judge(settings, name, classical(settings, name, bar(name)))
-            continue
-        for group in sorted({settings.group, *settings.groups}):
-            found = judge(
-                settings, name, gradient(settings, name, group, bar(f"{name}, G = {group}"))
-            )
+        values = settings.sweeps.get(name, settings.learning_rates)
+        groups = {settings.group, *(() if name in LABELS else settings.groups)}
+        for group in sorted(groups):
+            what = name if name in LABELS else f"{name}, G = {group}"
+
+            def bar(steps: Iterable[int], what: str = what) -> Iterable[int]:
+                return progress(steps, what)
+
+            found = judge(contest, values, played(contest, name, values, group, bar))
             if group == settings.group:
                 judged[name] = found
-            if group in settings.groups:
-                mean, error = mean_error(found.regret)
+            if name not in LABELS:
+                choices[what] = found.choice
+            if name in settings.rungs and group in settings.groups:
+                mean, half = interval(found.regret)
                 by_group[name]["regret"].append(mean)
-                by_group[name]["regret_half"].append(1.96 * error)
-    never = uniform_cost(settings.arms)
+                by_group[name]["regret_half"].append(half)
     series = {
-        "uniform": never * settings.pulls,
+        "uniform": uniform_cost(settings.arms) * settings.pulls,
         "algorithms": {name: one.series for name, one in judged.items()},
         "groups": settings.groups,
         "by_group": by_group,
     }
-    return Result(series=series, facts=_facts(settings, judged, never), caption=CAPTION)
+    said = [
+        edges({LABELS[name]: judged[name].choice}, settings.sweeps[name], SYMBOLS[name])
+        for name in SYMBOLS
+    ]
+    caption = " ".join([CAPTION, edges(choices, settings.learning_rates), *said]).split()
+    return Result(series=series, facts=_facts(settings, judged), caption=" ".join(caption))
 
 
-def uniform_cost(arms: int) -> float:
-    """E[max U] − E[U] of `arms` U(0, 1) numbers, K/(K+1) − ½: what a pull costs who
-    learns nothing.
-    """
-    return arms / (arms + 1) - 0.5
+# ---------------------------------------------------------------- facts
 
 
-def _facts(settings: Settings, judged: Mapping[str, Judged], never: float) -> list[Fact]:
+def _facts(settings: Settings, judged: Mapping[str, Judged]) -> list[Fact]:
+    """Who loses less, run by run on the same arms; who pays in the second half."""
     if not settings.is_default:
         return []
     facts = []
-    test = f"{settings.pulls:,} pulls of {settings.arms} arms with chances from U(0, 1)"
+    test = f"in {settings.pulls:,} pulls of {settings.arms} arms with chances from U(0, 1)"
 
-    def less(better: str, worse: str, claim: str) -> None:
+    def above(claim: str, first: Tensor, second: Tensor) -> None:
+        mean, error = paired_error(first, second)
+        facts.append(Fact.above(claim, SOURCE, mean, 0.0, error, runs=settings.runs))
+
+    for better, worse, claim in (
+        ("thompson", "grpo", "Thompson sampling, with nothing to tune, loses less than tuned GRPO"),
+        (
+            "thompson",
+            "group_std",
+            "Thompson sampling, with nothing to tune, loses less than the tuned group std",
+        ),
+        (
+            "group_std",
+            "grpo",
+            "On reward alone GRPO's KL term only costs: without it (group std) the regret is"
+            " smaller",
+        ),
+        ("group_std", "epsilon_greedy", "The tuned group std loses less than tuned ε-greedy"),
+        ("group_mean", "reinforce", "A group baseline loses less than none"),
+    ):
         if better in judged and worse in judged:
-            mean, error = mean_error(judged[worse].regret - judged[better].regret)
-            facts.append(
-                Fact.above(f"{claim}, in {test} (difference of regrets)", SOURCE, mean, 0.0, error)
-            )
-
-    less("thompson", "grpo", "Thompson sampling, with nothing to tune, loses less than tuned GRPO")
-    less(
-        "thompson",
-        "group_std",
-        "Thompson sampling, with nothing to tune, loses less than the tuned group std",
+            regrets = judged[worse].regret, judged[better].regret
+            above(f"{claim}, {test} (difference of regrets)", *regrets)
+    ucb = judged["ucb"]
+    above(
+        f"UCB with the textbook's c = √2 loses more than with a tuned c, {test} (difference of"
+        " regrets)",
+        ucb.last,
+        ucb.regret,
     )
-    less(
-        "group_std",
-        "grpo",
-        "On reward alone GRPO's KL term only costs: without it (group std) the regret is smaller",
-    )
-    less("group_std", "epsilon_greedy", "The tuned group std loses less than tuned ε-greedy")
-    less("group_mean", "reinforce", "A group baseline loses less than none")
-    mean, error = mean_error(judged["ucb"].last - judged["ucb"].regret)
-    claim = (
-        f"UCB with the textbook's c = √2 loses more than with a tuned c, in {test} (difference of"
-        " regrets)"
-    )
-    facts.append(Fact.above(claim, SOURCE, mean, 0.0, error))
-    epsilon = judged["epsilon_greedy"]
-    mean, error = mean_error(epsilon.tail)
-    claim = (
-        f"ε-greedy at ε = {epsilon.value:g} pays at least ε·(K/(K+1) − ½) per pull for exploring,"
-        " for ever (per pull of the second half)"
-    )
-    facts.append(Fact.above(claim, "this course: derived", mean, epsilon.value * never, error))
-    return facts + _committed(judged)
-
-
-def _committed(judged: Mapping[str, Judged]) -> list[Fact]:
-    """Who pays in the second half, run by run on the same arms: the group std against Thompson
-    sampling and against GRPO.
-    """
     if "group_std" not in judged:
-        return []
+        return facts
     group, thompson = judged["group_std"].tail, judged["thompson"].tail
     cheaper, error = share_error(int((group < thompson).sum()), len(group))
-    mean, mean_spread = mean_error(group - thompson)
     claim = (
         "In most runs a pull of the second half costs the group std less than Thompson sampling"
         " (share of runs)"
     )
-    facts = [
-        Fact.above(claim, SOURCE, cheaper, 0.5, error),
-        Fact.above(
-            "Yet on average it costs the group std more (difference per pull)",
-            SOURCE,
-            mean,
-            0.0,
-            mean_spread,
-        ),
-    ]
+    facts.append(Fact.above(claim, SOURCE, cheaper, 0.5, error))
+    claim = "Yet on average it costs the group std more (difference per pull)"
+    above(claim, group, thompson)
     for name, why in (
         ("thompson", "Thompson sampling"),
         ("grpo", "GRPO, whose KL term keeps the other arms alive"),
     ):
         if name in judged:
-            lost, spread = mean_error(
-                (group > COMMITTED).double() - (judged[name].tail > COMMITTED).double()
-            )
             claim = (
                 f"More runs lose over {COMMITTED:g} per pull in the second half with the group std"
                 f" than with {why} (difference of shares)"
             )
-            facts.append(Fact.above(claim, SOURCE, lost, 0.0, spread))
+            above(claim, group > COMMITTED, judged[name].tail > COMMITTED)
     return facts
 
+
+# ---------------------------------------------------------------- figure
 
 CAPTION = (
     "Regret of policy gradients and classical bandit algorithms at equal pulls, 95 % intervals over"
@@ -362,8 +241,8 @@ def plot(result: Result) -> Figure:
     second half.
     """
     figure, (course, sweep, sizes, runs) = figures.new_figure(2, 2, width=13.0, height=9.2)
-    names = [*LABELS, *result.settings["rungs"]]
-    pulls = result.settings["pulls"]
+    rungs, pulls = result.settings["rungs"], result.settings["pulls"]
+    names = [*LABELS, *rungs]
 
     def of(name: str, what: str) -> NDArray[np.float64]:
         return result.array("algorithms", name, what)
@@ -371,85 +250,55 @@ def plot(result: Result) -> Figure:
     for name in names:
         label, value = LABELS.get(name, name), float(of(name, "value"))
         tuned = "" if name == "thompson" else f" ({SYMBOLS.get(name, 'lr')} = {value:.2g})"
-        figures.band(
-            course,
-            of(name, "pulls"),
-            of(name, "regret"),
-            of(name, "regret_half"),
-            name,
-            label + tuned,
-        )
+        regret, half = of(name, "regret"), of(name, "regret_half")
+        figures.band(course, of(name, "pulls"), regret, half, name, label + tuned)
         figures.band(runs, np.linspace(0, 1, 101), of(name, "tail"), None, name, label)
         if name != "thompson":
-            figures.band(
-                sweep, of(name, "values"), of(name, "sweep"), of(name, "sweep_half"), name, label
-            )
-    for name in result.settings["rungs"]:
+            # the sweeps of ε and c end in the middle of the panel: labelled at the left end
+            aside = f"_{label}" if name in SYMBOLS else label
+            values, cost, half = (of(name, what) for what in ("values", "sweep", "sweep_half"))
+            figures.band(sweep, values, cost, half, name, aside)
+            if name in SYMBOLS:
+                colour = figures.style_of(name)["color"]
+                figures.note(sweep, label, (values[0], cost[0]), (5, 8), color=colour)
+    for name in rungs:
         regret, half = (result.array("by_group", name, what) for what in ("regret", "regret_half"))
         figures.band(sizes, result.array("groups"), regret, half, name)
+    level = float(of("thompson", "regret")[-1])
     for ax in (sweep, sizes):
-        level = float(of("thompson", "regret")[-1])
         ax.axhline(level, linewidth=2, label="Thompson", **figures.style_of("thompson"))
-        ax.set_yscale("log")
-        ax.set_yticks([20, 30, 50, 100, 200, 500], ["20", "30", "50", "100", "200", "500"])
-        ax.minorticks_off()
-        highest = max(
-            float(np.max(np.asarray(line.get_ydata(), dtype=float))) for line in ax.get_lines()
-        )
-        ax.set_ylim(0.75 * level, 1.2 * highest)
-    _label_starts(sweep, ("epsilon_greedy", "ucb"), of)
+        figures.log_axis(ax, "y", [20, 30, 50, 100, 200, 500])
+        ax.set_ylim(0.75 * level, 1.2 * max(np.max(line.get_ydata()) for line in ax.get_lines()))
     top = 1.15 * max(float(of(name, "regret")[-1]) for name in names)
-    marks = of("thompson", "pulls")
-    figures.expectation(course, result.array("uniform") * marks / pulls, marks)
-    course.annotate(
-        "learns nothing",
-        (0.45 * top / result.array("uniform") * pulls, 0.45 * top),
-        (-8, 0),
-        textcoords="offset points",
-        ha="right",
-    )
+    marks, uniform = of("thompson", "pulls"), float(result.array("uniform"))
+    figures.expectation(course, uniform * marks / pulls, marks)
+    place = (0.45 * top / uniform * pulls, 0.45 * top)
+    figures.note(course, "learns nothing", place, (-8, 0), ha="right")
     course.set_ylim(0, top)
     for ax in (course, sweep, sizes):
-        ax.set_xscale("log", base=2)
+        figures.log_axis(ax, "x", base=2)
         ax.xaxis.set_major_formatter(
             lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
         )
-    runs.set_yscale("log")
+    figures.log_axis(runs, "y")
     runs.set_ylim(1e-4, 1)
-    figures.describe(
-        course, "Each at its best setting: straight is logarithmic", "pulls", "regret so far"
-    )
-    figures.describe(
-        sweep,
-        f"How much the setting matters (G = {result.settings['group']})",
-        "learning rate, ε or c",
-        f"regret after {pulls:,} pulls",
-    )
-    figures.describe(
-        sizes,
-        "Larger groups, fewer updates",
-        "G, pulls per update",
-        f"regret after {pulls:,} pulls",
-    )
-    figures.describe(
-        runs,
-        "Who pays: the runs that committed to a wrong arm",
-        "share of runs, the cheapest first",
-        "cost per pull, second half",
-    )
-    for ax in (course, sizes, runs):
+    group, end = result.settings["group"], f"regret after {pulls:,} pulls"
+    for ax, title, x, y in (
+        (
+            course,
+            "Each at its best setting: straight is logarithmic",
+            "pulls",
+            "regret so far",
+        ),
+        (sweep, f"How much the setting matters (G = {group})", "learning rate, ε or c", end),
+        (sizes, "Larger groups, fewer updates", "G, pulls per update", end),
+        (
+            runs,
+            "Who pays: the runs that committed to a wrong arm",
+            "share of runs, the cheapest first",
+            "cost per pull, second half",
+        ),
+    ):
+        figures.describe(ax, title, x, y)
         figures.label_ends(ax)
-    figures.label_ends(
-        sweep, [line for line in sweep.get_lines() if line.get_label() not in ("ε-greedy", "UCB")]
-    )
     return figure
-
-
-def _label_starts(
-    ax: Axes, names: Sequence[str], of: Callable[[str, str], NDArray[np.float64]]
-) -> None:
-    """Labels beside the left ends of curves whose right ends lie in the middle of the panel."""
-    for name in names:
-        start = (of(name, "values")[0], of(name, "sweep")[0])
-        colour = figures.readable(figures.style_of(name)["color"])
-        ax.annotate(LABELS[name], start, (5, 8), textcoords="offset points", color=colour)

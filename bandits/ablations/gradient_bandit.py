@@ -15,31 +15,36 @@ counts how often the best arm was pulled: the same expectation, with more noise.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bandits.environments import Deterministic, testbed
-from bandits.policies import Softmax
-from bandits.problem import Bandit
-from course import ladder
+from bandits.theory.gradient_bandit import (
+    INCLUDED,
+    OWN,
+    PUBLISHED,
+    PUBLISHED_RUNS,
+    RULES,
+    ZERO,
+    Setup,
+    first_pull,
+    printed_error,
+    train,
+)
 from course.errors import require
-from course.estimator import replace
 from course.lab import figures
-from course.lab.facts import ERRORS, Fact
+from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import mean_error
-from course.lab.terminal import QUIET, Progress
-from course.learner import History, Learner
-from course.parts import Value
-from course.train.critic import RunningMean
-from course.train.noise import Noise
-from course.train.optim import SGD, Schedule
+from course.lab.statistics import interval, mean_error, paired_error
+from course.lab.terminal import Progress
+from course.train.optim import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,25 +53,6 @@ if TYPE_CHECKING:
 TITLE = "the gradient bandit with and without a baseline, and three rules for the running mean"
 EXPECTED_SECONDS = 18.0
 BOOK = "Sutton & Barto 2018, fig. 2.5"
-DERIVED = "this course: derived"
-GRADIENT_BANDIT = replace(
-    ladder.reinforce, baseline=Value()
-)  # A = r − V; V is a running mean of the rewards
-RULES = {  # what "the mean of the rewards so far" means
-    # the book's: R̄₁ = R₁
-    "rewards before this one": {"include_current": False, "first": "reward"},
-    "this reward included": {"include_current": True},  # the widely run replication
-    "before, from 0": {"include_current": False, "first": "zero"},  # R̄₁ = 0
-}
-OWN, INCLUDED, ZERO = RULES
-PUBLISHED = {
-    (0.1, True): 0.86,
-    (0.4, True): 0.73,
-    (0.1, False): 0.49,
-    (0.4, False): 0.27,
-}  # ends of the printed curves
-PUBLISHED_RUNS = 2000  # behind each of them
-READING = 0.005  # error of reading them off the figure: half a unit of the last digit
 CHECK_RUNS, CHECK_STEPS = 50, 200  # of the identities, which hold in every single run
 
 
@@ -88,14 +74,11 @@ class Settings(Checked):
         super().__post_init__()
         for name in ("runs", "steps", "arms"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
-        require(self.log_every > 0, "log_every", self.log_every, "a whole number > 0")
-        require(
-            len(self.learning_rates) > 0 and min(self.learning_rates) > 0,
-            "learning_rates",
-            self.learning_rates,
-            "numbers > 0",
-        )
-        require(math.isfinite(self.mean), "mean", self.mean, "a finite number")
+
+    @property
+    def bed(self) -> Setup:
+        """The runs that every curve shares."""
+        return Setup(self.runs, self.steps, self.arms, self.mean, self.log_every, self.seed)
 
     @property
     def as_published(self) -> bool:
@@ -108,65 +91,34 @@ class Settings(Checked):
 SETTINGS = Settings()
 
 
-def train(
-    settings: Settings,
-    rule: str,
-    rates: Sequence[float],
-    shares: Sequence[float],
-    *,
-    dtype: torch.dtype = torch.float32,
-    schedule: Schedule | None = None,
-    progress: Progress = QUIET,
-) -> History:
-    """Train curves c = 1 … C with learning rates `rates` [C] and the baseline times `shares` [C]:
-    run axes (C, runs).
-
-    Run number n has the same arms and the same random numbers on every curve and under every rule,
-    so that differences are quieter than the curves themselves.
-    """
-    runs = (len(rates), settings.runs)
-    noise = Noise(runs, settings.seed, numbers=[*range(settings.runs)] * len(rates), dtype=dtype)
-    environment = testbed(noise, settings.arms, mean=settings.mean)
-    bandit = Bandit(environment, Softmax.uniform(noise, 1, settings.arms), group=1)
-    share, rate = (
-        torch.tensor(values, dtype=dtype).unsqueeze(-1).expand(runs) for values in (shares, rates)
-    )
-    critic = RunningMean(**RULES[rule], share=share)  # type: ignore[arg-type]
-    learner = Learner(
-        bandit,
-        GRADIENT_BANDIT,
-        SGD(rate, schedule),
-        noise,
-        critic=critic,
-        log_every=settings.log_every,
-    )
-    return learner.train(settings.steps, lambda steps: progress(steps, rule, total=settings.steps))
-
-
 def run(settings: Settings, progress: Progress) -> Result:
     """The four curves with the book's rule; the other two rules with a baseline; the identities
     behind the difference.
     """
     rates, count = list(settings.learning_rates), len(settings.learning_rates)
-    curves: dict[
-        tuple[str, float], Tensor
-    ] = {}  # (rule or "none", α) → probability of the best arm [logs, runs]
+    # (rule or "none", α) → probability of the best arm [logs, runs]
+    curves: dict[tuple[str, float], Tensor] = {}
+    steps = [0]
     for rule in RULES:
         shares = [1.0] * count + [0.0] * (count if rule == OWN else 0)
-        history = train(settings, rule, (rates * 2)[: len(shares)], shares, progress=progress)
-        best = history["optimal_action"]
+
+        def bar(pulls: Iterable[int], rule: str = rule) -> Iterable[int]:
+            return progress(pulls, rule, total=settings.steps)
+
+        history = train(settings.bed, rule, (rates * 2)[: len(shares)], shares, bar=bar)
+        steps = [0, *history.steps]
         for place, share in enumerate(shares):
-            curves[rule if share else "none", rates[place % count]] = best[:, place]
-    steps = [0, *history.steps]
+            best = history["optimal_action"][:, place]
+            curves[rule if share else "none", rates[place % count]] = best
     series = {
         name: {str(rate): _curve(curves[name, rate], 1 / settings.arms) for rate in rates}
         for name in (*RULES, "none")
     }
-    ends = {key: values[-1].double() for key, values in curves.items()}
-    published = (
-        [(end, printed_error(end)) for end in PUBLISHED.values()] if settings.as_published else []
-    )
-    facts = [*_published(settings, ends), *_rules(settings, ends), *identities(settings)]
+    facts, published = identities(settings), []
+    if settings.as_published:
+        ends = {key: values[-1].double() for key, values in curves.items()}
+        facts = [*_published(settings, ends), *_rules(settings, ends), *facts]
+        published = [(end, printed_error(end)) for end in PUBLISHED.values()]
     return Result(
         series={"steps": steps, "curves": series, "published": published},
         facts=facts,
@@ -174,23 +126,17 @@ def run(settings: Settings, progress: Progress) -> Result:
     )
 
 
-def _curve(values: Tensor, start: float) -> dict[str, Tensor]:
+def _curve(values: Tensor, start: float) -> dict[str, list[float]]:
     """Mean over runs of [logs, runs] and half the width of its 95 % interval, from the start on."""
-    mean, error = mean_error(values.T)
-    return {"mean": torch.tensor([start, *mean]), "half": 1.96 * torch.tensor([0.0, *error])}
+    mean, half = interval(values)
+    return {"mean": [start, *mean.tolist()], "half": [0.0, *half.tolist()]}
 
 
-def printed_error(end: float) -> float:
-    """Standard error of a printed end: 2,000 runs, each of which pulls the best arm or does not,
-    and the reading.
-    """
-    return math.hypot(math.sqrt(end * (1 - end) / PUBLISHED_RUNS), READING)
+# ---------------------------------------------------------------- facts
 
 
 def _published(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> list[Fact]:
     """The ends of the printed curves."""
-    if not settings.as_published:
-        return []
     facts = []
     for (rate, baseline), end in PUBLISHED.items():
         with_it = "with the running mean as baseline" if baseline else "without a baseline"
@@ -199,68 +145,46 @@ def _published(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> lis
             f" probability near {end} after 1,000 pulls (the printed curve has an error of its own:"
             " 2,000 runs, read off a figure)"
         )
-        facts.append(
-            Fact.simulated(
-                claim,
-                BOOK,
-                *mean_error(ends[OWN if baseline else "none", rate]),
-                end,
-                printed_error(end),
-                number=1,
-            )
-        )
+        mean, error = mean_error(ends[OWN if baseline else "none", rate])
+        printed = printed_error(end)
+        facts.append(Fact.simulated(claim, BOOK, mean, error, end, printed, number=1))
     mean, error = mean_error(ends[ZERO, 0.4])
     claim = (
         "With α = 0.4 and the first reward judged by 0, the gradient bandit ends below the printed"
         " .73: the book did not use that rule"
     )
-    return [
-        *facts,
-        Fact.below(claim, BOOK, mean, 0.73, math.hypot(error, printed_error(0.73)), number=1),
-    ]
+    both = math.hypot(error, printed_error(0.73))
+    return [*facts, Fact.below(claim, BOOK, mean, 0.73, both, number=1)]
 
 
 def _rules(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> list[Fact]:
-    """The order of the three rules at the larger learning rate, run by run."""
-    if not settings.as_published:
-        return []
-    source = "this course: simulated, same arms and noise for every rule"
+    """The order of the three rules at α = 0.4, run by run."""
+    source, runs = "this course: simulated, same arms and noise for every rule", settings.runs
     one, two = ends[OWN, 0.4], ends[INCLUDED, 0.4]
-    difference, error = mean_error(two - one)
-    third, third_error = mean_error(one - ends[ZERO, 0.4])
-    per_run = math.sqrt(
-        float(one.var() + two.var()) / PUBLISHED_RUNS
-    )  # error of the difference, were it 2,000 other runs
-    ahead = (
-        "With α = 0.4, the running mean that includes the reward it judges ends ahead of the book's"
-        " mean of earlier rewards"
-    )
+    difference, error = paired_error(two, one)
+    third, third_error = paired_error(one, ends[ZERO, 0.4])
+    # error of the difference, were it 2,000 other runs
+    apart = math.sqrt(float(one.var() + two.var()) / PUBLISHED_RUNS)
     return [
         Fact.above(
-            f"{ahead} (difference of the best arm's probability)",
+            "With α = 0.4, the running mean that includes the reward it judges ends ahead of the"
+            " book's mean of earlier rewards (difference of the best arm's probability)",
             source,
             difference,
             0.0,
             error,
             number=1,
-        ),
-        Fact.published(
-            f"{ahead} by a point or two of a hundred",
-            source,
-            difference,
-            error,
-            0.015,
-            0.005,
-            number=1,
+            runs=runs,
         ),
         Fact.below(
             "Two independent curves of 2,000 runs each show that difference with fewer than 4"
             " standard errors: it takes several thousand",
             source,
-            difference / per_run,
-            ERRORS,
-            error / per_run,
+            difference / apart,
+            4.0,
+            error / apart,
             number=1,
+            runs=runs,
         ),
         Fact.above(
             "With α = 0.4, the book's rule (first reward judged by itself) ends ahead of judging"
@@ -270,92 +194,56 @@ def _rules(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> list[Fa
             0.0,
             third_error,
             number=1,
+            runs=runs,
         ),
     ]
 
 
 def identities(settings: Settings) -> list[Fact]:
     """What the rules do to each other and to the offset, exactly, in float64."""
-    small = Settings(
-        (settings.learning_rates[-1],),
-        CHECK_RUNS,
-        CHECK_STEPS,
-        settings.arms,
-        settings.mean,
-        CHECK_STEPS,
-        settings.seed,
+    rate, arms, mean = settings.learning_rates[-1], settings.arms, settings.mean
+    bed = dataclasses.replace(
+        settings.bed, runs=CHECK_RUNS, steps=CHECK_STEPS, log_every=CHECK_STEPS
     )
 
-    def end(rule: str, mean: float = small.mean, schedule: Schedule | None = None) -> Tensor:
-        moved = Settings(
-            small.learning_rates,
-            small.runs,
-            small.steps,
-            small.arms,
-            mean,
-            small.log_every,
-            small.seed,
-        )
-        return train(
-            moved, rule, moved.learning_rates, [1.0], dtype=torch.float64, schedule=schedule
-        )["optimal_action"][-1]
+    def end(rule: str, mean: float = mean, schedule: Schedule | None = None) -> Tensor:
+        moved = dataclasses.replace(bed, mean=mean)
+        history = train(moved, rule, [rate], [1.0], dtype=torch.float64, schedule=schedule)
+        return history["optimal_action"][-1]
 
-    def largest(difference: Tensor) -> float:
-        return float(difference.abs().max())
-
-    own, included, rate, arms = end(OWN), end(INCLUDED), settings.learning_rates[-1], settings.arms
-    warm_up = end(OWN, schedule=lambda step: step / (step + 1))
-    praised = math.exp(rate * settings.mean) / (math.exp(rate * settings.mean) + arms - 1)
+    own, warm_up = end(OWN), end(OWN, schedule=lambda step: step / (step + 1))
+    praised = math.exp(rate * mean) / (math.exp(rate * mean) + arms - 1)
+    exact = partial(Fact.exact, source="this course: derived", number=1)
     return [
-        Fact.exact(
+        exact(
             "Including the reward being judged in the running mean is the book's rule with the"
             " learning rate α(1 − 1/t): not one run differs (largest difference of the best arm's"
             " probability)",
-            DERIVED,
-            largest(included - warm_up),
-            0.0,
-            number=1,
+            measured=(end(INCLUDED) - warm_up).abs().max(),
+            expected=0.0,
         ),
-        Fact.exact(
-            f"With the book's running mean, adding {settings.mean:g} to every reward changes"
-            " nothing in any run (largest difference)",
-            DERIVED,
-            largest(own - end(OWN, 0.0)),
-            0.0,
-            number=1,
+        exact(
+            f"With the book's running mean, adding {mean:g} to every reward changes nothing in any"
+            " run (largest difference)",
+            measured=(own - end(OWN, 0.0)).abs().max(),
+            expected=0.0,
         ),
-        Fact.exact(
-            f"Judged by 0, a first reward R = {settings.mean:g} at α = {rate:g} lifts the arm"
-            f" pulled first from 1/{arms} to e^(αR)/(e^(αR) + {arms - 1}), whichever it is",
-            DERIVED,
-            first_pull(ZERO, rate, settings.mean, arms),
-            praised,
-            number=1,
+        exact(
+            f"Judged by 0, a first reward R = {mean:g} at α = {rate:g} lifts the arm pulled first"
+            f" from 1/{arms} to e^(αR)/(e^(αR) + {arms - 1}), whichever it is",
+            measured=first_pull(ZERO, rate, mean, arms),
+            expected=praised,
         ),
-        Fact.exact(
+        exact(
             "Judged by itself, the first reward moves nothing: the arm pulled first keeps its"
             " probability",
-            DERIVED,
-            first_pull(OWN, rate, settings.mean, arms),
-            1 / arms,
-            number=1,
+            measured=first_pull(OWN, rate, mean, arms),
+            expected=1 / arms,
         ),
     ]
 
 
-def first_pull(rule: str, rate: float, reward: float, arms: int) -> float:
-    """The probability of the arm pulled first after one update, where every arm pays `reward`."""
-    noise = Noise((), dtype=torch.float64)
-    policy = Softmax.uniform(noise, 1, arms)
-    bandit = Bandit(
-        Deterministic(torch.full((1, arms), reward, dtype=torch.float64)), policy, group=1
-    )
-    Learner(bandit, GRADIENT_BANDIT, SGD(rate), noise, critic=RunningMean(**RULES[rule])).train(1)  # type: ignore[arg-type]
-    probability = policy.log_probs().detach().exp().flatten()
-    return float(
-        probability[(probability - 1 / arms).abs().argmax()]
-    )  # the others moved together, and less
-
+# ---------------------------------------------------------------- figure
 
 LOOKS: dict[str, tuple[str, str, figures.Dashes]] = {
     OWN: ("earlier rewards (the book)", "#b8860b", figures.DASH),
@@ -377,44 +265,32 @@ def plot(result: Result) -> Figure:
     steps, rates = result.array("steps"), list(result.settings["learning_rates"])
     published = result.array("published")  # [4, (end, its error)], or nothing
 
-    def draw(
-        ax: Axes, name: str, rate: float, label: str, colour: str, dashes: figures.Dashes
-    ) -> None:
+    def draw(ax: Axes, name: str, rate: float, label: str, **style: Any) -> None:
         mean, half = (result.array("curves", name, str(rate), what) for what in ("mean", "half"))
-        figures.band(ax, steps, mean, half, label=label, color=colour, linestyle=dashes)
+        figures.band(ax, steps, mean, half, label=label, **style)
 
     for name, rung, text in ((OWN, "baseline", "with baseline"), ("none", "reinforce", "without")):
+        colour = figures.style_of(rung)["color"]
         for rate in rates:
             dashes = figures.SOLID if rate == rates[0] else figures.DASH
-            draw(four, name, rate, f"α = {rate:g}, {text}", figures.style_of(rung)["color"], dashes)
+            draw(four, name, rate, f"α = {rate:g}, {text}", color=colour, linestyle=dashes)
     for rule, (label, colour, dashes) in LOOKS.items():
-        draw(three, rule, rates[-1], label, colour, dashes)
+        draw(three, rule, rates[-1], label, color=colour, linestyle=dashes)
+    last = float(steps[-1])
     for end, _ in published:
-        figures.expectation(four, end, steps[-1], marker="D")
+        figures.expectation(four, end, last, marker="D")
     for end, error in published[1:2]:
-        three.errorbar(steps[-1], end, 2 * error, color=figures.INK, capsize=3, linewidth=1.1)
-        figures.expectation(three, end, steps[-1], marker="D")
-        three.annotate(
-            "the book's end\n± 2 standard errors",
-            (steps[-1], end + 0.02),
-            (-8, 6),
-            textcoords="offset points",
-            ha="right",
-        )
-    figures.describe(
-        four,
-        "What a baseline buys (◇ the book's ends)",
-        "pulls, one update each",
-        "probability of the best arm",
-    )
-    figures.describe(
-        three,
-        f"Which running mean, at α = {rates[-1]:g}",
-        "pulls, one update each",
-        "probability of the best arm",
-    )
+        figures.points(three, last, end, 2 * error, color=figures.INK, marker="none")
+        figures.expectation(three, end, last, marker="D")
+        words = "the book's end\n± 2 standard errors"
+        figures.note(three, words, (last, end + 0.02), (-8, 6), ha="right")
+    for ax, title in (
+        (four, "What a baseline buys (◇ the book's ends)"),
+        (three, f"Which running mean, at α = {rates[-1]:g}"),
+    ):
+        figures.describe(ax, title, "pulls, one update each", "probability of the best arm")
     four.set_ylim(0, 1)
     three.set_ylim(*((0.45, 0.8) if len(published) else (0, 1)))
-    figures.label_ends(four)
-    figures.label_ends(three)
+    for ax in (four, three):
+        figures.label_ends(ax)
     return figure

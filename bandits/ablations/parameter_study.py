@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bandits.ablations.gradient_bandit import GRADIENT_BANDIT, OWN, RULES
 from bandits.agents import UCB, EpsilonGreedy, Metered, play
 from bandits.environments import testbed
 from bandits.policies import Softmax
 from bandits.problem import Bandit
+from bandits.theory.gradient_bandit import GRADIENT_BANDIT, OWN, RULES
 from course.errors import require
 from course.lab import figures
 from course.lab.facts import Fact

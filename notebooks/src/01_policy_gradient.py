@@ -540,11 +540,11 @@ for offset in (0.0, 4.0):
 # four points lower.
 
 # %% jupyter={"source_hidden": true}
-from bandits.ablations import gradient_bandit as book
+from bandits.theory import gradient_bandit as book
 
 curves = {}
 for offset in (4.0, 0.0):
-    settings = book.Settings(runs=1000, mean=offset, log_every=40)
+    settings = book.Setup(runs=1000, mean=offset, log_every=40)
     history = book.train(settings, book.OWN, [0.1, 0.4], [0.0, 0.0], dtype=torch.float64)  # share 0 of a baseline: none
     curves[offset] = history.steps, history["optimal_action"]
 figure, [ax] = figures.new_figure(width=7.6, height=3.6)

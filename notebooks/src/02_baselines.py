@@ -508,9 +508,9 @@ for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
 # per update, and print these ends: .86 and .73 with it, .49 and .27 without. Ours, on 1,000 runs:
 
 # %% jupyter={"source_hidden": true}
-from bandits.ablations import gradient_bandit as book
+from bandits.theory import gradient_bandit as book
 
-settings = book.Settings(runs=1000, log_every=40)
+settings = book.Setup(runs=1000, log_every=40)
 history = book.train(settings, book.OWN, [0.1, 0.4, 0.1, 0.4], [1.0, 1.0, 0.0, 0.0], dtype=torch.float64)  # share of the baseline: 1 or 0
 ends = history["optimal_action"][-1].mean(-1)
 figure, [ax] = figures.new_figure(width=7.6, height=3.4)
@@ -542,7 +542,7 @@ for (rate, used), end, error in zip(curves, ends.tolist(), errors, strict=True):
 # %%
 ends_by_rule = {}
 for rule in book.RULES:
-    short = book.train(book.Settings(runs=1000, log_every=1000), rule, [0.4], [1.0], dtype=torch.float64)
+    short = book.train(book.Setup(runs=1000, log_every=1000), rule, [0.4], [1.0], dtype=torch.float64)
     ends_by_rule[rule] = float(short["optimal_action"][-1].mean())
 print("\n".join(f"{rule:<26} ends at {end:.2f}" for rule, end in ends_by_rule.items()))
 
@@ -653,9 +653,9 @@ lesson.picture(draw_runs(True), "Run A subtracts −V, run B subtracts Q(q, o), 
 # distance from the bottom, the same variance.
 
 # %%
-from bandits.ablations import committal
+from bandits.theory import committal
 
-where = committal.Settings(runs=200)
+where = committal.ThreeArms()
 rewards, start = torch.tensor(where.rewards, dtype=torch.float64), torch.tensor(where.start, dtype=torch.float64).log_softmax(0)
 star = float(committal.least_variance_baseline(start, rewards))
 print("policy at the start:", "  ".join(f"{x:.4f}" for x in start.exp().tolist()), f"   V = {float(start.exp() @ rewards):.3f}")
@@ -679,7 +679,7 @@ lesson.ask(
 # %%
 kinds, rates, runs = ("below", "best", "above", "value"), torch.tensor([0.1, 0.4], dtype=torch.float64), 200
 bandit = committal.problem(where, kinds, start.expand(4, 2, runs, -1))
-teacher = committal.learner(where, bandit, rates[:, None].expand(4, 2, runs).contiguous(), 0)
+teacher = committal.learner(bandit, rates[:, None].expand(4, 2, runs).contiguous(), 0)
 path = [bandit.arm_policy.log_probs().detach()[..., 0, :].exp()]
 for _ in range(50):
     teacher.train(20)

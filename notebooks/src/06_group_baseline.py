@@ -774,15 +774,18 @@ lesson.ask(
 )
 
 # %% jupyter={"source_hidden": true}
-from bandits.ablations import classical
+from bandits import contest
 
-contest = classical.Settings(
-    pulls=1024, runs=200, tuning_runs=100, groups=(16,), learning_rates=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0), epsilons=(1 / 32, 1 / 16, 1 / 8),
-    bonuses=(classical.TEXTBOOK / 16, classical.TEXTBOOK / 8, classical.TEXTBOOK / 4, classical.TEXTBOOK),
-)  # fmt: skip
-judged = {name: classical.judge(contest, name, classical.classical(contest, name, lambda steps: steps)) for name in classical.LABELS}
-for name in contest.rungs:
-    judged[name] = classical.judge(contest, name, classical.gradient(contest, name, contest.group, lambda steps: steps))
+rules = contest.Contest(pulls=1024, every=16, tuning_runs=100, runs=200)
+sweeps = {
+    "epsilon_greedy": (1 / 32, 1 / 16, 1 / 8),
+    "ucb": (contest.TEXTBOOK / 16, contest.TEXTBOOK / 8, contest.TEXTBOOK / 4, contest.TEXTBOOK),
+    "thompson": (1.0,),  # nothing to set
+    **dict.fromkeys(("reinforce", "group_mean", "group_std", "grpo"), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)),
+}
+judged = {
+    name: contest.judge(rules, values, contest.played(rules, name, values, group=16)) for name, values in sweeps.items()
+}
 figure, [ax] = figures.new_figure(width=7.6, height=3.8)
 for name, one in judged.items():
     figures.band(ax, one.series["pulls"], one.series["regret"], one.series["regret_half"], name=name)
@@ -796,9 +799,9 @@ lesson.picture(figure, "Thompson sampling and tuned UCB lose least; group mean a
 print("                 setting   regret ± s.e. runs that still lose > .05 per pull in the second half")
 for name, one in sorted(judged.items(), key=lambda item: float(item[1].regret.mean())):
     error = float(one.regret.std()) / len(one.regret) ** 0.5
-    committed = float((one.tail > classical.COMMITTED).double().mean())
-    print(f"{name:<15} {one.value:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}       {committed:.0%}")
-print(f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random: {classical.uniform_cost(10) * 1024:.0f}")
+    committed = float((one.tail > contest.COMMITTED).double().mean())
+    print(f"{name:<15} {one.choice.rate:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}       {committed:.0%}")
+print(f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random: {contest.uniform_cost(10) * 1024:.0f}")
 
 # %% [markdown]
 # A group makes the gradient quieter. It does not explore: whether an arm has been tried enough is nowhere in the advantage. Read the last

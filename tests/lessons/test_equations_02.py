@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bandits.ablations import committal
 from bandits.environments import Deterministic
 from bandits.exact import B3_MEANS, B3_POLICY, b3
 from bandits.policies import Softmax
+from bandits.theory import committal
 from course import ladder
 from course.estimator import replace
 from course.exact import (

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bandits.ablations import classical as ablation
-from bandits.ablations.classical import Settings, gradient, ground, judge, uniform_cost
+from bandits.ablations.classical import Settings
 from bandits.agents import Metered
+from bandits.contest import Contest, ground, judge, played, uniform_cost
 from bandits.environments import Bernoulli
 from course.errors import CourseError
 from course.lab.statistics import mean_error
@@ -28,44 +29,40 @@ SMALL = Settings(
 )
 
 
-def quiet(steps):
-    return steps
-
-
 @pytest.mark.parametrize(
     ("name", "group"),
     [("group_std", 8), ("grpo", 2), ("remax", 8), ("reinforce", 8), ("ppo_value", 8)],
 )
 def test_every_policy_gradient_gets_exactly_the_pulls(name, group):
-    arms = gradient(SMALL, name, group, quiet)
+    arms = played(SMALL.contest, name, SMALL.learning_rates, group)
     assert arms.pulls == SMALL.pulls
     assert arms.regret.shape == (2, 200)
 
 
 @pytest.mark.parametrize("name", ablation.LABELS)
 def test_so_does_every_classical_algorithm(name):
-    assert ablation.classical(SMALL, name, quiet).pulls == SMALL.pulls
+    assert played(SMALL.contest, name, SMALL.sweeps[name], 1).pulls == SMALL.pulls
 
 
 def test_who_learns_nothing_pays_the_closed_form():
     assert uniform_cost(10) == pytest.approx(10 / 11 - 1 / 2)
     for arms, place in (
-        (ablation.classical(SMALL, "epsilon_greedy", quiet), 1),
-        (ablation.classical(SMALL, "ucb", quiet), 1),
-        (gradient(dataclasses.replace(SMALL, learning_rates=(1e-9,)), "group_std", 8, quiet), 0),
+        (played(SMALL.contest, "epsilon_greedy", SMALL.epsilons, 1), 1),
+        (played(SMALL.contest, "ucb", SMALL.bonuses, 1), 1),
+        (played(SMALL.contest, "group_std", (1e-9,), 8), 0),
     ):
         mean, error = mean_error(arms.regret[place] / SMALL.pulls)
         assert abs(mean - uniform_cost(10)) < 4 * error
 
 
 def test_run_number_n_has_the_same_arms_everywhere():
-    _, one = ground(SMALL, 1)
-    _, three = ground(SMALL, 3)
+    _, one = ground(SMALL.contest, 1)
+    _, three = ground(SMALL.contest, 3)
     assert torch.equal(three.mean, one.mean.expand(3, -1, -1, -1))
 
 
 def test_the_setting_is_chosen_on_the_tuning_runs_alone():
-    settings = dataclasses.replace(SMALL, runs=3, tuning_runs=2, pulls=16, group=4, groups=(4,))
+    contest = Contest(pulls=16, every=4, tuning_runs=2, runs=3)
     arms = Metered(Bernoulli(torch.zeros(2, 5, 1, 2)), every=4)
     arms.marks = [4, 8, 12, 16]
     per_pull = torch.tensor(
@@ -73,8 +70,9 @@ def test_the_setting_is_chosen_on_the_tuning_runs_alone():
     )  # the first value is better on the tuning runs only
     arms._rows = [mark * per_pull for mark in arms.marks]
     arms.regret = arms._rows[-1]
-    judged = judge(settings, "group_std", arms)
-    assert judged.value == settings.learning_rates[0]
+    judged = judge(contest, (0.5, 2.0), arms)
+    assert judged.choice.rate == 0.5
+    assert not judged.choice.interior
     assert judged.regret.tolist() == [144.0] * 3
     assert judged.tail.tolist() == [9.0] * 3
 

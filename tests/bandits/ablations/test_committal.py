@@ -13,30 +13,31 @@ import torch
 from bandits.ablations import committal
 from bandits.natural import SoftmaxNaturalGradient, natural_direction
 from bandits.policies import log_softmax
+from bandits.theory import committal as theory
+from bandits.theory.committal import ThreeArms
 from course.errors import CourseError
 from course.lab.terminal import QUIET
 from course.train.trust_region import NaturalGradient
 
 SMALL = replace(committal.SETTINGS, lrs=(0.025, 0.4), steps=60, runs=200, shown=3, longer=2)
+ARMS = SMALL.three_arms
 
 
 def closed_form_path(
-    settings: committal.Settings, kind: str, lr: float, arms: tuple[int, ...]
+    arms: ThreeArms, kind: str, lr: float, pulled: tuple[int, ...]
 ) -> tuple[float, torch.Tensor]:
-    """Probability of pulling exactly `arms`, and the policy afterwards, by the recursion θ_a +=
+    """Probability of pulling exactly `pulled`, and the policy afterwards, by the recursion θ_a +=
     lr·(r − b)/π(a).
     """
-    theta = torch.tensor(settings.start, dtype=torch.float64)
-    reward = torch.tensor(settings.rewards, dtype=torch.float64)
+    theta = arms.logits.clone()
+    reward = arms.reward
     chance = 1.0
-    for arm in arms:
+    for arm in pulled:
         log_p = torch.log_softmax(theta, 0)
         p, inverse = log_p.exp(), (log_p.min() - log_p).exp()  # 1/π over the largest 1/π
         best = (reward * inverse).sum() / inverse.sum()
-        shift = {"below": -settings.shift, "above": settings.shift}.get(kind, 0.0)
-        baseline = {"value": p @ reward, "fixed": reward.max() + settings.shift}.get(
-            kind, best + shift
-        )
+        shift = {"below": -arms.shift, "above": arms.shift}.get(kind, 0.0)
+        baseline = {"value": p @ reward, "fixed": reward.max() + arms.shift}.get(kind, best + shift)
         chance *= float(p[arm])
         if chance == 0:
             break
@@ -48,16 +49,15 @@ def test_a_few_pulls_agree_with_every_sequence_of_pulls_listed() -> None:
     """Exact mean and standard deviation of π(best) after 4 pulls, over all 81 sequences, against
     4,000 simulated runs.
     """
-    settings, pulls, runs, lr = SMALL, 4, 4000, 0.4
-    kinds = tuple(committal.BASELINES)
-    start = torch.tensor(settings.start, dtype=torch.float64)
-    bandit = committal.problem(settings, kinds, start.expand(len(kinds), runs, 3))
-    committal.learner(settings, bandit, lr, 1).train(pulls)
+    pulls, runs, lr = 4, 4000, 0.4
+    kinds = tuple(theory.BASELINES)
+    bandit = theory.problem(ARMS, kinds, ARMS.logits.expand(len(kinds), runs, 3))
+    theory.learner(bandit, lr, 1).train(pulls)
     simulated = bandit.arm_policy.log_probs().detach()[..., 0, 0].exp()
     for i, kind in enumerate(kinds):
         listed = [
-            closed_form_path(settings, kind, lr, arms)
-            for arms in itertools.product(range(3), repeat=pulls)
+            closed_form_path(ARMS, kind, lr, pulled)
+            for pulled in itertools.product(range(3), repeat=pulls)
         ]
         weight = torch.tensor([chance for chance, _ in listed], dtype=torch.float64)
         value = torch.stack([policy[0] for _, policy in listed])
@@ -73,15 +73,13 @@ def test_a_few_pulls_agree_with_every_sequence_of_pulls_listed() -> None:
 def test_one_natural_step_in_closed_form_by_conjugate_gradient_and_by_hand(
     logits: tuple[float, float, float],
 ) -> None:
-    settings = replace(SMALL, start=logits)
+    arms = ThreeArms(start=logits)
     p = torch.softmax(torch.tensor(logits, dtype=torch.float64), 0)
     for arm, b in itertools.product(range(3), (-0.3, 0.5, 1.4)):
         unit = torch.eye(3, dtype=torch.float64)[arm]
-        by_hand = (settings.rewards[arm] - b) / p[arm] * (unit - 1 / 3)
-        closed = committal.one_step(settings, SoftmaxNaturalGradient(1.0), arm, b)
-        by_conjugate_gradient = committal.one_step(
-            settings, NaturalGradient(1.0, damping=0.0), arm, b
-        )
+        by_hand = (arms.rewards[arm] - b) / p[arm] * (unit - 1 / 3)
+        closed = theory.one_step(arms, SoftmaxNaturalGradient(1.0), arm, b)
+        by_conjugate_gradient = theory.one_step(arms, NaturalGradient(1.0, damping=0.0), arm, b)
         assert torch.allclose(closed, by_hand, rtol=1e-10, atol=1e-12)
         assert torch.allclose(
             by_conjugate_gradient - by_conjugate_gradient.mean(), by_hand, rtol=1e-8, atol=1e-10
@@ -91,9 +89,7 @@ def test_one_natural_step_in_closed_form_by_conjugate_gradient_and_by_hand(
 def test_the_least_variance_baseline_survives_probabilities_that_underflow() -> None:
     reward = torch.tensor(SMALL.rewards, dtype=torch.float64)
     log_prob = log_softmax(torch.tensor([-1e4, 0.0, -2e4], dtype=torch.float64))  # 1/π overflows
-    assert (
-        float(committal.least_variance_baseline(log_prob, reward)) == 0.0
-    )  # the rarest arm's reward
+    assert float(theory.least_variance_baseline(log_prob, reward)) == 0.0  # the rarest arm's reward
     gradient = torch.tensor([0.0, 1e-3, -1e-3], dtype=torch.float64)
     assert bool(torch.isfinite(natural_direction(gradient, log_prob)).all())
 
@@ -102,11 +98,11 @@ def test_the_least_variance_baseline_survives_probabilities_that_underflow() -> 
 def test_baselines_equally_far_below_and_above_have_equal_variance(shift: float) -> None:
     reward = torch.tensor(SMALL.rewards, dtype=torch.float64)
     best = float(
-        committal.least_variance_baseline(
+        theory.least_variance_baseline(
             log_softmax(torch.tensor(SMALL.start, dtype=torch.float64)), reward
         )
     )
-    low, middle, high = (committal.measured_variance(SMALL, best + s) for s in (-shift, 0.0, shift))
+    low, middle, high = (theory.measured_variance(ARMS, best + s) for s in (-shift, 0.0, shift))
     assert low == pytest.approx(high, rel=1e-10)
     assert middle < low
 

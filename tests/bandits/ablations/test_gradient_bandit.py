@@ -11,9 +11,20 @@ import pytest
 import torch
 
 from bandits.ablations import gradient_bandit as ablation
-from bandits.ablations.gradient_bandit import INCLUDED, OWN, RULES, ZERO, Settings, train
+from bandits.ablations.gradient_bandit import Settings
+from bandits.theory.gradient_bandit import (
+    INCLUDED,
+    OWN,
+    PUBLISHED,
+    RULES,
+    ZERO,
+    Setup,
+    printed_error,
+    train,
+)
 from course.errors import CourseError
 from course.lab.statistics import mean_error
+from course.lab.terminal import QUIET
 from course.train.noise import Noise
 
 SMALL = Settings(learning_rates=(0.1, 0.4), runs=4, steps=60, log_every=60)
@@ -42,7 +53,7 @@ def by_hand(settings: Settings, rule: str, rate: float, share: float, run: int) 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_the_books_pseudocode(rule):
     rates, shares = [0.1, 0.4, 0.4], [1.0, 1.0, 0.0]
-    ends = train(SMALL, rule, rates, shares, dtype=torch.float64)["optimal_action"][-1]
+    ends = train(SMALL.bed, rule, rates, shares, dtype=torch.float64)["optimal_action"][-1]
     for place, (rate, share) in enumerate(zip(rates, shares, strict=True)):
         for run in range(SMALL.runs):
             assert float(ends[place, run]) == pytest.approx(
@@ -58,7 +69,7 @@ def test_the_identities_hold_exactly():
 
 def test_an_offset_is_not_invisible_to_the_rule_that_starts_from_zero():
     shifted, plain = (
-        train(dataclasses.replace(SMALL, mean=mean), ZERO, [0.4], [1.0], dtype=torch.float64)[
+        train(dataclasses.replace(SMALL.bed, mean=mean), ZERO, [0.4], [1.0], dtype=torch.float64)[
             "optimal_action"
         ][-1]
         for mean in (4.0, 0.0)
@@ -67,17 +78,16 @@ def test_an_offset_is_not_invisible_to_the_rule_that_starts_from_zero():
 
 
 def test_the_order_of_the_rules_and_the_published_ends_at_fewer_runs():
-    settings = Settings(runs=1500, log_every=1000)
+    bed = Setup(runs=1500, log_every=1000)
     ends = {
-        rule: train(settings, rule, [0.1, 0.4], [1.0, 1.0])["optimal_action"][-1]
-        for rule in (OWN, ZERO)
+        rule: train(bed, rule, [0.1, 0.4], [1.0, 1.0])["optimal_action"][-1] for rule in (OWN, ZERO)
     }
     difference, error = mean_error(ends[OWN][1] - ends[ZERO][1])
     assert difference > 2 * error
     for place, rate in enumerate((0.1, 0.4)):
         mean, error = mean_error(ends[OWN][place])
-        assert abs(mean - ablation.PUBLISHED[rate, True]) < 4 * np.hypot(
-            error, ablation.printed_error(ablation.PUBLISHED[rate, True])
+        assert abs(mean - PUBLISHED[rate, True]) < 4 * np.hypot(
+            error, printed_error(PUBLISHED[rate, True])
         )
 
 
@@ -85,7 +95,7 @@ def test_published_numbers_are_expected_of_the_books_experiment_only():
     assert ablation.SETTINGS.as_published
     for change in ({"mean": 0.0}, {"steps": 500}, {"arms": 5}, {"learning_rates": (0.1,)}):
         assert not dataclasses.replace(ablation.SETTINGS, **change).as_published
-    claims = [fact.claim for fact in ablation.run(SMALL, ablation.QUIET).facts]
+    claims = [fact.claim for fact in ablation.run(SMALL, QUIET).facts]
     assert len(claims) == len(ablation.identities(SMALL))
 
 

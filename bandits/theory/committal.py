@@ -1,0 +1,175 @@
+"""Baselines of natural policy gradient on three arms: the one of least variance, and baselines that
+know the rewards.
+
+1/π(a) in the natural gradient makes single steps of hundreds of nats: all of it is computed from
+log-probabilities, and b* as a mean of rewards under softmax(−log π), so that nothing overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace as change
+
+import torch
+from torch import Tensor
+
+from bandits.environments import Deterministic
+from bandits.exact import outcomes
+from bandits.natural import SoftmaxNaturalGradient, natural_direction
+from bandits.policies import Softmax, log_softmax
+from bandits.problem import Bandit
+from course import ladder
+from course.errors import require
+from course.estimator import replace
+from course.exact import microscope
+from course.learner import Learner
+from course.parts import Constant, Value
+from course.rollout import Rollout
+from course.train.noise import Noise
+from course.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class ThreeArms:
+    """Three arms that always pay `rewards`, the first the most; `start` logits of the policy, in
+    nats; `shift` (in reward) is how far two of the baselines are from the best one.
+    """
+
+    rewards: tuple[float, ...] = (1.0, 0.7, 0.0)
+    start: tuple[float, ...] = (0.0, 3.0, 5.0)
+    shift: float = 0.5
+
+    def __post_init__(self) -> None:
+        three = len(self.rewards) == 3
+        require(three, "rewards", self.rewards, "three numbers: the figure is a triangle")
+        first = max(self.rewards) == self.rewards[0] > max(self.rewards[1:])
+        require(first, "rewards", self.rewards, "the largest first, alone")
+        require(len(self.start) == 3, "start", self.start, "three logits")
+        require(self.shift > 0, "shift", self.shift, "a number > 0")
+
+    @property
+    def reward(self) -> Tensor:
+        """[3] the rewards."""
+        return torch.tensor(self.rewards, dtype=torch.float64)
+
+    @property
+    def logits(self) -> Tensor:
+        """[3] where the policy starts."""
+        return torch.tensor(self.start, dtype=torch.float64)
+
+
+# baseline → (share of b*, share of V, sign of the shift)
+BASELINES = {
+    "below": (1.0, 0.0, -1.0),
+    "best": (1.0, 0.0, 0.0),
+    "above": (1.0, 0.0, 1.0),
+    "value": (0.0, 1.0, 0.0),
+    "fixed": (0.0, 0.0, 1.0),
+}
+
+
+def least_variance_baseline(log_prob: Tensor, reward: Tensor) -> Tensor:
+    """b* = Σ (r/π) / Σ (1/π), the constant for which one sample's natural gradient has the least
+    variance. [..., K] → [...].
+
+    E‖(r − b)/π(a)·(e_a − 1/K)‖² = (1 − 1/K) Σ (r_a − b)²/π_a, a parabola in b, and its mean does
+    not depend on b. The weights are softmax(−log π): 1/π itself overflows when a probability
+    underflows. eq:natural-least-variance
+    """
+    return (torch.softmax(-log_prob, -1) * reward).sum(-1)
+
+
+def natural_variance(log_prob: Tensor, reward: Tensor, baseline: float) -> Tensor:
+    """Total variance of one sample's natural gradient: (1 − 1/K) Σ (r − b)²/π − ‖r − mean(r)‖².
+
+    [..., K] → [...].
+    """
+    second = ((reward - baseline) ** 2 / log_prob.exp()).sum(-1) * (1 - 1 / reward.shape[-1])
+    return second - ((reward - reward.mean(-1, keepdim=True)) ** 2).sum(-1)
+
+
+class KnownBaseline(Bandit):
+    """A bandit that writes a baseline which knows the rewards into the rollout's value: `best`·b* +
+    `value`·V + `shift`.
+
+    The three coefficients are numbers per run, [...].
+    """
+
+    def __init__(
+        self,
+        environment: Deterministic,
+        policy: Softmax,
+        best: Tensor,
+        value: Tensor,
+        shift: Tensor,
+    ) -> None:
+        super().__init__(environment, policy, group=1)
+        self.coefficients = [coefficient.unsqueeze(-1) for coefficient in (best, value, shift)]
+
+    def sample(self, noise: Noise) -> Rollout:
+        """One pull per prompt, with the baseline of the policy that pulled."""
+        rollout = super().sample(noise)
+        assert rollout.old_log_dist is not None
+        log_prob, reward = rollout.old_log_dist[..., 0, 0, :], self.environment.mean
+        best, value, shift = self.coefficients
+        # its second line is V = Σ π r: eq:value-of-a-question
+        baseline = (
+            best * least_variance_baseline(log_prob, reward)
+            + value * (log_prob.exp() * reward).sum(-1)
+            + shift
+        )
+        return change(rollout, value=baseline[..., None, None].expand(rollout.reward.shape))
+
+
+def problem(arms: ThreeArms, kinds: Sequence[str], logits: Tensor) -> KnownBaseline:
+    """The three arms with a baseline of `BASELINES` for runs [kinds, ...], from logits
+    [kinds, ..., K].
+    """
+    one, runs = (len(kinds), *(1,) * (logits.dim() - 2)), logits.shape[:-1]
+    fixed = [max(arms.rewards) if kind == "fixed" else 0.0 for kind in kinds]
+    best, value, sign = torch.tensor([BASELINES[kind] for kind in kinds], dtype=logits.dtype).T
+    shift = sign * arms.shift + torch.tensor(fixed, dtype=logits.dtype)
+    environment = Deterministic(torch.tensor([arms.rewards], dtype=logits.dtype))
+    coefficients = [coefficient.reshape(one).expand(runs) for coefficient in (best, value, shift)]
+    return KnownBaseline(environment, Softmax(logits.unsqueeze(-2)), *coefficients)
+
+
+def learner(bandit: KnownBaseline, lr: Tensor | float, seed: int) -> Learner:
+    """REINFORCE with the value as its baseline, and exact natural steps."""
+    estimator = replace(ladder.reinforce, baseline=Value())
+    noise = Noise(bandit.runs, seed, dtype=torch.float64)
+    return Learner(bandit, estimator, SoftmaxNaturalGradient(lr), noise, log_every=10**9)
+
+
+def one_step(arms: ThreeArms, optimizer: Optimizer, arm: int, baseline: float) -> Tensor:
+    """[K] change of the logits, from the start, when `arm` is pulled once and `optimizer` takes its
+    step.
+    """
+    environment = Deterministic(arms.reward.unsqueeze(0))
+    bandit = Bandit(environment, Softmax(arms.logits.unsqueeze(0)), group=1)
+    noise = Noise((), dtype=torch.float64)
+    drawn = bandit.sample(noise)
+    log_prob = bandit.arm_policy.log_probs().detach()[..., arm].reshape(1, 1, 1)
+    pulled = change(
+        drawn,
+        reward=environment.mean[:, [arm]].unsqueeze(-1),
+        log_prob=log_prob,
+        data={**drawn.data, "action": torch.tensor([[arm]])},
+    )
+    bandit.sample = lambda noise: pulled  # type: ignore[method-assign]
+    estimator = replace(ladder.reinforce, baseline=Constant(baseline))
+    Learner(bandit, estimator, optimizer, noise).train(1)
+    return (bandit.parameters[0].detach()[0] - arms.logits).clone()
+
+
+def measured_variance(arms: ThreeArms, baseline: float) -> float:
+    """Total variance of one sample's natural gradient at the start, under the microscope: tr F⁺CF⁺,
+    C the gradient's covariance.
+    """
+    log_prob = log_softmax(arms.logits)
+    listed = outcomes(Deterministic(arms.reward.unsqueeze(0)), log_prob.unsqueeze(0))
+    seen = microscope(replace(ladder.reinforce, baseline=Constant(baseline)), listed, 1)
+    assert seen.covariance is not None
+    half = natural_direction(seen.covariance, log_prob)
+    return float(natural_direction(half.T, log_prob).trace())
