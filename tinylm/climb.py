@@ -17,9 +17,9 @@ from tinylm.ablations import ladder as climbing
 # No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds
 # take a few minutes.
 CLIMB = replace(
-    climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(3e-4,), seeds=3
+    climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(1.5e-4,), seeds=3
 )
-QUICK = replace(CLIMB, width=32, prompts=8, rollouts=30, seeds=2, warm_target=0.1, judged=100)
+QUICK = replace(CLIMB, preset="nano", digits=1, prompts=8, rollouts=30, seeds=2, judged=100)
 NAME = "tinylm_climb"  # of the files: the ablation's own are left alone
 CLIMB_SECONDS, QUICK_SECONDS = 180.0, 40.0
 

@@ -67,6 +67,33 @@ def right_to_go(
     return chosen.flip(-1).cumsum(-1).flip(-1).exp()
 
 
+def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
+    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer
+    will be right.
+
+    question [*runs, Q] or [Q], tokens [*runs, Q, G, T]. It is 0 after a wrong token.
+    """
+    right = (tokens == task.target[question].unsqueeze(-2)).long().cumprod(-1)
+    so_far = torch.nn.functional.pad(right[..., :-1], (1, 0), value=1)
+    return right_to_go(model, task, question).unsqueeze(-2) * so_far
+
+
+def value_errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token),
+    and of all later tokens'.
+    """
+    square = torch.where(mask, value - exact, 0.0).double().square()
+    later = mask[..., 1:].sum((-3, -2, -1)).clamp(min=1)
+    return square[..., 0].mean((-2, -1)), square[..., 1:].sum((-3, -2, -1)) / later
+
+
+def group_mean_error(p: Tensor, group: int) -> Tensor:
+    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over
+    questions p [..., Q]. eq:group-mean-error
+    """
+    return ((p * (1 - p)).mean(-1) / group).sqrt()
+
+
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     """The chance that at least one of k samples is right, from c right ones among n: 1 − C(n−c,
     k)/C(n, k), unbiased.
@@ -81,4 +108,11 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     return 1 - none
 
 
-__all__ = ["accuracy", "pass_at_k", "right_to_go"]
+__all__ = [
+    "accuracy",
+    "exact_values",
+    "group_mean_error",
+    "pass_at_k",
+    "right_to_go",
+    "value_errors",
+]

@@ -259,9 +259,9 @@ class Fact:
         relation: str = "equal",
     ) -> Fact:
         """A fact whose tolerance is as many standard errors as are exceeded with this chance."""
-        if error == 0:  # nothing was estimated: what was said of runs and chance does not matter
+        if error == 0 and runs is None:  # nothing was estimated, nothing is left to chance
             return cls(*given, rounding, relation, number)
-        tolerance = student(chance, runs) * error + rounding
+        tolerance = rounding + (student(chance, runs) * error if error else 0.0)
         return cls(*given, tolerance, relation, number, runs, chance)
 
     def as_json(self) -> dict[str, Any]:

@@ -74,12 +74,12 @@ def choose(values: Tensor, rates: Sequence[float], judged: Tensor | None = None)
 
 @dataclass(frozen=True)
 class Swept(Generic[Trained]):
-    """What `sweep` found: `tried` at every rate on the tuning runs, `judged` at the chosen rate on
-    the judging runs.
+    """What `sweep` found: `tried` at every rate on the tuning runs (None: there was one rate, and
+    nothing to choose), `judged` at the chosen rate on the judging runs.
     """
 
     choice: Choice
-    tried: Trained
+    tried: Trained | None
     judged: Trained
 
 
@@ -94,8 +94,11 @@ def sweep(
 
     `train(rates, numbers)` trains L × S runs; run n takes its start and its streams from n alone,
     so that arms swept with the same numbers are paired, run by run. `value` gives their [L, S]
-    values, more is better. Raises `CourseError` if a run number would both choose and judge.
+    values, more is better. One rate is not swept. Raises `CourseError` if a run number would both
+    choose and judge.
     """
+    if len(rates) == 1:
+        return Swept(Choice(float(rates[0]), 0, interior=False), None, train(rates, judging))
     both = sorted({*tuning} & {*judging})
     require(
         len(tuning) > 0 and len(judging) > 0 and not both,

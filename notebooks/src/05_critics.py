@@ -531,7 +531,7 @@ print(f"{policy.size:,} weights; chance of a right answer: mean {success.mean():
 # `eq:group-mean-error` · the variance of a mean of $G$ draws of 0 or 1
 
 # %%
-from tinylm.ablations import critic as ablation
+from tinylm import evaluate
 
 
 def copy_of(model, runs=(), value=False):
@@ -553,7 +553,7 @@ problem.parameters = critic.parameters  # the learner moves nothing else
 monte_carlo = replace(ladder.ppo, credit=GAE(1.0, 1.0))  # λ = 1
 fit = Learner(problem, replace(monte_carlo, value_coef=1.0), Adam(1e-3), lesson.noise(use=2, **double), epochs=2, max_grad_norm=1.0)
 test = problem.sample(lesson.noise(use=3, **double))  # answers to look at, always the same
-truth = ablation.exact_values(policy, task, test.data["question"], test.data["tokens"])
+truth = evaluate.exact_values(policy, task, test.data["question"], test.data["tokens"])
 
 
 def judged(prompt, answers):
@@ -565,7 +565,7 @@ path = []
 for step in range(101):
     if step % 5 == 0:
         now = judged(test.data["prompt"], test.data["tokens"])
-        path.append([step * 32 * 4, *(float(square.sqrt()) for square in ablation.errors(now, truth, test.mask))])
+        path.append([step * 32 * 4, *(float(square.sqrt()) for square in evaluate.value_errors(now, truth, test.mask))])
     fit.step()
 print(f"error of V(q): {path[0][1]:.3g} → {path[-1][1]:.3g};  of later states: {path[0][2]:.3g} → {path[-1][2]:.3g}")
 
@@ -575,7 +575,7 @@ seen_answers, first, later = zip(*path, strict=True)
 figures.band(ax, seen_answers, first, label="critic, of the question", color="#661100", linestyle="-")
 figures.band(ax, seen_answers, later, label="critic, of later states", color="#661100", linestyle=":")
 figures.expectation(ax, float(success.std(correction=0)), label="one number for all questions")
-group_line = ax.axhline(float(ablation.group_mean_error(success, 8)), label="mean of 8 answers, (5.14)", **figures.style_of("group_mean"))
+group_line = ax.axhline(float(evaluate.group_mean_error(success, 8)), label="mean of 8 answers, (5.14)", **figures.style_of("group_mean"))
 ax.set_ylim(bottom=0)
 figures.describe(ax, "a critic while it learns", "answers seen", "RMS error against the exact value")
 ax.legend(frameon=False, loc="upper right", fontsize=10)
@@ -584,8 +584,8 @@ lesson.picture(figure, "error of the critic's values against the exact ones whil
 # %%
 print(f"one number for all questions: {success.std(correction=0):.3g}")
 for group in (2, 8, 32):
-    print(f"mean of a group of {group:2d}: {ablation.group_mean_error(success, group):.3g}")
-needed = next(row[0] for row in path if row[1] < float(ablation.group_mean_error(success, 8)))
+    print(f"mean of a group of {group:2d}: {evaluate.group_mean_error(success, group):.3g}")
+needed = next(row[0] for row in path if row[1] < float(evaluate.group_mean_error(success, 8)))
 print(f"the critic is first better than the mean of 8 after {needed:,} answers, {needed / len(task.train):.0f} for each of {len(task.train)} questions")
 
 # %% [markdown]
@@ -614,7 +614,7 @@ for question, given in (("7+8=", ("15⏎", "14⏎", "05⏎")), ("2+3=", ("05⏎"
         made = spelled(text)[None, None]
         answers[f"{question} {text}"] = text, float((made[0, 0] == task.target[row]).all())
         learned = judged(task.prompt[row][None], made)
-        exact = ablation.exact_values(policy, task, torch.tensor([row]), made)
+        exact = evaluate.exact_values(policy, task, torch.tensor([row]), made)
         tables[f"{question} {text}"] = {
             "exact": exact[0, 0].detach(), "learned": learned[0, 0].detach(), ".5 everywhere": torch.full((3,), 0.5, **double)
         }
@@ -730,7 +730,7 @@ class WithExactValues(LanguageModel):
 
     def sample(self, noise):
         rollout = super().sample(noise)
-        exact = ablation.exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
+        exact = evaluate.exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
         return dataclasses.replace(rollout, value=torch.where(rollout.mask, exact, 0.0), bootstrap=torch.zeros_like(exact[..., 0]))
 
 

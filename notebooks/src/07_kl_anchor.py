@@ -779,7 +779,7 @@ ladder.ppo_kl
 # %%
 from course.lab.places import project_root
 from course.lab.result import Result
-from tinylm.experiment import interval
+from course.lab.statistics import interval
 
 ran = Result.load(project_root() / "figures" / "tinylm_kl.json")
 print(f"{ran.settings['seeds']} seeds; accuracy on differences {ran.array('start', 'subtraction'):.2f} before, {ran.array('none', 'subtraction_mean'):.2f} after training without KL")

@@ -345,7 +345,7 @@ lesson.ask(
 
 
 # %%
-from tinylm.ablations import bridge as ablation
+from tinylm import token_level
 
 
 class Watched(LanguageModel):
@@ -363,7 +363,7 @@ watched.seen = []
 Learner(watched, ladder.surrogate, Adam(1e-3), lesson.noise(use=5, **double), epochs=33, max_grad_norm=1.0).step()
 old, moved = watched.seen[0], {n: watched.seen[n] for n in (1, 2, 4, 8, 16, 32)}
 asked = [int((chance - level).abs().argmin()) for level in torch.linspace(0.1, 0.75, 10).tolist()]  # hard to easy
-distances = [[ablation.ratio_row(Bridge(now, task, row, old=old, reference=old)) for now in moved.values()] for row in asked]
+distances = [[token_level.ratio_row(Bridge(now, task, row, old=old, reference=old)) for now in moved.values()] for row in asked]
 print("ratio per token: how far E[ĝ] is from ∇J, and the surrogate's forecast from J (10 questions)")
 for n, column in zip(moved, zip(*distances, strict=True), strict=True):
     off = sorted(each["token"] for each in column)
@@ -398,7 +398,7 @@ lesson.picture(figure, "relative error of the expected gradient over KL: a ratio
 # answers' KL (KL(ref‖π) for k3, KL(π‖ref) for the others):
 
 # %%
-found = [[ablation.kl_row(Bridge(now, task, row, reference=old, reward=ExactMatch(weight=0.0))) for now in (moved[8], moved[32])] for row in asked[::3]]
+found = [[token_level.kl_row(Bridge(now, task, row, reference=old, reward=ExactMatch(weight=0.0))) for now in (moved[8], moved[32])] for row in asked[::3]]
 for name in ("k2", "exact", "k3", "k2 of the sequence", "k1 in the reward"):
     numbers = [each[name] for row in found for each in row]
     said = "exact to 1e-10" if max(numbers) < 1e-10 else f"off by {min(numbers):.1%} to {max(numbers):.1%}"

@@ -222,7 +222,7 @@ for optimizer in (SGD, Adam):
 # Here are the learning curves, each rung at its best rate. The band is the 95 % interval of the mean over six seeds.
 
 # %% jupyter={"source_hidden": true}
-from tinylm.experiment import interval
+from course.lab.statistics import interval
 
 logs = torch.tensor([0, *race["clip"].steps]) * 96  # completions
 

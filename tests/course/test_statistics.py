@@ -183,7 +183,7 @@ def test_facts_from_few_runs_are_passed_by_luck_as_often_as_they_say() -> None:
 
 def test_one_run_proves_nothing_and_what_is_exact_leaves_nothing_to_chance() -> None:
     assert not Fact.above("c", "s", 5.0, 0.0, 0.1, runs=1).holds
-    exact = Fact.above("c", "s", 5.0, 0.0, runs=3)
+    exact = Fact.above("c", "s", 5.0, 0.0)
     assert exact.holds
     assert exact.chance is None
 

@@ -66,6 +66,7 @@ def test_luck_that_chooses_does_not_judge() -> None:
             range(block, block + 4),
             range(block + 4, block + 8),
         )
+        assert found.tried is not None
         lucky.append(float(found.tried[found.choice.index].mean()))
         fair.append(float(found.judged.mean()))
         assert found.judged.shape == (1, 4)
@@ -83,3 +84,16 @@ def test_no_run_both_chooses_and_judges() -> None:
             range(3),
             range(2, 5),
         )
+
+
+def test_one_rate_is_not_swept() -> None:
+    seen: list[range] = []
+
+    def train(rates: Sequence[float], numbers: range) -> Tensor:
+        seen.append(numbers)
+        return torch.zeros(len(rates), len(numbers))
+
+    found = sweep(train, lambda values: values, (0.1,), range(2), range(2, 5))
+    assert seen == [range(2, 5)]
+    assert found.tried is None
+    assert (found.choice.rate, found.choice.interior) == (0.1, False)

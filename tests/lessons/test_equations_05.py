@@ -18,8 +18,7 @@ from course.parts.credit import lambda_return, total_return
 from course.rollout import Policy, Rollout
 from course.train.noise import Noise
 from tests.tinylm.helpers import schooled, sums
-from tinylm.ablations.critic import group_mean_error
-from tinylm.evaluate import right_to_go
+from tinylm.evaluate import group_mean_error, right_to_go
 from tinylm.rewards import ExactMatch
 from tinylm.sampling import sample
 

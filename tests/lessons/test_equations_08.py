@@ -14,12 +14,12 @@ from course import ladder
 from course.parts import TokenMean
 from course.train.noise import Noise
 from tests.tinylm.helpers import schooled, sums, tokens_of
-from tinylm.ablations.bridge import ratio_row
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import Transformer, next_token_log_dist
 from tinylm.rewards import DigitCredit, ExactMatch
 from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD
+from tinylm.token_level import ratio_row
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 DOUBLE = torch.float64

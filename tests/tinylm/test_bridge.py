@@ -36,14 +36,7 @@ from course.parts import (
 from course.train.noise import Noise
 from tests.helpers import close
 from tinylm.ablations import bridge as ablation
-from tinylm.ablations.bridge import (
-    AT_SEQUENCE_LEVEL,
-    RATIO,
-    SEQUENCE_RATIO,
-    TOKEN_KL,
-    Settings,
-    from_arms,
-)
+from tinylm.ablations.bridge import Settings
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
@@ -51,6 +44,7 @@ from tinylm.rewards import REWARDS, DigitCredit, ExactMatch
 from tinylm.sampling import sample
 from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task, TaskSettings, make
+from tinylm.token_level import AT_SEQUENCE_LEVEL, RATIO, SEQUENCE_RATIO, TOKEN_KL, from_arms
 
 TASK = make(TaskSettings(name="modular", digits=1, modulus=7))
 SHAPE = ModelSettings(width=8, layers=1, heads=1, hidden=8, context=8)

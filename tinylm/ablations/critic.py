@@ -33,17 +33,20 @@ from course.estimator import Estimator, uses_critic
 from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
+from course.lab.statistics import described, interval, paired_error
+from course.lab.sweep import Swept, edges
 from course.lab.terminal import QUIET, Progress
 from course.parts import GAE
 from course.rollout import Rollout
 from course.train.noise import Noise
-from tinylm.evaluate import accuracy, right_to_go
-from tinylm.experiment import Budget, Curves, Start, interval, train, warm_start
-from tinylm.model import Transformer
+from tinylm.curves import CHANCE, Curves, SweptBudget, held_out, sweep_rates, train
+from tinylm.evaluate import accuracy, exact_values, group_mean_error, right_to_go, value_errors
 from tinylm.problem import LanguageModel
 from tinylm.sampling import sample
-from tinylm.scoring import states_before
-from tinylm.tasks import PAD, Task
+from tinylm.scoring import values
+from tinylm.tasks import PAD
+from tinylm.warm_start import Start, warm_start
+from tinylm.wiring import JUDGE, Streams
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,25 +65,19 @@ WORDS = {"own": "own network", "shared": "shared trunk"}
 
 
 @dataclass(frozen=True)
-class Settings(Budget):
-    """The critics, and the group they are compared with; both see the same number of
-    completions.
+class Settings(SweptBudget):
+    """The critics, and the group they are compared with; both see the same number of completions.
+
+    `critic` of the budget is replaced by both places.
     """
 
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.95, 1.0)  # of GAE
     rung: str = "group_mean"  # what the critic is compared with
-    rates: tuple[float, ...] = (2e-4, 5e-4)  # Adam's learning rates, each falling to 0 in a line
-    prompts: int = 16  # questions per rollout
-    rollouts: int = 60  # of reinforcement learning
-    epochs: int = 2  # updates per rollout
-    seeds: int = 5  # models
-    log_every: int = 6  # rollouts
-    samples: int = 64  # of each held-out question, which check the exact values
+    samples: int = 256  # of each held-out question, which check the exact values
     timed: int = 4  # rounds of timing
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.lambdas) > 0, "lambdas", self.lambdas, "numbers from 0 to 1")
         for number in self.lambdas:
             require(0 <= number <= 1, "lambdas", number, "numbers from 0 to 1")
         require(
@@ -89,43 +86,11 @@ class Settings(Budget):
             self.rung,
             "one without a critic",
         )
-        require(
-            len(self.rates) > 0 and min(self.rates, default=0) > 0,
-            "rates",
-            self.rates,
-            "numbers > 0",
-        )
         require(self.group > 1, "group", self.group, "at least 2")
         require(self.samples > 1, "samples", self.samples, "at least 2")
-        require(self.timed > 0, "timed", self.timed, "a whole number > 0")
 
 
 SETTINGS = Settings()
-
-
-# ---------------------------------------------------------------- exact values
-
-
-def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
-    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer
-    will be right.
-
-    question [*runs, Q] or [Q], tokens [*runs, Q, G, T]. It is 0 behind a wrong token.
-    """
-    right = (tokens == task.target[question].unsqueeze(-2)).long().cumprod(-1)
-    so_far = torch.nn.functional.pad(right[..., :-1], (1, 0), value=1)
-    return right_to_go(model, task, question).unsqueeze(-2) * so_far
-
-
-def errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token),
-    and of all later tokens'.
-    """
-    square = (value - exact).double().square()
-    later = mask[..., 1:]
-    return square[..., 0].mean((-2, -1)), (square[..., 1:] * later).sum((-3, -2, -1)) / later.sum(
-        (-3, -2, -1)
-    ).clamp(min=1)
 
 
 class Watched(LanguageModel):
@@ -148,7 +113,7 @@ class Watched(LanguageModel):
             "sampling_variance": (p * (1 - p)).mean(-1),
         }
         if rollout.value is not None:
-            self.found["prompt_error"], self.found["token_error"] = errors(
+            self.found["prompt_error"], self.found["token_error"] = value_errors(
                 rollout.value, exact, rollout.mask
             )
         return rollout
@@ -160,29 +125,22 @@ class Watched(LanguageModel):
         return self.found
 
 
-def group_mean_error(p: Tensor, group: int) -> Tensor:
-    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over
-    questions p [..., Q]. eq:group-mean-error
-    """
-    return ((p * (1 - p)).mean(-1) / group).sqrt()
-
-
-def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[str, Any]:
-    """The values of the trained critic on held-out questions, per seed: root mean squared errors,
+def judge(curves: Curves, settings: Settings) -> dict[str, Tensor]:
+    """The values of the trained critic on held-out questions, per model: root mean squared errors,
     and p's own spread.
 
     Beside them "group", what the mean of G answers would be off by.
     """
-    assert curves.critic is not None
-    model, task = curves.model, start.task
-    rows = judged(start, settings)
+    problem = curves.problem
+    model, task, critic = problem.model, problem.task, problem.critic
+    assert critic is not None
+    rows = held_out(task, settings.judged)
     prompt = task.prompt[rows].expand(*model.runs, len(rows), -1)
-    noise = Noise(model.runs, 12_000 + settings.seed, device=settings.device)
     with torch.no_grad():
-        made = sample(model, prompt, settings.group, task.limit, noise)
-        value = curves.critic.values(states_before(curves.critic, prompt, made.tokens))
+        made = sample(model, prompt, settings.group, task.limit, _judging(curves, settings))
+        value = values(critic, prompt, made.tokens)
         exact = exact_values(model, task, rows, made.tokens)
-    first, later = errors(value, exact, made.tokens != PAD)
+    first, later = value_errors(value, exact, made.tokens != PAD)
     p = exact[..., 0, 0].double()
     found = {
         "prompt": first.sqrt(),
@@ -190,32 +148,25 @@ def judge(curves: Curves, best: int, start: Start, settings: Settings) -> dict[s
         "spread": p.std(-1),
         "group": group_mean_error(p, settings.group),
     }
-    return {name: tensor[best].cpu() for name, tensor in found.items()}
+    return {name: tensor[0].cpu() for name, tensor in found.items()}
 
 
-def check(curves: Curves, start: Start, settings: Settings) -> dict[str, float]:
+def check(curves: Curves, settings: Settings) -> dict[str, float]:
     """Exact values against many samples of each held-out question: both means, and the samples'
     standard error given the values.
     """
-    model, rows = curves.model, judged(start, settings)
-    noise = Noise(model.runs, 13_000 + settings.seed, device=settings.device)
-    sampled = accuracy(
-        model, start.task, noise, questions=rows, samples=settings.samples, batch=64
-    )[0].double()
-    p = right_to_go(model, start.task, rows)[0, ..., 0].double()
+    model, task = curves.problem.model, curves.problem.task
+    rows, noise = held_out(task, settings.judged), _judging(curves, settings)
+    sampled = accuracy(model, task, noise, questions=rows, samples=settings.samples, batch=64)
+    p = right_to_go(model, task, rows)[..., 0].double()
     error = (p * (1 - p) / settings.samples).sum().sqrt() / p.numel()
-    return {
-        "sampled": float(sampled.mean()),
-        "exact": float(p.mean()),
-        "error": float(error),
-        "rms": float((sampled - p).square().mean().sqrt()),
-    }
+    return {"sampled": float(sampled.mean()), "exact": float(p.mean()), "error": float(error)}
 
 
-def judged(start: Start, settings: Settings) -> Tensor:
-    """The held-out questions of the verdict, [N]."""
-    held = start.task.held_out
-    return held[:: max(1, len(held) // settings.judged)][: settings.judged]
+def _judging(curves: Curves, settings: Settings) -> Noise:
+    numbers = range(settings.tuning, settings.models)
+    runs = tuple(curves.problem.runs)
+    return Streams(settings.seed, runs, numbers, settings.device).noise(JUDGE)
 
 
 # ---------------------------------------------------------------- run
@@ -228,75 +179,60 @@ def with_lambda(number: float) -> Estimator:
 
 def run(settings: Settings, progress: Progress) -> Result:
     """The group, and each critic at each λ, from one warm start; then what each costs."""
-    start = warm_start(settings, progress)
-    group = _train(
-        ladder.get(settings.rung).estimator, settings, start, progress, text=settings.rung
-    )
+    start = warm_start(settings, settings.models, progress)
+    choices = {}
+
+    def arm(name: str, estimator: Estimator, place: str = "own") -> Swept[Curves]:
+        budget = replace(settings, critic=place)
+        found = sweep_rates(budget, estimator, start, progress, asks=Watched, text=name)
+        choices[name] = found.choice
+        return found
+
+    group = arm(settings.rung, ladder.get(settings.rung).estimator)
     series: dict[str, Any] = {
         "start": start.accuracy,
         "group": summary(group, settings),
-        "check": check(group, start, settings),
+        "check": check(group.judged, settings),
     }
     for place in PLACES:
         series[place] = {}
         for number in progress(settings.lambdas, f"λ, {WORDS[place]}"):
-            curves = _train(
-                with_lambda(number), settings, start, progress, place, f"λ = {number:g}"
-            )
-            kept = summary(curves, settings)
-            series[place][f"{number:g}"] = kept | {
-                "values": judge(curves, kept["best"], start, settings)
-            }
+            found = arm(f"λ = {number:g}, {WORDS[place]}", with_lambda(number), place)
+            kept = summary(found, settings)
+            series[place][f"{number:g}"] = kept | {"values": judge(found.judged, settings)}
     series["price"] = price(settings, start, progress)
     caption = (
         f"{settings.prompts} prompts × {settings.group} completions per rollout for all,"
-        f" {settings.epochs} updates, each at its best learning rate. Gain of each seed over its"
-        f" own warm start: mean of {settings.seeds} seeds and its 95 % interval (Student's t)."
-        " Times are ratios within one run."
+        f" {settings.epochs} updates, each at its best learning rate, chosen on {settings.tuning}"
+        " other models and other questions. Gain of each model over its own warm start:"
+        f" {described(settings.seeds)}. Times are ratios within one run."
+        f" {edges(choices, settings.rates)}"
     )
-    return Result(series=series, facts=_facts(settings, series), caption=caption)
+    return Result(series=series, facts=_facts(settings, series), caption=caption.strip())
 
 
-def _train(
-    estimator: Estimator,
-    settings: Settings,
-    start: Start,
-    progress: Progress,
-    place: str = "own",
-    text: str = "",
-) -> Curves:
-    return train(
-        estimator, settings, start, settings.rates, progress, critic=place, asks=Watched, text=text
-    )
-
-
-def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
-    """At the best learning rate: accuracy and errors of the values along the way, seeds [S] last
-    where they are kept apart.
+def summary(swept: Swept[Curves], settings: Settings) -> dict[str, Any]:
+    """Of the judged models: accuracy and errors of the values along the way, models [S] last where
+    they are kept apart.
     """
-    final = curves.values["accuracy"][-1]  # [L, S]
-    best = int(final.mean(-1).argmax())
-    gain = (
-        curves.values["accuracy"][:, best] - curves.values["accuracy"][0, best]
-    )  # [logs, S], seed by seed
-    way, half = interval(gain)
+    curves = swept.judged
+    seen = {name: found[:, 0] for name, found in curves.values.items()}  # [logs, S]
+    way, half = interval(curves.gain[:, 0])
     kept: dict[str, Any] = {
         "samples": [step * settings.prompts * settings.group for step in curves.steps],
-        "best": best,
-        "rate": settings.rates[best],
-        "sweep": final.mean(-1),
-        "final_seeds": final[best],
-        "accuracy": curves.values["accuracy"][:, best].mean(-1),
+        "rate": swept.choice.rate,
+        "interior": swept.choice.interior,
+        "sweep": None if swept.tried is None else swept.tried.final.mean(-1),
+        "final_seeds": curves.final[0],
+        "accuracy": seen["accuracy"].mean(-1),
         "gain": way,
         "gain_half": half,
-        "spread": curves.values["p_variance"][1:, best].mean(-1).sqrt(),
-        "group_error": (
-            (curves.values["sampling_variance"][1:, best].mean(-1) / settings.group).sqrt()
-        ),
+        "spread": seen["p_variance"][1:].mean(-1).sqrt(),
+        "group_error": (seen["sampling_variance"][1:].mean(-1) / settings.group).sqrt(),
     }
     for name in ("prompt_error", "token_error"):
-        if name in curves.values:
-            kept[name] = curves.values[name][1:, best].mean(-1).sqrt()
+        if name in seen:
+            kept[name] = seen[name][1:].mean(-1).sqrt()
     return kept
 
 
@@ -305,7 +241,6 @@ def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any
     best of several rounds, taken in turn), and on a GPU the peak memory of a step of all models, in
     bytes.
     """
-    budget = replace(settings, rollouts=3, log_every=3, judged=1)
     cases = {"group": (ladder.get(settings.rung).estimator, "own")} | {
         place: (ladder.ppo, place) for place in PLACES
     }
@@ -316,7 +251,8 @@ def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any
         for name, (estimator, place) in cases.items():
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(settings.device)
-            curves = train(estimator, budget, start, settings.rates, QUIET, critic=place)
+            budget = replace(settings, rollouts=3, log_every=3, judged=1, critic=place)
+            curves = train(budget, estimator, start, settings.rates[:1], range(2), QUIET)
             seconds[name].append(curves.seconds / budget.rollouts)
             found["parameters"][name] = curves.parameters
             found["bytes"][name] = PER_PARAMETER * curves.parameters
@@ -326,10 +262,15 @@ def price(settings: Settings, start: Start, progress: Progress) -> dict[str, Any
 
 
 def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
-    """The exact values against samples; the price; and, where they differ by more than their error,
-    critics and group.
+    """The exact values against samples; the price; and critics against the group, model by model,
+    each written whether it holds or not.
+
+    The directions were fixed before: a guess that is learned along the way is worse than eight
+    answers, and what is learned from guesses alone (λ = 0) is worse than what is learned from
+    outcomes.
     """
     checked, cost = series["check"], series["price"]["parameters"]
+    width = settings.model(1).width
     facts = [
         Fact.simulated(
             "The probability of the one right answer is a prompt's value: its mean over held-out"
@@ -344,71 +285,47 @@ def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
             " number per hidden state's entry",
             "Shao et al. 2024 (DeepSeekMath, 2402.03300), §4.1.1",
             cost["own"],
-            2 * cost["group"] + settings.width,
-        ),
-        Fact.exact(
-            "A value head on the policy's trunk costs one number per hidden state's entry",
-            "this course",
-            cost["shared"],
-            cost["group"] + settings.width,
+            2 * cost["group"] + width,
         ),
     ]
     last, first = f"{max(settings.lambdas):g}", f"{min(settings.lambdas):g}"
-    if settings.seeds > 1:
-        apart = [
-            torch.as_tensor(series[place][last]["values"]["prompt"]) for place in ("shared", "own")
-        ]
-        claim = (
-            "On held-out prompts the values' root mean squared error of a shared trunk is {}"
-            f" that of an own network (λ = {last})"
+
+    def compare(claim: str, more: Any, less: Any) -> None:
+        mean, error = paired_error(more, less)
+        text = f"{claim} (difference, model by model)"
+        facts.append(
+            Fact.above(text, "this course", mean, 0.0, error, runs=settings.seeds, chance=CHANCE)
         )
-        facts += _difference(claim, apart[0] - apart[1], settings)
-        for place in PLACES:
-            found = series[place][last]
-            guesses = torch.as_tensor(series[place][first]["final_seeds"]) - torch.as_tensor(
-                found["final_seeds"]
+
+    shared, own = (series[place][last]["values"]["prompt"] for place in PLACES[::-1])
+    compare(
+        "On held-out prompts the values' root mean squared error of a shared trunk is above that of"
+        f" an own network (λ = {last})",
+        shared,
+        own,
+    )
+    for place in PLACES:
+        found, by = series[place][last], f"{WORDS[place]}, λ = {last}"
+        if first != last:
+            compare(
+                f"PPO with λ = {last} ({WORDS[place]}) ends above λ = {first} in held-out accuracy,"
+                " each at its best rate",
+                found["final_seeds"],
+                series[place][first]["final_seeds"],
             )
-            claim = (
-                f"PPO with λ = {first} ({WORDS[place]}) ends {{}} λ = {last} in held-out accuracy,"
-                " each at its best rate"
-            )
-            facts += _difference(claim, guesses, settings)
-            accuracies = torch.as_tensor(found["final_seeds"]) - torch.as_tensor(
-                series["group"]["final_seeds"]
-            )
-            claim = (
-                f"PPO with a critic ({WORDS[place]}, λ = {last}) ends {{}} the group mean in"
-                " held-out accuracy, each at its best rate"
-            )
-            facts += _difference(claim, accuracies, settings)
-            values = torch.as_tensor(found["values"]["prompt"]) - torch.as_tensor(
-                found["values"]["group"]
-            )
-            claim = (
-                f"On held-out prompts the critic's root mean squared error ({WORDS[place]}, λ ="
-                f" {last}) is {{}} that of a mean of {settings.group} answers"
-            )
-            facts += _difference(claim, values, settings)
+        compare(
+            f"PPO with a critic ({by}) ends above the group mean in held-out accuracy, each at its"
+            " best rate",
+            found["final_seeds"],
+            series["group"]["final_seeds"],
+        )
+        compare(
+            f"On held-out prompts the critic's root mean squared error ({by}) is above that of a"
+            f" mean of {settings.group} answers",
+            found["values"]["prompt"],
+            found["values"]["group"],
+        )
     return facts
-
-
-def _difference(claim: str, difference: Tensor, settings: Settings) -> list[Fact]:
-    """A fact if the seeds' mean difference [S] is more than four standard errors from 0; none
-    otherwise.
-    """
-    mean, error = float(difference.mean()), float(difference.std()) / settings.seeds**0.5
-    if not abs(mean) > 4 * error:
-        return []
-    word, relation = ("above", Fact.above) if mean > 0 else ("below", Fact.below)
-    return [
-        relation(
-            f"{claim.format(word)} (difference, {settings.seeds} seeds)",
-            "this course",
-            mean,
-            0.0,
-            error,
-        )
-    ]
 
 
 # ---------------------------------------------------------------- figure

@@ -2,9 +2,9 @@
 held-out questions.
 
 A small transformer has learned two-digit sums to about 30 % by supervision; reinforcement learning
-takes it from there. Each rung gets the same number of completions and several updates per rollout,
-at every learning rate of the sweep; what is shown is its best one. Seeds and learning rates are run
-axes of one program. `--rungs` takes any names, descendants included.
+takes it from there. Each rung gets the same number of completions and several updates per rollout.
+Its learning rate is the best of the sweep on some models and questions; it is judged on others.
+`--rungs` takes any names, descendants included.
 """
 
 from __future__ import annotations
@@ -13,119 +13,93 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from course import ladder
-from course.errors import require
 from course.lab import figures
 from course.lab.result import Result
+from course.lab.statistics import described, interval, paired_interval
+from course.lab.sweep import Choice, Swept, edges
 from course.lab.terminal import Progress
-from tinylm.experiment import Budget, Curves, interval, train, warm_start
+from tinylm.curves import Curves, SweptBudget, peak_bytes, sweep_rates
+from tinylm.warm_start import warm_start
+from tinylm.wiring import JUDGE, Streams
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 TITLE = "every rung from the same warm start on two-digit sums: accuracy, entropy, KL, clipping"
 FIGURE = "tinylm_ladder"
-EXPECTED_SECONDS = 900.0
+EXPECTED_SECONDS = 500.0
 
 
 @dataclass(frozen=True)
-class Settings(Budget):
+class Settings(SweptBudget):
     """What is compared, at which learning rates."""
 
     rungs: tuple[str, ...] = tuple(
         rung.name for rung in ladder.RUNGS.values() if rung.kind in ("rung", "descendant")
     )  # which estimators
-    prompts: int = 16  # questions per rollout
-    rollouts: int = 100  # of reinforcement learning
-    seeds: int = 4  # models
-    # Adam's learning rates, each falling to 0 in a line
-    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.rates) > 0 and min(self.rates) > 0, "rates", self.rates, "numbers > 0")
+    epochs: int = 4  # updates per rollout
 
 
 SETTINGS = Settings()
-SHOWN = (
-    "accuracy",
-    "entropy",
-    "kl_start",
-    "clip_fraction",
-    "gradient_norm",
-    "silent_groups",
-    "ratio_max",
-    "reward",
-    "length",
-)
+SHOWN = ("accuracy", "gain", "entropy", "kl_start", "clip_fraction", "silent_groups", "ratio_max")
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """Warm start once; then every rung at every learning rate and seed."""
-    start = warm_start(settings, progress)
-    series: dict[str, dict[str, Any]] = {}
-    for name in progress(settings.rungs, "rungs on the tiny LM"):
-        series[name] = summary(
-            train(ladder.get(name).estimator, settings, start, settings.rates, progress, text=name),
-            settings,
-        )
-    everything = {"rungs": series, "start": start.accuracy, "rates": settings.rates}
+    """Warm start once; then every rung: its rate chosen on some models, judged on the others."""
+    start = warm_start(settings, settings.models, progress)
+    found = {
+        name: sweep_rates(settings, ladder.get(name).estimator, start, progress, text=name)
+        for name in progress(settings.rungs, "rungs on the tiny LM")
+    }
+    first = found[settings.rungs[0]].judged
+    series = {name: summary(swept, first, settings) for name, swept in found.items()}
+    choices: dict[str, Choice] = {name: swept.choice for name, swept in found.items()}
+    caption = (
+        f"Bands and bars: {described(settings.seeds)}. Each rung at its best learning rate, chosen"
+        f" on {settings.tuning} other models and other questions. {edges(choices, settings.rates)}"
+    )
     return Result(
-        series=everything,
-        caption=(
-            "Mean of the seeds and its 95 % interval (Student's t); each rung at its best rate."
-        ),
+        series={"rungs": series, "start": start.accuracy, "rates": settings.rates},
+        caption=caption.strip(),
     )
 
 
-def summary(curves: Curves, settings: Settings) -> dict[str, Any]:
-    """What is kept of a training: the best learning rate by final accuracy, its curves, and the
-    whole sweep's ends.
+def summary(swept: Swept[Curves], first: Curves, settings: Settings) -> dict[str, Any]:
+    """What is kept of a rung: its rate, the sweep's ends, and the judged curves.
+
+    `over_first` is the final accuracy less the first rung's, model by model.
     """
-    final = curves.values["accuracy"][-1]  # [L, S]
-    best = int(final.mean(-1).argmax())
+    curves = swept.judged
+    noise = Streams(settings.seed, tuple(curves.problem.runs), range(settings.seeds)).noise(JUDGE)
     kept: dict[str, Any] = {
         "samples": [step * settings.prompts * settings.group for step in curves.steps],
-        "rate": settings.rates[best],
-        "sweep": final.mean(-1),
-        "final_seeds": final[best],
-        "halted": curves.halted[best].float().mean(),
-        "seconds": curves.seconds / final.numel(),
-        "megabytes": curves.peak / 1e6,
+        "rate": swept.choice.rate,
+        "interior": swept.choice.interior,
+        "sweep": None if swept.tried is None else swept.tried.final.mean(-1),
+        "final_seeds": curves.final[0],
+        "halted": curves.halted[0].float().mean(),
+        "seconds": curves.seconds / settings.seeds,
+        "megabytes": peak_bytes(curves, noise) / 1e6,
         "parameters": curves.parameters,
     }
-    gain = (
-        curves.values["accuracy"][:, best] - curves.values["accuracy"][0, best]
-    )  # [logs, S]: seeds start from different warm starts
-    kept["gain"], kept["gain_half"] = interval(gain)
-    for name in SHOWN:
-        if name in curves.values:
-            kept[name], kept[f"{name}_half"] = interval(curves.values[name][:, best])
+    over = paired_interval(curves.final[0], first.final[0])
+    kept["over_first"], kept["over_first_half"] = over
+    for name, values in ({"gain": curves.gain} | curves.values).items():
+        if name in SHOWN:
+            kept[name], kept[f"{name}_half"] = interval(values[:, 0])
     return kept
 
 
 def plot(result: Result) -> Figure:
-    """Above, curves of the ladder's rungs; below, for everything that ran: what it gained, how far
-    it went for it, what it cost.
+    """Above, curves of the ladder's rungs; below, for everything that ran: where it ended beside
+    the first, how far it went for it, what it cost.
     """
     names = list(result.settings["rungs"])
-    own = [
-        name
-        for name in names
-        if ladder.RUNGS.get(name) is None or ladder.RUNGS[name].kind != "descendant"
-    ] or names
+    own = [name for name in names if getattr(ladder.RUNGS.get(name), "kind", "") != "descendant"]
+    below = max(4.0, 0.28 * len(names))
     figure, panels = figures.new_figure(
-        2,
-        3,
-        width=17.0,
-        height=4.6 + max(4.0, 0.28 * len(names)),
-        height_ratios=(4.6, max(4.0, 0.28 * len(names))),
+        2, 3, width=17.0, height=4.6 + below, height_ratios=(4.6, below)
     )
-
-    def of(name: str, what: str) -> NDArray[np.float64]:
-        return result.array("rungs", name, what)
-
     shown = (
         ("gain", "Held-out accuracy above the warm start's", "gain in greedy exact match"),
         ("entropy", "Entropy", "nats per token"),
@@ -133,51 +107,29 @@ def plot(result: Result) -> Figure:
     )
     for ax, (what, title, unit) in zip(panels, shown, strict=False):
         skip = 0 if what == "gain" else 1  # before the first rollout only the accuracy is known
-        for name in own:
-            figures.band(
-                ax,
-                of(name, "samples")[skip:],
-                of(name, what)[skip:],
-                of(name, f"{what}_half")[skip:] if what == "gain" else None,
-                name,
+        for name in own or names:
+            x, y, half = (
+                result.array("rungs", name, key)[skip:] for key in ("samples", what, f"{what}_half")
             )
+            figures.band(ax, x, y, half if what == "gain" else None, name)
         figures.describe(ax, title, "completions", unit)
         figures.label_ends(ax)
-    gain, distance, cost = panels[3:]
-    for place, name in enumerate(names):
-        colour = figures.style_of(name)["color"]
-        gain.errorbar(
-            float(of(name, "gain")[-1]),
-            place,
-            xerr=float(of(name, "gain_half")[-1]),
-            marker="o",
-            color=colour,
-            capsize=3,
-        )
-        gain.text(
-            1.0,
-            place,
-            f" lr {float(of(name, 'rate')):g}",
-            transform=gain.get_yaxis_transform(),
-            va="center",
-        )
-        distance.plot(float(of(name, "kl_start")[-1]), place, marker="o", color=colour)
-        cost.barh(place, float(of(name, "seconds")), color=colour)
-        cost.text(
-            float(of(name, "seconds")),
-            place,
-            f" {float(of(name, 'megabytes')):.1f} MB",
-            va="center",
-        )
-    for ax in panels[3:]:
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.4, -0.6)
-    cost.margins(x=0.2)
+
+    def ends(what: str) -> list[float]:
+        return [float(result.array("rungs", name, what).reshape(-1)[-1]) for name in names]
+
+    over, distance, cost = panels[3:]
+    labels = [f"{name}  lr {rate:g}" for name, rate in zip(names, ends("rate"), strict=True)]
+    figures.rows(over, names, ends("over_first"), ends("over_first_half"), labels=labels)
+    figures.reference(over, x=0.0)
     figures.describe(
-        gain,
-        "Final gain at its best learning rate",
-        "gain in greedy exact match, and its 95 % interval",
+        over, f"Where it ended, less {names[0]}", "accuracy, paired, and its 95 % interval"
     )
+    figures.rows(distance, names, ends("kl_start"), ends("kl_start_half"))
     figures.describe(distance, "How far it went for it", "KL(π‖start) of a greedy answer (nats)")
+    figures.rows(cost, names, ends("seconds"))
+    for row, (seconds, size) in enumerate(zip(ends("seconds"), ends("megabytes"), strict=True)):
+        figures.note(cost, f"{size:.1f} MB", (seconds, row), (8, 0), va="center")
+    cost.margins(x=0.25)
     figures.describe(cost, "What it cost; memory at its height", "seconds of training per model")
     return figure

@@ -15,16 +15,17 @@ from course.lab.terminal import QUIET
 from course.train.noise import Noise
 from tests.tinylm.helpers import sums, tiny
 from tinylm.ablations import critic as ablation
-from tinylm.ablations.critic import Settings, errors, exact_values
+from tinylm.ablations.critic import Settings
 from tinylm.bridge import Bridge
-from tinylm.experiment import train, warm_start
+from tinylm.curves import train
+from tinylm.evaluate import exact_values, value_errors
 from tinylm.sampling import sample
 from tinylm.scoring import log_dists
+from tinylm.warm_start import warm_start
 
 SMALL = Settings(
     digits=1,
-    width=16,
-    layers=1,
+    preset="nano",
     prompts=4,
     group=4,
     rollouts=4,
@@ -33,7 +34,9 @@ SMALL = Settings(
     judged=5,
     warm_target=0.05,
     lambdas=(0.0, 1.0),
-    rates=(1e-3,),
+    rates=(1e-4, 1e-3),
+    seeds=2,
+    tuning=1,
     samples=8,
     timed=1,
 )
@@ -84,18 +87,21 @@ def test_errors_by_hand() -> None:
     value = torch.tensor([[[1.0, 0.5, 9.0], [1.0, 0.0, 2.0]]])
     exact = torch.zeros(1, 2, 3)
     mask = torch.tensor([[[True, True, False], [True, True, True]]])
-    first, later = errors(value, exact, mask)
+    first, later = value_errors(value, exact, mask)
     assert float(first) == 1.0
     assert float(later) == pytest.approx((0.25 + 0 + 4) / 3)
 
 
 @pytest.mark.slow
-def test_a_small_run_counts_parameters_and_its_facts_hold() -> None:
+def test_a_small_run_counts_parameters_and_writes_every_comparison() -> None:
     result = ablation.run(SMALL, QUIET)
-    assert [fact.claim for fact in result.facts if not fact.holds] == []
-    sizes = result.series["price"]["parameters"]
-    assert sizes["own"] == 2 * sizes["group"] + SMALL.width
-    assert sizes["shared"] == sizes["group"] + SMALL.width
+    assert [fact.holds for fact in result.facts[:2]] == [True, True]
+    # two comparisons of values and accuracy by place, of λ by place, and of the two places
+    assert len(result.facts) == 2 + 1 + 2 * 3
+    assert all(fact.runs == 2 for fact in result.facts if fact.relation == "above")
+    sizes, width = result.series["price"]["parameters"], SMALL.model(1).width
+    assert sizes["own"] == 2 * sizes["group"] + width
+    assert sizes["shared"] == sizes["group"] + width
     assert result.series["price"]["bytes"]["own"] == 16 * sizes["own"]
     assert result.array("own", "1", "prompt_error").shape == (2,)
     ablation.plot(dataclasses.replace(result, settings=SMALL))
@@ -103,17 +109,17 @@ def test_a_small_run_counts_parameters_and_its_facts_hold() -> None:
 
 @pytest.mark.parametrize("place", ablation.PLACES)
 def test_a_critic_starts_from_the_warm_start_with_a_head_of_zeros(place: str) -> None:
-    start = warm_start(dataclasses.replace(SMALL, warm_target=0.0))
-    curves = train(
-        ladder.ppo, dataclasses.replace(SMALL, rollouts=1), start, (1e-9, 1e-9), critic=place
-    )
-    assert curves.critic is not None
-    assert (curves.critic is curves.model) == (place == "shared")
+    budget = dataclasses.replace(SMALL, warm_target=0.0, rollouts=1, critic=place)
+    start = warm_start(budget, 2)
+    problem = train(budget, ladder.ppo, start, (1e-9, 1e-8), range(2)).problem
+    critic = problem.critic
+    assert critic is not None
+    assert (critic is problem.model) == (place == "shared")
     for name, weight in start.weights.items():
         torch.testing.assert_close(
-            curves.critic.weights[name], weight.expand(2, *weight.shape), rtol=0, atol=1e-7
+            critic.weights[name], weight.expand(2, *weight.shape), rtol=0, atol=1e-7
         )
-    assert float(curves.critic.weights["value"].detach().abs().max()) < 1e-7
+    assert float(critic.weights["value"].detach().abs().max()) < 1e-7
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,22 @@ import torch
 from course.errors import CourseError
 from course.lab.terminal import QUIET
 from tests.tinylm.helpers import tokens_of
-from tinylm.ablations.zero import Settings, chance, from_nothing, run
+from tinylm.ablations.zero import Settings, chance, run
 from tinylm.bridge import Bridge
 from tinylm.model import Transformer
 from tinylm.rewards import REWARDS
 from tinylm.tasks import Task
+from tinylm.warm_start import warm_start
 
 SMALL = {"prompts": 8, "group": 8, "rollouts": 2, "log_every": 1, "seeds": 2}
 
 
 def test_chance_is_the_enumerated_probability_of_the_right_answer() -> None:
-    start = from_nothing(Settings(seeds=2))
+    start = warm_start(Settings(), 2)
     p = chance(start)
     assert p.shape == (2, len(start.task.train))
     for seed in range(2):
-        model = Transformer(start.settings)
+        model = Transformer(start.model)
         model.weights.update(
             {name: weight[seed].requires_grad_() for name, weight in start.weights.items()}
         )
@@ -37,7 +38,7 @@ def test_the_silent_share_follows_from_chance_and_curves_start_untrained() -> No
     found = run(Settings(**SMALL), QUIET)
     silent = found.facts[0]
     assert silent.holds
-    p = chance(from_nothing(Settings(**SMALL)))
+    p = chance(warm_start(Settings(**SMALL), 2))
     assert silent.expected == pytest.approx(float((p**8 + (1 - p) ** 8).mean()), rel=1e-6)
     for name in Settings().rewards:
         assert found.array("rewards", name, "completions").tolist() == [0.0, 64.0, 128.0]
@@ -49,7 +50,7 @@ def test_the_silent_share_follows_from_chance_and_curves_start_untrained() -> No
 
 
 def test_credit_for_digits_does_not_ask_for_the_end() -> None:
-    task: Task = from_nothing(Settings(seeds=2)).task
+    task: Task = warm_start(Settings(), 1).task
     row = torch.tensor([3 * 10 + 4])
     for text, exact, digits in (
         ("07⏎", 1.0, 1.0),
@@ -73,6 +74,7 @@ def test_credit_for_digits_does_not_ask_for_the_end() -> None:
         {"entropy_coef": -1.0},
         {"held_out": 0.0},
         {"prompts": 0},
+        {"warm_target": 0.3},
     ],
 )
 def test_settings_are_refused_at_the_door(wrong: dict) -> None:

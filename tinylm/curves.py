@@ -1,0 +1,276 @@
+"""Trainings for the ablations: runs at several learning rates from one warm start, wired as
+`python -m tinylm train` wires them, judged on held-out questions along the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from course.errors import require
+from course.estimator import Estimator
+from course.lab.sweep import Swept, sweep
+from course.lab.terminal import QUIET, Progress
+from course.learner import Learner
+from course.parts import AdaptiveBeta
+from course.parts.kl import exact_kl
+from course.train.noise import Noise
+from course.train.optim import Optimizer
+from tinylm.evaluate import accuracy
+from tinylm.model import Transformer
+from tinylm.problem import LanguageModel
+from tinylm.sampling import sample
+from tinylm.scoring import log_dists
+from tinylm.tasks import Task
+from tinylm.warm_start import Start
+from tinylm.wiring import Budget, Streams, copies, critic_of, needs_value_head, train_learner
+
+# What a fact on a few models leaves to luck. With six of them, 1 in 16,000 as elsewhere would take
+# 12 standard errors.
+CHANCE = 0.01
+
+
+@dataclass(frozen=True)
+class AblationBudget(Budget):
+    """The default budget, made small enough for many trainings, and how they are judged."""
+
+    preset: str = "mini"  # nano, mini, small or gpu
+    warm_lr: float = 5e-3  # Adam's learning rate in the warm start
+    warm_batch: int = 64  # demonstrations per step
+    rollouts: int = 60  # of reinforcement learning
+    prompts: int = 16  # questions per rollout
+    group: int = 8  # completions per question
+    device: str = "cpu"  # where to run
+    judged: int = 250  # held-out questions
+    log_every: int = 10  # rollouts
+    seeds: int = 6  # models that are judged
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rollouts > 0, "rollouts", self.rollouts, "a whole number > 0")
+        require(self.seeds > 1, "seeds", self.seeds, "at least 2, for an interval")
+
+
+@dataclass(frozen=True)
+class SweptBudget(AblationBudget):
+    """The same, where every arm gets the learning rate that suits it, chosen on other models and
+    other questions than it is judged on.
+    """
+
+    # Adam's learning rates, each falling to 0 in a line
+    rates: tuple[float, ...] = (5e-5, 1.5e-4, 4.5e-4)
+    tuning: int = 2  # models that choose the rate
+
+    @property
+    def models(self) -> int:
+        """How many models are warm-started: the first ones choose, the others are judged."""
+        return self.tuning + self.seeds
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A training of L learning rates × S models: `steps` (rollouts), `values[name]` [logs, L, S],
+    seconds of training in all (CPU time, where it is on one).
+    """
+
+    steps: list[int]
+    values: dict[str, Tensor]
+    seconds: float
+    learner: Learner = field(repr=False)
+
+    @property
+    def problem(self) -> LanguageModel:
+        """What was trained."""
+        assert isinstance(self.learner.problem, LanguageModel)
+        return self.learner.problem
+
+    @property
+    def halted(self) -> Tensor:
+        """[L, S] bool: the runs that diverged and stand where they did."""
+        found = self.learner.halted
+        none = torch.zeros(tuple(self.problem.runs), dtype=torch.bool)
+        return none if found is None else found.cpu()
+
+    @property
+    def final(self) -> Tensor:
+        """[L, S] the accuracy at the end, NaN of runs that diverged."""
+        return torch.where(self.halted, torch.nan, self.values["accuracy"][-1].double())
+
+    @property
+    def gain(self) -> Tensor:
+        """[logs, L, S] accuracy above the same model's at its warm start."""
+        return self.values["accuracy"] - self.values["accuracy"][0]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers one model and its critic have."""
+        return sum(each.numel() for each in self.problem.parameters) // self.halted.numel()
+
+
+def train(
+    budget: AblationBudget,
+    estimator: Estimator,
+    start: Start,
+    rates: Sequence[float],
+    numbers: Sequence[int],
+    progress: Progress = QUIET,
+    *,
+    questions: Tensor | None = None,
+    also: Mapping[str, Tensor] | None = None,
+    optimizer: Optimizer | None = None,
+    asks: type[LanguageModel] = LanguageModel,
+    text: str = "rollouts",
+) -> Curves:
+    """Reinforcement learning of the models `numbers` of a warm start, at all learning rates at
+    once: run axes (L, S).
+
+    A model draws from the same streams at every rate and with every estimator: arms are paired.
+    `questions` [N] are rows of the task on which the greedy accuracy is measured (default: the
+    judging ones), `also` more of them, name → rows. `optimizer` takes Adam's place.
+    """
+    runs, device = (len(rates), len(numbers)), budget.device
+    value = needs_value_head(budget, estimator)
+    model = copies(start.of(numbers), start.model, runs, value=value)
+    every = [number for _ in rates for number in numbers]
+    learner = train_learner(
+        budget,
+        estimator,
+        model,
+        start.task,
+        Streams(budget.seed, runs, every, device),
+        torch.tensor(rates, device=device).unsqueeze(-1).expand(runs),
+        critic=critic_of(budget, estimator, model),
+        optimizer=optimizer,
+        asks=asks,
+        halt_diverged=True,
+    )
+    before = model.copy()
+    judged = held_out(start.task, budget.judged) if questions is None else questions
+    sets = {"accuracy": judged, **(also or {})}
+
+    def right() -> dict[str, Tensor]:
+        return {
+            name: accuracy(model, start.task, questions=rows).mean(-1)
+            for name, rows in sets.items()
+        }
+
+    rows: list[dict[str, Tensor]] = [right()]
+    steps, spent = [0], 0.0
+    # on a CPU the time of other programs does not count
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
+        log = step % budget.log_every == 0 or step == budget.rollouts
+        began = clock()
+        learner.step(log=log)
+        spent += clock() - began
+        if log:
+            steps.append(step)
+            far = {"kl_start": distance(model, before, start.task, judged)}
+            rows.append(right() | far | learner.history.rows[-1])
+    names = [name for name in rows[-1] if all(name in row for row in rows[1:])]
+    nothing = torch.zeros(runs, device=device)
+    values = {
+        name: torch.stack([row.get(name, nothing) for row in rows]).float().cpu() for name in names
+    }
+    return Curves(steps, values, spent, learner)
+
+
+def sweep_rates(
+    budget: SweptBudget,
+    estimator: Estimator,
+    start: Start,
+    progress: Progress = QUIET,
+    *,
+    asks: type[LanguageModel] = LanguageModel,
+    text: str = "",
+) -> Swept[Curves]:
+    """Train at every rate on the tuning models, then at the best of them on the judging ones, all
+    of which `start` holds. Other held-out questions choose than judge.
+    """
+    tuning, judging = range(budget.tuning), range(budget.tuning, budget.models)
+    quick = replace(budget, log_every=budget.rollouts)  # only its end is looked at
+
+    def trained(rates: Sequence[float], numbers: Sequence[int]) -> Curves:
+        choosing = numbers == tuning
+        rows = held_out(start.task, budget.judged, choosing=choosing)
+        return train(
+            quick if choosing else budget,
+            estimator,
+            start,
+            rates,
+            numbers,
+            progress,
+            questions=rows,
+            asks=asks,
+            text=f"{text}: choosing the rate" if choosing else text,
+        )
+
+    return sweep(trained, lambda curves: curves.final, budget.rates, tuning, judging)
+
+
+def held_out(task: Task, count: int, *, choosing: bool = False) -> Tensor:
+    """Up to `count` held-out questions, [N]: every second one, spread evenly; the others where they
+    are for choosing a rate.
+    """
+    rows = task.held_out[int(choosing) :: 2] if len(task.held_out) > 1 else task.held_out
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
+@torch.no_grad()
+def distance(model: Transformer, reference: Transformer, task: Task, questions: Tensor) -> Tensor:
+    """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the
+    policy's own greedy answers.
+    """
+    prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
+    made = sample(model, prompt, 1, task.limit, None)
+    mine = log_dists(model, prompt, made.tokens)
+    theirs = log_dists(reference, prompt, made.tokens)
+    return (exact_kl(mine, theirs) * made.mask).sum(-1).mean((-2, -1))
+
+
+def peak_bytes(curves: Curves, noise: Noise) -> float:
+    """Bytes held for one model at the height of an update: weights, gradients and Adam's two
+    moments, the reference's weights, the rollout, and what the pass forwards keeps for the one
+    backwards.
+    """
+    problem, estimator = curves.problem, curves.learner.estimator
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    rollout = problem.sample(noise)
+    if isinstance(estimator.kl.beta, AdaptiveBeta):
+        rollout = replace(rollout, kl_coef=torch.zeros(problem.runs, device=rollout.reward.device))
+    frozen = estimator.freeze(rollout)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ = estimator.objective(problem.policy(frozen.rollout), frozen)
+    held = ("reward", "log_prob", "mask", "ref_log_prob", "value", "old_log_dist", "ref_log_dist")
+    for tensor in (getattr(rollout, name) for name in held):
+        if tensor is not None:
+            keep(tensor)
+    for parameter in problem.parameters:
+        keep(parameter)
+    # for each parameter a gradient and two moments
+    more = 3 * list(problem.parameters)
+    more += [] if problem.reference is None else problem.reference.parameters
+    total = sum(kept.values()) + sum(each.numel() * each.element_size() for each in more)
+    return total / curves.halted.numel()
+
+
+__all__ = [
+    "CHANCE",
+    "AblationBudget",
+    "Curves",
+    "SweptBudget",
+    "distance",
+    "held_out",
+    "peak_bytes",
+    "sweep_rates",
+    "train",
+]
