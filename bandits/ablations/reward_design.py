@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from bandits.environments import Continuous
-from bandits.gaussian import group_gradients
 from bandits.policies import GaussianPolicy
 from bandits.problem import GaussianBandit
+from bandits.theory.reward_design import WINDOW, chance_of_a_hit, drift, reward, true_gradient
 from course import ladder
 from course.errors import require
 from course.estimator import Estimator, replace
@@ -36,7 +36,8 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import mean_error, share_error
+from course.lab.statistics import mean_error, share_error, share_interval
+from course.lab.sweep import choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import GroupStd
@@ -55,9 +56,14 @@ EXPECTED_SECONDS = 25.0
 SOURCE = "Lelarge (dataflowr, notebook Gauss_GRPO)"
 LEFT_OUT = "this course: the ablation that Lelarge leaves out"
 DERIVED = "this course: derived"
-WINDOW = 0.5  # half the width of the window around the target 0 that pays 1 − α
 SPACING = 0.5  # between starting points
 QUANTILES = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)  # of the runs' ends: band and line
+CAPTION = (
+    "A Gaussian policy in search of the window |x| ≤ ½. Left: with the std (eps 1e-8), as"
+    " published. Right: other eps, and no std. Each at its best learning rate for the plain window,"
+    " chosen on other runs; bands above are 95 % intervals, below from the 10 % to the 90 %"
+    " quantile."
+)
 
 
 @dataclass(frozen=True)
@@ -82,32 +88,16 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "runs", "drift_groups"):
+        for name in ("steps", "runs", "drift_groups", "group"):
             require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
-        require(
-            self.group > 1, "group", self.group, "at least 2: the samples of a group are compared"
-        )
-        require(len(self.eps) > 0 and min(self.eps) >= 0, "eps", self.eps, "numbers ≥ 0")
-        require(
-            len(self.alphas) > 1 and self.alphas[0] == 0,
-            "alphas",
-            self.alphas,
-            "0 and at least one more",
-        )
-        require(
-            all(0 <= alpha < 1 for alpha in self.alphas),
-            "alphas",
-            self.alphas,
-            "numbers from 0 to below 1",
-        )
-        require(len(self.deltas) > 0, "deltas", self.deltas, "at least one number")
+        require(min(self.eps) >= 0, "eps", self.eps, "numbers ≥ 0")
+        further = len(self.alphas) > 1 and self.alphas[0] == 0
+        require(further, "alphas", self.alphas, "0 and at least one more")
+        within = all(0 <= alpha < 1 for alpha in self.alphas)
+        require(within, "alphas", self.alphas, "numbers from 0 to below 1")
         require(self.far >= 1, "far", self.far, "a number ≥ 1")
-        require(
-            len(self.learning_rates) > 0 and min(self.learning_rates) > 0,
-            "learning_rates",
-            self.learning_rates,
-            "numbers > 0",
-        )
+        rates, rising = self.learning_rates, sorted(set(self.learning_rates))
+        require(list(rates) == rising, "learning_rates", rates, "numbers > 0 in rising order")
 
     @property
     def designs(self) -> list[tuple[float, float]]:
@@ -124,54 +114,6 @@ class Settings(Checked):
 
 
 SETTINGS = Settings()
-
-
-# ---------------------------------------------------------------- the reward and its gradient
-
-
-def reward(x: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
-    """(1−α)·1[|x| ≤ ½] + α·exp(−(x−δ)²/2)."""
-    return (1 - alpha) * (x.abs() <= WINDOW) + alpha * torch.exp(-((x - delta) ** 2) / 2)
-
-
-def true_gradient(theta: Tensor, alpha: float, delta: float) -> Tensor:
-    """J'(θ) for x ~ N(θ, 1), in closed form: J = (1−α)(Φ(½−θ) − Φ(−½−θ)) + (α/√2) exp(−(θ−δ)²/4).
-
-    [...] → [...].
-    """
-
-    def density(z: Tensor) -> Tensor:
-        return torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-
-    window = (1 - alpha) * (density(theta + WINDOW) - density(theta - WINDOW))
-    return window - alpha / math.sqrt(2) * (theta - delta) / 2 * torch.exp(
-        -((theta - delta) ** 2) / 4
-    )
-
-
-def chance_of_a_hit(theta: Tensor, samples: int) -> Tensor:
-    """The probability that one of `samples` draws from N(θ, 1) falls into the window.
-
-    [...] → [...].
-    """
-    normal = torch.distributions.Normal(0.0, 1.0)
-    hit = normal.cdf(WINDOW - theta.abs()) - normal.cdf(-WINDOW - theta.abs())
-    return -torch.expm1(samples * torch.log1p(-hit))
-
-
-def _bandit(designs: Sequence[tuple[float, float]], means: Tensor, group: int) -> GaussianBandit:
-    """Designs [D] on the first run axis; `means` [D, ..., Q] are where the policies stand."""
-    shape = (len(designs), *(1,) * means.dim())  # actions are [D, ..., Q, G]
-    alpha, delta = (
-        torch.tensor(values, dtype=torch.float64).reshape(shape)
-        for values in zip(*designs, strict=True)
-    )
-    return GaussianBandit(
-        Continuous(lambda x: reward(x, alpha, delta)), GaussianPolicy(means), group
-    )
-
-
-# ---------------------------------------------------------------- measuring
 
 
 def variants(settings: Settings) -> dict[str, Estimator]:
@@ -213,30 +155,18 @@ def train(
     starts = settings.starts
     shape = (len(designs), len(rates), len(starts), settings.runs)
     noise = Noise(shape, seed, dtype=torch.float64)
-    bandit = _bandit(designs, starts[:, None].expand(shape).unsqueeze(-1), settings.group)
+    # actions are [D, L, S, R, Q, G], with one prompt
+    alpha, delta = (
+        torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1, 1, 1)
+        for values in zip(*designs, strict=True)
+    )
+    policy = GaussianPolicy(starts[:, None].expand(shape).unsqueeze(-1))
+    scored = Continuous(lambda x: reward(x, alpha, delta))
+    bandit = GaussianBandit(scored, policy, settings.group)
     optimizer = SGD(torch.tensor(rates, dtype=torch.float64)[:, None, None].expand(shape))
     learner = Learner(bandit, estimator, optimizer, noise, log_every=settings.steps)
     learner.train(settings.steps, lambda steps: progress(steps, "rollouts", total=settings.steps))
     return bandit.action_policy.mean.detach().squeeze(-1)
-
-
-def drift(
-    estimator: Estimator,
-    design: tuple[float, float],
-    theta: Sequence[float],
-    group: int,
-    groups: int,
-    seed: int,
-) -> Tensor:
-    """[groups, N] the gradient of each of `groups` independent groups, at each of the N places θ:
-    its mean is E[ĝ].
-    """
-    places = torch.tensor(theta, dtype=torch.float64)
-    alpha, delta = torch.tensor(design, dtype=torch.float64)
-    action = places[:, None] + Noise((), seed, dtype=torch.float64).normal(
-        groups, len(places), group
-    )
-    return group_gradients(estimator, places, 1.0, action, lambda x: reward(x, alpha, delta))
 
 
 def reached(final: Tensor) -> Tensor:
@@ -255,39 +185,23 @@ def run(settings: Settings, progress: Progress) -> Result:
     """Choose each estimator's learning rate on the plain window; then every design from every
     starting point.
     """
-    ends: dict[str, Tensor] = {}
-    rates: dict[str, float] = {}
-    for name, estimator in progress(
-        variants(settings).items(), "estimators", total=len(variants(settings))
-    ):
-        plain = train(
-            estimator,
-            settings,
-            settings.designs[:1],
-            settings.learning_rates,
-            settings.seed + 1,
-            progress,
-        )
-        rates[name] = settings.learning_rates[int(reached(plain).double().mean((0, 2, 3)).argmax())]
-        ends[name] = train(
-            estimator, settings, settings.designs, [rates[name]], settings.seed, progress
-        )[:, 0]
+    s, ends, choices = settings, {}, {}
+    every = variants(s)
+    for name, estimator in progress(every.items(), "estimators", total=len(every)):
+        plain = train(estimator, s, s.designs[:1], s.learning_rates, s.seed + 1, progress)[0]
+        choices[name] = choose(reached(plain).double().flatten(1), s.learning_rates)
+        rate = [choices[name].rate]
+        ends[name] = train(estimator, s, s.designs, rate, s.seed, progress)[:, 0]
     series = {
-        "designs": settings.designs,
-        "starts": settings.starts,
-        "rates": rates,
+        "designs": s.designs,
+        "starts": s.starts,
+        "rates": {name: choice.rate for name, choice in choices.items()},
         "share": {name: reached(final).double().mean(-1) for name, final in ends.items()},
         "ends": {name: final.quantile(QUANTILES, -1).movedim(0, 1) for name, final in ends.items()},
-        "chance_of_a_hit": chance_of_a_hit(settings.starts, settings.steps * settings.group),
+        "chance_of_a_hit": chance_of_a_hit(s.starts, s.steps * s.group),
     }
-    return Result(series=series, facts=_facts(settings, ends), caption=CAPTION)
-
-
-CAPTION = (
-    "A Gaussian policy in search of the window |x| ≤ ½. Left: with the std (eps 1e-8), as"
-    " published. Right: other eps, and no std. Each at its best learning rate for the plain window;"
-    " bands are 95 % intervals."
-)
+    caption = f"{CAPTION} {edges(choices, s.learning_rates)}".strip()
+    return Result(series=series, facts=_facts(s, ends), caption=caption)
 
 
 # ---------------------------------------------------------------- facts
@@ -295,146 +209,101 @@ CAPTION = (
 
 def _facts(settings: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
     same = {name: getattr(SETTINGS, name) for name in ("rungs", "runs", "seed", "drift_groups")}
-    published = dataclasses.replace(settings, **same) == SETTINGS
     facts = _of_the_gradient(settings)
-    if (
-        published
-    ):  # what was seen from these starting points, with these learning rates to choose from
+    if dataclasses.replace(settings, **same) == SETTINGS:
+        # what was seen from these starting points, with these learning rates to choose from
         facts += _of_the_basin(settings, ends) + _of_the_trap(settings, ends)
     return facts
 
 
-def _of_the_gradient(settings: Settings) -> list[Fact]:
+def _of_the_gradient(s: Settings) -> list[Fact]:
     """What holds whatever the budget: of closed forms, and of expected gradients."""
     std, mean_only = (ladder.get(name).estimator for name in ("group_std", "group_mean"))
-    groups, seed = settings.drift_groups, settings.seed + 2
-    grid = torch.linspace(-10, 10, 4001, dtype=torch.float64)
-    facts = []
+    bare, published = (replace(std, scale=GroupStd(eps=eps)) for eps in (0.0, 1e-8))
+    seed, facts = s.seed + 2, []
 
+    def push(
+        estimator: Estimator, delta: float, places: Sequence[float], group: int = 10
+    ) -> tuple[Any, Any]:
+        return mean_error(drift(estimator, (0.001, delta), places, group, s.drift_groups, seed))
+
+    more: dict[str, Any] = {"number": 16, "runs": s.drift_groups}
+    grid = torch.linspace(-10, 10, 4001, dtype=torch.float64)
     for delta in (2.0, 3.0, 4.0):
         slope = true_gradient(grid, 0.001, delta)
         summits = int(((slope[:-1] > 0) & (slope[1:] <= 0)).sum())
-        claim = (
-            "The mean reward itself has one maximum on [−10, 10] for a bonus of .001 at δ ="
-            f" {delta:g}: there is no trap in it"
-        )
+        claim = "The mean reward itself has one maximum on [−10, 10] for a bonus of .001 at δ ="
+        claim += f" {delta:g}: there is no trap in it"
         facts.append(Fact.exact(claim, DERIVED, summits, 1, number=16))
-
-    measured = mean_error(drift(mean_only, (0.001, 2.0), [-1.0], 10, groups, seed).squeeze(-1))
-    claim = (
-        "Without the std, E[ĝ] = (G−1)/G times the true gradient (G = 10, θ = −1, α = .001, δ = 2)"
-    )
-    facts.append(
-        Fact.simulated(
-            claim,
-            DERIVED,
-            *measured,
-            0.9 * true_gradient(torch.tensor(-1.0), 0.001, 2.0),
-            number=16,
-        )
-    )
-
-    bare = replace(std, scale=GroupStd(eps=0.0))
+    [mean], [error] = push(mean_only, 2.0, [-1.0])
+    claim = "Without the std, E[ĝ] = (G−1)/G times the true gradient (G = 10, θ = −1, α = .001, δ"
+    expected = float(0.9 * true_gradient(torch.tensor(-1.0), 0.001, 2.0))
+    facts.append(Fact.simulated(f"{claim} = 2)", DERIVED, mean, error, expected, **more))
     low, high = (drift(bare, (alpha, 2.0), [-10.0], 10, 1000, seed) for alpha in (0.001, 0.01))
-    claim = (
-        "With eps = 0 the height of the bonus does not matter: the same samples give the same"
-        " gradient for α = .001 and .01 (θ = −10)"
-    )
-    facts.append(Fact.exact(claim, DERIVED, float((low - high).abs().max()), 0.0, number=16))
-
-    measured = mean_error(drift(bare, (0.001, 2.0), [-10.0], 2, groups, seed).squeeze(-1))
-    claim = (
-        "With eps = 0 and G = 2 even a bonus of 10⁻³⁵ pushes with 1/√π: half the mean distance of"
-        " two samples (θ = −10)"
-    )
-    facts.append(Fact.simulated(claim, DERIVED, *measured, 1 / math.sqrt(math.pi), number=16))
-
-    published = replace(std, scale=GroupStd(eps=1e-8))
-    places = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0]
-    mean, error = mean_error(drift(published, (0.001, 2.0), places, 10, groups, seed))
-    worst = int(np.argmax(mean))
-    claim = (
-        "With the std and δ = 2 there is no trap: E[ĝ] points to the target from every θ = 1 … 6"
-        " (the largest, eps = 1e-8)"
-    )
-    facts.append(Fact.below(claim, SOURCE, mean[worst], 0.0, error[worst], number=16))
+    claim = "With eps = 0 the height of the bonus does not matter: the same samples give the same"
+    claim += " gradient for α = .001 and .01 (θ = −10)"
+    facts.append(Fact.exact(claim, DERIVED, (low - high).abs().max(), 0.0, number=16))
+    [mean], [error] = push(bare, 2.0, [-10.0], 2)
+    claim = "With eps = 0 and G = 2 even a bonus of 10⁻³⁵ pushes with 1/√π: half the mean distance"
+    claim, expected = f"{claim} of two samples (θ = −10)", 1 / math.sqrt(math.pi)
+    facts.append(Fact.simulated(claim, DERIVED, mean, error, expected, **more))
+    means, errors = push(published, 2.0, [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0])
+    worst = int(np.argmax(means))
+    claim = "With the std and δ = 2 there is no trap: E[ĝ] points to the target from every θ = 1 …"
+    claim += " 6 (the largest, eps = 1e-8)"
+    facts.append(Fact.below(claim, SOURCE, means[worst], 0.0, errors[worst], **more))
     for delta in (3.0, 4.0):
-        mean, error = mean_error(
-            drift(published, (0.001, delta), [delta - 0.5, delta + 0.5], 10, groups, seed)
-        )
-        claim = (
-            f"With the std and δ = {delta:g}, E[ĝ] points up to the bonus from θ = {delta - 0.5:g}"
-            " (eps = 1e-8)"
-        )
-        facts.append(Fact.above(claim, SOURCE, mean[0], 0.0, error[0], number=16))
-        claim = (
-            f"With the std and δ = {delta:g}, E[ĝ] points down to the bonus from θ ="
-            f" {delta + 0.5:g}: a second stable point (eps = 1e-8)"
-        )
-        facts.append(Fact.below(claim, SOURCE, mean[1], 0.0, error[1], number=16))
+        means, errors = push(published, delta, [delta - 0.5, delta + 0.5])
+        how = f"With the std and δ = {delta:g}, E[ĝ] points"
+        claim = f"{how} up to the bonus from θ = {delta - 0.5:g} (eps = 1e-8)"
+        facts.append(Fact.above(claim, SOURCE, means[0], 0.0, errors[0], **more))
+        claim = f"{how} down to the bonus from θ = {delta + 0.5:g}: a second stable point (eps ="
+        facts.append(Fact.below(f"{claim} 1e-8)", SOURCE, means[1], 0.0, errors[1], **more))
     return facts
 
 
-def _of_the_basin(settings: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
+def _of_the_basin(s: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
     """Sweep 1: how wide the basin is, with α and without."""
     names = [label("group_std", eps) for eps in (1e-8, 1e-4, 0.0)]
     if not {*names, "group_mean"} <= ends.keys():
         return []
     widths = {name: [width(final) for final in finals[:2]] for name, finals in ends.items()}
     (plain, plain_error), (bonus, bonus_error) = widths[names[0]]
-    error = bonus / plain * math.hypot(plain_error / plain, bonus_error / bonus)
-    claim = (
-        "With the std (eps = 1e-8) a bonus of .001 at δ = 2 widens the basin: its width over that"
-        " without a bonus (300 rollouts)"
-    )
-    facts = [Fact.above(claim, SOURCE, bonus / plain, 1.0, error, number=16)]
-    other = widths[names[1]][1]
-    claim = (
-        "With eps = 1e-4 the same bonus leaves the basin narrower than with eps = 1e-8 (width,"
-        " standard deviations of π)"
-    )
-    facts.append(
-        Fact.below(claim, LEFT_OUT, other[0], bonus, math.hypot(other[1], bonus_error), number=16)
-    )
     (bare, bare_error), (bare_bonus, bare_bonus_error) = widths["group_mean"]
-    gain, error = (
-        (bare_bonus - bare) / (bonus - plain),
-        math.hypot(bare_error, bare_bonus_error) / (bonus - plain),
-    )
-    claim = (
-        "Without the std the same bonus gains less than a tenth of that width (gain without over"
-        " gain with the std)"
-    )
-    facts.append(Fact.below(claim, LEFT_OUT, gain, 0.1, error, number=16))
+    narrow, narrow_error = widths[names[1]][1]
+    gain, more = bonus - plain, {"number": 16, "runs": s.runs}
+    wider = "With the std (eps = 1e-8) a bonus of .001 at δ = 2 widens the basin by more than a"
+    wider += " half: its width over that without a bonus (300 rollouts)"
+    less = "With eps = 1e-4 the same bonus leaves the basin narrower than with eps = 1e-8 (width,"
+    none = "Without the std the same bonus gains less than a tenth of that width (gain without over"
+    ratio = bonus / plain * math.hypot(plain_error / plain, bonus_error / bonus)
+    both, apart = math.hypot(narrow_error, bonus_error), math.hypot(bare_error, bare_bonus_error)
+    share = (bare_bonus - bare) / gain
+    facts = [
+        Fact.above(wider, SOURCE, bonus / plain, 1.5, ratio, **more),
+        Fact.below(f"{less} standard deviations of π)", LEFT_OUT, narrow, bonus, both, **more),
+        Fact.below(f"{none} gain with the std)", LEFT_OUT, share, 0.1, apart / gain, **more),
+    ]
     for eps, start, most, source in (
         (1e-8, -5.0, True, SOURCE),
         (1e-4, -5.0, False, LEFT_OUT),
         (0.0, -10.0, True, LEFT_OUT),
     ):
-        hits = reached(ends[label("group_std", eps)][1][settings.starts.tolist().index(start)])
-        facts.append(
-            _share_of_runs(
-                f"with a bonus of .001 and eps = {written(eps)}, θ = {start:g} leads to the target",
-                hits,
-                most,
-                source,
-            )
-        )
+        hits = reached(ends[label("group_std", eps)][1][s.starts.tolist().index(start)])
+        claim = f"with a bonus of .001 and eps = {written(eps)}, θ = {start:g} leads to the target"
+        facts.append(_share_of_runs(claim, hits, most, source))
     return facts
 
 
-def _of_the_trap(settings: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
+def _of_the_trap(s: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
     """Sweep 2: where policies end that start between the target and a bonus at δ = 4."""
-    place, start = settings.designs.index((0.001, 4.0)), settings.starts.tolist().index(3.0)
-    final = {name: finals[place][start] for name, finals in ends.items()}
-    facts = []
+    place, start = s.designs.index((0.001, 4.0)), s.starts.tolist().index(3.0)
+    final, facts = {name: finals[place][start] for name, finals in ends.items()}, []
     for eps, source in ((1e-8, SOURCE), (1e-4, LEFT_OUT)):
         if (name := label("group_std", eps)) in final:
-            claim = (
-                f"with the std (eps = {written(eps)}), θ = 3 leads to a bonus of .001 at δ = 4 and"
-                " stays there"
-            )
-            facts.append(_share_of_runs(claim, (final[name] - 4.0).abs() <= WINDOW, True, source))
+            claim = f"with the std (eps = {written(eps)}), θ = 3 leads to a bonus of .001 at δ = 4"
+            there = (final[name] - 4.0).abs() <= WINDOW
+            facts.append(_share_of_runs(f"{claim} and stays there", there, True, source))
     if "group_mean" in final:
         claim = "without the std, θ = 3 leads past a bonus of .001 at δ = 4 to the target"
         facts.append(_share_of_runs(claim, reached(final["group_mean"]), True, LEFT_OUT))
@@ -444,10 +313,9 @@ def _of_the_trap(settings: Settings, ends: Mapping[str, Tensor]) -> list[Fact]:
 def _share_of_runs(claim: str, hits: Tensor, most: bool, source: str) -> Fact:
     """More than half of the runs, or fewer."""
     share, error = share_error(int(hits.sum()), hits.numel())
-    judge = Fact.above if most else Fact.below
-    return judge(
-        f"{'Most' if most else 'Few'} runs: {claim} (share)", source, share, 0.5, error, number=16
-    )
+    judge, how = (Fact.above, "Most") if most else (Fact.below, "Few")
+    claim = f"{how} runs: {claim} (share)"
+    return judge(claim, source, share, 0.5, error, number=16, runs=hits.numel())
 
 
 # ---------------------------------------------------------------- the figure
@@ -458,106 +326,71 @@ def plot(result: Result) -> Figure:
 
     Below: where policies end, by δ and by estimator.
     """
-    figure, (basin, basin_by, ends, ends_by) = figures.new_figure(
-        2, 2, width=12.6, height=9.0, sharex=True, sharey="row"
-    )
+    options: dict[str, Any] = {"width": 12.6, "height": 9.0, "sharex": True, "sharey": "row"}
+    figure, (basin, basin_by, ends, ends_by) = figures.new_figure(2, 2, **options)
     alphas, deltas = result.settings["alphas"], result.settings["deltas"]
-    names = list(result.series["rates"])
-    first, starts = names[0], result.array("starts")
+    names, starts = list(result.series["rates"]), result.array("starts")
     last = len(alphas) + len(deltas) - 2  # the design with the farthest bonus
-
     for place, (alpha, colour) in enumerate(zip(alphas, figures.shades(len(alphas)), strict=True)):
-        _share(basin, result, first, place, f"bonus α = {alpha:g}", color=colour, linestyle="-")
+        look = {"label": f"bonus α = {alpha:g}", "color": colour, "linestyle": "-"}
+        _share(basin, result, names[0], place, **look)
     for name in names:
-        _share(basin_by, result, name, 1, _short(name), **_style(name, names))
-        _end(ends_by, result, name, last, _short(name), **_style(name, names))
+        look = {"label": _short(name), **_style(name, names)}
+        _share(basin_by, result, name, 1, **look)
+        _end(ends_by, result, name, last, **look)
     for order, (delta, colour) in enumerate(zip(deltas, figures.shades(len(deltas)), strict=True)):
-        _end(
-            ends,
-            result,
-            first,
-            1 if order == 0 else len(alphas) + order - 1,
-            f"bonus at δ = {delta:g}",
-            color=colour,
-            linestyle="-",
-        )
-
+        place = 1 if order == 0 else len(alphas) + order - 1
+        look = {"label": f"bonus at δ = {delta:g}", "color": colour, "linestyle": "-"}
+        _end(ends, result, names[0], place, **look)
+    legend: dict[str, Any] = {"loc": "upper center", "ncols": 2, "frameon": False, "fontsize": 10}
     for ax in (basin, basin_by):
-        figures.expectation(
-            ax, result.array("chance_of_a_hit"), starts, "window ever sampled (θ fixed)"
-        )
+        hit = result.array("chance_of_a_hit")
+        figures.expectation(ax, hit, starts, "window ever sampled (θ fixed)")
         ax.set_ylim(-0.03, 1.42)
         ax.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
-        ax.legend(
-            loc="upper center",
-            ncols=2,
-            frameon=False,
-            fontsize=10,
-            handlelength=1.8,
-            columnspacing=1.2,
-        )
+        ax.legend(handlelength=1.8, columnspacing=1.2, **legend)
     for ax in (ends, ends_by):
         figures.expectation(ax, starts, starts)
-        ax.annotate(
-            "not moved",
-            (-7.4, -7.4),
-            (10, -10),
-            textcoords="offset points",
-            color=figures.INK,
-            va="center",
-        )
+        figures.note(ax, "not moved", (-7.4, -7.4), (10, -10), va="center")
         ax.set_ylim(float(starts[0]), float(starts[-1]))
-    titles = (
-        f"A bonus of {alphas[1]:g} opens the way to the target …",
-        f"… but only through the std (α = {alphas[1]:g}, δ = {deltas[0]:g})",
-        f"Too far away it becomes a trap (α = {alphas[1]:g}) …",
-        f"… but only through the std (α = {alphas[1]:g}, δ = {deltas[-1]:g})",
-    )
     reach, where = "share of runs that reach the target", "where the mean θ ends (median of runs)"
-    for ax, title, y in zip(
-        (basin, basin_by, ends, ends_by), titles, (reach, "", where, ""), strict=True
-    ):
-        figures.describe(
-            ax, title, "" if ax in (basin, basin_by) else "where θ starts; the target is 0", y
-        )
+    only = f"… but only through the std (α = {alphas[1]:g}, δ ="
+    x = "where θ starts; the target is 0"
+    opens, trap = f"A bonus of {alphas[1]:g} opens the way to the target …", "becomes a trap"
+    figures.describe(basin, opens, "", reach)
+    figures.describe(basin_by, f"{only} {deltas[0]:g})", "", "")
+    figures.describe(ends, f"Too far away it {trap} (α = {alphas[1]:g}) …", x, where)
+    figures.describe(ends_by, f"{only} {deltas[-1]:g})", x, "")
     figures.label_ends(ends)
     figures.label_ends(ends_by)
     return figure
 
 
-def _share(ax: Axes, result: Result, name: str, design: int, text: str, **style: Any) -> None:
-    mean = result.array("share", name)[design]
-    figures.band(
-        ax,
-        result.array("starts"),
-        mean,
-        1.96 * np.sqrt(mean * (1 - mean) / result.settings["runs"]),
-        name,
-        text,
-        **style,
-    )
+def _share(ax: Axes, result: Result, name: str, design: int, **look: Any) -> None:
+    """The share of runs that reach the target, with Wilson's 95 % interval."""
+    share, runs = result.array("share", name)[design], result.settings["runs"]
+    bounds = np.array([share_interval(round(one * runs), runs) for one in share])
+    line = figures.band(ax, result.array("starts"), share, None, name, **look)
+    shade: dict[str, Any] = {"color": line.get_color(), "alpha": 0.18, "linewidth": 0}
+    ax.fill_between(result.array("starts"), *bounds.T, **shade)
 
 
-def _end(ax: Axes, result: Result, name: str, design: int, text: str, **style: Any) -> None:
+def _end(ax: Axes, result: Result, name: str, design: int, **look: Any) -> None:
     starts, (low, middle, high) = result.array("starts"), result.array("ends", name)[design]
-    line = figures.band(ax, starts, middle, None, name, text, **style)
+    line = figures.band(ax, starts, middle, None, name, **look)
     ax.fill_between(starts, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
 
 
 def _short(name: str) -> str:
     """«÷ (std + 1e-8)» for the rungs of the ladder; a name of your own as it is."""
     rung, _, eps = name.partition(", ")
-    return {"group_std": f"÷ (std + {eps.removeprefix('eps = ')})", "group_mean": "no std"}.get(
-        rung, name
-    )
+    divided = f"÷ (std + {eps.removeprefix('eps = ')})"
+    return {"group_std": divided, "group_mean": "no std"}.get(rung, name)
 
 
 def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
     """The rung's colour, and for its further eps another line."""
-    style = figures.style_of(name.partition(", ")[0])
-    same = [other for other in names if other.partition(", ")[0] == name.partition(", ")[0]]
-    return style | {
-        "linestyle": (style["linestyle"], figures.DASH, figures.DOT, figures.DASHDOT)[
-            same.index(name) % 4
-        ]
-    }
+    rung = name.partition(", ")[0]
+    style, same = figures.style_of(rung), [one for one in names if one.partition(", ")[0] == rung]
+    lines = (style["linestyle"], figures.DASH, figures.DOT, figures.DASHDOT)
+    return style | {"linestyle": lines[same.index(name) % 4]}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bandits.ablations import parameter_study as ablation
-from bandits.ablations.parameter_study import PEAKS, Settings, expected_maximum, regret
+from bandits.ablations.parameter_study import PEAKS, PUBLISHED_RUNS, Settings, regret
+from bandits.theory.best_arm import expected_maximum, maximum_error
 from course.errors import CourseError
 from course.lab.statistics import mean_error
 from course.lab.terminal import QUIET
@@ -32,9 +33,8 @@ def test_expected_maximum_of_two_and_three_normal_numbers():
 
 def test_luck_is_the_spread_of_the_maximum():
     # Var max of two N(0, 1) is 1 − 1/π
-    assert ablation._luck(2) == pytest.approx(
-        math.sqrt((1 - 1 / math.pi) / ablation.PUBLISHED_RUNS), abs=1e-12
-    )
+    expected = math.sqrt((1 - 1 / math.pi) / PUBLISHED_RUNS)
+    assert maximum_error(2, PUBLISHED_RUNS) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bandits.ablations import reward_design as ablation
+from bandits.theory import reward_design as theory
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
@@ -30,7 +31,7 @@ def mean_reward(theta: torch.Tensor, alpha: float, delta: float) -> torch.Tensor
         step = (high - low) / 20_000
         x = torch.linspace(low + step / 2, high - step / 2, 20_000, dtype=torch.float64)
         density = torch.exp(-((x - theta) ** 2) / 2) / math.sqrt(2 * math.pi)
-        paid = ablation.reward(
+        paid = theory.reward(
             x, torch.tensor(alpha, dtype=torch.float64), torch.tensor(delta, dtype=torch.float64)
         )
         total = total + (density * paid).sum() * step
@@ -46,7 +47,7 @@ def test_the_true_gradient_is_the_derivative_of_the_mean_reward(
 ) -> None:
     place = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
     [slope] = torch.autograd.grad(mean_reward(place, alpha, delta), place)
-    assert float(ablation.true_gradient(place.detach(), alpha, delta)) == pytest.approx(
+    assert float(theory.true_gradient(place.detach(), alpha, delta)) == pytest.approx(
         float(slope), abs=1e-8
     )
 
@@ -55,25 +56,25 @@ def test_the_chance_of_a_hit_counts_the_window() -> None:
     theta = torch.tensor([0.0, -3.0], dtype=torch.float64)
     normal = torch.distributions.Normal(theta, 1.0)
     miss = 1 - (normal.cdf(torch.tensor(0.5)) - normal.cdf(torch.tensor(-0.5)))
-    torch.testing.assert_close(ablation.chance_of_a_hit(theta, 7), 1 - miss**7)
+    torch.testing.assert_close(theory.chance_of_a_hit(theta, 7), 1 - miss**7)
 
 
 def test_without_the_std_the_expected_gradient_is_the_true_one_less_the_self_included_share() -> (
     None
 ):
     places = [-2.0, -0.7, 1.2]
-    samples = ablation.drift(ladder.get("group_mean").estimator, (0.2, 2.0), places, 4, 20_000, 3)
+    samples = theory.drift(ladder.get("group_mean").estimator, (0.2, 2.0), places, 4, 20_000, 3)
     mean, error = samples.mean(0), samples.std(0) / math.sqrt(len(samples))
-    expected = 0.75 * ablation.true_gradient(torch.tensor(places, dtype=torch.float64), 0.2, 2.0)
+    expected = 0.75 * theory.true_gradient(torch.tensor(places, dtype=torch.float64), 0.2, 2.0)
     assert ((mean - expected).abs() < 4 * error).all()
 
 
 def test_a_bonus_of_any_height_pushes_alike_where_eps_is_zero() -> None:
     bare = replace(ladder.get("group_std").estimator, scale=GroupStd(eps=0.0))
-    low, high = (ablation.drift(bare, (alpha, 2.0), [-6.0], 5, 200, 1) for alpha in (1e-6, 0.5))
+    low, high = (theory.drift(bare, (alpha, 2.0), [-6.0], 5, 200, 1) for alpha in (1e-6, 0.5))
     torch.testing.assert_close(low, high)
     assert low.mean() > 0.3
-    with_eps = ablation.drift(ladder.get("group_std").estimator, (1e-6, 2.0), [-6.0], 5, 200, 1)
+    with_eps = theory.drift(ladder.get("group_std").estimator, (1e-6, 2.0), [-6.0], 5, 200, 1)
     assert with_eps.abs().max() < 1e-3
 
 
