@@ -658,15 +658,39 @@ def test_rloo_ratio_by_token_sum(peer: Peer) -> None:
 
 def test_rloo_truncated_samples_are_a_constant(peer: Peer) -> None:
     """TRL empties a truncated sample's mask: ρ = 1, no KL, no gradient, and −A/N left in the loss's
-    value; ours leaves 0.
+    value; ours leaves 0, and with a KL in the reward keeps its part in the others' baselines.
     """
     samples = draw(5, truncated=True)
-    emptied = with_fields(samples, mask=samples.mask & ~samples.truncated.unsqueeze(-1))
-    mine, theirs = ours(RLOO, emptied), peer(samples, "RLOO", mask_truncated_completions=True)
-    lost = peer.advantage(samples, "RLOO", mask_truncated_completions=True)[samples.truncated]
+    kept = replace(RLOO, sample_filter=DropTruncated())
+    mine = ours(replace(kept, kl=NoKL()), samples)
+    theirs = peer(samples, "RLOO", beta=0.0, mask_truncated_completions=True)
+    lost = peer.advantage(samples, "RLOO", beta=0.0, mask_truncated_completions=True)
+    lost = lost[samples.truncated]
     close(mine.gradient, theirs.gradient)
     close(mine.loss - lost.sum() / samples.score.numel(), theirs.loss)
     apart(lost, 0 * lost)
+    without = peer(samples, "RLOO", mask_truncated_completions=True)
+    apart(ours(kept, samples).gradient, without.gradient)
+
+
+def test_samples_without_a_token_count_in_trls_mean_and_std(peer: Peer) -> None:
+    """TRL compares a completion with every reward of its group; ours with those of samples that
+    have a token.
+    """
+    samples = draw(3)
+    score = samples.score.clone()
+    score[0] = torch.arange(score.shape[-1]) ** 2.0
+    samples, mask = with_fields(samples, score=score), samples.mask.clone()
+    mask[0, 0] = False
+    emptied = with_fields(samples, mask=mask)
+    estimator = replace(NO_KL, scale=GroupStd(1, 1e-4))
+    mine, theirs = estimator.freeze(emptied.rollout).advantage, peer.advantage(emptied)
+    close(theirs, peer.advantage(samples))
+    rest = samples.score[0, 1:]
+    found = (rest - rest.mean()) / (rest.std() + 1e-4)
+    close(mine[0, 1:], torch.where(mask[0, 1:], found.unsqueeze(-1), 0.0))
+    close(mine[1:], torch.where(mask[1:], theirs[1:].unsqueeze(-1), 0.0))
+    apart(found, theirs[0, 1:])
 
 
 # ---------------------------------------------------------------- log-probabilities and entropy
