@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -365,62 +366,39 @@ def _draw_way(ax: Axes, result: Result, last: str) -> None:
 
 def _draw_end(ax: Axes, result: Result) -> None:
     names = [f"{number:g}" for number in result.settings["lambdas"]]
-    group, half = (float(result.array("group", what)[-1]) for what in ("gain", "gain_half"))
-    colour = figures.style_of(result.settings["rung"])["color"]
-    ax.axhspan(group - half, group + half, color=colour, alpha=0.15, linewidth=0)
-    ax.axhline(group, color=colour, linewidth=2, label="group mean")
+    group = result.array("group", "final_seeds")
+    figures.reference(ax, 0.0, label="group mean")
     for aside, place in zip((-0.06, 0.06), PLACES, strict=True):
-        y, error = (
-            [float(result.array(place, name, what)[-1]) for name in names]
-            for what in ("gain", "gain_half")
-        )
-        x = [i + aside for i in range(len(names))]
-        ax.errorbar(x, y, error, marker="o", capsize=3, color=COLOURS[place], label=WORDS[place])
+        finals = np.stack([result.array(place, name, "final_seeds") for name in names])
+        over, half = interval(finals - group)  # model by model
+        x, colour = np.arange(len(names)) + aside, COLOURS[place]
+        figures.points(ax, x, over, half, label=WORDS[place], color=colour, linestyle="-")
     ax.set_xticks(range(len(names)), names)
     ax.margins(x=0.1)
     figures.describe(
         ax,
         "How far to trust the critic's guesses",
         "λ of GAE (0: one token ahead, 1: the outcome)",
-        "final gain over the warm start",
+        "final accuracy less the group mean's, paired",
     )
     ax.legend(frameon=False, loc="lower right")
 
 
 def _draw_values(ax: Axes, result: Result, last: str) -> None:
+    group = figures.style_of(result.settings["rung"])["color"]
+    lines: list[tuple[tuple[str, ...], str, str, str, Any]] = [
+        (("group",), "group_error", f"mean of {result.settings['group']} answers", group, "-"),
+        (("group",), "spread", "one number for all", "#777777", figures.DASH),
+    ]
     for place in PLACES:
-        x = result.array(place, last, "samples")[1:]
-        for name, dashes, what in (
-            ("prompt_error", "-", "prompt"),
-            ("token_error", figures.DOT, "later tokens"),
-        ):
-            label = f"{WORDS[place]}, {what}"
-            figures.band(
-                ax,
-                x,
-                result.array(place, last, name),
-                label=label,
-                color=COLOURS[place],
-                linestyle=dashes,
-            )
-    colour = figures.style_of(result.settings["rung"])["color"]
-    x = result.array("group", "samples")[1:]
-    figures.band(
-        ax,
-        x,
-        result.array("group", "group_error"),
-        label=f"mean of {result.settings['group']} answers",
-        color=colour,
-        linestyle="-",
-    )
-    figures.band(
-        ax,
-        x,
-        result.array("group", "spread"),
-        label="one number for all",
-        color="#777777",
-        linestyle=figures.DASH,
-    )
+        words, colour = WORDS[place], COLOURS[place]
+        lines += [
+            ((place, last), "prompt_error", f"{words}, prompt", colour, "-"),
+            ((place, last), "token_error", f"{words}, later tokens", colour, figures.DOT),
+        ]
+    for keys, name, label, colour, dashes in lines:
+        x, y = result.array(*keys, "samples")[1:], result.array(*keys, name)
+        figures.band(ax, x, y, label=label, color=colour, linestyle=dashes)
     ax.set_ylim(bottom=0)
     figures.describe(
         ax,
