@@ -186,13 +186,16 @@ def _load(path: str, attribute: str) -> Rung:
             spec.loader.exec_module(sys.modules[name])
         except BaseException as error:
             del sys.modules[name]
-            if isinstance(error, CourseError) or not isinstance(error, Exception):
+            if isinstance(error, KeyboardInterrupt):
                 raise
+            said = " ".join(f"{type(error).__name__}: {error}".split())
             raise CourseError(
-                f"{path}: got a file that does not run ({type(error).__name__}: {error}); allowed"
-                " is one that does"
+                f"{path}: got a file that does not run ({said}); allowed is one that does"
             ) from error
     estimator = getattr(sys.modules[name], attribute, None)
     if not isinstance(estimator, Estimator):
-        raise CourseError(f"{path}:{attribute}: got {estimator!r}; allowed is an Estimator")
+        found = [n for n, it in vars(sys.modules[name]).items() if isinstance(it, Estimator)]
+        kind = type(estimator).__name__ if hasattr(sys.modules[name], attribute) else "no such name"
+        allowed = f"an Estimator{': ' if found else ''}{', '.join(found)}"
+        raise CourseError(f"{path}:{attribute}: got {kind}; allowed is {allowed}")
     return register(attribute, estimator)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from course.errors import CourseError, require, require_number, unknown
+from course.lab.terminal import Shown
 
 Read = TypeVar("Read")
 
@@ -117,7 +118,7 @@ def read(
 
     A list is written a,b,c (or a b c), «none» is None where the type allows it, and FILE.py:NAME is
     a rung of the user's own, registered under NAME. `default` None: the class's own defaults. Shows
-    the help and raises SystemExit for --help; raises `CourseError`, naming the option as it is
+    the help and raises `Shown` for --help; raises `CourseError`, naming the option as it is
     typed, for anything that is not understood.
     """
     import tyro  # here: a listing needs none
@@ -139,7 +140,7 @@ def read(
             )
     except SystemExit as ended:
         if not ended.code:
-            raise
+            raise Shown from None
         raise _refusal(ended, err.getvalue(), kind, prog) from None
     if further:
         raise _unknown(further, kind)

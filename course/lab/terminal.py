@@ -36,7 +36,16 @@ SPELLED = {
     **dict.fromkeys("«»“”„", '"'),
     **dict.fromkeys("‘’", "'"),
     **{"≥": ">=", "≤": "<=", "≠": "!=", "≈": "~", "±": "+-", "×": "x", "·": "*", "⁄": "/"},
-    **{"→": "->", "←": "<-", "⏎": "<end>", "∞": "inf", "√": "sqrt", "∇": "grad ", "‖": "||"},
+    **{
+        "→": "->",
+        "←": "<-",
+        "⏎": "<end>",
+        "§": "section ",
+        "∞": "inf",
+        "√": "sqrt",
+        "∇": "grad ",
+        "‖": "||",
+    },
     **{"…": "...", "∑": "sum", "∂": "d", "∈": "in"},
 }
 Item = TypeVar("Item")
@@ -99,6 +108,10 @@ QUIET = Progress(silent=True)
 # ---------------------------------------------------------------- what a command promises
 
 
+class Shown(Exception):
+    """There is nothing more to do: the help was asked for, and shown."""
+
+
 def guarded(body: Callable[[], int]) -> int:
     """The exit status of a command: what `body` returns, and one line on stderr where it fails.
 
@@ -111,11 +124,11 @@ def guarded(body: Callable[[], int]) -> int:
     try:
         with _noted_interrupts() as interrupts:
             status = body()
-    except SystemExit as ended:  # the help was shown
-        status = ended.code if isinstance(ended.code, int) else OK
+    except Shown:
+        status = OK
     except KeyboardInterrupt:
         status = _interrupted()
-    except Exception as error:
+    except BaseException as error:
         said = explain(error)
         if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
             status = _interrupted()
@@ -135,6 +148,8 @@ def explain(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, CourseError):
         return text
+    if isinstance(error, SystemExit):
+        return f"sys.exit: got {text or 'a call'} in the middle of the work; allowed is to go on"
     if isinstance(error, MemoryError) or NO_MEMORY.search(f"{type(error).__name__} {text}"):
         return f"memory: got sizes that do not fit ({text[:120]}); allowed is what this machine has"
     if isinstance(error, RecursionError):

@@ -19,7 +19,7 @@ from course.lab import ablation, command, places
 from course.lab.climb import Climbed
 from course.lab.facts import Fact
 from course.lab.result import SCHEMA, Result
-from course.lab.terminal import QUIET, Progress, duration, guarded, text_table
+from course.lab.terminal import QUIET, Progress, Shown, duration, guarded, text_table
 from course.train import device
 
 COIN = '''"""A coin of one's own: thrown, counted, compared."""
@@ -540,8 +540,10 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(lambda: raises(CourseError("two\n  lines"))) == 2
     assert capsys.readouterr().err == "error: two lines\n"
     assert guarded(lambda: raises(KeyboardInterrupt())) == 130
-    assert guarded(lambda: raises(SystemExit(0))) == 0
+    assert guarded(lambda: raises(Shown())) == 0
     capsys.readouterr()
+    assert guarded(lambda: raises(SystemExit(0))) == 2  # a part of the user's own gave up
+    assert capsys.readouterr().err.startswith("error: sys.exit: got 0 in the middle of the work")
     assert guarded(lambda: int(1 / 0)) == 70  # a mistake of ours keeps its traceback
     err = capsys.readouterr().err
     assert "ZeroDivisionError" in err
