@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from course.errors import CourseError, require, unknown
 from course.estimator import PART_KINDS, Estimator
+from course.parts.base import OWN
 
 Paper = Mapping[str, str | float]
 Dashes = str | tuple[float, tuple[float, ...]]  # as matplotlib writes them
@@ -174,7 +175,7 @@ def _load(path: str, attribute: str) -> Rung:
         raise CourseError(
             f"rungs: got {path!r}, which is no file; allowed is a registered name or FILE.py:NAME"
         )
-    name = f"course_own_{Path(path).resolve()}"
+    name = f"{OWN}{Path(path).resolve()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None

@@ -145,6 +145,7 @@ class Part(Declares):
 
 
 T = TypeVar("T")
+OWN = "course_own_"  # modules loaded from FILE.py:NAME are called this and their path
 
 
 def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
@@ -158,7 +159,7 @@ def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise CourseError(
-            f"estimator.{place}: {part.short} raised {what}; allowed is a part that computes"
+            f"estimator.{place}: {_who(part)} raised {what}; allowed is a part that computes"
         ) from error
 
 
@@ -179,7 +180,14 @@ def wrong_answer(place: str, part: Part, answer: object, allowed: str) -> Course
     got: object = type(answer).__name__
     if isinstance(answer, Tensor):
         got = f"shape {tuple(answer.shape)} of {answer.dtype}"
-    return CourseError(f"estimator.{place}: got {got} from {part.short}; allowed is {allowed}")
+    return CourseError(f"estimator.{place}: got {got} from {_who(part)}; allowed is {allowed}")
+
+
+def _who(part: Part) -> str:
+    """The part as one would write it, with its file where it was loaded from FILE.py:NAME."""
+    module = type(part).__module__
+    own = module.startswith(OWN) and f" of {module.removeprefix(OWN)}"
+    return f"{part.short}{own or ''}"
 
 
 def number(value: float) -> str:

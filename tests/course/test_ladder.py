@@ -412,8 +412,8 @@ def test_an_estimator_is_loaded_from_a_file_by_name(tmp_path: Path) -> None:
             "nowhere.py:half",
             "nowhere.py', which is no file; allowed is a registered name or FILE.py:NAME",
         ),
-        ("mine.py:number", "mine.py:number: got 3; allowed is an Estimator"),
-        ("mine.py:missing", "mine.py:missing: got None; allowed is an Estimator"),
+        ("mine.py:number", "mine.py:number: got int; allowed is an Estimator"),
+        ("mine.py:missing", "mine.py:missing: got no such name; allowed is an Estimator"),
     ],
 )
 def test_a_file_without_the_estimator_is_refused(name: str, says: str, tmp_path: Path) -> None:
