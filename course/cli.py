@@ -132,7 +132,11 @@ def _ladder(argv: Sequence[str]) -> int:
         "next: `python -m bandits` and `python -m tinylm` list the ablations, `course facts` shows"
         " every claim that was checked"
     )
-    return OK if all(found.held == len(found.facts) for found in results_of_all) else FACT_FAILED
+    lost = climb.without_result(compared, [bandit, model])
+    if lost:
+        print(f"no result, all runs diverged: {', '.join(lost)}")
+    held = all(found.held == len(found.facts) for found in results_of_all)
+    return OK if held and not lost else FACT_FAILED
 
 
 def _bandits(argv: Sequence[str]) -> int:

@@ -55,12 +55,26 @@ def _end(one: Climbed, name: str) -> str:
     mean, half = (
         one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half")
     )
-    runs = int(one.result.settings.get("runs", one.result.settings.get("seeds", 1)))
-    halted = round(float(one.result.array("rungs", name, "halted")) * runs)
+    halted, runs = _halted(one, name)
     said = f"halted in {halted} of {runs}"
     if halted == runs:
         return said
     return f"{mean:.3f} ± {half:.3f}" + (f", {said}" if halted else "")
+
+
+def _halted(one: Climbed, name: str) -> tuple[int, int]:
+    """(runs that diverged and were halted, all runs) of a rung."""
+    runs = int(one.result.settings.get("runs", one.result.settings.get("seeds", 1)))
+    return round(float(one.result.array("rungs", name, "halted")) * runs), runs
+
+
+def without_result(rungs: Sequence[str], climbed: Sequence[Climbed]) -> list[str]:
+    """What has no number: «problem: rung» wherever all runs diverged."""
+    found = []
+    for one in climbed:
+        lost = [name for name in rungs for halted, runs in [_halted(one, name)] if halted == runs]
+        found += [f"{one.problem}: {name}" for name in lost]
+    return found
 
 
 def together(rungs: Sequence[str], climbed: Sequence[Climbed]) -> Result:

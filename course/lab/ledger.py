@@ -94,9 +94,10 @@ def update_readme(path: Path | str, pieces: Mapping[str, str]) -> bool:
     path = Path(path)
     try:
         text = changed = path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
         raise CourseError(
-            f"readme: got {str(path)!r} ({error.strerror}); allowed is a text file that is there"
+            f"readme: got {str(path)!r} ({why}); allowed is a text file that is there"
         ) from None
     for name, piece in pieces.items():
         pattern = re.compile(

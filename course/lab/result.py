@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from course.errors import CourseError, require
+from course.errors import CourseError, require, require_number
 from course.lab.encoding import SERIES_DIGITS, decode, dump, plain
 from course.lab.facts import Fact
 from course.train.files import replace_files, settle
@@ -62,12 +62,7 @@ class Result:
             self.name,
             "letters, digits, _ and -",
         )
-        require(
-            isinstance(self.seconds, int | float) and self.seconds >= 0,
-            "result.seconds",
-            self.seconds,
-            "a number ≥ 0",
-        )
+        require_number("result.seconds", self.seconds, "a number ≥ 0", at_least=0)
         for name, digits in (("settings", None), ("series", SERIES_DIGITS), ("environment", None)):
             object.__setattr__(self, name, plain(getattr(self, name), digits, f"result.{name}"))
             require(
@@ -94,7 +89,13 @@ class Result:
                     f"result.series: got {'.'.join(map(str, keys))!r}; allowed is {there}"
                 )
             level = level[key]
-        return np.asarray(level, dtype=np.float64)
+        try:
+            return np.asarray(level, dtype=np.float64)
+        except (ValueError, TypeError, OverflowError) as error:
+            name = ".".join(map(str, keys))
+            raise CourseError(
+                f"result.series: got {name!r} ({error}); allowed is numbers in equal rows"
+            ) from None
 
     @property
     def held(self) -> int:
@@ -151,7 +152,7 @@ class Result:
             raise CourseError(
                 f"{path}: got {error.strerror or error}; allowed is a file that can be read"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CourseError(
                 f"{path}: got a damaged file ({error}); allowed is JSON: run the ablation again"
             ) from None
@@ -172,7 +173,7 @@ class Result:
             body["series"] = decode(body["series"])
             body["settings"] = decode(body["settings"])
             return cls(**body)
-        except CourseError as error:
+        except (CourseError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CourseError(f"{path} is no whole result of this course: {error}") from None
 
 
@@ -225,7 +226,9 @@ def _version(package: str) -> str:
 def _cpu() -> str:
     with suppress(OSError):
         found = re.search(
-            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+            r"^model name\s*:\s*(.+)$",
+            Path("/proc/cpuinfo").read_text("utf-8", "replace"),
+            re.MULTILINE,
         )
         if found:
             return found[1].strip()

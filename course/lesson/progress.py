@@ -1,58 +1,114 @@
-"""What a learner has answered and passed: one small JSON file in the course's folder, which can be
-deleted at any time.
+"""What a learner has answered and passed: one small JSON file of the learner's own, wherever the
+lessons are opened, which can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from course.lesson.syllabus import folder
 from course.train.files import replace_files
 
 Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and "exercises" → names
 FILE = "PG_LADDER_PROGRESS"  # an environment variable that puts the file somewhere else
+KINDS = ("questions", "exercises")
 
 
 def path() -> Path:
-    """Where progress is kept: notebooks/.progress.json, or the file that
-    PG_LADDER_PROGRESS names.
+    """Where progress is kept: the file that PG_LADDER_PROGRESS names, else pg-ladder/progress.json
+    where the system keeps what belongs to a user.
     """
-    return Path(os.environ[FILE]) if os.environ.get(FILE) else folder() / ".progress.json"
+    if os.environ.get(FILE):
+        return Path(os.environ[FILE])
+    return _user_data() / "pg-ladder" / "progress.json"
+
+
+def _user_data() -> Path:
+    """The user's folder for the data of programs."""
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return home / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+
+
+def _older() -> Path | None:
+    """Where earlier versions kept it: beside the notebooks."""
+    return None if os.environ.get(FILE) else folder() / ".progress.json"
 
 
 def read() -> Progress:
-    """What was done so far; empty where there is no file, or one that is damaged."""
+    """What was done so far, here and beside the notebooks; empty where there is nothing, or a file
+    that is damaged.
+    """
+    done: Progress = {}
+    for place in (path(), _older()):
+        for lesson, kinds in (_load(place) or {}).items():
+            for kind in KINDS:
+                names = kinds.get(kind) if isinstance(kinds, dict) else None
+                known = done.setdefault(lesson, {}).setdefault(kind, [])
+                for name in names if isinstance(names, list) else ():
+                    if isinstance(name, str) and name not in known:
+                        known.append(name)
+    found = {lesson: {k: n for k, n in kinds.items() if n} for lesson, kinds in done.items()}
+    return {lesson: kinds for lesson, kinds in found.items() if kinds}
+
+
+def _load(place: Path | None) -> dict[str, Any] | None:
+    """The file as it is, entries nobody understands among it; None where there is none, or one
+    that is damaged.
+    """
     try:
-        found = json.loads(path().read_text(encoding="utf-8"))
-        return {
-            str(lesson): {kind: [str(name) for name in done[kind]] for kind in done}
-            for lesson, done in found.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return {}
+        found = json.loads(place.read_text(encoding="utf-8")) if place is not None else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def record(lesson: str, kind: str, name: str) -> None:
     """Note that a question (kind «questions») was answered right or an exercise («exercises»)
     passed. Never raises: it is a convenience.
+
+    A file that is damaged is set aside as progress.json.damaged; entries that are none stay.
     """
-    done = read()
-    names = done.setdefault(lesson, {}).setdefault(kind, [])
-    if name in names:
+    if name in read().get(lesson, {}).get(kind, ()):
         return
-    names.append(name)
-    try:
-        replace_files({path(): (json.dumps(done, indent=1, sort_keys=True) + "\n").encode("utf-8")})
-    except (OSError, ValueError):
-        return  # a folder that cannot be written loses progress, not the lesson
+    here = path()
+    body = _load(here)
+    with suppress(OSError, ValueError):  # what cannot be written loses progress, not the lesson
+        here.parent.mkdir(parents=True, exist_ok=True)
+        if body is None and here.exists():
+            here.replace(_free(here.with_name(f"{here.name}.damaged")))
+        body = body or {}
+        _slot(_slot(body, lesson, dict), kind, list).append(name)
+        text = json.dumps(body, indent=1, sort_keys=True) + "\n"
+        replace_files({here: text.encode("utf-8")})
+
+
+def _slot(body: dict[str, Any], key: str, kind: type) -> Any:
+    """`body[key]`, made where it is missing; something else that is there moves to «key, odd»."""
+    if key in body and not isinstance(body[key], kind):
+        body[f"{key}, odd"] = body.pop(key)
+    return body.setdefault(key, kind())
+
+
+def _free(place: Path) -> Path:
+    """This path, or the first of place.2, place.3 … that nothing is at."""
+    number, found = 2, place
+    while found.exists():
+        found, number = place.with_name(f"{place.name}.{number}"), number + 1
+    return found
 
 
 def delete() -> bool:
     """Forget everything; True if there was something."""
-    try:
-        path().unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    places = [place for place in (path(), _older()) if place is not None and place.exists()]
+    for place in places:
+        place.unlink()
+    return bool(places)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from course.errors import require
+from course.errors import CourseError, require
 from course.lab.places import project_root
 
 
@@ -134,9 +134,26 @@ def folder() -> Path:
 def index() -> Mapping[str, Mapping[str, Any]]:
     """What the last build measured and counted, lesson number → seconds, questions, exercises
     (notebooks/lessons.json).
+
+    Raises `CourseError` where that file is damaged.
     """
     path = folder() / "lessons.json"
-    found: Mapping[str, Mapping[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise _damaged(path, "no object of objects")
+    for number, entry in found.items():
+        for kind in ("questions", "exercises"):
+            names = entry.get(kind, [])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise _damaged(path, f"{number}.{kind} that is no list of names")
     return found
+
+
+def _damaged(path: Path, what: str) -> CourseError:
+    return CourseError(
+        f"{path}: got a damaged file ({what}); allowed is what `course notebooks` writes: build the"
+        " lessons again"
+    )

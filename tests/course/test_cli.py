@@ -303,11 +303,12 @@ def test_figures_go_to_the_course_one_stands_in(
 # ---------------------------------------------------------------- `course`
 
 
-def stub_result(rungs: list[str] | None) -> Result:
+def stub_result(rungs: list[str] | None, halted: float = 0.0) -> Result:
     names = [rung.name for rung in ladder.select(rungs)]
-    curve = {"samples": [0, 64], "y": [0.1, 0.5], "y_half": [0.0, 0.25]}
+    curve = {"samples": [0, 64], "y": [0.1, 0.5], "y_half": [0.0, 0.25], "halted": halted}
     return Result(
         name="stub",
+        settings={"runs": 4},
         series={"rungs": dict.fromkeys(names, curve)},
         facts=[Fact.exact("one is one", "arithmetic", 1.0, 1.0)],
     )
@@ -390,6 +391,33 @@ def test_ladder_hands_its_options_to_both_climbs_and_puts_them_side_by_side(
         (None, cli.QUICK_RUNS, 0, None, Path("figures")),
         (None, 0, None, Path("figures"), True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "told", "status"),
+    [
+        (0.0, "0.500 ± 0.250", 0),
+        (0.5, "0.500 ± 0.250, halted in 2 of 4", 0),
+        (1.0, "halted in 4 of 4", 1),
+    ],
+)
+def test_runs_that_diverged_are_told_and_all_of_them_are_no_result(
+    share: float,
+    told: str,
+    status: int,
+    climbed: list[tuple[object, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = Climbed("model", stub_result(["clip"], share), "y", "accuracy", {})
+    monkeypatch.setattr(sys.modules["tinylm.climb"], "climb", lambda *rest: found)
+    assert cli.main(["ladder", "--rungs", "clip"]) == status
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("clip"))
+    assert row.rstrip().endswith(told)
+    assert ("no result, all runs diverged: model: clip" in out) is (status == 1)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,54 @@ def test_progress_is_kept_deleted_and_survives_a_damaged_file() -> None:
     assert not progress.delete()
 
 
+def test_a_damaged_file_is_set_aside_and_odd_entries_stay() -> None:
+    place = progress.path()
+    for number, damaged in enumerate((b"{", b"\xff\xfe", b"[" * 100_000, b"[1]"), 1):
+        place.write_bytes(damaged)
+        progress.record("01", "questions", "a")
+        name = f"{place.name}.damaged" + (f".{number}" if number > 1 else "")
+        assert place.with_name(name).read_bytes() == damaged
+        assert progress.read() == {"01": {"questions": ["a"]}}
+    odd = {"01": {"questions": ["a", 7], "notes": 1}, "02": 3, "03": {"exercises": "b"}, "x": None}
+    place.write_text(json.dumps(odd))
+    for lesson, kind in (("01", "questions"), ("02", "questions"), ("03", "exercises")):
+        progress.record(lesson, kind, "new")
+    kept = json.loads(place.read_text())
+    assert kept["01"] == {"questions": ["a", 7, "new"], "notes": 1}
+    assert kept["02, odd"] == 3
+    assert kept["03"] == {"exercises, odd": "b", "exercises": ["new"]}
+    assert kept["x"] is None
+    assert progress.read() == {
+        "01": {"questions": ["a", "new"]},
+        "02": {"questions": ["new"]},
+        "03": {"exercises": ["new"]},
+    }
+
+
+def test_progress_does_not_depend_on_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lesson run outside of the checkout counts inside; what was noted beside the notebooks
+    before counts on.
+    """
+    monkeypatch.delenv(progress.FILE)
+    for variable in ("HOME", "XDG_DATA_HOME", "LOCALAPPDATA", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    (checkout / "notebooks").mkdir(parents=True)
+    elsewhere.mkdir()
+    (checkout / "pyproject.toml").write_text('name = "pg-ladder"\n')
+    (checkout / "notebooks" / ".progress.json").write_text('{"02": {"exercises": ["old"]}}')
+    monkeypatch.chdir(elsewhere)
+    progress.record("01", "questions", "a")
+    monkeypatch.chdir(checkout)
+    assert progress.read() == {"01": {"questions": ["a"]}, "02": {"exercises": ["old"]}}
+    assert list(elsewhere.iterdir()) == []
+    assert progress.delete()
+    assert progress.read() == {}
+    assert not progress.delete()
+
+
 def test_passing_an_exercise_is_noted() -> None:
     lesson = setup("02")
     made = double()
