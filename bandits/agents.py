@@ -178,7 +178,7 @@ class EpsilonGreedy(ActionValues):
         step_size: float | None = None,
     ) -> None:
         super().__init__(noise, prompts, arms, initial=initial, step_size=step_size)
-        low, high = torch.as_tensor(epsilon).aminmax()
+        low, high = torch.as_tensor(epsilon, device=getattr(epsilon, "device", "cpu")).aminmax()
         require(
             bool(0 <= low <= high <= 1),
             "EpsilonGreedy.epsilon",
@@ -205,7 +205,7 @@ class UCB(ActionValues):
     def __init__(self, noise: Noise, prompts: int, arms: int, c: Setting = math.sqrt(2)) -> None:
         super().__init__(noise, prompts, arms)
         require(
-            bool((torch.as_tensor(c) >= 0).all()),
+            bool((torch.as_tensor(c, device=getattr(c, "device", "cpu")) >= 0).all()),
             "UCB.c",
             c,
             "a number ≥ 0 (or a tensor of them, one per run)",

@@ -44,12 +44,13 @@ def outcomes(
     prompts, arms, rewards = values.shape
     score = tabular_score(log_prob) if score is None else score
     best = log_prob.argmax(-1, keepdim=True)
-    lengths = (
-        torch.ones(arms, dtype=torch.long) if environment.lengths is None else environment.lengths
-    )
+    device = environment.mean.device
+    lengths = environment.lengths
+    if lengths is None:
+        lengths = torch.ones(arms, dtype=torch.long, device=device)
     tokens = int(lengths.max())
     mask = (
-        (torch.arange(tokens) < lengths.unsqueeze(-1))
+        (torch.arange(tokens, device=device) < lengths.unsqueeze(-1))
         .repeat_interleave(rewards, 0)
         .expand(prompts, -1, -1)
     )
@@ -75,7 +76,7 @@ def outcomes(
     first_log_prob, first_score = first(log_prob), first(score)
     assert first_log_prob is not None
     assert first_score is not None
-    log_dist_score = torch.zeros(prompts, 1, tokens, arms, score.shape[-1], dtype=score.dtype)
+    log_dist_score = score.new_zeros(prompts, 1, tokens, arms, score.shape[-1])
     log_dist_score[:, 0, 0] = score
     return Outcomes(
         log_prob=first_log_prob,
@@ -104,10 +105,10 @@ def b3(
     """The small canonical bandit: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64; `offset`
     is added to every reward.
     """
-    environment = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
+    environment = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64, device="cpu"))
     listed = outcomes(
         environment,
-        torch.tensor([B3_POLICY], dtype=torch.float64).log(),
+        torch.tensor([B3_POLICY], dtype=torch.float64, device="cpu").log(),
         old=old,
         reference=reference,
         value=value,

@@ -77,5 +77,7 @@ def every_arm(environment: Environment, policy: Softmax | LinearSoftmax) -> Popu
     exact gradient of J.
     """
     return Population(
-        environment, policy, torch.ones(environment.mean.shape[-2:], dtype=torch.long)
+        environment,
+        policy,
+        torch.ones(environment.mean.shape[-2:], dtype=torch.long, device=environment.mean.device),
     )

@@ -66,7 +66,7 @@ def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
     )
     tables = []
     for length in range(limit + 1):
-        table = torch.full((CONTINUE**length, limit), PAD)
+        table = torch.full((CONTINUE**length, limit), PAD, device="cpu")
         table[:, :length] = _digits(length)
         if length < limit:
             table[:, length] = END
@@ -78,8 +78,8 @@ def _digits(length: int) -> Tensor:
     """The prefixes of that many tokens, [17^length, length]: prefix number n is n written in base
     17.
     """
-    number = torch.arange(CONTINUE**length).unsqueeze(-1)
-    return number // CONTINUE ** torch.arange(length - 1, -1, -1) % CONTINUE
+    number = torch.arange(CONTINUE**length, device="cpu").unsqueeze(-1)
+    return number // CONTINUE ** torch.arange(length - 1, -1, -1, device="cpu") % CONTINUE
 
 
 class Bridge:

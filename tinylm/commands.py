@@ -275,7 +275,9 @@ def _eval(prog: str, argv: Sequence[str]) -> int:
     training = chosen.load()
     task, model, samples = training.task, training.model, chosen.samples
     rows = task.held_out[
-        torch.linspace(0, len(task.held_out) - 1, min(chosen.questions, len(task.held_out))).long()
+        torch.linspace(
+            0, len(task.held_out) - 1, min(chosen.questions, len(task.held_out)), device="cpu"
+        ).long()
     ]
     noise = Noise(model.runs, chosen.seed, device=training.settings.device)
     greedy = accuracy(model, task, questions=rows)
@@ -345,7 +347,7 @@ def _sample(prog: str, argv: Sequence[str]) -> int:
     if prompts:
         known = task.prompt.cpu()
         matches = [
-            (known == torch.tensor(tokens)).all(-1).nonzero().flatten().tolist()
+            (known == torch.tensor(tokens, device="cpu")).all(-1).nonzero().flatten().tolist()
             for tokens in prompts
         ]
         for text, found in zip(asked, matches, strict=True):

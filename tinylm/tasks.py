@@ -297,7 +297,7 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
             [question.scratchpad + marker + question.answer for question in questions], slack
         ),
         answer=_table(answers),
-        difficulty=torch.tensor([question.difficulty for question in questions]),
+        difficulty=torch.tensor([question.difficulty for question in questions], device="cpu"),
         train=torch.from_numpy(np.sort(order[held:])),
         held_out=torch.from_numpy(np.sort(order[:held])),
         marked=settings.scratchpad,

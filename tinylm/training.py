@@ -83,8 +83,8 @@ def _try(estimator: Estimator, prompts: int, group: int) -> None:
     """Refuse an estimator that cannot use rollouts of this size, such as one that compares groups
     with G = 1.
     """
-    zero = torch.zeros(prompts, group, 1)
-    full = torch.zeros(prompts, group, 1, 1)
+    zero = torch.zeros(prompts, group, 1, device="cpu")
+    full = zero.unsqueeze(-1)
     sure = torch.ones_like(zero, dtype=torch.bool)
     rollout = Rollout(
         reward=zero,
@@ -97,7 +97,7 @@ def _try(estimator: Estimator, prompts: int, group: int) -> None:
         truncated=~sure[..., 0],
         old_log_dist=full,
         ref_log_dist=full,
-        kl_coef=torch.tensor(1.0),
+        kl_coef=torch.tensor(1.0, device="cpu"),
     )
     estimator.freeze(rollout)
 

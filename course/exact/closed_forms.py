@@ -23,7 +23,7 @@ def group_std_weight(
     `group_size` ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025
     (2503.06639); here for every G. `eq:group-std-weight`
     """
-    p = torch.as_tensor(p, dtype=torch.float64)
+    p = _float64(p)
     require(
         group_size == math.inf or (group_size >= 2 and group_size == int(group_size)),
         "group_size",
@@ -55,7 +55,7 @@ def silent_probability(p: Tensor | float, group_size: int) -> Tensor:
     """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] →
     [...]. `eq:silent-groups`
     """
-    p = torch.as_tensor(p, dtype=torch.float64)
+    p = _float64(p)
     return p**group_size + (1 - p) ** group_size
 
 
@@ -86,7 +86,7 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
     `rloo_covariance`. `eq:variance-at-baseline`
     """
     p, score = on_policy_probability(outcomes), outcomes.total_score
-    b = torch.as_tensor(baseline, dtype=torch.float64)
+    b = _float64(baseline)
     b = b[:, None, None] if b.dim() == 1 else b.unsqueeze(1) if b.dim() == 2 else b
     sample = (outcomes.total_reward.unsqueeze(-1) - b) * score
     centred = sample - torch.einsum("qk,qkd->qd", p, sample).unsqueeze(1)
@@ -170,7 +170,7 @@ def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
     Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms.
     `eq:kl-gaussian-moments`
     """
-    mu = torch.as_tensor(mu, dtype=torch.float64)
+    mu = _float64(mu)
     square, zero = mu**2, torch.zeros_like(mu)
     rest = torch.expm1(square)
     return {
@@ -185,7 +185,7 @@ def gaussian_control_variate(mu: Tensor | float) -> Tensor:
     """λ* = μ²/(e^{μ²} − 1): the λ of −log r + λ(r − 1) with the least variance (k3 takes λ = 1, for
     its sign). [...].
     """
-    square = torch.as_tensor(mu, dtype=torch.float64) ** 2
+    square = _float64(mu) ** 2
     return square / torch.expm1(square)
 
 
@@ -232,3 +232,10 @@ def sample_covariance(reward: Tensor, score: Tensor) -> Tensor:
     return torch.einsum("mi,mid->md", centred, score - score.mean(-2, keepdim=True)) / (
         reward.shape[-1] - 1
     )
+
+
+def _float64(number: Tensor | float) -> Tensor:
+    """A number or a tensor in float64, a tensor on its own device."""
+    if isinstance(number, Tensor):
+        return number.double()
+    return torch.tensor(number, dtype=torch.float64, device="cpu")

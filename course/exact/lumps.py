@@ -4,6 +4,7 @@ tell apart.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -181,7 +182,7 @@ def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: T
         weights.append(weight)
         basis.append(placed)
     products = inner(torch.cat(basis))
-    ends = torch.tensor([len(direction) for direction in basis]).cumsum(0).tolist()
+    ends = list(itertools.accumulate(len(direction) for direction in basis))
     mean = products.new_zeros(
         (classes, len(among.others), len(products))
     )  # v_c(others), in coordinates of the basis
