@@ -146,8 +146,9 @@ class Estimator:
         A run whose ratios leave the range of its float type has ±inf, or NaN where both meet; the
         learner halts on it, and `loss` refuses.
         """
-        rollout, weight, policy = frozen.rollout, frozen.weight, policy.widened()
+        rollout, weight = frozen.rollout, frozen.weight
         policy.check(rollout)
+        policy = policy.widened()
         shape = rollout.reward.shape
         # selected before anything is computed: what has no weight may be anything, also NaN
         felt = rollout.mask & (weight != 0)

@@ -335,7 +335,8 @@ class NoKL(KL):
     plain = "0"
 
     def __post_init__(self) -> None:
-        require(self.beta == 0, "NoKL.beta", self.beta, "0 (K1, K2, K3 and ExactKL take a β)")
+        allowed = "0 (K1, K2, K3 and ExactKL take a β)"
+        require_number("NoKL.beta", self.beta, allowed, at_least=0, at_most=0)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ from course.parts import (
     NoKL,
     OldPolicy,
     RewardToGo,
+    SequenceRatio,
+    SequenceSum,
     SoftGate,
     TokenWhitening,
     Value,
@@ -143,6 +145,33 @@ WRONG_ROLLOUTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"ref_log_dist": torch.zeros(1, 1, 1, 5)}, "rollout.ref_log_dist: got (1, 1, 1, 5)"),
     ({"limit": 0}, "rollout.limit: got 0; allowed is a positive number of tokens"),
+    ({"limit": 2.5}, "rollout.limit: got 2.5; allowed is a positive number of tokens"),
+    ({"limit": True}, "rollout.limit: got True"),
+    ({"ref_log_prob": [0.0]}, "rollout.ref_log_prob: got [0.0]; allowed is a tensor"),
+    ({"value": 0.0}, "rollout.value: got 0.0; allowed is a tensor"),
+    ({"kl_coef": 1.0}, "rollout.kl_coef: got 1.0; allowed is a tensor"),
+    ({"old_log_dist": "old"}, "rollout.old_log_dist: got 'old'; allowed is a tensor"),
+    (
+        {"log_prob": torch.zeros(2, 3, 2, dtype=torch.long)},
+        "rollout.log_prob: got torch.int64; allowed is a floating-point type",
+    ),
+    (
+        {"greedy_reward": torch.zeros(2, dtype=torch.bool)},
+        "rollout.greedy_reward: got torch.bool; allowed is a floating-point type",
+    ),
+    (
+        {"bootstrap": torch.zeros(2, 3)},
+        "rollout.truncated: got None; allowed is a tensor [..., Q, G] where there is a bootstrap",
+    ),
+    (
+        {"old_log_dist": torch.zeros(2, 1, 1, 5), "ref_log_dist": torch.zeros(2, 1, 1, 1)},
+        "rollout.ref_log_dist: got (2, 1, 1, 1); allowed is the rollout's V = 5 on the last axis",
+    ),
+    (
+        {"data": {"prompt": torch.zeros(3)}},
+        "rollout.data['prompt']: got (3,); allowed is a shape that leads with [..., Q] = (2,)",
+    ),
+    ({"data": {"prompt": [1, 2]}}, "rollout.data['prompt']: got [1, 2]; allowed is a tensor"),
 ]
 
 
@@ -169,13 +198,29 @@ def test_a_rollout_of_the_wrong_shape_or_type_is_refused(
             "policy.log_dist: got (2, 2, 2, 4)",
         ),
         (Policy(torch.zeros(2, 3, 2), torch.zeros(3, 2, 4)), "policy.log_dist: got (3, 2, 4)"),
+        (
+            Policy(torch.zeros(2, 3, 2), torch.zeros(2, 1, 1, 1)),
+            "policy.log_dist: got (2, 1, 1, 1); allowed is the rollout's V = 5 on the last axis",
+        ),
+        (
+            Policy(None),  # type: ignore[arg-type]
+            "policy.log_prob: got None; allowed is a tensor",
+        ),
+        (
+            Policy(torch.zeros(2, 3, 2), value=[0.0]),  # type: ignore[arg-type]
+            "policy.value: got [0.0]; allowed is a tensor",
+        ),
+        (
+            Policy(torch.zeros(2, 3, 2, dtype=torch.long)),
+            "policy.log_prob: got torch.int64; allowed is a floating-point type",
+        ),
     ],
 )
 def test_a_policy_that_would_only_fit_by_broadcasting_is_refused(policy: Policy, says: str) -> None:
     """[Q, G] log-probabilities against [Q, G, 1] rewards would make [Q, Q, G]: numbers, and none of
     them right.
     """
-    frozen = ladder.ppo_value.freeze(rollout())
+    frozen = ladder.ppo_value.freeze(rollout(ref_log_dist=torch.zeros(2, 1, 1, 5)))
     refused(says, lambda: ladder.ppo_value.objective(policy, frozen))
 
 
@@ -189,6 +234,57 @@ def test_a_reward_that_is_no_number_is_refused_with_its_place(value: float, show
         f"rollout.reward: got {shown} at index (1, 0, 1); allowed is a finite number",
         lambda: ladder.clip.freeze(broken),
     )
+
+
+NUMBERS: dict[str, tuple[tuple[int, ...], str]] = {
+    "log_prob": ((1, 2, 1), "a finite number"),
+    "ref_log_prob": ((1, 2, 1), "a finite number"),
+    "value": ((0, 1, 0), "a finite number"),
+    "bootstrap": ((1, 2), "a finite number"),
+    "greedy_reward": ((1,), "a finite number"),
+    "kl_coef": ((), "a finite number ≥ 0"),
+    "old_log_dist": ((1, 0, 1, 3), "a log-probability, which may be -inf"),
+    "ref_log_dist": ((0, 0, 0, 2), "a log-probability, which may be -inf"),
+}
+
+
+def everything() -> Rollout:
+    """Every optional field; the second prompt's samples were cut."""
+    cut = torch.tensor([[False] * 3, [True] * 3])
+    log_dist = torch.full((2, 1, 2, 4), 0.25).log()
+    return rollout(
+        truncated=cut,
+        bootstrap=torch.zeros(2, 3),
+        kl_coef=torch.ones(()),
+        old_log_dist=log_dist,
+        ref_log_dist=log_dist.clone(),
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_where_it_is_used_is_refused_with_its_place(
+    name: str, bad: float
+) -> None:
+    index, allowed = NUMBERS[name]
+    broken = everything()
+    getattr(broken, name)[index] = bad
+    if name.endswith("log_dist") and bad == -math.inf:
+        ladder.clip.freeze(broken)  # a token that never comes
+        return
+    says = f"rollout.{name}: got {bad} at index {index}; allowed is {allowed}"
+    refused(says, lambda: ladder.clip.freeze(broken))
+
+
+def test_a_negative_coefficient_is_refused_and_garbage_where_nobody_looks_is_not() -> None:
+    says = "rollout.kl_coef: got -1.0 at index (); allowed is a finite number ≥ 0"
+    refused(says, lambda: ladder.clip.freeze(rollout(kl_coef=torch.tensor(-1.0))))
+    garbage = everything()
+    garbage.mask[1, 2, 1] = False
+    for name in ("log_prob", "ref_log_prob", "value"):
+        getattr(garbage, name)[1, 2, 1] = math.nan
+    garbage.bootstrap[0, 1] = math.inf  # type: ignore[index]
+    assert bool(torch.isfinite(ladder.ppo.freeze(garbage).advantage).all())
 
 
 def test_a_run_without_a_token_of_the_policys_own_is_refused() -> None:
@@ -311,6 +407,33 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: TokenWhitening(ddof=2), "TokenWhitening.ddof: got 2"),
     (lambda: ConstantLength(0), "ConstantLength.length: got 0"),
     (lambda: Constant(math.nan), "Constant.b: got nan"),
+    (lambda: Clip("0.2"), "Clip.epsilon_low: got '0.2'; allowed is a number from 0 to 1"),
+    (lambda: Clip(True), "Clip.epsilon_low: got True"),
+    (lambda: Clip(torch.tensor(0.2)), "Clip.epsilon_low: got tensor(0.2000)"),
+    (lambda: Clip(0.2, "high"), "Clip.epsilon_high: got 'high'"),
+    (lambda: Clip(ratio_cap=math.inf), "Clip.ratio_cap: got inf; allowed is None or a number > 0"),
+    (lambda: Clip(dual_clip=[3.0]), "Clip.dual_clip: got [3.0]"),
+    (lambda: CISPO(None), "CISPO.epsilon_high: got None"),
+    (lambda: SoftGate(tau_negative="1"), "SoftGate.tau_negative: got '1'"),
+    (lambda: K3(beta=None), "K3.beta: got None; allowed is a number ≥ 0"),
+    (lambda: K3(beta=False), "K3.beta: got False"),
+    (lambda: NoKL(beta="0"), "NoKL.beta: got '0'; allowed is 0"),
+    (lambda: K1(accept_bias=1), "K1.accept_bias: got 1; allowed is True or False"),
+    (lambda: AdaptiveBeta("1"), "AdaptiveBeta.initial: got '1'; allowed is a number > 0"),
+    (lambda: RewardToGo(None), "RewardToGo.gamma: got None; allowed is a number from 0 to 1"),
+    (lambda: GAE(gamma=True), "GAE.gamma: got True"),
+    (lambda: TD(gae_lambda="0"), "TD.gae_lambda: got '0'"),
+    (lambda: GroupStd(ddof=True), "GroupStd.ddof: got True; allowed is 0 (population) or 1"),
+    (lambda: GroupStd(ddof=0.0), "GroupStd.ddof: got 0.0"),
+    (lambda: TokenWhitening(None), "TokenWhitening.eps: got None"),
+    (lambda: ConstantLength(2.5), "ConstantLength.length: got 2.5"),
+    (lambda: SequenceSum(count_empty=1), "SequenceSum.count_empty: got 1; allowed is True or"),
+    (lambda: ConstantLength(count_empty=None), "ConstantLength.count_empty: got None"),
+    (lambda: SequenceRatio(whole="yes"), "SequenceRatio.whole: got 'yes'; allowed is True or"),
+    (lambda: Constant("0.5"), "Constant.b: got '0.5'; allowed is a finite number"),
+    (lambda: Estimator(entropy_coef="0.1"), "estimator.entropy_coef: got '0.1'"),
+    (lambda: Estimator(value_coef=True), "estimator.value_coef: got True"),
+    (lambda: Estimator(entropy_coef=10**400), "estimator.entropy_coef: got 1000"),
     (lambda: Estimator(baseline=GroupMean), "estimator.baseline: got"),  # type: ignore[arg-type]
     (lambda: Estimator(kl=Clip()), "estimator.kl: got"),  # type: ignore[arg-type]
     (lambda: Estimator(entropy_coef=-0.01), "estimator.entropy_coef: got -0.01"),
