@@ -19,6 +19,7 @@ from torch import Tensor
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import multisets
+from course.exact.limit import in_the_limit
 from course.exact.lumps import Lumps, by_lumps
 from course.exact.outcomes import Outcomes, gradient, objective
 from course.exact.view import Moments, View, check_group_size, refuse_above_largest
@@ -82,7 +83,7 @@ class Microscope:
 def microscope(
     estimator: Estimator,
     outcomes: Outcomes,
-    group_size: int,
+    group_size: float,
     method: str = "auto",
     covariance: bool = True,
 ) -> Microscope:
@@ -97,6 +98,10 @@ def microscope(
     (`course.parts.base.Declares`). An estimator of a class derived from `Estimator`, which may
     compute anything, is always listed.
 
+    `group_size` math.inf is the limit of large groups, in closed form: the group's mean is J then,
+    its std that of all outcomes, and a batch has no spread. Parts whose limit is not known are
+    refused by name.
+
     The order of the samples must not matter to the estimator; an adaptive β stands at its initial
     value. Raises `CourseError` where there is too much to list, with numbers.
     """
@@ -106,6 +111,10 @@ def microscope(
         method,
         '"auto", "multisets" or "lumped"',
     )
+    if isinstance(group_size, float) and group_size == math.inf:
+        require(method == "auto", "method", method, '"auto" where G is infinite: nothing is listed')
+        view, moments = in_the_limit(estimator, outcomes)
+        return _finish([view], [(moments, "the limit of large groups")])
     group = check_group_size(group_size)
     covariance = covariance and outcomes.score.shape[-1] > 0
     view = View(estimator, outcomes)

@@ -5,6 +5,7 @@ cannot tell apart.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -85,9 +86,14 @@ class View:
             if (tensor := getattr(outcomes, name)) is not None:
                 self.rows[name] = tensor.expand(-1, self.kinds, self.tokens, -1).flatten(0, 1)
         self.uses_dist = False
-        longest = (outcomes.mask.sum(-1) * (probability > 0)).argmax(-1)[self.shown]
+
+    @cached_property
+    def columns(self) -> int:
+        """P, found by asking for one group."""
+        happens = sampling_probability(self.outcomes) > 0
+        longest = (self.outcomes.mask.sum(-1) * happens).argmax(-1)[self.shown]
         example = longest[None, :, None].expand(1, self.prompts, 2)
-        self.columns = self.ask(example).coefficient.shape[-1]
+        return self.ask(example).coefficient.shape[-1]
 
     @property
     def listed_only(self) -> bool:

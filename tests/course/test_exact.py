@@ -867,6 +867,103 @@ def test_heavy_tail_flips_the_direction_until_44_samples() -> None:
     )
 
 
+# ---------------------------------------------------------------- the limit of large groups
+
+
+@pytest.mark.parametrize("outcomes", [B3, ragged(False), ragged(False, prompts=2)])
+@pytest.mark.parametrize("name", ["reinforce", "baseline", "group_mean", "rloo"])
+def test_infinite_groups_leave_no_bias_of_the_mean(name: str, outcomes: Outcomes) -> None:
+    seen = microscope(ladder.get(name).estimator, outcomes, math.inf)
+    close(seen.expected, gradient(outcomes))
+    assert seen.std == 0
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_infinite_groups_weigh_the_gradient_by_w(eps: float) -> None:
+    seen = microscope(swap(ladder.group_mean, scale=GroupStd(eps=eps)), B3, math.inf)
+    close(seen.expected, group_std_weight(objective(B3), math.inf, eps=eps) * gradient(B3))
+
+
+def test_infinite_groups_are_unbiased_off_policy_with_the_ratio_of_the_answer() -> None:
+    estimator = swap(swap(ladder.rloo, surrogate=ImportanceSampling()), ratio=SequenceRatio())
+    close(microscope(estimator, ragged(True), math.inf).expected, gradient(ragged(True)))
+
+
+# rewards of 0 and 1 only: near the mean a clip would turn with the sign of A, which is no series
+ONE_RIGHT = replace(ragged(True), reward=(ragged(True).reward > 0.5).double())
+PAIR = Outcomes.of_arms(
+    f64([0.4, 0.6]).log(),
+    f64([1.0, 0.0]),
+    old_log_prob=f64([0.55, 0.45]).log(),
+    ref_log_prob=f64([0.3, 0.7]).log(),
+    value=f64([0.5, 0.5]),
+    truncated=torch.tensor([False, True]),
+    bootstrap=f64([0.0, 0.2]),
+    greedy_reward=f64([0.0]),
+    log_dist=f64([[[[0.4, 0.6]]]]).log(),
+    old_log_dist=f64([[[[0.55, 0.45]]]]).log(),
+    log_dist_score=softmax_score(f64([0.4, 0.6]).log()).view(1, 1, 1, 2, 2),
+)
+
+
+@pytest.mark.parametrize("outcomes", [PAIR, ONE_RIGHT], ids=["two arms", "ragged"])
+@pytest.mark.parametrize("name", [*ALL_RUNGS, "batch_std", "drop_truncated", "drop_silent"])
+def test_every_rung_approaches_its_limit(name: str, outcomes: Outcomes) -> None:
+    """E[ĝ] and the value are series in 1/G: three sizes leave an error of order 1/G³."""
+    if name == "reinforce_pp" and outcomes is ONE_RIGHT:
+        return  # every answer has a return of its own: too many kinds of large groups to list
+    estimator = EXTRA.get(name) or ladder.get(name).estimator
+    limit = microscope(estimator, outcomes, math.inf)
+    found = [microscope(estimator, outcomes, g, covariance=False) for g in (16, 32, 64)]
+    once, twice, four_times = (torch.cat([x.expected, f64([x.value])]) for x in found)
+    ahead = (8 * four_times - 6 * twice + once) / 3
+    want = torch.cat([limit.expected, f64([limit.value])])
+    scale = float(want.abs().max())
+    close(ahead, want, rtol=0.0, atol=2e-3 * scale)
+    assert (four_times - want).norm() <= 0.3 * (once - want).norm() + 1e-12 * scale
+
+
+@pytest.mark.parametrize("name", ["group_std", "grpo", "dr_grpo", "gspo"])
+def test_in_the_limit_prompts_add_up(name: str) -> None:
+    pair = ragged(True, prompts=2)
+    each = [microscope(ladder.get(name).estimator, pair.prompt(q), math.inf) for q in (0, 1)]
+    close(
+        microscope(ladder.get(name).estimator, pair, math.inf).expected,
+        (each[0].expected + each[1].expected) / 2,
+    )
+
+
+def test_in_the_limit_a_prompt_that_earns_the_same_is_silent() -> None:
+    outcomes = Outcomes.of_arms(f64(PI).log(), f64([0.7, 0.7, 0.7]), old_log_prob=OLD)
+    for name in ("group_mean", "group_std", "dapo", "whitened"):
+        found = microscope(ladder.get(name).estimator, outcomes, math.inf)
+        assert found.coefficient.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("median of the batch", "the limit of BatchMedian"),
+        ("a group mean that looks further", "the limit of MeanOfAll"),
+        ("a sum over all samples", "the limit of SumOfAll"),
+        ("a scale that says how far", "the limit of SpreadOfRewards"),
+        ("a penalty pushed by others", "the limit of PushedByOthers"),
+        ("freeze", "a FreezeAcross"),
+    ],
+)
+def test_a_limit_that_is_not_known_is_refused_by_name(name: str, says: str) -> None:
+    with pytest.raises(CourseError, match=f"group_size: got .?inf.*{says}"):
+        microscope(OWN[name], ragged(True), math.inf)
+
+
+@pytest.mark.parametrize("ask", [every_group, among_others])
+def test_infinite_groups_cannot_be_listed(ask) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match="group_size: got inf"):
+        ask(ladder.rloo, B3, math.inf)
+    with pytest.raises(CourseError, match="nothing is listed"):
+        microscope(ladder.rloo, B3, math.inf, "multisets")
+
+
 # ---------------------------------------------------------------- several prompts, several lengths
 
 

@@ -1,0 +1,183 @@
+"""The limit of large groups: G = ∞, where a group holds every outcome in exact proportion.
+
+A rollout then holds each outcome once, and the parts that compare samples know how large its share
+is. These are closed forms, one for each part whose limit is known; all others are refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from course.errors import CourseError, require
+from course.estimator import Estimator
+from course.exact.outcomes import Outcomes, sampling_probability
+from course.exact.view import Moments, View
+from course.parts import (
+    Aggregation,
+    Baseline,
+    BatchMean,
+    BatchStd,
+    ConstantLength,
+    DropSilentGroups,
+    GroupMean,
+    GroupStd,
+    LeaveOneOut,
+    LengthWeighted,
+    SampleFilter,
+    Scale,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+    TokenWhitening,
+)
+from course.parts.base import Part
+from course.parts.baseline import silent
+from course.rollout import Rollout
+
+GROUP, BATCH = (-1,), (-2, -1)
+
+
+def in_the_limit(estimator: Estimator, outcomes: Outcomes) -> tuple[View, Moments]:
+    """Coefficients and value for G → ∞: the law of large numbers leaves no spread, so the
+    covariance is 0.
+
+    Raises `CourseError` where the limit of a part is not known.
+    """
+    name = type(estimator).__name__
+    allowed = (
+        f"a whole number ≥ 1 for a {name}: a class derived from Estimator may compute anything"
+    )
+    require(type(estimator) is Estimator, "group_size", "inf", allowed)
+    share = sampling_probability(outcomes).unsqueeze(0)  # [1, Q, K]
+    parts: dict[str, Any] = {
+        place: _limit(place, part, share) for place, part in estimator.parts.items()
+    }
+    view = View(dataclasses.replace(estimator, **parts), outcomes)
+    kinds = torch.arange(view.kinds, device=share.device)
+    seen = view.ask(kinds.expand(1, view.prompts, -1))
+    size = outcomes.score.shape[-1]
+    moments = Moments(seen.coefficient[0], share.new_zeros((size, size)), float(seen.value[0]))
+    return view, moments
+
+
+def _limit(place: str, part: Part, share: Tensor) -> Part:
+    """The part at its place in the limit; one that looks no further than a sample stays itself."""
+    make = LIMITS.get(type(part))  # the very class: what is derived from it may compute another
+    if make is not None:
+        return make(part, share)
+    near = all(piece.scope in ("token", "sample") for piece in part.pieces)
+    if near and place != "aggregation":  # a weight is one of all samples' in any case
+        return part
+    raise CourseError(
+        f"group_size: got inf; allowed is a whole number ≥ 1, since the limit of {part.short} for"
+        " large groups is not known"
+    )
+
+
+def _mean(values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Σ w x / Σ w over `dims`, kept with length 1; 0 where nothing has weight."""
+    total = weight.sum(dims, keepdim=True)
+    mean = (weight * values).sum(dims, keepdim=True) / torch.where(total > 0, total, 1.0)
+    return torch.where(total > 0, mean, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mean(Baseline):
+    """The expected return: of the prompt, or of all prompts; weighted by length if asked."""
+
+    share: Tensor
+    dims: tuple[int, ...]
+    by_length: bool = False
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        weight = self.share * (rollout.length if self.by_length else rollout.exists)
+        mean = _mean(returns, weight, self.dims)
+        return torch.where(silent(returns, self.dims, weight > 0), returns, mean).unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Std(Scale):
+    """Divide by the standard deviation of the prompt's returns, or of all prompts'."""
+
+    share: Tensor
+    dims: tuple[int, ...]
+    eps: float
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        weight = self.share * rollout.exists
+        centred = returns - _mean(returns, weight, self.dims)
+        std = _mean(centred**2, weight, self.dims).sqrt() + self.eps
+        quiet = silent(returns, self.dims, weight > 0) | (std == 0)
+        inverse = torch.where(quiet, 0.0, 1 / torch.where(quiet, 1.0, std))
+        return advantage * inverse.unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whitening(Scale):
+    """Centre and scale by the moments of all tokens."""
+
+    share: Tensor
+    eps: float
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        weight, dims = self.share.unsqueeze(-1) * rollout.mask, (-3, -2, -1)
+        advantage = torch.where(weight > 0, advantage, 0.0)
+        centred = advantage - _mean(advantage, weight, dims)
+        variance = _mean(centred**2, weight, dims)
+        flat, used = advantage.flatten(-3).unsqueeze(-1), (weight > 0).flatten(-3).unsqueeze(-1)
+        quiet = silent(flat, (-2,), used).unsqueeze(-1) | (variance + self.eps == 0)
+        return torch.where(
+            quiet, 0.0, centred / torch.where(quiet, 1.0, variance + self.eps).sqrt()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Weight(Aggregation):
+    """A sample's own weight times its share of all samples, or of all tokens."""
+
+    share: Tensor
+    part: Aggregation
+    by_token: bool = False
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        share = self.share.unsqueeze(-1)
+        if self.by_token:
+            own, counted = mask.to(dtype), share * mask
+        else:
+            own = self.part(mask, limit, dtype) * self.part.samples(mask)
+            counted = share * (mask.any(-1, keepdim=True) | self.part.count_empty)
+        total = counted.sum((-3, -2, -1), keepdim=True)
+        return share * own / torch.where(total > 0, total, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _NoSilent(SampleFilter):
+    """A prompt all of whose outcomes earn the same does not count."""
+
+    share: Tensor
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        possible = (self.share > 0) & rollout.exists
+        return ~silent(rollout.total_reward, GROUP, possible).expand(self.share.shape)
+
+
+LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
+    GroupMean: lambda part, share: _Mean(share, GROUP),
+    LeaveOneOut: lambda part, share: _Mean(share, GROUP),
+    LengthWeighted: lambda part, share: _Mean(share, GROUP, by_length=True),
+    BatchMean: lambda part, share: _Mean(share, BATCH),
+    GroupStd: lambda part, share: _Std(share, GROUP, part.eps),
+    BatchStd: lambda part, share: _Std(share, BATCH, part.eps),
+    TokenWhitening: lambda part, share: _Whitening(share, part.eps),
+    SequenceSum: lambda part, share: _Weight(share, part),
+    SequenceMean: lambda part, share: _Weight(share, part),
+    ConstantLength: lambda part, share: _Weight(share, part),
+    TokenMean: lambda part, share: _Weight(share, part, by_token=True),
+    DropSilentGroups: lambda part, share: _NoSilent(share),
+}
