@@ -19,13 +19,13 @@ from course.lab.settings import Checked, given, named, option, read
 from course.lab.statistics import mean_share_interval, share_interval
 from course.lab.terminal import OK, Progress, duration, guarded, text_table
 from course.train.device import keep_memory, pick_device
-from course.train.files import check_writable
 from course.train.noise import Noise
 from tinylm.evaluate import accuracy, pass_at_k
+from tinylm.folder import CHECKPOINT, METRICS, run
 from tinylm.rewards import REWARDS
 from tinylm.sampling import check_sampling, sample
 from tinylm.tasks import decode, encode
-from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings, run
+from tinylm.training import Training, TrainSettings
 
 ABLATIONS = "tinylm.ablations"
 MAY_CHANGE = ("out", "resume", "save_every", "device", "rung")  # beside --resume
@@ -65,6 +65,7 @@ class Train(TrainSettings):
 
     out: Path = LATEST  # folder for the checkpoint and the metrics
     resume: bool = False  # go on with the training in --out, to the bit as if never stopped
+    overwrite: bool = False  # replace the training in --out, if there is one
     # the warm start alone, or reinforcement learning from random weights
     only: Literal["warm", "rl"] | None = None
     start: Path | None = None  # reinforcement learning alone, from the model in that folder
@@ -88,22 +89,31 @@ class Train(TrainSettings):
 
 def _train(prog: str, argv: Sequence[str]) -> int:
     chosen = read(Train, argv, prog)
+    folder = chosen.out
+    show = _Bars()
     try:
         training = _resumed(chosen, argv) if chosen.resume else _fresh(chosen)
+        settings = training.settings
+
+        def begin() -> None:
+            print(
+                f"{settings.runs} × {settings.preset} model, {training.model.size:,} parameters,"
+                f" on {settings.device}; → {folder}",
+                flush=True,
+            )
+            show.open(training)
+
+        seconds = run(
+            training,
+            folder,
+            overwrite=chosen.overwrite,
+            save_every=chosen.save_every,
+            begin=begin,
+            show=show.row,
+            tick=show.tick,
+        )
     except CourseError as error:
         raise named(error, Train) from None
-    folder = check_writable(chosen.out)
-    if not chosen.resume and (folder / CHECKPOINT).exists():
-        print(f"this replaces the training in {folder}")
-    settings = training.settings
-    print(
-        f"{settings.runs} × {settings.preset} model, {training.model.size:,} parameters, on"
-        f" {settings.device}; → {folder}",
-        flush=True,
-    )
-    show = _Bars(training)
-    try:
-        seconds = run(training, folder, save_every=chosen.save_every, show=show.row, tick=show.tick)
     finally:
         show.progress.close()
     right = accuracy(training.model, training.task).mean(-1)
@@ -151,11 +161,10 @@ class _Bars:
     reinforcement learning by rollouts.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self) -> None:
         self.progress = Progress()
         self.bars: dict[str, Any] = {}
-        self.phase = training.phase
-        self.open(training)
+        self.phase = ""
 
     def open(self, now: Training) -> None:
         """The bar of the phase that begins."""

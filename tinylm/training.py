@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor
 from course import ladder
 from course.errors import CourseError, require
 from course.estimator import Estimator
-from course.learner import Learner
+from course.learner import History, Learner
 from course.rollout import Rollout
 from course.train import checkpoint
-from course.train.files import replace_files
+from course.train.files import replace_files, settle
 from tinylm import tasks
 from tinylm.evaluate import accuracy
 from tinylm.model import Transformer
@@ -40,8 +40,8 @@ from tinylm.warm_start import (
 )
 from tinylm.wiring import Budget, Streams, critic_of, needs_value_head, train_learner
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 PHASES = ("warm", "train", "done")
+FileId = tuple[str, int, int]  # place, file, time of its last change in nanoseconds
 IN_WARM_START = (
     "length",
     "entropy",
@@ -111,6 +111,7 @@ class Training:
     def __init__(self, settings: TrainSettings, *, numbers: range | None = None) -> None:
         self.settings = settings
         self.numbers = range(settings.runs) if numbers is None else numbers
+        self.saved: FileId | None = None
         self.streams = Streams(
             settings.seed,
             () if settings.runs == 1 else (settings.runs,),
@@ -192,8 +193,7 @@ class Training:
 
     def _logged(self) -> dict[str, Tensor]:
         last = self.learner.history.rows[-1]
-        self.learner.history.rows.clear()  # the log has them
-        self.learner.history.steps.clear()
+        self.learner.history = History()  # the log has them
         return {
             name: value.float()
             for name, value in last.items()
@@ -252,6 +252,13 @@ class Training:
         """Write everything the next step depends on, whole or not at all; beside it, for people, a
         JSON that says what it is.
         """
+        path = Path(path)
+        replace_files(self.files(path))
+        self.was_saved_in(path)
+        return path
+
+    def files(self, path: Path) -> dict[Path, bytes]:
+        """The files that `save` writes, with what they hold."""
         learner = {
             name: tensor
             for name, tensor in self.learner.state().items()
@@ -266,12 +273,19 @@ class Training:
             "settings": dataclasses.asdict(self.settings),
             "numbers": list(self.numbers),
         }
-        written = checkpoint.write(path, tensors, about | {"learner": self.learner.about()})
-        _write_text(
-            written.with_suffix(".json"),
-            json.dumps(about | {"step": self.learner.steps}, indent=2) + "\n",
-        )
-        return written
+        described = json.dumps(about | {"step": self.learner.steps}, indent=2) + "\n"
+        state = checkpoint.as_bytes(tensors, about | {"learner": self.learner.about()})
+        return {path: state, path.with_suffix(".json"): described.encode("utf-8")}
+
+    def was_saved_in(self, path: Path) -> None:
+        """From now on this training is the one that is saved there."""
+        self.saved = _file_id(path)
+
+    def is_saved_in(self, path: Path) -> bool:
+        """Whether what is saved there is this training: loaded from there or written there, and not
+        changed by anyone since.
+        """
+        return self.saved is not None and self.saved == _file_id(path)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Training:
@@ -279,6 +293,8 @@ class Training:
 
         Refuses by name what is damaged or no training's checkpoint.
         """
+        settle(Path(path).parent)
+        here = _file_id(Path(path))
         tensors, about = _read(path)
         try:
             settings = TrainSettings(**about["settings"] | ({"device": device} if device else {}))
@@ -316,6 +332,7 @@ class Training:
             raise CourseError(
                 f"{path}: damaged, or written by another version ({type(error).__name__}: {error})"
             ) from error
+        training.saved = here
         return training
 
     def _networks(self) -> dict[str, Transformer]:
@@ -330,76 +347,17 @@ class Training:
         }
 
 
+def _file_id(path: Path) -> FileId | None:
+    """Which file this is, and which state of it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return os.path.realpath(path), found.st_ino, found.st_mtime_ns
+
+
 def _read(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     tensors, about = checkpoint.read(path)
     if about.get("kind") != "tinylm":
         raise CourseError(f"{path}: got a saved state that is no training of a tiny language model")
     return tensors, about
-
-
-def run(
-    training: Training,
-    folder: Path,
-    *,
-    save_every: int = 25,
-    show: Callable[[dict[str, Any]], None] = lambda row: None,
-    tick: Callable[[Training], None] = lambda training: None,
-) -> float:
-    """Take a training to its end in `folder`: checkpoint.safetensors, and metrics.jsonl with a row
-    for every log.
-
-    Returns the seconds spent training. A row that a killed run wrote beyond its last checkpoint is
-    written again. Raises `CourseError` where the disk is full; the checkpoint before stays whole.
-    """
-    path, log = folder / CHECKPOINT, folder / METRICS
-    folder.mkdir(parents=True, exist_ok=True)
-    training.save(path)  # from here on there is something to resume
-    _write_text(log, "".join(_rows_before(log, training)))
-    spent, since = 0.0, 0
-    while not training.done:
-        start = time.perf_counter()
-        row = training.step()
-        spent += time.perf_counter() - start
-        if row is not None:
-            _append(log, row)
-            show(row)
-        tick(training)
-        since += 1
-        if since >= save_every or training.done:
-            training.save(path)
-            since = 0
-    return spent
-
-
-def _rows_before(log: Path, training: Training) -> list[str]:
-    """The rows that the checkpoint has seen."""
-    kept = []
-    here = PHASES.index(training.phase), training.learner.steps
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []:
-        try:
-            row = json.loads(line)
-            place = PHASES.index(row["phase"]), row["step"]
-        except (ValueError, KeyError, TypeError):
-            break  # the last line of a killed run
-        if place <= here:
-            kept.append(line)
-    return kept
-
-
-def _append(log: Path, row: dict[str, Any]) -> None:
-    try:
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise CourseError(
-            f"{log}: cannot be written ({error.strerror}); allowed is a folder with room, open for"
-            " writing"
-        ) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    replace_files({path: text.encode("utf-8")})
-
-
-__all__ = ["CHECKPOINT", "METRICS", "TrainSettings", "Training", "run"]

@@ -43,14 +43,15 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
                     for path in files:
                         if path.exists():
                             _keep(path)
+                    path = next(iter(files))
                     _write_journal(home, list(files))
                 for path in files:
                     os.replace(_beside(path, NEW), path)
                 (home / JOURNAL).unlink(missing_ok=True)  # from here on the new files count
             finally:
                 _settle(home)
-                for path in files:  # those in other folders than `home`
-                    _remove(_beside(path, NEW), _beside(path, OLD))
+                for other in files:  # also in other folders than `home`
+                    _remove(_beside(other, NEW), _beside(other, OLD))
     except OSError as error:
         raise unwritable(path, error) from error
 

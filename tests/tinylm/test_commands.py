@@ -19,9 +19,10 @@ from course.ladder import RUNGS
 from course.train import checkpoint, device
 from tinylm import commands
 from tinylm.evaluate import accuracy
+from tinylm.folder import CHECKPOINT, METRICS
 from tinylm.scoring import log_dists
 from tinylm.tasks import decode, encode
-from tinylm.training import CHECKPOINT, METRICS, Training, TrainSettings
+from tinylm.training import Training, TrainSettings
 
 NANO = (
     "--preset",
@@ -139,10 +140,16 @@ def test_the_warm_start_alone_and_then_reinforcement_learning_from_it(
     rows = [json.loads(line) for line in (after / METRICS).read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["train", "train"]
     capsys.readouterr()
-    assert (
-        commands.main(["train", *NANO, "--rollouts", "1", "--only", "rl", "--out", str(after)]) == 0
-    )  # from random weights
-    assert "this replaces the training in" in capsys.readouterr().out
+    again = ("train", *NANO, "--rollouts", "1", "--only", "rl", "--out", str(after))
+    before = (after / CHECKPOINT).read_bytes(), (after / METRICS).read_bytes()
+    for more in ((), ("--start", str(warm))):
+        other = again if not more else (*again[:-4], *more, *again[-2:])
+        refused(capsys, "^error: --out: got .*after', which holds another training", *other)
+    assert before == ((after / CHECKPOINT).read_bytes(), (after / METRICS).read_bytes())
+    refused(capsys, "--resume: got '--overwrite'", "train", "--resume", "--overwrite")
+    assert commands.main([*again, "--overwrite"]) == 0  # from random weights
+    rows = [json.loads(line) for line in (after / METRICS).read_text().splitlines()]
+    assert [(row["phase"], row["step"]) for row in rows] == [("train", 1)]
     assert Training.load(after / CHECKPOINT).settings.warm_target == 0
 
 

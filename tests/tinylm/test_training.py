@@ -31,11 +31,12 @@ from course.train.optim import SGD, Adam, LinearDecay
 from tests.helpers import bernoulli_bandit, few_ulp, stream
 from tests.tinylm.helpers import schooled, tiny
 from tinylm.evaluate import accuracy
+from tinylm.folder import CHECKPOINT, METRICS, run
 from tinylm.model import PRESETS, Transformer
 from tinylm.problem import LanguageModel
 from tinylm.scoring import log_dists
 from tinylm.tasks import Task, TaskSettings, make
-from tinylm.training import CHECK_EVERY, CHECKPOINT, METRICS, Training, TrainSettings, run
+from tinylm.training import CHECK_EVERY, Training, TrainSettings
 
 QUICK = TrainSettings(
     preset="nano",
@@ -73,7 +74,8 @@ def same_training(one: Path, two: Path) -> None:
     )
     assert checkpoint.equal_states(tensors, others)
     assert about == others_about
-    assert (one / METRICS).read_bytes() == (two / METRICS).read_bytes()
+    for name in (CHECKPOINT, METRICS):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
     assert about["phase"] == "done"
 
 
@@ -184,9 +186,100 @@ def test_a_half_written_last_row_is_written_again(tmp_path: Path) -> None:
     same_training(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_the_log_of_an_earlier_training_in_the_same_folder_is_gone(tmp_path: Path) -> None:
-    run(Training(QUICK), tmp_path / "one")
-    run(Training(with_changes(QUICK, seed=1)), tmp_path / "two")
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"warm_target": 0.0}], ids=str)
+def test_a_training_begins_in_a_folder_of_its_own_or_replaces_all(
+    changes: dict, tmp_path: Path
+) -> None:
+    """Also one without a warm start, whose first step comes after all rows of the other's."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    other = with_changes(QUICK, **changes)
+    run(Training(other), one)
+    run(Training(QUICK), two)
+    before = {path.name: path.read_bytes() for path in two.iterdir()}
+    holds = "two', which holds another training .* --resume to go on with it, --overwrite"
+    with pytest.raises(CourseError, match=holds):
+        run(Training(other), two)
+    with pytest.raises(CourseError, match=holds):  # one that was loaded from elsewhere
+        run(Training.load(one / CHECKPOINT), two)
+    assert {path.name: path.read_bytes() for path in two.iterdir()} == before
+    run(Training(other), two, overwrite=True)
+    same_training(one, two)
+
+
+def test_a_folder_that_changed_since_it_was_loaded_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(Training(QUICK), tmp_path)
+    loaded = Training.load(tmp_path / CHECKPOINT)
+    run(Training(with_changes(QUICK, seed=1)), tmp_path, overwrite=True)
+    with pytest.raises(CourseError, match="which holds another training"):
+        run(loaded, tmp_path)
+
+
+ROW = b'{"phase": "warm", "step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        (b"\xff\xfe\x00PNG", "utf-8"),
+        (b"name,value\n1,2\n", "line 1 is no row of it"),
+        (ROW + b'{"phase": "war\n' + ROW, "line 2"),
+        (b'{"phase": "cooling", "step": 1}\n', "line 1"),
+        (b"[" * 100_000 + b"\n", "line 1"),
+    ],
+    ids=["binary", "csv", "hole", "foreign", "deep"],
+)
+@pytest.mark.parametrize("how", ["fresh", "overwrite", "resume"])
+def test_a_log_that_is_none_is_refused_before_anything_is_written(
+    log: bytes, says: str, how: str, tmp_path: Path
+) -> None:
+    training = Training(with_changes(QUICK, warm_target=0.0))
+    training.save(tmp_path / CHECKPOINT)
+    (tmp_path / METRICS).write_bytes(log)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = Training.load(tmp_path / CHECKPOINT) if how == "resume" else Training(QUICK)
+    with pytest.raises(
+        CourseError, match=rf"{METRICS}: got a file that is no log of a training .*{says}"
+    ) as refused:
+        run(again, tmp_path, overwrite=how == "overwrite")
+    assert len(str(refused.value).splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    """In another process; after a kill -9 of the first its folder can be gone on with."""
+    command = [sys.executable, "-m", "tinylm", "train", "--out", str(tmp_path), *options(KILLED)]
+    with open(tmp_path.parent / "said", "w") as said:
+        first = subprocess.Popen(command, stdout=said, stderr=said)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / METRICS).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for more in ((), ("--overwrite",)):
+        second = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert first.poll() is None
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr == (
+            f"error: --out: got '{tmp_path}', where another training is running; allowed is another"
+            " folder\n"
+        )
+    first.kill()
+    first.wait()
+    assert ".training.lock" in os.listdir(tmp_path)  # what a killed process leaves
+    loaded = Training.load(tmp_path / CHECKPOINT)
+    run(loaded, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.json", CHECKPOINT, METRICS]
+
+
+def test_a_training_that_was_interrupted_goes_on_where_it_is(tmp_path: Path) -> None:
+    """The same object in the same process, as in a notebook."""
+
+    def stop(now: Training) -> None:
+        if now.learner.steps == 9:
+            raise Stopped
+
+    training = Training(QUICK)
+    with pytest.raises(Stopped):
+        run(training, tmp_path / "one", tick=stop)
+    run(training, tmp_path / "one")
     run(Training(QUICK), tmp_path / "two")
     same_training(tmp_path / "one", tmp_path / "two")
 
@@ -335,6 +428,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
             run(
                 training,
                 cut,
+                overwrite=True,
                 save_every=4,
                 tick=lambda now: (_ for _ in ()).throw(Stopped) if now.learner.steps == 9 else None,
             )
@@ -364,7 +458,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
         with pytest.raises(
             CourseError, match=rf"{METRICS}: cannot be written \(No space left on device\)"
         ):
-            run(Training(QUICK), cut)
+            run(Training(QUICK), cut, overwrite=True)
     assert Training.load(cut / CHECKPOINT).learner.steps == 0
 
 
