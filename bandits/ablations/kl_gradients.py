@@ -1,0 +1,314 @@
+"""k1, k2, k3: what each pushes towards, by where it is put.
+
+All exact, through the estimators that train, with every reward 0.
+
+    three arms  the same letter in another place is another penalty: look where each point lands,
+                and which points share a place.
+    sequences   two tokens: penalties summed token by token drop what a token does to the tokens
+                after it.
+    the bug     the inverted ratio, log π − log ref where log ref − log π is meant: find it from the
+                curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bandits.ablations.kl_estimators import COLOURS, HERE, REFERENCE
+from bandits.environments import Deterministic
+from bandits.exact import B3_POLICY
+from bandits.flow import ascend
+from bandits.theory import kl_estimators as theory
+from course.errors import require
+from course.estimator import Estimator
+from course.exact import (
+    Outcomes,
+    group_mean_factor,
+    group_std_weight,
+    kl_gradient,
+    relative_distance,
+)
+from course.lab import figures
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.settings import Checked
+from course.lab.terminal import Progress
+from course.parts import K1, GroupMean, GroupStd, InReward
+from course.parts.kl import exact_kl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = (
+    "which divergence the gradient of k1, k2 and k3 really descends, in the loss and in the reward"
+)
+EXPECTED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
+    """Three arms and two tokens; nothing is sampled."""
+
+    # probabilities of the reference, beside the policy (.5, .3, .2)
+    reference: tuple[float, float, float] = REFERENCE
+    group: int = 4  # samples per prompt, where a group's mean is taken
+    rate: float = 0.2  # learning rate of the curves
+    steps: int = 60  # updates of the curves
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.group > 1, "group", self.group, "a whole number ≥ 2")
+        whole = min(self.reference) > 0 and abs(sum(self.reference) - 1) < 1e-9
+        require(whole, "reference", self.reference, "three probabilities > 0 that sum to 1")
+
+
+SETTINGS = Settings()
+COMEDY = "A Comedy of Estimators 2025 (2512.21852)"
+BOTH = f"Tang & Munos 2025 (2506.09477); {COMEDY}"
+CURVES = tuple(
+    f"{how}{name}"
+    for name in ("k1 in the reward", "k2 in the loss", "k3 in the loss")
+    for how in ("", "inverted ")
+)
+CAPTION = "Gradients and curves are exact. β = 1, all rewards 0, policy (.5, .3, .2)."
+
+
+def run(settings: Settings, progress: Progress) -> Result:
+    """Everything is enumerated."""
+    s = settings
+    policy = torch.tensor(B3_POLICY, dtype=torch.float64).log()
+    reference = torch.tensor(s.reference, dtype=torch.float64).log()
+    penalties = theory.placements()
+    found = {
+        name: theory.penalty_gradient(penalty, policy, reference)
+        for name, penalty in penalties.items()
+    }
+    found["centred"] = theory.penalty_gradient(
+        K1(1.0, InReward()), policy, reference, s.group, baseline=GroupMean()
+    )
+    true, tokens = theory.divergence_gradients(policy, reference), theory.two_tokens()
+    sequences = theory.sequence_gradients(tokens)
+    nothing = Deterministic(torch.zeros(1, 3, dtype=torch.float64))
+    curves = {}
+    for name in progress(CURVES, "curves"):  # each penalty alone drives the policy, exactly
+        alone: dict[str, Any] = {"rate": s.rate, "steps": s.steps, "reference": reference}
+        path = ascend(Estimator(kl=penalties[name]), nothing, policy, 1, **alone)
+        curves[name] = exact_kl(path, reference)
+    whole, dropped = kl_gradient(tokens), theory.later_tokens(tokens)
+    series = {
+        "gradients": {name: _plane(gradient) for name, gradient in found.items()},
+        "true": {name: _plane(gradient) for name, gradient in true.items()},
+        "sequences": {
+            name: relative_distance(gradient, whole) for name, gradient in sequences.items()
+        },
+        "dropped": dropped.norm() / whole.norm(),
+        "curves": curves,
+    }
+    facts = [
+        *_gradient_facts(found, true),
+        *_scaling_facts(s, found),
+        *_sequence_facts(tokens, sequences),
+        *_curve_facts(curves),
+    ]
+    return Result(series=series, facts=facts, caption=CAPTION)
+
+
+def _plane(gradient: Tensor) -> Tensor:
+    """[3] logit gradients, which sum to 0 → [2] coordinates in their plane."""
+    basis = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
+    return (basis / basis.norm(dim=-1, keepdim=True)) @ gradient
+
+
+# ---------------------------------------------------------------- facts
+
+
+def _gradient_facts(found: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> list[Fact]:
+    reverse, forward, chi = (true[name] for name in ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"))
+    zero, kl = torch.zeros_like(reverse), "∇KL(π‖ref)"
+    away = "−∇KL(π‖ref): it pushes away from the reference"
+    # fmt: off
+    expected = [
+        ("k1 in the loss", "no gradient at all", zero, BOTH, 20),
+        ("k2 in the loss", kl, reverse, BOTH, 20),
+        ("k3 in the loss", "∇KL(ref‖π), the other divergence", forward, BOTH, 20),
+        ("exact KL in the loss", kl, reverse, HERE, 20),
+        ("ρ·k1 in the loss", kl, reverse, BOTH, 20),
+        ("ρ·k3 in the loss", kl, reverse, BOTH, 20),
+        ("k1 in the reward", kl, reverse, BOTH, 20),
+        ("k2 in the reward", "neither KL's gradient, but ∇E[k2] − ∇KL(π‖ref)",
+         true["E k2"] - reverse, HERE, 20),
+        ("k3 in the reward", "neither KL's gradient, but ∇KL(π‖ref) − ∇KL(ref‖π)",
+         reverse - forward, HERE, 20),
+        ("inverted k1 in the loss", "no gradient, as the right one", zero, HERE, 21),
+        ("inverted k1 in the reward", away, -reverse, HERE, 21),
+        ("inverted ρ·k1 in the loss", away, -reverse, HERE, 21),
+        ("inverted k2 in the loss", "∇KL(π‖ref), as the right one", reverse, HERE, 21),
+        ("inverted k3 in the loss", "½∇χ²(π‖ref): an anchor still, of another strength",
+         chi, HERE, 21),
+    ]
+    # fmt: on
+    where = "(relative distance of the two, three arms, on policy)"
+    facts = [
+        Fact.exact(
+            f"{name} descends {what} {where}",
+            source,
+            relative_distance(found[name], target),
+            0.0,
+            number=number,
+        )
+        for name, what, target, source, number in expected
+    ]
+    for name in ("k2 in the reward", "k3 in the reward"):
+        nearest = min(relative_distance(found[name], target) for target in (reverse, forward))
+        claim = f"{name}: relative distance to the nearer of the two KL gradients is above one half"
+        facts.append(Fact.above(claim, BOTH, nearest, 0.5, number=20))
+    return facts
+
+
+def _scaling_facts(s: Settings, found: Mapping[str, Tensor]) -> list[Fact]:
+    """k1 in the reward under a group's mean, and under its std."""
+    full, many = found["k1 in the reward"], 512
+    two = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
+    ref = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
+
+    def under_std(group: int, beta: float = 1.0) -> Tensor:
+        parts = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
+        return theory.penalty_gradient(K1(beta, InReward()), two, ref, group, **parts)
+
+    length = theory.divergence_gradients(two, ref)["KL(π‖ref)"].norm()
+    # k1 takes two values, so its group std is that of a Bernoulli times the gap
+    gap = ((two - ref)[0] - (two - ref)[1]).abs()
+    mean = "under a group mean that includes the sample, k1 in the reward is scaled by (G − 1)/G"
+    std = "under the group's std, with no other reward, it is scaled by w_G(p)/|difference of the"
+    std += " two k1|, w_G as for a Bernoulli reward (two arms, .3 and .7 against .6 and .4, G = 8)"
+    large = "for large groups that is 1/std(k1), less 1/(8Gp(1 − p)) of it: scale times std(k1)"
+    free = "and β cancels: with no other reward, β = .01 has the gradient of β = 1 (relative"
+    factor, weight = group_mean_factor(s.group), group_std_weight(0.3, 8) / gap
+    scaled = under_std(many).norm() / length * gap * math.sqrt(0.21)
+    share, first = found["centred"] @ full / (full @ full), 1 - 1 / (8 * many * 0.21)
+    off = relative_distance(under_std(8, 0.01), under_std(8))
+    return [
+        Fact.exact(f"{mean} (G = {s.group})", HERE, share, factor, number=20),
+        Fact.exact(std, HERE, under_std(8).norm() / length, weight, number=20),
+        Fact.exact(f"{large} (G = {many})", HERE, scaled, first, digits=5, number=20),
+        Fact.exact(f"{free} distance)", HERE, off, 0.0, number=20),
+    ]
+
+
+def _sequence_facts(listed: Outcomes, found: Mapping[str, Tensor]) -> list[Fact]:
+    true, dropped = kl_gradient(listed), theory.later_tokens(listed)
+    where, facts = "(two tokens of three words, 9 answers listed; relative distance)", []
+    for name, gradient in found.items():
+        claim, source, target = f"{name} has the gradient of the whole answer's KL", COMEDY, true
+        if name != "k1 in the reward":
+            claim = f"{name}, has that gradient less E[KL(second token) ∇log π(first token)], what"
+            claim, source, target = f"{claim} the first does to the second", HERE, true - dropped
+        off = relative_distance(gradient, target)
+        facts.append(Fact.exact(f"{claim} {where}", source, off, 0.0, number=20))
+    claim = "and that is no small part of it (share of its length, the policy and reference here)"
+    return [*facts, Fact.above(claim, HERE, dropped.norm() / true.norm(), 0.1, number=20)]
+
+
+def _curve_facts(found: Mapping[str, Tensor]) -> list[Fact]:
+    facts = []
+    for name, claim, expected in (
+        (CURVES[0], "k1 in the reward, alone: share of updates at which KL(π‖ref) falls", 1.0),
+        (CURVES[1], "inverted k1 in the reward, alone: share of updates at which it falls", 0.0),
+        (CURVES[5], "inverted k3 in the loss, alone, is an anchor: share at which it falls", 1.0),
+    ):
+        falling = (found[name].diff() < 0).double().mean()
+        facts.append(Fact.exact(claim, HERE, falling, expected, number=21))
+    apart = (found[CURVES[2]] - found[CURVES[3]]).abs().max()
+    claim = "k2 and inverted k2 in the loss have one curve (largest difference, nats)"
+    return [*facts, Fact.exact(claim, HERE, apart, 0.0, number=21)]
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def plot(result: Result) -> Figure:
+    """What a token-by-token sum misses; the bug from its curves; where each gradient points."""
+    options: dict[str, Any] = {"width": 18.5, "height": 4.8, "width_ratios": (1, 1.1, 1.1)}
+    figure, (tokens, bug, plane) = figures.new_figure(1, 3, **options)
+    _plot_plane(plane, result)
+    _plot_tokens(tokens, result)
+    _plot_curves(bug, result)
+    return figure
+
+
+# a gradient, its sign in the picture, where the sign is, its colour, what else lands there
+# fmt: off
+KEY = (
+    ("k1 in the loss", "a", (-9, 8), "#444444", "0: k1 in the loss, inverted or not"),
+    ("k1 in the reward", "b", (10, -8), "#0057a3",
+     "∇KL(π‖ref): k1 in the reward;\nk2, ρ·k1, ρ·k3, exact KL in the loss;\n"
+     "inverted k2 in the loss"),
+    ("centred", "c", (-10, -7), "#00875f",
+     "(G − 1)/G of b: k1 in the reward,\nless the group's mean"),
+    ("k3 in the loss", "d", (10, 5), "#b8320f", "∇KL(ref‖π): k3 in the loss (GRPO)"),
+    ("inverted k3 in the loss", "e", (11, 0), "#7a1f5c", "½∇χ²(π‖ref): inverted k3 in the loss"),
+    ("inverted k1 in the reward", "f", (-11, 0), "#0057a3",
+     "−∇KL(π‖ref), away from it: inverted k1\nin the reward, inverted ρ·k1 in the loss"),
+    ("k2 in the reward", "g", (-11, 0), "#8a6d3b", "neither: k2 in the reward"),
+    ("k3 in the reward", "h", (-11, 0), "#8a6d3b", "neither: k3 in the reward"),
+)
+# fmt: on
+
+
+def _plot_plane(ax: Axes, result: Result) -> None:
+    for name, colour in zip(
+        ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"), ("#0057a3", "#b8320f", "#7a1f5c"), strict=True
+    ):
+        ax.plot(*zip((0, 0), result.array("true", name), strict=True), color=colour, linewidth=2.0)
+    bold: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11, "fontweight": "bold"}
+    line = 0.97
+    for name, sign, offset, colour, text in KEY:
+        ink, place = figures.readable(colour), result.array("gradients", name)
+        ax.plot(*place, "o", color=colour, markersize=8)
+        figures.note(ax, sign, (place[0], place[1]), offset, color=ink, **bold)
+        beside: dict[str, Any] = {"xycoords": "axes fraction", "color": ink, "va": "top"}
+        figures.note(ax, sign, (1.04, line), fontsize=11, fontweight="bold", **beside)
+        figures.note(ax, text, (1.10, line), **beside)
+        line -= 0.055 * (text.count("\n") + 1) + 0.025
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.margins(0.12)
+    title, x = "Where each penalty pushes (three arms, exact)", "gradient in the logits: first arm"
+    figures.describe(ax, title, f"{x} against second", "both against third")
+
+
+def _plot_tokens(ax: Axes, result: Result) -> None:
+    names, dropped = list(result.series["sequences"]), float(result.array("dropped"))
+    missed = [float(result.array("sequences", name)) for name in names]
+    blue, brown = "#0057a3", "#b8860b"
+    ax.barh(range(len(names)), missed, color=[blue, *[brown] * (len(names) - 1)], height=0.55)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    figures.expectation(ax, x=dropped)
+    ax.set_xlim(0, dropped * 1.75)
+    what = "what they drop:\nE[KL(2nd token)\n· ∇log π(1st)]"
+    figures.note(ax, what, (dropped * 1.04, 2.5), va="center")
+    figures.note(ax, "0: nothing missed", (0.003, 0), color=figures.readable(blue), va="center")
+    ax.grid(False, axis="y")
+    title, x = "Two tokens: what each misses", "‖E[ĝ] − ∇KL‖ / ‖∇KL‖"
+    figures.describe(ax, title, x, "")
+
+
+def _plot_curves(ax: Axes, result: Result) -> None:
+    labels = ("k1 in the reward =\nk2 in the loss =\ninverted k2", CURVES[1], "_", "_", *CURVES[4:])
+    for place, (name, label) in enumerate(zip(CURVES, labels, strict=True)):
+        colour, curve = COLOURS[("k1", "k2", "k3")[place // 2]], result.array("curves", name)
+        look: dict[str, Any] = {"linestyle": (0, (4, 2)) if place % 2 else "-"}
+        look["linewidth"] = 2.0 if place else 4.0
+        figures.band(ax, np.arange(len(curve)), curve, color=colour, label=label, **look)
+    figures.log_axis(ax, "y")
+    title, x = "The inverted ratio, seen from its curves", "updates with the penalty alone"
+    figures.describe(ax, title, x, "KL(π‖ref) (nats)")
+    figures.label_ends(ax)
