@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bandits.ablations import flows
 from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, b3
 from bandits.policies import Softmax
 from bandits.problem import Bandit
+from bandits.theory import flows
 from course import ladder
 from course.exact import Outcomes, gradient, microscope, objective, softmax_score
 from course.learner import Learner
@@ -178,9 +178,12 @@ def test_softmax_gradient_rate_is_one_over_t(arms: int, rate: float) -> None:
         if step in (10_000, 20_000):
             slopes.append(1 + u.exp())
     close(1 / ((slopes[1] - slopes[0]) / 10_000), (arms - 1) / (arms * rate), rtol=2e-3)
-    steps, missing = flows.exact_steps(flows.Settings(lr=rate, steps=2000), arms)
+    steps, missing = flows.exact_steps(arms, rate, 2000)
     close(
         (1 / missing[-1] - 1 / missing[-2]) / (steps[-1] - steps[-2]),
         arms * rate / (arms - 1),
         rtol=2e-2,
     )
+    close(flows.rate_limit(arms, rate), (arms - 1) / (arms * rate))
+    want = 20_000 / (slopes[1] - slopes[0]) / 2
+    close(flows.rate_limit(arms, rate, 20_000), want, rtol=2e-5)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bandits.ablations import edge_cases as ablation
-from bandits.ablations.edge_cases import (
+from bandits.ablations.edge_cases import Settings
+from bandits.theory.edge_cases import (
     LeaveOneOutStd,
-    Settings,
     advantages,
     equal,
     largest,

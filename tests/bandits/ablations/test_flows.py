@@ -12,12 +12,13 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import binom
 
-from bandits.ablations import flows
+from bandits.ablations import flows as ablation
+from bandits.theory import flows
 from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
 
-SMALL = replace(flows.SETTINGS, groups=(2, 5), span=8.0, arms=(2, 4), steps=400)
+SMALL = replace(ablation.SETTINGS, groups=(2, 5), span=8.0, arms=(2, 4), steps=400)
 
 
 def group_std_speed(u: float, group: int) -> float:
@@ -55,7 +56,7 @@ def test_speeds_by_hand(u: float) -> None:
 
 @pytest.mark.parametrize(("rung", "group"), [("reinforce", None), ("group_std", 5)])
 def test_times_agree_with_an_ode_solver(rung: str, group: int | None) -> None:
-    found = flows.flow(SMALL, rung, group, 1.0)
+    found = flows.flow(rung, group, 1.0, SMALL.span)
     estimator = ladder.get(rung).estimator
     start, end = found.u[4], found.u[-5]
 
@@ -68,7 +69,7 @@ def test_times_agree_with_an_ode_solver(rung: str, group: int | None) -> None:
 
 def test_exact_steps_are_the_recursion_written_out() -> None:
     for arms in (2, 4):
-        step, missing = flows.exact_steps(SMALL, arms)
+        step, missing = flows.exact_steps(arms, SMALL.lr, SMALL.steps)
         u, want = 0.0, {}  # best logit minus any other's
         for t in range(1, SMALL.steps + 1):
             p = 1 / (1 + (arms - 1) * math.exp(-u))
@@ -79,7 +80,7 @@ def test_exact_steps_are_the_recursion_written_out() -> None:
 
 @pytest.mark.slow
 def test_all_facts_hold_at_the_default_span() -> None:
-    result = flows.run(replace(flows.SETTINGS, groups=(5,), arms=(4,), steps=1000), QUIET)
+    result = ablation.run(replace(ablation.SETTINGS, groups=(5,), arms=(4,), steps=1000), QUIET)
     assert [fact.claim for fact in result.facts if not fact.holds] == []
     assert {fact.number for fact in result.facts} == {7}
 

@@ -1,0 +1,125 @@
+"""Formulas as they stand on paper, which go wrong in float32: a mean, a std, a leave-one-out std
+and k3, beside the course's own parts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from course import ladder
+from course.estimator import Estimator, replace
+from course.parts import K3, Baseline, GroupStd, NoScale, Scale
+from course.rollout import Policy, Rollout
+
+
+@dataclass(frozen=True)
+class PlainMean(Baseline):
+    """mean(R), added up one after another, whatever rounding does."""
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        return (plain_sum(returns) / returns.shape[-1]).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class PlainStd(Scale):
+    """Divide by √(Σ(R − mean)² / (G − ddof)) + eps, however small."""
+
+    ddof: int = 0
+    eps: float = 1e-8
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        group = returns.shape[-1]
+        std = (plain_sum((returns - plain_sum(returns) / group) ** 2) / (group - self.ddof)).sqrt()
+        return advantage / (std + self.eps).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class LeaveOneOutStd(Scale):
+    """Divide by the std of the OTHERS' returns, plus eps: the scale that matches a leave-one-out
+    baseline, one might think.
+    """
+
+    eps: float = 1e-6
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        group = returns.shape[-1]
+        others = returns.unsqueeze(-2).expand(*returns.shape, group)[
+            ..., ~torch.eye(group, dtype=torch.bool)
+        ]
+        std = others.unflatten(-1, (group, group - 1)).std(-1, correction=0)
+        return advantage / (std + self.eps).unsqueeze(-1)
+
+
+def plain_sum(values: Tensor) -> Tensor:
+    """[..., G] → [..., 1], in the order of the samples, so that every machine rounds alike."""
+    total = values[..., :1]
+    for sample in range(1, values.shape[-1]):
+        total = total + values[..., sample : sample + 1]
+    return total
+
+
+def advantages(estimator: Estimator, rewards: Tensor) -> Tensor:
+    """[..., G] the advantages of one-token samples with these rewards [..., G]."""
+    reward = rewards.unsqueeze(-2).unsqueeze(-1)  # [..., Q = 1, G, T = 1]
+    rollout = Rollout(reward, torch.zeros_like(reward), torch.ones_like(reward, dtype=torch.bool))
+    return estimator.freeze(rollout).advantage[..., 0, :, 0]
+
+
+def plain(eps: float | None, ddof: int = 0) -> Estimator:
+    """Group mean and std as the formula stands; `eps` None: no std."""
+    return replace(
+        ladder.reinforce,
+        baseline=PlainMean(),
+        scale=NoScale() if eps is None else PlainStd(ddof=ddof, eps=eps),
+    )
+
+
+def ours(eps: float | None, ddof: int = 0) -> Estimator:
+    """The course's own parts in their place."""
+    return replace(
+        ladder.group_mean, scale=NoScale() if eps is None else GroupStd(ddof=ddof, eps=eps)
+    )
+
+
+def penalty(kl: K3, log_r: float, dtype: torch.dtype = torch.float32) -> float:
+    """What the objective loses for one sample on which the reference is e^{log_r} times as likely
+    as the policy.
+    """
+    zero = torch.zeros(1, 1, 1, dtype=dtype)
+    rollout = Rollout(zero, zero - log_r, torch.ones(1, 1, 1, dtype=torch.bool), ref_log_prob=zero)
+    estimator = replace(ladder.reinforce, kl=kl)
+    return -float(estimator.objective(Policy(zero - log_r), estimator.freeze(rollout)))
+
+
+def equal(reward: Tensor, group: int) -> Tensor:
+    """[...] → [..., G] groups of equal float32 rewards."""
+    return reward.float().unsqueeze(-1).expand(*reward.shape, group)
+
+
+def near(large: float) -> Tensor:
+    """The rewards that are tried near a large one: 2,001 of them, from one below to one above."""
+    return torch.linspace(large - 1, large + 1, 2001, dtype=torch.float64)
+
+
+def largest(estimator: Estimator, groups: Tensor) -> float:
+    """The largest |advantage| of any sample in groups [..., G]."""
+    return float(advantages(estimator, groups).abs().max())
+
+
+def spacing(value: float) -> float:
+    """The distance from a float32 number to the next one above it."""
+    here = torch.tensor(value, dtype=torch.float32)
+    return float(torch.nextafter(here, torch.tensor(math.inf)) - here)
+
+
+def overflow_point() -> float:
+    """The log ratio from which k3 in float32 is infinite, by bisection."""
+    low, high = 50.0, 200.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if math.isinf(penalty(K3(beta=1.0), middle)) else (middle, high)
+    return high

@@ -1,0 +1,180 @@
+"""Flows without noise: how fast an estimator's expected gradient moves the log-odds of the best
+arm, and how long that takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bandits.environments import Deterministic
+from bandits.exact import outcomes
+from bandits.natural import natural_direction
+from bandits.policies import Softmax, log_softmax
+from bandits.population import every_arm
+from course import ladder
+from course.estimator import Estimator
+from course.exact import group_std_weight, microscope
+from course.learner import Learner
+from course.train.noise import Noise
+from course.train.optim import SGD
+
+Array = NDArray[np.float64]
+# Gauss–Legendre: nodes per panel of that many nats of log-odds; the times are right to 1e-9
+PANEL, NODES = 0.5, 4
+
+
+def one_against_the_rest(u: float, arms: int = 2) -> Tensor:
+    """[1, K] log-probabilities: the first arm has log-odds u against the others together, which are
+    alike.
+    """
+    rest = torch.full((1, arms), -math.log(arms - 1), dtype=torch.float64)
+    rest[0, 0] = u
+    return log_softmax(rest)
+
+
+def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2) -> float:
+    """du/dt of dθ/dt = E[ĝ]: the estimator's exact expected gradient, along the line of
+    `one_against_the_rest`.
+
+    g = E[ĝ] of the best arm's logit; the others get −g/(K−1) each, so the log-odds move by
+    g·K/(K−1). The score 1 − p is computed from −u, and stays precise where p rounds to 1.
+    """
+    log_prob = one_against_the_rest(u, arms)
+    mean = torch.full((1, arms), 1 - gap, dtype=torch.float64)
+    mean[0, 0] = 1.0
+    p = torch.sigmoid(torch.tensor([u, -u], dtype=torch.float64))
+    score = torch.full((1, arms, 1), -float(p[0]), dtype=torch.float64)
+    score[0, 0, 0] = p[1]
+    seen = microscope(
+        estimator, outcomes(Deterministic(mean), log_prob, score=score), group, covariance=False
+    )
+    return float(seen.expected[0]) * arms / (arms - 1)
+
+
+def natural_speed(plain: float, u: float) -> float:
+    """du/dt of dθ/dt = F⁺E[ĝ] on two arms, from the speed of the plain flow there."""
+    direction = natural_direction(
+        torch.tensor([plain, -plain], dtype=torch.float64) / 2, one_against_the_rest(u)[0]
+    )
+    return float(direction[0] - direction[1])
+
+
+def nodes(low: float, high: float) -> tuple[Array, Array, Array]:
+    """Panel edges [n + 1] from low to high, and the places and weights [n, NODES] of Gauss–Legendre
+    on each panel.
+    """
+    count = max(1, round((high - low) / PANEL))
+    edges = np.linspace(low, high, count + 1)
+    places, weights = np.polynomial.legendre.leggauss(NODES)
+    half = np.diff(edges)[:, None] / 2
+    return edges, edges[:-1, None] + half * (places + 1), half * weights
+
+
+def times(speeds: Array, weights: Array, edges: Array, start: float = 0.0) -> Array:
+    """t [n + 1] at the panel edges, 0 at log-odds `start` (an edge): the running integral of
+    1/speed.
+    """
+    passed = np.concatenate([[0.0], (weights / speeds).sum(-1).cumsum()])
+    return np.asarray(passed - passed[int(np.abs(edges - start).argmin())])
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One curve: when (`t`) the log-odds are where (`u`), both [n], t = 0 at p = ½; `group` None
+    where G does not matter.
+    """
+
+    rung: str
+    group: int | None
+    gap: float
+    u: Array
+    t: Array
+    speeds: Array  # [n − 1, NODES]
+
+
+def needs_group(estimator: Estimator) -> bool:
+    """Whether E[ĝ] depends on G: a part looks at other samples."""
+    parts = (estimator.baseline, estimator.scale, estimator.sample_filter)
+    return any(part.scope in ("group", "batch") for part in parts)
+
+
+def flow(
+    rung: str,
+    group: int | None,
+    gap: float,
+    span: float,
+    arms: int = 2,
+    low: float | None = None,
+) -> Flow:
+    """The flow of a rung, from log-odds `low` (default −¾ span) to `span`."""
+    edges, places, weights = nodes(-0.75 * span if low is None else low, span)
+    estimator = ladder.get(rung).estimator
+    speeds = np.array(
+        [[speed(estimator, group or 1, float(u), gap, arms) for u in row] for row in places]
+    )
+    t = times(speeds, weights, edges, 0.0 if low is None else low)
+    return Flow(rung, group, gap, edges, t, speeds)
+
+
+def natural_times(plain: Flow) -> Array:
+    """t at the edges of policy gradient's flow `plain`, were each step a natural one."""
+    edges, places, weights = nodes(float(plain.u[0]), float(plain.u[-1]))
+    pairs = zip(plain.speeds.ravel(), places.ravel(), strict=True)
+    speeds = np.array([natural_speed(v, float(u)) for v, u in pairs])
+    return times(speeds.reshape(places.shape), weights, edges)
+
+
+def weight_times(span: float, group: float, eps: float) -> Array:
+    """t at the edges of `flow` from the closed form w_G(p), as the second way."""
+    edges, places, weights = nodes(-0.75 * span, span)
+    u = torch.from_numpy(places)
+    p, rest = torch.sigmoid(u), torch.sigmoid(-u)
+    rare = torch.minimum(p, rest)  # w_G(p) = w_G(1 − p), and this one of the two is precise
+    weight = (
+        1 / ((p * rest).sqrt() + eps)
+        if group == math.inf
+        else group_std_weight(rare, group, eps=eps)
+    )
+    return times((2 * p * rest * weight).numpy(), weights, edges)
+
+
+# ---------------------------------------------------------------- exact steps
+
+
+def exact_steps(arms: int, lr: float, steps: int) -> tuple[Array, Array]:
+    """Step numbers and 1 − p, both [logs]: gradient ascent with the exact gradient, from uniform,
+    one arm paying 1.
+    """
+    reward = torch.zeros(1, arms, dtype=torch.float64)
+    reward[0, 0] = 1.0
+    bandit = every_arm(Deterministic(reward), Softmax(torch.zeros(1, arms, dtype=torch.float64)))
+    noise = Noise((), dtype=torch.float64)  # nothing is drawn from it
+    learner = Learner(bandit, ladder.surrogate, SGD(lr), noise, log_every=10**9)
+    logged: list[float] = []
+    spaced = {round(10 ** (place / 8)) for place in range(80)} | {steps // 2, steps}
+    stops = sorted(stop for stop in spaced if stop <= steps)
+    for stop in stops:
+        learner.train(stop - learner.steps)
+        with torch.no_grad():
+            rest = bandit.arm_policy.log_probs()[0, 1:].exp().sum()
+        logged.append(float(rest))
+    return np.array(stops, dtype=float), np.array(logged)
+
+
+def rate_limit(arms: int, lr: float, steps: float = math.inf) -> float:
+    """(K−1)/(Kη), where t(1 − p) goes under exact gradient steps from uniform, one of K arms paying
+    1; eq:softmax-gradient-rate.
+
+    With finite `steps`: the inverse slope of 1/(1 − p) over their last half, up to (log t / t)².
+    With a = ηK/(K−1) and q = 1 − p the odds x = p/q grow by the factor e^{apq}, so 1/q = 1 + x
+    grows by ap²(1 + apq/2 + …) = a(1 − (2 − a/2)q + …), and q ≈ 1/(at) has the mean 2 ln 2/(aT)
+    over the last half of T steps.
+    """
+    a = lr * arms / (arms - 1)
+    return (1 + (2 - a / 2) * 2 * math.log(2) / (a * steps)) / a
