@@ -1,4 +1,5 @@
-"""The mathematics that lessons teach on bandits: formulas, fixed points, recursions, exact flows.
+"""The mathematics that lessons teach on bandits: formulas, fixed points, recursions, exact flows,
+and the small trainings that follow them.
 
-Nothing is trained or drawn here; the ablations measure against these functions.
+Nothing is judged or drawn here; the ablations measure against these functions.
 """

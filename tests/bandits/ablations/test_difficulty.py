@@ -16,6 +16,7 @@ from bandits.theory.difficulty import (
     arcsine_gradient,
     four_answers,
     right_or_wrong,
+    shortfall,
     silent_share,
     weight,
 )
@@ -89,3 +90,11 @@ def test_the_arcsine_gradient_is_one_over_the_root_of_the_variance() -> None:
         [0.5 * (0.2 - 0.41), 0.3 * (0.5 - 0.41), 0.2 * (0.8 - 0.41)], dtype=torch.float64
     ) / math.sqrt(0.41 * 0.59)
     torch.testing.assert_close(arcsine_gradient(), expected)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5])
+def test_with_many_samples_the_weight_is_short_of_its_limit_by_one_over_8g(p: float) -> None:
+    for group in (200, 400):
+        gap = 1 - binomial(group, p) * math.sqrt(p * (1 - p))
+        assert gap == pytest.approx(shortfall(p, group), rel=2 / group)
+    assert shortfall(0.5, 100) == pytest.approx(0.005)
