@@ -28,7 +28,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import described, interval, paired_error
+from course.lab.statistics import described, named_interval, paired_error
 from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -168,21 +168,16 @@ def run(settings: Settings, progress: Progress) -> Result:
         series[name] = {
             "samples": [step * s.group * len(s.difficulty) for step in swept.steps],
             "learning_rate": best.rate,
-            **_interval("reward", curve),
-            **_interval("sweep", swept.reward[-1, :, s.runs :]),
+            **named_interval("reward", curve),
+            **named_interval("sweep", swept.reward[-1, :, s.runs :]),
             "halted": lost.double().mean(),
             "seconds": time.perf_counter() - start,
         }
         for what, values in ends[name].items():
-            series[name] |= _interval(what, values)
+            series[name] |= named_interval(what, values)
     caption = f"{CAPTION} Each line: {described(s.runs)}. {edges(choices, s.learning_rates)}"
     shown = {"learning_rates": s.learning_rates, "rungs": series}
     return Result(series=shown, facts=_facts(s, ends, halted), caption=caption.strip())
-
-
-def _interval(name: str, values: Tensor) -> dict[str, object]:
-    """The mean over runs (the last axis) and half the width of its 95 % interval."""
-    return dict(zip((name, f"{name}_half"), interval(values), strict=True))
 
 
 def _facts(s: Settings, ends: Mapping[str, Mapping[str, Tensor]], halted: int) -> list[Fact]:

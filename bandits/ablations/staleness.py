@@ -43,7 +43,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import described, interval, paired_error
+from course.lab.statistics import described, named_interval, paired_error
 from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -198,17 +198,17 @@ def run(settings: Settings, progress: Progress) -> Result:
             name: {
                 "rate": rung.fixed.rate,
                 "rates": [one.rate for one in rung.own],
-                **_interval("fixed", rung.kept),
-                **_interval("retuned", torch.stack([_judged(one) for one in rung.own])),
+                **named_interval("fixed", rung.kept),
+                **named_interval("retuned", torch.stack([_judged(one) for one in rung.own])),
             }
             for name, rung in found.items()
         },
         "signs": {
-            f"{offset:g}": _interval("final", shifted[:, place])
+            f"{offset:g}": named_interval("final", shifted[:, place])
             for place, offset in enumerate(s.offsets)
         },
         "signs_rate": rate,
-        "bounded": _interval("final", kept[BOUNDED]) if BOUNDED in kept else {},
+        "bounded": named_interval("final", kept[BOUNDED]) if BOUNDED in kept else {},
         "stale": {name: exact_kl(start, path) for name, path in path_of.items()},
         "stale_limit": exact_kl(start, theory.stale_limit()[0].log()),
         "stale_centred": exact_kl(start, centred),
@@ -227,11 +227,6 @@ def run(settings: Settings, progress: Progress) -> Result:
 def _judged(choice: Choice) -> Tensor:
     assert choice.judged is not None
     return choice.judged
-
-
-def _interval(name: str, values: Tensor) -> dict[str, Any]:
-    """Mean over runs (the last axis) and half of its 95 % interval."""
-    return dict(zip((name, f"{name}_half"), interval(values), strict=True))
 
 
 # ---------------------------------------------------------------- facts

@@ -29,7 +29,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import described, interval, paired_error
+from course.lab.statistics import described, named_interval, paired_error
 from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -165,8 +165,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         moved, at = climb.moved[:, :, s.runs :], chosen.index
         series[name] = {
             "best": chosen.rate,
-            **_interval("curve", climb.reward[:, at, s.runs :]),
-            **_interval("final", final[:, s.runs :]),
+            **named_interval("curve", climb.reward[:, at, s.runs :]),
+            **named_interval("final", final[:, s.runs :]),
             "moved": moved[:, at].mean(-1),
             "most_moved": moved[:, at].amax(-1),
             "mean_kl": moved.mean((0, 2)),
@@ -185,11 +185,6 @@ def run(settings: Settings, progress: Progress) -> Result:
     ends = edges({"TRPO": best["trpo"]}, s.bounds, "bound"), edges(others, s.learning_rates)
     caption = " ".join([CAPTION, f"Bands: {described(s.runs)}.", *filter(None, ends)])
     return Result(series=found, facts=_facts(s, climbs, best), caption=caption)
-
-
-def _interval(name: str, values: Tensor) -> dict[str, object]:
-    """Mean over runs (the last axis) and half of its 95 % interval."""
-    return dict(zip((name, f"{name}_half"), interval(values), strict=True))
 
 
 def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, Choice]) -> list[Fact]:

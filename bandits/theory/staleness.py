@@ -14,7 +14,7 @@ from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, outcomes
 from course import ladder
 from course.estimator import replace
-from course.exact import Outcomes, group_mean_factor, microscope
+from course.exact import Outcomes, group_mean_factor, microscope, relative_distance
 from course.parts import ScoreFunction
 
 THREE_ARMS = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
@@ -57,7 +57,7 @@ def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> floa
     found, plain = (
         microscope(one, listed, group, covariance=False).expected for one in (estimator, twin)
     )
-    return float((found - plain).norm() / plain.norm())
+    return relative_distance(found, plain)
 
 
 def stale_limit() -> tuple[Tensor, float, float]:

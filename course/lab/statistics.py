@@ -76,6 +76,12 @@ def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
     return (float(mean), float(half)) if array.ndim == 1 else (mean, half)
 
 
+def named_interval(name: str, values: Any) -> dict[str, Any]:
+    """`interval` as the two series of a result: `name` and `name`_half."""
+    mean, half = interval(values)
+    return {name: mean, f"{name}_half": half}
+
+
 def described(runs: int) -> str:
     """What a caption says of `interval` over this many runs."""
     if runs == 1:

@@ -15,6 +15,7 @@ from course.lab.facts import CHANCE, Fact
 from course.lab.statistics import (
     interval,
     mean_share_interval,
+    named_interval,
     paired_error,
     paired_interval,
     share_interval,
@@ -203,3 +204,9 @@ def test_a_fact_is_read_back_with_its_runs_and_without_them_from_an_older_file()
     older = Fact("c", "s", 1.0, 0.1, 0.0, 0.4, "above").as_json()
     del older["runs"], older["chance"]
     assert Fact.from_json(older) == Fact("c", "s", 1.0, 0.1, 0.0, 0.4, "above")
+
+
+def test_a_named_interval_is_two_series_of_a_result() -> None:
+    """Of 1 and 3: mean 2, standard error 1, and t = 12.7062 with one degree of freedom."""
+    found = named_interval("reward", [1.0, 3.0])
+    assert found == {"reward": 2.0, "reward_half": pytest.approx(12.7062, abs=1e-4)}
