@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from course.errors import require
+from course.exact.counting import check_group_size
 from course.exact.outcomes import Outcomes, log_reference_ratio, probability
 
 
@@ -24,12 +25,7 @@ def group_std_weight(
     (2503.06639); here for every G. `eq:group-std-weight`
     """
     p = _float64(p)
-    require(
-        group_size == math.inf or (group_size >= 2 and group_size == int(group_size)),
-        "group_size",
-        group_size,
-        "a whole number ≥ 2 or inf",
-    )
+    check_group_size(group_size, 2, infinite=True)
     if group_size == math.inf:
         return 1 / ((p * (1 - p)).sqrt() + eps)
     size = int(group_size)
@@ -42,19 +38,20 @@ def group_std_weight(
     return (weight * v / ((v * (size / (size - ddof))).sqrt() + eps)).sum(-1)
 
 
-def group_mean_factor(group_size: int) -> float:
+def group_mean_factor(group_size: float) -> float:
     """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself.
 
     `eq:group-mean-factor`
     """
-    require(group_size >= 1, "group_size", group_size, "a whole number of samples ≥ 1")
-    return (group_size - 1) / group_size
+    check_group_size(group_size, infinite=True)
+    return 1 - 1 / group_size if group_size == math.inf else (group_size - 1) / group_size
 
 
-def silent_probability(p: Tensor | float, group_size: int) -> Tensor:
+def silent_probability(p: Tensor | float, group_size: float) -> Tensor:
     """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] →
     [...]. `eq:silent-groups`
     """
+    check_group_size(group_size, infinite=True)
     p = _float64(p)
     return p**group_size + (1 - p) ** group_size
 
@@ -100,7 +97,7 @@ def variance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor
     return covariance_at_baseline(outcomes, baseline).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
-def rloo_covariance(outcomes: Outcomes, group_size: int) -> Tensor:
+def rloo_covariance(outcomes: Outcomes, group_size: float) -> Tensor:
     """[Q, D, D] covariance of the leave-one-out gradient of one group: C_J/G + (σ²F +
     ∇J∇Jᵀ)/(G(G−1)).
 
@@ -108,12 +105,7 @@ def rloo_covariance(outcomes: Outcomes, group_size: int) -> Tensor:
     s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated.
     `eq:leave-one-out-variance`
     """
-    require(
-        group_size >= 2,
-        "group_size",
-        group_size,
-        "a whole number of samples ≥ 2, since each needs others",
-    )
+    check_group_size(group_size, 2, infinite=True)  # each needs others
     p, score, reward = on_policy_probability(outcomes), outcomes.total_score, outcomes.total_reward
     mean = (p * reward).sum(-1)
     return covariance_at_baseline(outcomes, mean) / group_size + _exchange(p, score, reward) / (

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from course.errors import require_number
+
 CHUNK = 200_000  # cells per pass: the pass stays in the cache
+
+
+def check_group_size(group_size: float, at_least: int = 1, infinite: bool = False) -> float:
+    """G itself; raises `CourseError` on what is no whole number of samples, or too few. `infinite`
+    lets math.inf pass.
+    """
+    if infinite and isinstance(group_size, float) and group_size == math.inf:
+        return group_size
+    allowed = f"a whole number of samples ≥ {at_least}" + (" or math.inf" if infinite else "")
+    require_number("group_size", group_size, allowed, whole=True, at_least=at_least)
+    return group_size
 
 
 def compositions(total: int, kinds: int, device: torch.device | None = None) -> Tensor:

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator
-from course.exact.counting import chunks, compositions, log_multinomial, members, mixed_digits
+from course.exact.counting import (
+    check_group_size,
+    chunks,
+    compositions,
+    log_multinomial,
+    members,
+    mixed_digits,
+)
 from course.exact.outcomes import Outcomes
-from course.exact.view import LARGEST, Moments, View, check_group_size, refuse_above_largest
+from course.exact.view import LARGEST, Moments, View, refuse_above_largest
 
 PAIRS = 2_000_000  # numbers up to which the second moments of all pairs of outcomes are kept
 
@@ -139,7 +146,7 @@ def among_others(estimator: Estimator, outcomes: Outcomes, group_size: int) -> A
         len(outcomes.reward),
         "one prompt, since parts may look across prompts",
     )
-    group = check_group_size(group_size)
+    group = int(check_group_size(group_size))
     view = View(estimator, outcomes)
     lumps = Lumps.of(view)
     lumps.refuse_too_many(group)

@@ -19,10 +19,11 @@ from torch import Tensor
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import multisets
+from course.exact.counting import check_group_size
 from course.exact.limit import in_the_limit
 from course.exact.lumps import Lumps, by_lumps
 from course.exact.outcomes import Outcomes, gradient, objective
-from course.exact.view import Moments, View, check_group_size, refuse_above_largest
+from course.exact.view import Moments, View, refuse_above_largest
 
 # cells (runs × prompts × samples × columns) up to which "auto" lists every multiset: within a
 # second
@@ -111,11 +112,11 @@ def microscope(
         method,
         '"auto", "multisets" or "lumped"',
     )
-    if isinstance(group_size, float) and group_size == math.inf:
+    group = check_group_size(group_size, infinite=True)
+    if group == math.inf:
         require(method == "auto", "method", method, '"auto" where G is infinite: nothing is listed')
         view, moments = in_the_limit(estimator, outcomes)
         return _finish([view], [(moments, "the limit of large groups")])
-    group = check_group_size(group_size)
     covariance = covariance and outcomes.score.shape[-1] > 0
     view = View(estimator, outcomes)
     if method == "lumped":
@@ -131,14 +132,14 @@ def microscope(
             f"'lumped' for a {type(estimator).__name__}",
             '"multisets" or "auto", since a class derived from Estimator may compute anything',
         )
-    cells, what = multisets.cells(view, group)
+    cells, what = multisets.cells(view, int(group))
     apart = view.prompts > 1 and method == "auto" and cells > SMALL
     if apart and not view.looks_across_prompts():
         alone = [View(estimator, outcomes, q) for q in range(view.prompts)]
-        return _finish(alone, [_moments(each, group, method, covariance) for each in alone])
+        return _finish(alone, [_moments(each, int(group), method, covariance) for each in alone])
     if apart:
         refuse_above_largest(cells, f"{what} per prompt, and a part looks across prompts")
-    return _finish([view], [_moments(view, group, method, covariance)])
+    return _finish([view], [_moments(view, int(group), method, covariance)])
 
 
 def _moments(view: View, group: int, method: str, covariance: bool) -> tuple[Moments, str]:

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from course.estimator import Estimator
-from course.exact.counting import chunks, compositions, log_multinomial, members, mixed_digits
+from course.exact.counting import (
+    check_group_size,
+    chunks,
+    compositions,
+    log_multinomial,
+    members,
+    mixed_digits,
+)
 from course.exact.outcomes import Outcomes
-from course.exact.view import Moments, View, check_group_size, refuse_above_largest
+from course.exact.view import Moments, View, refuse_above_largest
 
 
 class Groups(NamedTuple):
@@ -27,7 +34,7 @@ def every_group(estimator: Estimator, outcomes: Outcomes, group_size: int) -> Gr
     """What `microscope` averages over, one by one: for identities that hold sample by sample, and
     for conditional means.
     """
-    group = check_group_size(group_size)
+    group = int(check_group_size(group_size))
     view = View(estimator, outcomes)
     refuse_above_largest(*cells(view, group))
     scores = view.scores().flatten(0, 2)

@@ -11,20 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require, require_number
+from course.errors import CourseError, require
 from course.estimator import Estimator, first_chosen
 from course.exact.outcomes import DISTS, PER_SAMPLE, Outcomes, sampling_probability
 from course.rollout import Policy, Rollout
 
 LARGEST = 40_000_000  # cells above which a request is refused: several seconds
-
-
-def check_group_size(group_size: float) -> int:
-    """G as an int; refuses what is no whole number ≥ 1."""
-    require_number(
-        "group_size", group_size, "a whole number of samples ≥ 1", whole=True, at_least=1
-    )
-    return int(group_size)
 
 
 def refuse_above_largest(cells: int, what: str) -> None:

@@ -570,6 +570,27 @@ def test_a_group_size_that_is_none_is_refused(ask, size: object) -> None:  # typ
         ask(ladder.rloo, B3, size)
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5, math.nan, -math.inf, "4", None, True])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        group_mean_factor,
+        lambda size: group_std_weight(0.5, size),
+        lambda size: silent_probability(0.5, size),
+        lambda size: rloo_covariance(B3, size),
+    ],
+)
+def test_closed_forms_refuse_the_same_group_sizes(ask, size: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match=r"group_size: got .*allowed is a whole number"):
+        ask(size)
+
+
+def test_closed_forms_have_their_limits() -> None:
+    assert group_mean_factor(math.inf) == 1
+    close(silent_probability(f64([0.0, 0.4, 1.0]), math.inf), [1.0, 0.0, 1.0])
+    assert rloo_covariance(B3, math.inf).abs().max() == 0
+
+
 def test_one_sample_needs_no_others() -> None:
     same(
         microscope(ladder.reinforce, B3, 1, "multisets"),
