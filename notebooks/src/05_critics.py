@@ -689,7 +689,7 @@ lesson.ask(
 # ## What a critic costs, measured
 #
 # The ablation `python -m tinylm critic` trains PPO and the group mean on sums of numbers with two digits from one warm start, with the same number of answers, each at its best
-# learning rate. These are the numbers that its file holds (± is half a 95 % interval over its seeds), and the claims that it checked:
+# learning rate, which was chosen on other models and questions. These are the numbers that its file holds (± is half a 95 % interval over its seeds), and the claims that it checked:
 
 # %%
 from course.lab.places import project_root
@@ -712,8 +712,8 @@ for fact in found.facts:
 
 # %% [markdown]
 # Parameters: a critic of its own doubles them; on a shared trunk it costs one number per hidden unit, and its error then pulls at the policy's own features. The intervals
-# of the table are of each gain alone, and they overlap. Seed by seed the differences are narrower: a comparison stands in the list above where it is beyond four standard errors, and where it
-# is missing, this experiment cannot tell the two apart. A critic's large wins are expected where an answer is long, where rewards come on the way, or where $G$ fresh answers to the same question cannot be had (several turns).
+# of the table are of each gain alone, and they overlap. Seed by seed the differences are narrower. The list above has every comparison, its direction fixed before the run; where one does not
+# hold, six seeds cannot tell the two apart, or it is the other way round. A critic's large wins are expected where an answer is long, where rewards come on the way, or where $G$ fresh answers to the same question cannot be had (several turns).
 
 # %% [markdown]
 # ## Break it

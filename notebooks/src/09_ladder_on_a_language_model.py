@@ -637,12 +637,12 @@ for name, result in ran.items():
     print(f"{name}: {result.title}\n    {result.settings['seeds']} seeds; claims that hold: {result.held} of {len(result.facts)}")
 
 # %% [markdown]
-# **The ladder.** `tinylm_ladder` is the same race on two-digit sums, judged on held-out questions, with three rates and four updates per rollout; descendants take part, too.
+# **The ladder.** `tinylm_ladder` is the same race on two-digit sums, judged on held-out questions, with three rates and four updates per rollout; descendants take part, too. Two models choose the rate of each rung, and other models are judged at it, on other questions.
 
 # %%
 long = ran["tinylm_ladder"]
 rates = long.settings["rates"]
-print("final accuracy, mean of seeds:" + "".join(f"  lr = {rate:g}" for rate in rates) + "      gain at the best rate")
+print("accuracy, mean of the two that choose:" + "".join(f"  lr = {rate:g}" for rate in rates) + "      gain at the best rate")
 for name in RUNGS:
     sweep = "".join(f"{each:13.2f}" for each in long.array("rungs", name, "sweep").tolist())
     end, half = (long.array("rungs", name, what)[-1] for what in ("gain", "gain_half"))

@@ -58,8 +58,8 @@ TITLE = (
 EXPECTED_SECONDS = 30.0
 
 
-# What token by token costs is second order in how far the policy has moved: small, but not too
-# small to matter. These bounds were set before it was measured.
+# What token by token costs is second order in how far the policy has moved. A claim that it is
+# there must pass a bound that matters, not rounding alone; a first run was at 4 to 9 times these.
 RELATIVE, FORECAST, DEGREES = 0.01, 0.001, 1.0
 
 
@@ -85,26 +85,13 @@ class Settings(Checked):
         require(
             2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed"
         )
-        require(
-            len(self.groups) > 0 and all(2 <= g <= 8 for g in self.groups),
-            "groups",
-            self.groups,
-            "numbers from 2 to 8",
-        )
-        require(
-            len(self.updates) > 0 and min(self.updates) > 0,
-            "updates",
-            self.updates,
-            "numbers of updates > 0",
-        )
+        require(all(2 <= g <= 8 for g in self.groups), "groups", self.groups, "numbers from 2 to 8")
         require(self.stale in self.updates, "stale", self.stale, f"one of updates = {self.updates}")
         require(
             0 < self.warm_target < 0.9, "warm_target", self.warm_target, "a share between 0 and 0.9"
         )
         require(self.rollouts > 0, "rollouts", self.rollouts, "a whole number > 0")
         require(2 <= self.prompts <= 100, "prompts", self.prompts, "from 2 to 100")
-        require(self.lr > 0, "lr", self.lr, "a number > 0")
-        require(self.seed >= 0, "seed", self.seed, "a whole number ≥ 0")
 
 
 SETTINGS = Settings()

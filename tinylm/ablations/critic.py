@@ -266,9 +266,9 @@ def _facts(settings: Settings, series: Mapping[str, Any]) -> list[Fact]:
     """The exact values against samples; the price; and critics against the group, model by model,
     each written whether it holds or not.
 
-    The directions were fixed before: a guess that is learned along the way is worse than eight
-    answers, and what is learned from guesses alone (λ = 0) is worse than what is learned from
-    outcomes.
+    The directions were fixed before this run, by an earlier one with other models: a guess that is
+    learned along the way is worse than eight answers, what is learned from guesses alone (λ = 0) is
+    worse than what is learned from outcomes, and a critic does no worse than the group.
     """
     checked, cost = series["check"], series["price"]["parameters"]
     width = settings.model(1).width

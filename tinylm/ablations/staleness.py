@@ -116,8 +116,10 @@ def _end(curves: Curves) -> dict[str, Any]:
 def _facts(
     s: Settings, series: dict[str, dict[str, Any]], trpo: dict[str, Any], before: Tensor
 ) -> list[Fact]:
-    """One curve with one update; who loses with many, model by model. Directions from the theory:
-    centred advantages push down what a stale sample did wrong, and nothing bounds that.
+    """One curve with one update; who loses with many, model by model.
+
+    The directions are fixed, from theory and an earlier run with other models: centred advantages
+    push down what a stale sample did wrong, and nothing bounds that.
     """
     facts = []
     if 1 in s.updates and set(SAME) <= set(series):
