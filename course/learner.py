@@ -116,9 +116,9 @@ class Learner:
         try:
             return self.estimator.freeze(rollout)
         except CourseError as error:
-            if bool(torch.isfinite(rollout.reward).all()):
+            if rollout.is_finite:
                 raise
-            raise self._ended(str(error)) from None
+            raise self._ended(str(error)) from None  # the policy or its critic is lost
 
     def _epochs(self, rollout: Rollout) -> Iterator[tuple[Tensor | None, bool]]:
         """For each epoch: the runs that take part, [...] bool (None: all of them), and whether it

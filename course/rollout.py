@@ -132,13 +132,18 @@ class Rollout:
         """Refuse what would train on nonsense: numbers that are not finite where they are used,
         runs none of whose samples has a token.
         """
-        if not bool(torch.isfinite(self._overall())):
+        if not self.is_finite:
             self._refuse_what_is_not_finite()
         if not bool(self.mask.flatten(-3).any(-1).all()):
             raise CourseError(
                 "rollout.mask: got a run in which no token is the policy's own; allowed is at least"
                 " one True per run"
             )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number is finite (or, of log-probabilities, −inf), and so is their sum."""
+        return bool(torch.isfinite(self._overall()))
 
     def _overall(self) -> Tensor:
         """One number that is finite if every number is: cheap, since it is taken at every step."""

@@ -896,3 +896,18 @@ def test_rewards_that_are_no_numbers_are_refused_before_an_update() -> None:
     with pytest.raises(CourseError, match=r"rollout\.reward: got nan at index \(1, 0, 2, 0\)"):
         Learner(problem, ladder.clip, SGD(0.1), stream((2,))).train(1)
     assert bool((problem.parameters[0] == 0).all())
+
+
+def test_a_critic_that_is_no_number_ends_training_with_the_last_good_state(tmp_path: Path) -> None:
+    """As rewards do: what was sampled with it is no bad input of the user's."""
+    problem = bernoulli_bandit((2,), critic=True)
+    path = tmp_path / "rescue"
+    learner = Learner(problem, ladder.ppo_value, SGD(0.1), stream((2,)), rescue=path)
+    learner.train(1)
+    with torch.no_grad():
+        problem.parameters[1][1, 0] = math.nan
+    with pytest.raises(
+        Diverged, match=r"step 2: rollout\.value: got nan at index .*; the last good state is in"
+    ):
+        learner.step()
+    assert checkpoint.read(path)[1]["steps"] == 1

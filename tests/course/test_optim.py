@@ -15,6 +15,8 @@ from course import ladder
 from course.errors import CourseError
 from course.learner import Learner
 from course.train.checkpoint import equal_states
+from course.train.critic import RunningMean
+from course.train.noise import Noise
 from course.train.optim import (
     SGD,
     Adam,
@@ -403,3 +405,82 @@ def test_trpo_measures_kl_from_the_policy_that_sampled() -> None:
     kl = kl_by_hand(before, problem.parameters[0].detach())
     assert bool((kl <= 0.02).all())
     assert float(kl.max()) > 0.019
+
+
+NONE_OF_THEM = ("1", None, True, math.nan, math.inf, [0.1])  # what is no finite number
+
+
+@pytest.mark.parametrize("value", NONE_OF_THEM, ids=repr)
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (SGD, "lr"),
+        (Adam, "lr"),
+        (NaturalGradient, "lr"),
+        (TRPO, "TRPO.max_kl"),
+        (lambda value: Adam(0.1, betas=(0.9, value)), "Adam.betas"),
+        (lambda value: Adam(0.1, eps=value), "Adam.eps"),
+        (lambda value: Adam(0.1, weight_decay=value), "Adam.weight_decay"),
+        (lambda value: NaturalGradient(0.1, damping=value), "NaturalGradient.damping"),
+        (lambda value: NaturalGradient(0.1, iterations=value), "NaturalGradient.iterations"),
+        (lambda value: TRPO(iterations=value), "TRPO.iterations"),
+        (lambda value: TRPO(backtracks=value), "TRPO.backtracks"),
+        (lambda value: TRPO(shrink=value), "TRPO.shrink"),
+        (LinearDecay, "LinearDecay.steps"),
+        (lambda value: LinearDecay(10, warmup=value), "LinearDecay.warmup"),
+        (lambda value: LinearDecay(10, final=value), "LinearDecay.final"),
+        (lambda value: RunningMean(share=value), "RunningMean.share"),
+        (lambda value: Noise((), value), "seed"),
+        (lambda value: Noise((value,)), "noise.runs"),
+        (lambda value: Noise((1,), numbers=[value]), "noise.numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused_where_it_is_given(make, field: str, value: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError) as refused:
+        make(value)
+    assert str(refused.value).startswith(f"{field}: got ")
+    assert "; allowed is " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [2.5, 0, -3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: NaturalGradient(0.1, iterations=value),
+        lambda value: TRPO(iterations=value),
+        lambda value: TRPO(backtracks=value),
+        LinearDecay,
+    ],
+)
+def test_a_count_is_a_whole_number(make, value: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match=f"got {value}; allowed is a whole number"):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: SGD(f64([0.1, math.nan])), r"lr: got nan; allowed is a finite number > 0 \(or"),
+        (lambda: SGD(torch.tensor([True])), r"lr: got torch\.bool"),
+        (lambda: SGD(0.1, LinearDecay), "schedule: got <class"),  # type: ignore[arg-type]
+        (lambda: SGD(0.1, 0.5), r"schedule: got 0\.5; allowed is None or a function"),  # type: ignore[arg-type]
+        (lambda: Adam(0.1, betas=0.9), r"Adam\.betas: got 0\.9"),  # type: ignore[arg-type]
+        (lambda: Adam(0.1, betas="ab"), r"Adam\.betas: got 'ab'"),  # type: ignore[arg-type]
+        (lambda: RunningMean(per_prompt="no"), r"RunningMean\.per_prompt: got 'no'"),  # type: ignore[arg-type]
+        (lambda: Noise((2,), dtype=torch.int64), r"noise\.dtype: got torch\.int64"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(make, says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("share", [math.nan, -1.0, None])
+def test_a_schedule_that_gives_no_rate_is_refused_before_it_reaches_the_parameters(
+    share: object,
+) -> None:
+    parameter = f64([1.0])
+    with pytest.raises(CourseError, match=r"schedule\(0\): got .*; allowed is a finite number ≥ 0"):
+        SGD(0.1, lambda update: share).step([f64([1.0])], closures([parameter]))  # type: ignore[arg-type,return-value]
+    assert parameter.tolist() == [1.0]
