@@ -528,7 +528,7 @@ WRONG_OPTIMIZERS: list[tuple[Callable[[], Any], str]] = [
     (lambda: LinearDecay(0), "LinearDecay.steps: got 0"),
     (
         lambda: LinearDecay(10, warmup=10),
-        "LinearDecay.warmup: got 10; allowed is a whole number of updates from 0 to below steps = 10",
+        "LinearDecay.warmup: got 10; allowed is a whole number of updates from 0 to below steps",
     ),
     (lambda: LinearDecay(10, final=-0.5), "LinearDecay.final: got -0.5"),
     (lambda: NaturalGradient(0.1, iterations=0), "NaturalGradient.iterations: got 0"),
