@@ -2,9 +2,7 @@
 part swapped.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing has it, without loading that
 if TYPE_CHECKING:
     from course.errors import Clash, CourseError, Diverged
     from course.estimator import Estimator, Frozen, replace
@@ -43,7 +41,9 @@ if not TYPE_CHECKING:  # loaded when asked for, so that `course --help` does not
         "rollout": ("Policy", "Rollout"),
     }
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
         for home, names in _HOMES.items():
             if name == home or name in names:
                 module = import_module(f"course.{home}")

@@ -2,7 +2,11 @@
 
 import sys
 
-from course.lab.terminal import guarded
+from course.lab.interrupt import quiet
+
+quiet()  # before anything else is loaded
+
+from course.lab.terminal import guarded  # noqa: E402
 
 
 def main() -> int:

@@ -4,7 +4,11 @@ ablation; no name lists them.
 
 import sys
 
-from course.lab.terminal import guarded
+from course.lab.interrupt import quiet
+
+quiet()  # before anything else is loaded
+
+from course.lab.terminal import guarded  # noqa: E402
 
 
 def _command() -> int:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from course.errors import CourseError
+from course.lab.interrupt import end
 
 OK, FACT_FAILED, BAD_INPUT, MISTAKE, INTERRUPTED = 0, 1, 2, 70, 130  # exit statuses
 # a reader that has gone away; Windows calls it an invalid argument
@@ -171,17 +172,16 @@ def _noted_interrupts() -> Iterator[list[int]]:
         seen.append(number)
         raise KeyboardInterrupt
 
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+    ours = threading.current_thread() is threading.main_thread() and (
+        before := signal.getsignal(signal.SIGINT)
+    ) in (signal.default_int_handler, end)
     if ours:
         signal.signal(signal.SIGINT, note)
     try:
         yield seen
     finally:
         if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
 
 
 def _interrupted() -> int:
