@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,6 +66,11 @@ class Frozen:
     advantage: Tensor
     weight: Tensor
     target: Tensor
+
+    @cached_property
+    def felt(self) -> Tensor:
+        """[..., Q, G, T] bool: the chosen tokens that have a weight; no other is looked at."""
+        return self.rollout.mask & (self.weight != 0)
 
     def prompts(self, index: Tensor) -> Frozen:
         """The frozen batch of the prompts `index` [n] alone."""
@@ -151,8 +157,7 @@ class Estimator:
         policy = policy.widened()
         shape = rollout.reward.shape
         # selected before anything is computed: what has no weight may be anything, also NaN
-        felt = rollout.mask & (weight != 0)
-        nothing = torch.zeros_like(policy.log_prob)
+        felt, nothing = frozen.felt, torch.zeros_like(policy.log_prob)
         log_prob = torch.where(felt, policy.log_prob, nothing)
         log_ratio = torch.where(felt, self.log_ratio(policy, rollout), nothing)
         gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
@@ -163,7 +168,7 @@ class Estimator:
             gain = gain + self.entropy_coef * policy.entropy_where(felt)
         if self.value_coef:  # eq:critic-regression
             gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
-        return (weight * torch.where(felt, gain, torch.zeros_like(gain))).sum((-3, -2, -1))
+        return (weight * torch.where(felt, gain, nothing)).sum((-3, -2, -1))
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
         """[...] per run: minus the objective, frozen and evaluated in one go.

@@ -103,7 +103,9 @@ class TotalReturn(Credit):
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
         # a sample without a chosen token is no sample, and has nothing to be credited with
-        return total_return(torch.where(rollout.exists.unsqueeze(-1), reward, 0.0))
+        return total_return(
+            torch.where(rollout.exists.unsqueeze(-1), reward, torch.zeros_like(reward))
+        )
 
 
 @dataclass(frozen=True)

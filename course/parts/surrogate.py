@@ -63,7 +63,7 @@ def bounded(log_ratio: Tensor, advantage: Tensor, praised: float, blamed: float)
 
 def weighed(log_prob: Tensor, weight: Tensor) -> Tensor:
     """weight · log π, elementwise, with 0 for a weight of 0 also where log π = −∞."""
-    return weight * log_prob.masked_fill(weight == 0, 0.0)
+    return weight * torch.where(weight == 0, weight, log_prob)
 
 
 def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
