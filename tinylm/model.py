@@ -2,7 +2,7 @@
 
 Pre-norm, RMSNorm, learned or rotary positions, causal attention written out, a ReLU network, no
 dropout, no biases. Deviations from the usual: the output layer is not tied to the embedding; norms
-have no gain, since the linear layer behind each can scale for itself; ReLU in place of GELU, which
+have no gain, since the linear layer after each can scale for itself; ReLU in place of GELU, which
 at this size costs a tenth of the time and learns no better.
 
 Shapes: L tokens of a sequence, d numbers of a hidden state, H heads, V tokens of the vocabulary.

@@ -137,7 +137,7 @@ class LanguageModel:
         )
         log_prob, old_log_dist = made.log_prob, made.log_dist
         if rounds_coarsely(self.model):
-            # π of the same tokens by the pass that updates take: else ρ would begin beside 1
+            # by the pass that updates take, so that ρ is 1 before the first of them
             full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
             log_prob = chosen_log_probs(full, made.tokens, made.mask)
             old_log_dist = full if keep else None

@@ -14,7 +14,7 @@ from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
 
 def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
-    """[..., T] → [..., A]: the first A tokens, or where answers are marked those behind the last
+    """[..., T] → [..., A]: the first A tokens, or where answers are marked those after the last
     marker; PAD where none is.
     """
     if not marked:
@@ -31,7 +31,7 @@ def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Reward:
-    """A verifiable reward: completions [..., T] (padded behind the end) and their rows in the task
+    """A verifiable reward: completions [..., T] (padded after the end) and their rows in the task
     [...] → [...].
     """
 
@@ -53,15 +53,14 @@ class ExactMatch(Reward):
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         answer = final_answer(completion, task.answer.shape[-1], task.marked)
-        return (
-            self.weight * (answer == task.answer[question]).all(-1).float()
-        )  # the end is part of the answer: nothing follows
+        right = (answer == task.answer[question]).all(-1)  # the end is part of it: nothing follows
+        return self.weight * right.float()
 
 
 @dataclass(frozen=True)
 class DigitCredit(Reward):
-    """`weight` times the share of the answer's characters that stand at the right place; what
-    follows them is not looked at.
+    """`weight` times the share of the answer's characters that are at the right place; what
+    follows them does not count.
     """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
@@ -73,8 +72,8 @@ class DigitCredit(Reward):
 
 @dataclass(frozen=True)
 class Format(Reward):
-    """`weight` if the completion ends by itself and its final answer (behind a marker where one is
-    due) is digits, a minus may lead.
+    """`weight` if the completion ends with the end token and its final answer (after a marker where
+    one is due) is digits, a minus may lead.
     """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:

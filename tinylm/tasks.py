@@ -1,7 +1,7 @@
 """Arithmetic tasks: questions as rows of a table, split once into training and held-out, with
 answers that can be verified.
 
-A question is a prompt of fixed width and the answer expected of it, an end token behind it. A new
+A question is a prompt of fixed width and the answer expected of it, followed by an end token. A new
 task is a function that yields (prompt, scratchpad, answer, difficulty) for its questions: see
 `addition`. The split is by question as it is written: 12+34 and 34+12 are two, and one may be
 trained on where the other is held out.
@@ -113,9 +113,8 @@ def _numbers(
         yield from itertools.product(range(base), repeat=count)
         return
     chosen: dict[tuple[int, ...], None] = {}
-    while (
-        len(chosen) < settings.limit
-    ):  # number by number, since base^count may be more than an integer of 64 bits holds
+    # number by number, since base^count may be more than an integer of 64 bits holds
+    while len(chosen) < settings.limit:
         drawn = generator.integers(0, base, size=(settings.limit - len(chosen), count))
         chosen.update(dict.fromkeys(map(tuple, drawn.tolist())))
     yield from chosen
@@ -237,7 +236,7 @@ class Task:
     difficulty: Tensor
     train: Tensor
     held_out: Tensor
-    marked: bool = field(default=False)  # whether the answer stands behind the marker
+    marked: bool = field(default=False)  # whether the answer follows the marker
 
     @property
     def limit(self) -> int:
@@ -312,7 +311,7 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
 
 
 def _table(texts: Sequence[str], slack: int = 0, *, end: bool = True) -> Tensor:
-    """Texts as rows of tokens, the end token behind each if `end`, then padding: [N, longest +
+    """Texts as rows of tokens, the end token after each if `end`, then padding: [N, longest +
     slack].
     """
     whole = "".join(texts)
@@ -328,6 +327,3 @@ def _table(texts: Sequence[str], slack: int = 0, *, end: bool = True) -> Tensor:
     if end:
         rows[np.arange(len(texts)), lengths] = END
     return torch.from_numpy(rows)
-
-
-# ---------------------------------------------------------------- verifiable rewards

@@ -1,4 +1,4 @@
-"""One more token behind a cache: what sampling computes. Keys and values of a prompt are computed
+"""One more token after a cache: what sampling computes. Keys and values of a prompt are computed
 once for its group, and those of a beginning once for all completions that share it.
 """
 

@@ -1,5 +1,5 @@
 """The transformer of `tinylm.model` over packed rows: one row for every token that differs from
-the others or stands behind other ones (see `packing.py`), so that a linear layer is one (batched)
+the others or follows other ones (see `packing.py`), so that a linear layer is one (batched)
 product.
 
 Attention is explicit: the fused kernel is slower at this size, and has no second derivative on the

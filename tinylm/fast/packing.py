@@ -2,7 +2,7 @@
 beginning, is computed once.
 
 G completions of a prompt are a tree. Its trunk is the prompt, and two completions part where their
-tokens first differ. Packed as one sequence under a mask, every token of the tree stands there once
+tokens first differ. Packed as one sequence under a mask, every token of the tree is there once
 and sees those on its way from the root. (Two prompts are two trees, also where they are equal.)
 """
 
@@ -66,9 +66,9 @@ def pack(prompt: Tensor, tokens: Tensor, *, merge: bool = True) -> tuple[Packed,
     """Prompts [*runs, Q, P] and their completions [*runs, Q, G, T] → what to compute, and `before`
     [*runs, Q, G, T].
 
-    `before` is the row, counted from the first one that is read, whose state stands before each
-    token: what the token is drawn from; before padding it means nothing. Nothing is computed for
-    the last of the T tokens, behind which nothing is drawn, and where beginnings are merged,
+    `before` is the row, counted from the first one that is read, whose state comes before each
+    token: what the token is drawn from; undefined before padding. Nothing is computed for the last
+    of the T tokens, after which nothing is drawn, and where beginnings are merged,
     nothing for padding. `merge` False gives every completion a branch of its own, padding included,
     so that shapes do not depend on what was sampled (for compiled programs); so does G = 1.
     """
@@ -127,7 +127,7 @@ def tree(
 def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
     """The tree whose branches part where tokens first differ.
 
-    Node (g, t) stands for all members that are alike up to token t.
+    Node (g, t) represents all members that are alike up to token t.
     """
     (prompts, width), (group, limit) = prompt.shape[-2:], tokens.shape[-2:]
     device, runs, steps = prompt.device, prompt.shape[:-2], limit - 1
@@ -244,9 +244,9 @@ def twins(twin: Tensor, token: Tensor) -> Tensor:
 
 def _numbered(lead: Tensor) -> tuple[Tensor, Tensor]:
     """What is marked [..., S] counted along the last axis: the number of each [..., S], and where
-    each number stands [..., N].
+    each number is [..., N].
 
-    N is the largest count, at least 1. What is not marked has a number that means nothing; shorter
+    N is the largest count, at least 1. The number of what is not marked is undefined; shorter
     rows end in zeros.
     """
     number = lead.cumsum(-1) - 1
