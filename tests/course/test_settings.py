@@ -11,7 +11,7 @@ import pytest
 
 from course.errors import CourseError
 from course.lab.ablation import discover
-from course.lab.settings import LARGEST_SEED, Checked, check
+from course.lab.settings import LARGEST_SEED, Checked, check, read
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,45 @@ def test_every_setting_of_every_ablation_is_checked(name: str) -> None:
     if hasattr(settings, "seed"):
         with pytest.raises(CourseError, match="seed: got -1"):
             dataclasses.replace(settings, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        ("--runs 2_000", "runs", 2000),
+        ("--runs=1e3", "runs", 1000),
+        ("--learning-rate 1e-3", "learning_rate", 0.001),
+        ("--offset -.5", "offset", -0.5),
+        ("--deep", "deep", True),
+        ("--rates 1,2.5", "rates", (1.0, 2.5)),
+        ("--rates 1 2.5", "rates", (1.0, 2.5)),
+        ("--pair 3,b", "pair", (3, "b")),
+        ("--limit none", "limit", None),
+        ("--limit 7", "limit", 7),
+        ("--rule none", "rule", "none"),
+    ],
+)
+def test_settings_are_options_read_by_type(argv: str, field: str, value: object) -> None:
+    found = getattr(read(Everything, argv.split(), "x"), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("--run 3", "unknown option '--run': did you mean '--runs'?"),
+        ("--runs many", "--runs: got 'many'; allowed is a whole number"),
+        ("--runs 0", "--runs: got 0; allowed is a whole number ≥ 1"),
+        ("--learning-rate inf", "--learning-rate: got inf; allowed is a finite number > 0"),
+        ("--rates 1,x", "--rates: got 'x'; allowed is a number"),
+        ("--pair 1", "--pair: got '1'; allowed is 2 values"),
+        ("--rule median", "invalid choice 'median' for argument '--rule'"),
+        ("--set runs=3", "--set: got 'runs=3'; allowed is --runs 3"),
+    ],
+)
+def test_what_is_wrong_names_the_option(argv: str, says: str) -> None:
+    with pytest.raises(CourseError) as caught:
+        read(Everything, argv.split(), "x")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
