@@ -16,6 +16,7 @@ G = 1. So does a part of your own that does not say what it looks at, or a class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -269,25 +270,25 @@ class Bridge:
             weights.append(weight)
         return _flat(torch.autograd.grad(tables, self.model.parameters, weights, retain_graph=True))
 
-    def microscope(self, estimator: Estimator, group: int, *, spread: bool = True) -> Microscope:
+    def microscope(self, estimator: Estimator, group: float, *, spread: bool = True) -> Microscope:
         """Exact E[ĝ], bias, cosine and, with `spread`, the standard deviation of the gradient of
         one group of completions.
 
-        The spread is NaN where the estimator uses the full distribution of every token (`ExactKL`,
-        an entropy bonus).
+        `group` math.inf is the limit of large groups, without spread. The spread is NaN where the
+        estimator uses the full distribution of every token (`ExactKL`, an entropy bonus).
         """
         log_dist = "policy.log_dist" in estimator.needs
         outcomes = self._outcomes(True) if log_dist else self.outcomes
         seen = exact.microscope(estimator, outcomes, group, covariance=False)
         expected = self.pull_back(seen.coefficient, seen.dist_coefficient)
         seen = replace(seen, gradient=self.gradient, expected=expected)
-        if log_dist or not spread:
+        if log_dist or not spread or group == math.inf:
             return seen
-        among = exact.among_others(estimator, outcomes, group)
+        among = exact.among_others(estimator, outcomes, int(group))
         return replace(seen, trace=exact.total_variance(among, self._inner, self.token_products))
 
     def bandit_microscope(
-        self, estimator: Estimator, group: int, *, spread: bool = True
+        self, estimator: Estimator, group: float, *, spread: bool = True
     ) -> Microscope:
         """The same for the bandit: K arms with a logit each (D = K) and the LM's probabilities,
         rewards and lengths.
@@ -302,9 +303,9 @@ class Bridge:
         seen = exact.microscope(estimator, self.arms, group, covariance=False)
         truth = scores(exact.gradient_coefficient(self.arms)[0])
         seen = replace(seen, gradient=truth, expected=scores(seen.coefficient[0]))
-        if not spread:
+        if not spread or group == math.inf:
             return seen
-        among = exact.among_others(estimator, self.arms, group)
+        among = exact.among_others(estimator, self.arms, int(group))
         return replace(
             seen, trace=exact.total_variance(among, lambda rows: scores(rows) @ scores(rows).T, own)
         )

@@ -315,6 +315,15 @@ def test_truncation_makes_classes_only_where_a_part_asks() -> None:
     assert bool((found[ON.truncated] == 0).all())
 
 
+def test_infinite_groups_leave_no_bias_and_no_spread() -> None:
+    for seen, truth in (
+        (ON.microscope(ladder.group_mean, math.inf), ON.gradient),
+        (ON.bandit_microscope(ladder.rloo, math.inf), None),
+    ):
+        close(seen.expected, seen.gradient if truth is None else truth, rtol=1e-9, atol=1e-13)
+        assert seen.std == 0
+
+
 def test_who_compares_nothing_has_one_class_of_others() -> None:
     """So a KL in the reward, which gives every completion a return of its own, can be listed in
     groups of any size where no baseline compares them.
