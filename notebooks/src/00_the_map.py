@@ -604,7 +604,7 @@ for label, (_, values) in runs.items():
 #
 # ## Where you are
 #
-# Your answers and passed exercises are noted in one small file beside the lessons, `.progress.json`, which you can delete. This table is what it holds, with the
+# Your answers and passed exercises are noted in one small file of your own, which `course progress` names and `course progress --delete` removes. This table is what it holds, with the
 # seconds of computing per lesson.
 
 # %% tags=["nbval-ignore-output"]
