@@ -5,6 +5,7 @@ several models in one program. That the quick path is equal: `fast/test_forward.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.tinylm.helpers import WIDTH, reference_states, rows_of, tiny
 from tinylm.model import PRESETS, ModelSettings, Transformer
 from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY
+from tinylm.training import Training, TrainSettings
 
 POSITIONS = pytest.mark.parametrize("rotary", [False, True], ids=["learned", "rotary"])
 RUNS = pytest.mark.parametrize("runs", [(), (3,), (2, 2)], ids=["alone", "three", "two by two"])
@@ -222,3 +224,18 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(runs: tuple[int, ...], rotary: bool)
     )
     for a, b in zip(mine, theirs, strict=True):
         close(a.cpu(), b, rtol=1e-9, atol=1e-10)
+
+
+def test_a_saved_model_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    settings = TrainSettings(
+        digits=1, preset="nano", warm_target=0, rollouts=2, prompts=4, group=2, device="cpu"
+    )
+    training = Training(settings)
+    with torch.no_grad():
+        training.model.weights["0.up"][1, 2] = float("nan")
+    path = training.save(tmp_path / "checkpoint.safetensors")
+    says = rf"{path}: model\.0\.up: got nan at index \(1, 2\); allowed are finite numbers"
+    with pytest.raises(CourseError, match=says):
+        Training.load(path)
+    with pytest.raises(CourseError, match=says):
+        Training(settings).adopt(path)
