@@ -39,13 +39,26 @@ lesson.map()
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "parts-changed",
-    "An objective of this course has eight parts: credit, baseline, scale, ratio, surrogate, kl, aggregation, sample filter. There are seven "
-    "steps from REINFORCE to GRPO. How many of the eight parts end up different?",
+    "An objective of this course has eight parts: credit, baseline, scale, ratio, surrogate, kl,"
+    " aggregation, sample filter. There are seven steps from REINFORCE to GRPO. How many of the"
+    " eight parts end up different?",
     {
-        "seven": "Seven steps, but two parts are replaced twice: the baseline (batch mean, then group mean) and the surrogate (ratio, then clip).",
-        "five": "Baseline and surrogate are replaced twice each, scale, aggregation and kl once: seven steps, five parts.",
-        "all eight": "Credit, ratio and sample filter never change on the ladder. The rungs beside and above it change them: PPO's critic, GSPO, DAPO.",
-        "two, the baseline and the kl": "Those are the two that GRPO is known for. Between them and REINFORCE lie the ratio's surrogate, the clip, the std and 1/length.",
+        "seven": (
+            "Seven steps, but two parts are replaced twice: the baseline (batch mean, then group"
+            " mean) and the surrogate (ratio, then clip)."
+        ),
+        "five": (
+            "Baseline and surrogate are replaced twice each, scale, aggregation and kl once: seven"
+            " steps, five parts."
+        ),
+        "all eight": (
+            "Credit, ratio and sample filter never change on the ladder. The rungs beside and above"
+            " it change them: PPO's critic, GSPO, DAPO."
+        ),
+        "two, the baseline and the kl": (
+            "Those are the two that GRPO is known for. Between them and REINFORCE lie the ratio's"
+            " surrogate, the clip, the std and 1/length."
+        ),
     },
     answer="five",
 )
@@ -100,11 +113,21 @@ lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.object
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "bandit-shape",
-    "A bandit has **three arms**. One prompt is asked, and you pull five times. What is the shape of the rewards, [Q, G, T]?",
+    "A bandit has **three arms**. One prompt is asked, and you pull five times. What is the shape"
+    " of the rewards, [Q, G, T]?",
     {
-        "(1, 3, 1)": "3 is the number of arms, all that could be chosen. G counts what was chosen: five pulls.",
-        "(1, 5, 1)": "One prompt, five pulls, one token each. The arms are the vocabulary: they show up in the policy's distribution, not in the samples.",
-        "(5, 3, 1)": "Pulls of one prompt are a group, so 5 belongs on the second axis. And the arms are no axis of the samples at all.",
+        "(1, 3, 1)": (
+            "3 is the number of arms, all that could be chosen. G counts what was chosen: five"
+            " pulls."
+        ),
+        "(1, 5, 1)": (
+            "One prompt, five pulls, one token each. The arms are the vocabulary: they show up in"
+            " the policy's distribution, not in the samples."
+        ),
+        "(5, 3, 1)": (
+            "Pulls of one prompt are a group, so 5 belongs on the second axis. And the arms are no"
+            " axis of the samples at all."
+        ),
         "(1, 5, 3)": "T counts tokens of one sample. A pull is one choice, so T = 1.",
     },
     answer="(1, 5, 1)",
@@ -116,12 +139,17 @@ from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 
-probability, mean = torch.tensor([B3_POLICY], dtype=torch.float64), torch.tensor([B3_MEANS], dtype=torch.float64)
+probability, mean = (
+    torch.tensor([B3_POLICY], dtype=torch.float64),
+    torch.tensor([B3_MEANS], dtype=torch.float64),
+)
 bandit = Bandit(Bernoulli(mean), Softmax.of(probability), group=5)
 rollout = bandit.sample(lesson.noise(dtype=torch.float64))
 for name in ("reward", "log_prob", "mask"):
     print(f"{name:<9}", tuple(getattr(rollout, name).shape))
-print("arms     ", rollout.data["action"][0].tolist(), "  rewards", rollout.reward[0, :, 0].tolist())
+print(
+    "arms     ", rollout.data["action"][0].tolist(), "  rewards", rollout.reward[0, :, 0].tolist()
+)
 
 # %% [markdown]
 # These three arms, **B3**, come back in most lessons: they pay 1 with probability .2, .5 and .8, and the policy starts at (.5, .3, .2).
@@ -138,10 +166,20 @@ from tinylm.problem import LanguageModel
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
 task = tasks.make(tasks.TaskSettings(name="subtraction", digits=1))
-model = Transformer(ModelSettings(width=32, layers=1, heads=2, hidden=64, context=task.context), dtype=torch.float64)
-warm_up = Learner(Demonstrations(model, task, batch=64), LIKELIHOOD, Adam(1e-2), lesson.noise(dtype=torch.float64, use=1), log_every=10)
+model = Transformer(
+    ModelSettings(width=32, layers=1, heads=2, hidden=64, context=task.context), dtype=torch.float64
+)
+warm_up = Learner(
+    Demonstrations(model, task, batch=64),
+    LIKELIHOOD,
+    Adam(1e-2),
+    lesson.noise(dtype=torch.float64, use=1),
+    log_every=10,
+)
 history = warm_up.train(60)
-asked = LanguageModel(model, task, prompts=4, group=4).sample(lesson.noise(dtype=torch.float64, use=2))
+asked = LanguageModel(model, task, prompts=4, group=4).sample(
+    lesson.noise(dtype=torch.float64, use=2)
+)
 for name in ("reward", "log_prob", "mask"):
     print(f"{name:<9}", tuple(getattr(asked, name).shape))
 
@@ -150,7 +188,10 @@ for q in range(4):
     answers = []
     for g in range(4):
         text = tasks.decode(asked.data["tokens"][q, g].tolist())
-        answers.append(f"{text:<3} {'right' if asked.total_reward[q, g] else 'wrong'}, {asked.length[q, g]} tokens")
+        answers.append(
+            f"{text:<3} {'right' if asked.total_reward[q, g] else 'wrong'}, {asked.length[q, g]}"
+            " tokens"
+        )
     print(f"{tasks.decode(asked.data['prompt'][q].tolist()):<5}", " | ".join(answers))
 
 # %% [markdown]
@@ -172,13 +213,24 @@ for ax, sampled, title in ((left, rollout, "bandit"), (right, asked, "language m
                 chosen, paid = bool(sampled.mask[q, g, t]), float(sampled.reward[q, g, t])
                 colour = "#e8e8e8" if not chosen else "#00875f" if paid else "#9fc5e8"
                 ax.barh(y, 0.94, left=t + 0.03, height=0.86, color=colour)
-        ax.text(-0.06, q * (group + 0.8) + (group - 1) / 2, f"q = {q + 1}", ha="right", va="center", fontsize=10)
+        ax.text(
+            -0.06,
+            q * (group + 0.8) + (group - 1) / 2,
+            f"q = {q + 1}",
+            ha="right",
+            va="center",
+            fontsize=10,
+        )
     ax.set(xlim=(-0.02, length), ylim=(18.4, -0.6), yticks=[])
     ax.set_xticks([t + 0.5 for t in range(length)], [str(t + 1) for t in range(length)])
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     figures.describe(ax, f"{title}: [{prompts}, {group}, {length}]", "token t", "")
-lesson.picture(figure, "Rows are samples, grouped by prompt; columns are tokens. Blue: chosen. Green: chosen and paid 1. Grey: padding.")
+lesson.picture(
+    figure,
+    "Rows are samples, grouped by prompt; columns are tokens. Blue: chosen. Green: chosen and paid"
+    " 1. Grey: padding.",
+)
 
 # %% [markdown]
 # Blue: tokens that the policy chose. Green: chosen, and paid 1. Grey: padding. Left $T=1$, right ragged.
@@ -188,14 +240,24 @@ lesson.picture(figure, "Rows are samples, grouped by prompt; columns are tokens.
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-axis",
-    "GRPO subtracts from each answer's reward the mean reward **of its group**. `R` has the shape [Q, G] = [4, 4]. What is the shape of those means, "
-    "and what would the mean over the whole batch do instead?",
+    "GRPO subtracts from each answer's reward the mean reward **of its group**. `R` has the shape"
+    " [Q, G] = [4, 4]. What is the shape of those means, and what would the mean over the whole"
+    " batch do instead?",
     {
-        "[4, 1]: one per prompt; the batch's mean would compare answers to different questions": "A mean over G. With the batch's mean an answer to an "
-        "easy question looks good merely because the question is easy.",
-        "[1, 4]: one per place in the group": "That is a mean over Q: it compares the first answers to all questions with each other.",
-        "one number; it is the batch's mean already": "That is the second rung, `baseline`. The group's mean keeps the Q axis.",
-        "[4, 4]: each answer has its own": "That is leave-one-out (RLOO), where an answer is not in its own mean. The group's mean includes it.",
+        "[4, 1]: one per prompt; the batch's mean would compare answers to different questions": (
+            "A mean over G. With the batch's mean an answer to an "
+            "easy question looks good merely because the question is easy."
+        ),
+        "[1, 4]: one per place in the group": (
+            "That is a mean over Q: it compares the first answers to all questions with each other."
+        ),
+        "one number; it is the batch's mean already": (
+            "That is the second rung, `baseline`. The group's mean keeps the Q axis."
+        ),
+        "[4, 4]: each answer has its own": (
+            "That is leave-one-out (RLOO), where an answer is not in its own mean. The group's mean"
+            " includes it."
+        ),
     },
     answer="[4, 1]: one per prompt; the batch's mean would compare answers to different questions",
 )
@@ -203,7 +265,11 @@ lesson.ask(
 # %%
 R = asked.total_reward
 print("R by question:           ", R.int().tolist())
-print("mean over G, shape", tuple(R.mean(-1, keepdim=True).shape), [f"{x:.2f}" for x in R.mean(-1).tolist()])
+print(
+    "mean over G, shape",
+    tuple(R.mean(-1, keepdim=True).shape),
+    [f"{x:.2f}" for x in R.mean(-1).tolist()],
+)
 print("mean over the batch:      ", f"{float(R.mean()):.3g}")
 
 # %% [markdown]
@@ -228,7 +294,9 @@ def third_run(numbers):
     """Train the runs with these numbers together; returns the last one's policy."""
     count = len(numbers)
     noise = Noise((count,), lesson.seed, numbers=numbers, dtype=torch.float64)
-    together = Bandit(Bernoulli(mean.expand(count, 1, 3)), Softmax.of(probability.expand(count, 1, 3)), group=8)
+    together = Bandit(
+        Bernoulli(mean.expand(count, 1, 3)), Softmax.of(probability.expand(count, 1, 3)), group=8
+    )
     Learner(together, ladder.group_mean, SGD(0.2), noise, log_every=50).train(50)
     return together.arm_policy.log_probs().detach().exp()[-1, 0]
 
@@ -249,7 +317,10 @@ frozen = ladder.length_mean.freeze(asked)
 halves = [frozen.prompts(torch.tensor(half)) for half in ([0, 1], [2, 3])]
 pieces = [ladder.length_mean.objective(lm.policy(half.rollout), half) for half in halves]
 all_at_once = ladder.length_mean.objective(lm.policy(asked), frozen)
-print("two halves add up to the batch, to 1e-12:", abs(float((sum(pieces) - all_at_once).detach())) < 1e-12)
+print(
+    "two halves add up to the batch, to 1e-12:",
+    abs(float((sum(pieces) - all_at_once).detach())) < 1e-12,
+)
 
 # %% [markdown]
 # ## Explore: what each token is told
@@ -264,11 +335,17 @@ from course.rollout import Policy, Rollout
 LENGTHS = torch.tensor([[2, 3, 5, 6], [1, 4, 4, 6]])
 MASK = torch.arange(6) < LENGTHS[..., None]
 LAST = torch.nn.functional.one_hot(LENGTHS - 1, 6).double()
-MOVES = torch.tensor([[1.0, -1.0, 0.5, 1.0], [-0.5, 1.0, -1.0, 0.5]], dtype=torch.float64)[..., None] * MASK  # direction of the drift
+# direction of the drift
+MOVES = (
+    torch.tensor([[1.0, -1.0, 0.5, 1.0], [-0.5, 1.0, -1.0, 0.5]], dtype=torch.float64)[..., None]
+    * MASK
+)
 
 
 def told(rung, right, drift):
-    """[Q, G, T] the derivative of the rung's objective by log π of each token, times the 8 answers."""
+    """[Q, G, T] the derivative of the rung's objective by log π of each token, times
+    the 8 answers.
+    """
     reward = torch.zeros(2, 4, dtype=torch.float64)
     reward[0, :right] = 1.0
     reward[1, 1] = 1.0
@@ -290,10 +367,20 @@ def draw_told(rung, right, drift):
         for t, value in enumerate(row):
             if value == value:
                 colour = "white" if abs(value) > 0.9 else figures.INK
-                ax.text(t, g, f"{value:.2f}" if abs(value) > 5e-3 else "0", ha="center", va="center", fontsize=9, color=colour)
+                ax.text(
+                    t,
+                    g,
+                    f"{value:.2f}" if abs(value) > 5e-3 else "0",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color=colour,
+                )
         ax.text(6.4, g, f"R = {int(reward[1, g])}", ha="right", va="center", fontsize=10)
     ax.set_yticks(range(4), [f"R = {int(r)}" for r in reward[0]])
-    ax.set_xticks([2.5, 9.5], ["tokens of the answers to prompt 1", "tokens of the answers to prompt 2"])
+    ax.set_xticks(
+        [2.5, 9.5], ["tokens of the answers to prompt 1", "tokens of the answers to prompt 2"]
+    )
     ax.grid(False)
     ax.set_title(ladder.get(rung).estimator.text(), loc="left", fontsize=9, color=figures.INK)
     return figure
@@ -314,16 +401,30 @@ lesson.explore(
 # even where all are silent: that is the KL. The next cell holds this to numbers.
 
 # %%
-print("reinforce: wrong answers are told nothing:", bool((told("reinforce", 1, 0.0)[1][0, 1:] == 0).all()))
+print(
+    "reinforce: wrong answers are told nothing:",
+    bool((told("reinforce", 1, 0.0)[1][0, 1:] == 0).all()),
+)
 for rung in ("group_mean", "group_std"):
     first_token = told(rung, 2, 0.0)[1][:, :, 0]  # 2 of 4 right, and 1 of 4
-    print(f"{rung}: Σ A² of prompts 1 and 2:", [f"{x:.2f}" for x in first_token.square().sum(-1).tolist()])
+    print(
+        f"{rung}: Σ A² of prompts 1 and 2:",
+        [f"{x:.2f}" for x in first_token.square().sum(-1).tolist()],
+    )
 rows = [told(rung, 1, 0.0)[1][0, 0, 0] for rung in ("group_std", "length_mean")]
 print(f"length_mean / group_std, answer of 2 tokens: {float(rows[1] / rows[0]):.2f}")
 clipped, free = (told(rung, 1, 0.6)[1] for rung in ("clip", "surrogate"))
-print("drift .6: tokens silenced by the clip:", int(((clipped == 0) & (free != 0)).sum()), "of", int(MASK.sum()))
+print(
+    "drift .6: tokens silenced by the clip:",
+    int(((clipped == 0) & (free != 0)).sum()),
+    "of",
+    int(MASK.sum()),
+)
 for rung in ("length_mean", "grpo"):
-    print(f"all four right, drift .5, {rung}: prompt 1 is told nothing:", bool((told(rung, 4, 0.5)[1][0] == 0).all()))
+    print(
+        f"all four right, drift .5, {rung}: prompt 1 is told nothing:",
+        bool((told(rung, 4, 0.5)[1][0] == 0).all()),
+    )
 
 # %% [markdown]
 # ## Do it: reward and length
@@ -344,15 +445,24 @@ def test_totals(attempt):
     worth[0][1] += 0.5
     got = attempt(reward, mask)
     if not isinstance(got, tuple) or len(got) != 2:
-        return f"for rewards of shape (2, 3, 4) it gives {type(got).__name__}; two tensors are asked for, R and |o|"
+        return (
+            f"for rewards of shape (2, 3, 4) it gives {type(got).__name__}; two tensors are asked"
+            " for, R and |o|"
+        )
     for name, value, want in (("R", got[0], worth), ("|o|", got[1], lengths)):
         value = torch.as_tensor(value)
         if tuple(value.shape) != (2, 3):
-            return f"for rewards of shape (2, 3, 4) its {name} has the shape {tuple(value.shape)}; one number per answer is (2, 3)"
+            return (
+                f"for rewards of shape (2, 3, 4) its {name} has the shape {tuple(value.shape)}; one"
+                " number per answer is (2, 3)"
+            )
         for q in range(2):
             for g in range(3):
                 if abs(float(value[q, g]) - want[q][g]) > 1e-9:
-                    return f"for prompt {q + 1}, answer {g + 1} it gives {name} = {float(value[q, g]):.3g}; counted by hand it is {want[q][g]:.3g}"
+                    return (
+                        f"for prompt {q + 1}, answer {g + 1} it gives {name} ="
+                        f" {float(value[q, g]):.3g}; counted by hand it is {want[q][g]:.3g}"
+                    )
     return None
 
 
@@ -370,7 +480,11 @@ totals = lesson.exercise(
         lambda reward, mask: (reward[..., -1], mask.sum(-1)),
         lambda reward, mask: (reward.sum(-1), torch.full(mask.shape[:-1], mask.shape[-1])),
     ],
-    hints=["Which axis are the tokens?", "The last one; R keeps Q and G.", "Two sums over the last axis: of the rewards, and of the mask."],
+    hints=[
+        "Which axis are the tokens?",
+        "The last one; R keeps Q and G.",
+        "Two sums over the last axis: of the rewards, and of the mask.",
+    ],
 )
 
 
@@ -393,7 +507,12 @@ from course.estimator import replace
 from course.parts import K3, GroupMean, GroupStd, SequenceMean
 
 with_group_mean = replace(ladder.clip, baseline=GroupMean())
-print("replaced since the clip:", with_group_mean.changed, "  that is the rung group_mean:", with_group_mean == ladder.group_mean)
+print(
+    "replaced since the clip:",
+    with_group_mean.changed,
+    "  that is the rung group_mean:",
+    with_group_mean == ladder.group_mean,
+)
 
 # %% jupyter={"source_hidden": true}
 from course.parts import LeaveOneOut
@@ -410,24 +529,49 @@ def by_hand(reward, old, now, ref):
                 rho = float((now[q, g, t] - old[q, g, t]).exp())
                 log_r = float(ref[q, g, t] - now[q, g, t])
                 k3 = float(torch.tensor(log_r).exp()) - 1 - log_r
-                total += (min(rho * float(A[g]), min(max(rho, 0.8), 1.2) * float(A[g])) - 0.04 * k3) / n / 8
+                total += (
+                    (min(rho * float(A[g]), min(max(rho, 0.8), 1.2) * float(A[g])) - 0.04 * k3)
+                    / n
+                    / 8
+                )
     return total
 
 
 def test_climb(attempt):
     made = attempt(ladder.reinforce)
     if not isinstance(made, course.estimator.Estimator):
-        return f"from reinforce it makes {type(made).__name__}; an estimator is asked for, which replace(...) returns"
+        return (
+            f"from reinforce it makes {type(made).__name__}; an estimator is asked for, which"
+            " replace(...) returns"
+        )
     reward = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     generator = lesson.noise(dtype=torch.float64, use=3)
     old, now, ref = ((-1 + 0.6 * generator.normal(2, 4, 6)) * MASK for _ in range(3))
-    value = float(made.objective(Policy(now), made.freeze(Rollout(reward[..., None] * LAST, old, MASK, ref_log_prob=ref))))
+    value = float(
+        made.objective(
+            Policy(now), made.freeze(Rollout(reward[..., None] * LAST, old, MASK, ref_log_prob=ref))
+        )
+    )
     want = by_hand(reward, old, now, ref)
-    return None if abs(value - want) < 1e-6 else f"on rewards (1, 0, 0, 1) and (0, 1, 0, 0) its objective is {value:.4g}; the formula gives {want:.4g}"
+    return (
+        None
+        if abs(value - want) < 1e-6
+        else (
+            f"on rewards (1, 0, 0, 1) and (0, 1, 0, 0) its objective is {value:.4g}; the formula"
+            f" gives {want:.4g}"
+        )
+    )
 
 
 def solution_climb(rung):
-    return replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, aggregation=SequenceMean(), kl=K3(beta=0.04))
+    return replace(
+        rung,
+        baseline=GroupMean(),
+        scale=GroupStd(),
+        surrogate=ladder.clip.surrogate,
+        aggregation=SequenceMean(),
+        kl=K3(beta=0.04),
+    )
 
 
 climb = lesson.exercise(
@@ -436,16 +580,36 @@ climb = lesson.exercise(
     test=test_climb,
     solution=solution_climb,
     wrong=[
-        lambda rung: replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, kl=K3(beta=0.04)),
         lambda rung: replace(
-            rung, baseline=LeaveOneOut(), scale=GroupStd(), surrogate=ladder.clip.surrogate, aggregation=SequenceMean(), kl=K3(beta=0.04)
+            rung,
+            baseline=GroupMean(),
+            scale=GroupStd(),
+            surrogate=ladder.clip.surrogate,
+            kl=K3(beta=0.04),
         ),
-        lambda rung: replace(rung, baseline=GroupMean(), scale=GroupStd(), aggregation=SequenceMean(), kl=K3(beta=0.04)),
+        lambda rung: replace(
+            rung,
+            baseline=LeaveOneOut(),
+            scale=GroupStd(),
+            surrogate=ladder.clip.surrogate,
+            aggregation=SequenceMean(),
+            kl=K3(beta=0.04),
+        ),
+        lambda rung: replace(
+            rung,
+            baseline=GroupMean(),
+            scale=GroupStd(),
+            aggregation=SequenceMean(),
+            kl=K3(beta=0.04),
+        ),
     ],
     hints=[
         "The list of what differs is further up: `ladder.grpo.diff(ladder.reinforce)`.",
         "Five parts: baseline, scale, surrogate, aggregation, kl.",
-        "replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate, …): two are left.",
+        (
+            "replace(rung, baseline=GroupMean(), scale=GroupStd(), surrogate=ladder.clip.surrogate,"
+            " …): two are left."
+        ),
     ],
 )
 
@@ -480,18 +644,36 @@ climb.check(my_grpo)
 
 # %%
 print(LIKELIHOOD.text())
-print("every demonstration is worth 1:", bool((warm_up.problem.sample(lesson.noise(dtype=torch.float64, use=4)).total_reward == 1).all()))
-print("cross-entropy, first and last batch:", " → ".join(f"{float(history['cross_entropy'][k]):.2f}" for k in (0, -1)), "nats per token")
+print(
+    "every demonstration is worth 1:",
+    bool(
+        (warm_up.problem.sample(lesson.noise(dtype=torch.float64, use=4)).total_reward == 1).all()
+    ),
+)
+print(
+    "cross-entropy, first and last batch:",
+    " → ".join(f"{float(history['cross_entropy'][k]):.2f}" for k in (0, -1)),
+    "nats per token",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "sft-or-rl",
-    "On the bandit B3 the arms pay .2, .5 and .8. A demonstrator picks them with probabilities (.1, .2, .7). One policy is fitted to unlimited demonstrations (SFT), "
-    "another is trained on rewards (bottom rung, exact gradient). Where do their expected rewards end?",
+    "On the bandit B3 the arms pay .2, .5 and .8. A demonstrator picks them with probabilities (.1,"
+    " .2, .7). One policy is fitted to unlimited demonstrations (SFT), another is trained on"
+    " rewards (bottom rung, exact gradient). Where do their expected rewards end?",
     {
-        "both at .8": "SFT imitates. It copies the demonstrator's mistakes in proportion, and they cost: .1·.2 + .2·.5 + .7·.8 = .68.",
-        "SFT at .68, RL at .8": "Maximum likelihood ends at the demonstrator's own policy, and earns what the demonstrator earns. Rewards have no such ceiling.",
-        "both at .68": "The reward-trained policy never saw the demonstrator. It climbs to the best arm.",
+        "both at .8": (
+            "SFT imitates. It copies the demonstrator's mistakes in proportion, and they cost:"
+            " .1·.2 + .2·.5 + .7·.8 = .68."
+        ),
+        "SFT at .68, RL at .8": (
+            "Maximum likelihood ends at the demonstrator's own policy, and earns what the"
+            " demonstrator earns. Rewards have no such ceiling."
+        ),
+        "both at .68": (
+            "The reward-trained policy never saw the demonstrator. It climbs to the best arm."
+        ),
         "SFT at .8, RL at .68": "The other way round: imitation cannot pass its model, reward can.",
     },
     answer="SFT at .68, RL at .8",
@@ -502,8 +684,10 @@ from bandits.flow import ascend, follow
 
 demonstrator = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
 start = probability[0].log()
-imitate = follow(lambda log_prob: demonstrator - log_prob.exp(), start, rate=0.5, steps=400)  # E[1 · score] over demonstrations
-reinforce = ascend(ladder.reinforce, Bernoulli(mean), start, 1, rate=0.5, steps=400)  # E[R · score] over own samples
+# E[1 · score] over demonstrations
+imitate = follow(lambda log_prob: demonstrator - log_prob.exp(), start, rate=0.5, steps=400)
+# E[R · score] over own samples
+reinforce = ascend(ladder.reinforce, Bernoulli(mean), start, 1, rate=0.5, steps=400)
 
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.2, height=3.2)
@@ -511,10 +695,22 @@ figures.band(ax, range(401), imitate.exp() @ mean[0], label="SFT", color="#0057a
 figures.band(ax, range(401), reinforce.exp() @ mean[0], name="reinforce", label="RL")
 figures.expectation(ax, y=float(demonstrator @ mean[0]))
 figures.expectation(ax, y=0.8)
-figures.describe(ax, "Imitation stops at its model (dashed .68), reward at the best arm", "updates", "expected reward J")
+figures.describe(
+    ax,
+    "Imitation stops at its model (dashed .68), reward at the best arm",
+    "updates",
+    "expected reward J",
+)
 figures.label_ends(ax)
-lesson.picture(figure, "SFT rises quickly and stops at .68, the demonstrator's own reward; RL rises more slowly and approaches .8.")
-print(f"J at the end: SFT {float(imitate[-1].exp() @ mean[0]):.3f}, RL {float(reinforce[-1].exp() @ mean[0]):.3f}")
+lesson.picture(
+    figure,
+    "SFT rises quickly and stops at .68, the demonstrator's own reward; RL rises more slowly and"
+    " approaches .8.",
+)
+print(
+    f"J at the end: SFT {float(imitate[-1].exp() @ mean[0]):.3f}, RL"
+    f" {float(reinforce[-1].exp() @ mean[0]):.3f}"
+)
 
 # %% [markdown]
 # SFT is ahead early, RL at the end: real pipelines do one after the other, and the policy after SFT is the **reference** that the KL term of GRPO holds on to.
@@ -549,8 +745,12 @@ class SignLost(ScoreFunction):
 # %% jupyter={"source_hidden": true}
 def train(surrogate):
     estimator = replace(ladder.baseline, baseline=GroupMean(), surrogate=surrogate)
-    many = Bandit(Bernoulli(mean.expand(200, 1, 3)), Softmax.of(probability.expand(200, 1, 3)), group=8)
-    history = Learner(many, estimator, SGD(0.5), lesson.noise(200, dtype=torch.float64, use=5), log_every=5).train(150)
+    many = Bandit(
+        Bernoulli(mean.expand(200, 1, 3)), Softmax.of(probability.expand(200, 1, 3)), group=8
+    )
+    history = Learner(
+        many, estimator, SGD(0.5), lesson.noise(200, dtype=torch.float64, use=5), log_every=5
+    ).train(150)
     values = history["expected_reward"]
     return [0, *history.steps], torch.cat([torch.full((1, 200), 0.41, dtype=torch.float64), values])
 
@@ -560,28 +760,57 @@ runs = {"run A": train(SignLost()), "run B": train(ScoreFunction()), "run C": tr
 
 def draw_runs(names, levels):
     figure, [ax] = figures.new_figure(width=7.2, height=3.3)
-    for (label, (steps, values)), colour in zip(runs.items(), ("#b8860b", "#000000", "#b8320f"), strict=True):
+    for (label, (steps, values)), colour in zip(
+        runs.items(), ("#b8860b", "#000000", "#b8320f"), strict=True
+    ):
         low, high = values.quantile(0.05, -1), values.quantile(0.95, -1)
-        figures.band(ax, steps, (low + high) / 2, (high - low) / 2, label="_", color=colour, linestyle="-", linewidth=0)
-        figures.band(ax, steps, values.mean(-1), label=names.get(label, label), color=colour, linestyle="-")
+        figures.band(
+            ax,
+            steps,
+            (low + high) / 2,
+            (high - low) / 2,
+            label="_",
+            color=colour,
+            linestyle="-",
+            linewidth=0,
+        )
+        figures.band(
+            ax, steps, values.mean(-1), label=names.get(label, label), color=colour, linestyle="-"
+        )
     for level in levels:
         figures.expectation(ax, y=level)
-    figures.describe(ax, "Three programs (dashed: their limits)" if names else "Three programs", "updates", "J (bands: 90 % of runs)")
+    figures.describe(
+        ax,
+        "Three programs (dashed: their limits)" if names else "Three programs",
+        "updates",
+        "J (bands: 90 % of runs)",
+    )
     figures.label_ends(ax)
     return figure
 
 
-lesson.picture(draw_runs({}, []), "Run B rises to .8, run C falls to .2, run A rises a little and stops near .5.")
+lesson.picture(
+    draw_runs({}, []),
+    "Run B rises to .8, run C falls to .2, run A rises a little and stops near .5.",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-fault",
-    "Run B climbs to the best arm. Run C goes straight to the worst. Run A improves a little, from .41, and stops near .5. Which fault is where?",
+    "Run B climbs to the best arm. Run C goes straight to the worst. Run A improves a little, from"
+    " .41, and stops near .5. Which fault is where?",
     {
-        "C: sign flipped, A: sign lost": "−A climbs down as surely as A climbs up. |A| prefers whatever surprises, good or bad, and where half of all answers are right "
-        "every arm surprises alike: there it stops.",
-        "C: sign lost, A: sign flipped": "Straight to the worst arm needs to know which is worst, and −A knows it as well as A does. A flipped sign would never improve.",
-        "both: sign flipped": "The same fault would give the same curves: they saw the same random numbers.",
+        "C: sign flipped, A: sign lost": (
+            "−A climbs down as surely as A climbs up. |A| prefers whatever surprises, good or bad,"
+            " and where half of all answers are right every arm surprises alike: there it stops."
+        ),
+        "C: sign lost, A: sign flipped": (
+            "Straight to the worst arm needs to know which is worst, and −A knows it as well as A"
+            " does. A flipped sign would never improve."
+        ),
+        "both: sign flipped": (
+            "The same fault would give the same curves: they saw the same random numbers."
+        ),
     },
     answer="C: sign flipped, A: sign lost",
 )
@@ -592,12 +821,20 @@ lesson.ask(
 
 # %%
 for m in (0.41, 0.5, 0.6):
-    print(f"m = {m:<4}:  E|A| of the arms ", "  ".join(f"{m + q * (1 - 2 * m):.3f}" for q in B3_MEANS))
+    print(
+        f"m = {m:<4}:  E|A| of the arms ", "  ".join(f"{m + q * (1 - 2 * m):.3f}" for q in B3_MEANS)
+    )
 names = {"run A": "A: |A|", "run B": "B: right", "run C": "C: −A"}
-lesson.picture(draw_runs(names, [0.2, 0.5, 0.8]), "Run A: sign lost, stops at .5. Run B: right. Run C: sign flipped, ends at the worst arm's .2.")
+lesson.picture(
+    draw_runs(names, [0.2, 0.5, 0.8]),
+    "Run A: sign lost, stops at .5. Run B: right. Run C: sign flipped, ends at the worst arm's .2.",
+)
 for label, (_, values) in runs.items():
     low, high = (float(values[-1].quantile(x)) for x in (0.05, 0.95))
-    print(f"{label}: mean of the last J {float(values[-1].mean()):.2f}, 90 % of runs from {low:.2f} to {high:.2f}")
+    print(
+        f"{label}: mean of the last J {float(values[-1].mean()):.2f}, 90 % of runs from {low:.2f}"
+        f" to {high:.2f}"
+    )
 
 # %% [markdown]
 # A program that rises is not yet right: run A rose. Lesson 01 shows what tells such faults for certain.

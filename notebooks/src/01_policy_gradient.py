@@ -45,7 +45,10 @@ ladder.reinforce
 from bandits.exact import B3_MEANS, B3_POLICY, b3
 
 B3 = b3()  # every arm with every reward it can pay
-probability, mean = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
+probability, mean = (
+    torch.tensor(B3_POLICY, dtype=torch.float64),
+    torch.tensor(B3_MEANS, dtype=torch.float64),
+)
 print(f"by hand  .5·.2 + .3·.5 + .2·.8 = {float(probability @ mean):.3g}")
 print(f"listed   J = {exact.objective(B3):.3g}")
 
@@ -55,14 +58,21 @@ lesson.code(exact.objective)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "largest-move",
-    "The policy is a softmax of three logits, π = (.5, .3, .2), and the arms pay .2, .5 and .8 on average. You take one small step "
-    "along the exact gradient of J. Which logit moves the most?",
+    "The policy is a softmax of three logits, π = (.5, .3, .2), and the arms pay .2, .5 and .8 on"
+    " average. You take one small step along the exact gradient of J. Which logit moves the most?",
     {
-        "the best arm's, upwards": "It goes up, by .078 for a step of 1. But it is tried only a fifth of the time, and that weighs on it. "
-        "Another logit moves more.",
-        "the worst arm's, downwards": "It loses .105 for a step of 1: the arm that is tried most and pays less than average moves most. "
-        "A gradient counts how often you meet a thing, not only how good it is. You will derive the number below.",
-        "the middle arm's, upwards": "It pays .5 where the average is .41: a little better, so it rises a little, by .027.",
+        "the best arm's, upwards": (
+            "It goes up, by .078 for a step of 1. But it is tried only a fifth of the time, and"
+            " that weighs on it. Another logit moves more."
+        ),
+        "the worst arm's, downwards": (
+            "It loses .105 for a step of 1: the arm that is tried most and pays less than average"
+            " moves most. A gradient counts how often you meet a thing, not only how good it is."
+            " You will derive the number below."
+        ),
+        "the middle arm's, upwards": (
+            "It pays .5 where the average is .41: a little better, so it rises a little, by .027."
+        ),
         "all move alike": "The three moves add up to 0, so they cannot be alike unless all are 0.",
     },
     answer="the worst arm's, downwards",
@@ -87,12 +97,22 @@ from course.exact import softmax_score
 gamma = 0.9
 logits = probability.log().requires_grad_()
 pi = logits.softmax(0)
-two_in_a_row = torch.einsum("a,b,ab->", pi, pi, mean[:, None] + gamma * mean[None, :])  # r₀ + γ r₁ over all pairs of answers
+two_in_a_row = torch.einsum(
+    "a,b,ab->", pi, pi, mean[:, None] + gamma * mean[None, :]
+)  # r₀ + γ r₁ over all pairs of answers
 [stream] = torch.autograd.grad(two_in_a_row, logits)
 score = softmax_score(probability.log())  # ∇ log π of each arm, derived further down
-cross = torch.einsum("a,b,b,ad->d", probability, probability, mean, score)  # E[r₁ · ∇log π(first answer)]
-print("gradient of r₀ + γr₁ is (1 + γ)∇J:", torch.allclose(stream, (1 + gamma) * exact.gradient(B3), atol=1e-12))
-print("E[next reward · this answer's score] is 0:", torch.allclose(cross, torch.zeros(3, dtype=torch.float64), atol=1e-12))
+cross = torch.einsum(
+    "a,b,b,ad->d", probability, probability, mean, score
+)  # E[r₁ · ∇log π(first answer)]
+print(
+    "gradient of r₀ + γr₁ is (1 + γ)∇J:",
+    torch.allclose(stream, (1 + gamma) * exact.gradient(B3), atol=1e-12),
+)
+print(
+    "E[next reward · this answer's score] is 0:",
+    torch.allclose(cross, torch.zeros(3, dtype=torch.float64), atol=1e-12),
+)
 
 # %% [markdown]
 # ## Why one step needs no policy-gradient theorem
@@ -109,8 +129,10 @@ print("E[next reward · this answer's score] is 0:", torch.allclose(cross, torch
 
 # %%
 first = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)  # logits: left, right
-second = torch.tensor([[0.5, 0.0], [-0.4, 0.1]], dtype=torch.float64, requires_grad=True)  # logits in each room
-pay = torch.tensor([[0.0, 0.2], [0.6, 1.0]], dtype=torch.float64)  # [room, choice]: the right room pays better
+# logits in each room
+second = torch.tensor([[0.5, 0.0], [-0.4, 0.1]], dtype=torch.float64, requires_grad=True)
+# [room, choice]: the right room pays better
+pay = torch.tensor([[0.0, 0.2], [0.6, 1.0]], dtype=torch.float64)
 
 
 def two_steps(rooms):
@@ -123,13 +145,20 @@ print(f"J = {two_steps(first.softmax(0)).item():.3g}")
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "frozen-rooms",
-    "Someone treats the rooms like questions: freezes d(s), and differentiates only what is earned in the room. What gradient do the "
-    "**first** choice's logits get?",
+    "Someone treats the rooms like questions: freezes d(s), and differentiates only what is earned"
+    " in the room. What gradient do the **first** choice's logits get?",
     {
-        "0": "The first choice acts on J only through d(s). Freeze d, and it is out of the formula: the policy would never learn to go right.",
-        "the right one, since V is unchanged": "V is unchanged, but the first choice does not stand in V at all: it stands in d(s), which was "
-        "frozen.",
-        "the right one times γ": "No discount is in play: the first choice has dropped out of the formula altogether.",
+        "0": (
+            "The first choice acts on J only through d(s). Freeze d, and it is out of the formula:"
+            " the policy would never learn to go right."
+        ),
+        "the right one, since V is unchanged": (
+            "V is unchanged, but the first choice does not stand in V at all: it stands in d(s),"
+            " which was frozen."
+        ),
+        "the right one times γ": (
+            "No discount is in play: the first choice has dropped out of the formula altogether."
+        ),
     },
     answer="0",
 )
@@ -137,7 +166,9 @@ lesson.ask(
 # %%
 rooms = first.softmax(0)
 full = torch.autograd.grad(two_steps(rooms), [first, second])
-frozen = torch.autograd.grad(two_steps(rooms.detach()), [first, second], allow_unused=True, materialize_grads=True)
+frozen = torch.autograd.grad(
+    two_steps(rooms.detach()), [first, second], allow_unused=True, materialize_grads=True
+)
 print("first choice, true gradient:", [f"{x:.3g}" for x in full[0].tolist()])
 print("first choice, d frozen:     ", [f"{x:.3g}" for x in frozen[0].tolist()])
 print("second choice, the two agree:", torch.allclose(full[1], frozen[1], atol=1e-12))
@@ -161,17 +192,29 @@ def leaves_and_scores(walk):
     """log π of the two tokens of a walk [2], and their gradients by the six logits [2, 6]."""
     room, choice = walk
     tokens = torch.stack([first.log_softmax(0)[room], second[room].log_softmax(0)[choice]])
-    by = [torch.autograd.grad(token, [first, second], allow_unused=True, materialize_grads=True, retain_graph=True) for token in tokens]
-    return tokens.detach(), torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in by])
+    by = [
+        torch.autograd.grad(
+            token, [first, second], allow_unused=True, materialize_grads=True, retain_graph=True
+        )
+        for token in tokens
+    ]
+    return tokens.detach(), torch.stack(
+        [torch.cat([g.flatten() for g in gradients]) for gradients in by]
+    )
 
 
 walks = [(0, 0), (0, 1), (1, 0), (1, 1)]
-tokens, scores = (torch.stack(column).unsqueeze(0) for column in zip(*map(leaves_and_scores, walks), strict=True))
+tokens, scores = (
+    torch.stack(column).unsqueeze(0) for column in zip(*map(leaves_and_scores, walks), strict=True)
+)
 earned = torch.zeros(1, 4, 2, dtype=torch.float64)
 earned[0, :, 1] = pay.flatten()  # the reward sits on the last token
 chain = Outcomes.of_sequences(tokens, earned, score=scores)
 whole = torch.cat([full[0], full[1].flatten()])
-print("E[R · Σ_t ∇log π(o_t)] is the true gradient of both choices:", torch.allclose(exact.gradient(chain), whole, atol=1e-12))
+print(
+    "E[R · Σ_t ∇log π(o_t)] is the true gradient of both choices:",
+    torch.allclose(exact.gradient(chain), whole, atol=1e-12),
+)
 
 # %% [markdown]
 # ## The derivation
@@ -209,17 +252,29 @@ lesson.code(softmax_score, exact.gradient)
 
 # %% jupyter={"source_hidden": true}
 def test_closed_form(attempt):
-    cases = ((B3_POLICY, B3_MEANS), ((0.9, 0.1), (0.0, 1.0)), ((0.25, 0.25, 0.4, 0.1), (1.0, -2.0, 0.5, 3.0)))
+    cases = (
+        (B3_POLICY, B3_MEANS),
+        ((0.9, 0.1), (0.0, 1.0)),
+        ((0.25, 0.25, 0.4, 0.1), (1.0, -2.0, 0.5, 3.0)),
+    )
     for policy, means in cases:
         theta = torch.tensor(policy, dtype=torch.float64).log().requires_grad_()
         rewards = torch.tensor(means, dtype=torch.float64)
         [want] = torch.autograd.grad((theta.softmax(0) * rewards).sum(), theta)
         got = torch.as_tensor(attempt(theta.detach().softmax(0), rewards), dtype=torch.float64)
         if got.shape != want.shape:
-            return f"for {len(policy)} arms it gives the shape {tuple(got.shape)}; the gradient has one number per logit"
+            return (
+                f"for {len(policy)} arms it gives the shape {tuple(got.shape)}; the gradient has"
+                " one number per logit"
+            )
         if not torch.allclose(got, want, atol=1e-9):
-            shown = [", ".join(f"{x:.3g}" for x in numbers) for numbers in (got.tolist(), want.tolist())]
-            return f"for π = {policy} and means {means} it gives ({shown[0]}); differentiating J gives ({shown[1]})"
+            shown = [
+                ", ".join(f"{x:.3g}" for x in numbers) for numbers in (got.tolist(), want.tolist())
+            ]
+            return (
+                f"for π = {policy} and means {means} it gives ({shown[0]}); differentiating J gives"
+                f" ({shown[1]})"
+            )
     return None
 
 
@@ -230,13 +285,21 @@ def solution_closed_form(pi, mean):
 
 closed_form = lesson.exercise(
     "closed-form",
-    "Write ∇J of one question with respect to the logits of a softmax: no samples, no automatic differentiation.",
+    "Write ∇J of one question with respect to the logits of a softmax: no samples, no automatic"
+    " differentiation.",
     test=test_closed_form,
     solution=solution_closed_form,
-    wrong=[lambda pi, mean: pi * mean, lambda pi, mean: mean - (pi * mean).sum(), lambda pi, mean: pi * (mean - mean.mean())],
+    wrong=[
+        lambda pi, mean: pi * mean,
+        lambda pi, mean: mean - (pi * mean).sum(),
+        lambda pi, mean: pi * (mean - mean.mean()),
+    ],
     hints=[
         "Σ_a π_a r_a (1[a = b] − π_b): split it into two sums.",
-        "The first sum has one term left, π_b r_b. The second is π_b times something that you know.",
+        (
+            "The first sum has one term left, π_b r_b. The second is π_b times something that you"
+            " know."
+        ),
         "That something is J = Σ_a π_a r_a. So it is π_b r_b − π_b J.",
     ],
 )
@@ -274,10 +337,18 @@ lesson.ask(
     "reward-zero",
     "A sample earned `R = 0`: a wrong answer. What does its term `R · ∇log π` do to the policy?",
     {
-        "it makes that answer less likely": "It cannot: 0 times anything is 0. Wrong answers lose probability only because right ones gain it.",
-        "nothing": "The term is 0. With rewards 0 and 1 this rung never learns from a failure as such. Shift the rewards to −1 and 0, and it "
-        "learns from failures alone: what a shift does is the subject of lesson 02.",
-        "it makes the other answers more likely": "That would be a negative reward. Here the term is 0.",
+        "it makes that answer less likely": (
+            "It cannot: 0 times anything is 0. Wrong answers lose probability only because right"
+            " ones gain it."
+        ),
+        "nothing": (
+            "The term is 0. With rewards 0 and 1 this rung never learns from a failure as such."
+            " Shift the rewards to −1 and 0, and it learns from failures alone: what a shift does"
+            " is the subject of lesson 02."
+        ),
+        "it makes the other answers more likely": (
+            "That would be a negative reward. Here the term is 0."
+        ),
     },
     answer="nothing",
 )
@@ -331,9 +402,20 @@ ladder.reinforce
 # %%
 theta = probability.log().requires_grad_()
 [literal] = torch.autograd.grad((theta.softmax(0) * mean * theta.log_softmax(0)).sum(), theta)
-[held] = torch.autograd.grad((probability * mean * theta.log_softmax(0)).sum(), theta)  # the sampling is held fixed
-print("sampling held fixed:", "  ".join(f"{x:+.3f}" for x in held.tolist()), " = ∇J:", torch.allclose(held, by_autograd, atol=1e-12))
-print("taken literally:    ", "  ".join(f"{x:+.3f}" for x in literal.tolist()), " = ∇J:", torch.allclose(literal, by_autograd, atol=1e-12))
+# the sampling is held fixed
+[held] = torch.autograd.grad((probability * mean * theta.log_softmax(0)).sum(), theta)
+print(
+    "sampling held fixed:",
+    "  ".join(f"{x:+.3f}" for x in held.tolist()),
+    " = ∇J:",
+    torch.allclose(held, by_autograd, atol=1e-12),
+)
+print(
+    "taken literally:    ",
+    "  ".join(f"{x:+.3f}" for x in literal.tolist()),
+    " = ∇J:",
+    torch.allclose(literal, by_autograd, atol=1e-12),
+)
 
 # %% [markdown]
 # Taken literally it runs nearly opposite to $\nabla J$: away from the best arm.
@@ -352,15 +434,28 @@ def test_loss(attempt):
             leaf = tokens[0, [i, j]].clone().requires_grad_()
             loss = attempt(leaf, earned[0, [i, j]])
             if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
-                return f"for log_prob of shape (2, 2) it gives {type(loss).__name__}; a loss is a tensor with one number"
+                return (
+                    f"for log_prob of shape (2, 2) it gives {type(loss).__name__}; a loss is a"
+                    " tensor with one number"
+                )
             if not loss.requires_grad:
-                return f"for walks {i + 1} and {j + 1} it gives a loss that does not depend on log_prob: something is detached"
+                return (
+                    f"for walks {i + 1} and {j + 1} it gives a loss that does not depend on"
+                    " log_prob: something is detached"
+                )
             [by_token] = torch.autograd.grad(loss, leaf)
-            total += chances[i] * chances[j] * torch.einsum("gt,gtd->d", by_token, scores[0, [i, j]])
+            total += (
+                chances[i] * chances[j] * torch.einsum("gt,gtd->d", by_token, scores[0, [i, j]])
+            )
     for choice, part in (("first", slice(0, 2)), ("second", slice(2, 6))):
         if not torch.allclose(total[part], -whole[part], atol=1e-9):
-            got, want = (", ".join(f"{x:.3g}" for x in numbers[part].tolist()) for numbers in (total, -whole))
-            return f"for the {choice} choice's logits the loss's gradient is ({got}) on average; −∇J is ({want})"
+            got, want = (
+                ", ".join(f"{x:.3g}" for x in numbers[part].tolist()) for numbers in (total, -whole)
+            )
+            return (
+                f"for the {choice} choice's logits the loss's gradient is ({got}) on average; −∇J"
+                f" is ({want})"
+            )
     return None
 
 
@@ -381,7 +476,10 @@ loss_exercise = lesson.exercise(
     ],
     hints=[
         "Which of the two tokens does the reward sit on, and which tokens shall learn from it?",
-        "Sum the rewards over an answer's tokens, and the log-probabilities too. Then the mean over answers.",
+        (
+            "Sum the rewards over an answer's tokens, and the log-probabilities too. Then the mean"
+            " over answers."
+        ),
         "A product of two sums over the last axis, its mean over the first, and a minus sign.",
     ],
 )
@@ -389,7 +487,9 @@ loss_exercise = lesson.exercise(
 
 # %%
 def my_loss(log_prob, reward):
-    """log π [N, T] of the sampled tokens, differentiable, and rewards [N, T] → a tensor with one number, to be minimised."""
+    """log π [N, T] of the sampled tokens, differentiable, and rewards [N, T] → a tensor with one
+    number, to be minimised.
+    """
     return NotImplemented
 
 
@@ -411,12 +511,23 @@ loss_exercise.check(my_loss)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "four-times-the-samples",
-    "You sample four times as many answers per update. What happens to bias and scatter (standard deviation) of REINFORCE's gradient?",
+    "You sample four times as many answers per update. What happens to bias and scatter (standard"
+    " deviation) of REINFORCE's gradient?",
     {
-        "bias falls to a quarter, scatter too": "The bias has nowhere to fall to, it is 0 for one sample already. And scatter falls with the root of the number.",
-        "bias stays 0, scatter halves": "A mean of N independent terms has the expectation of one and 1/√N of its standard deviation.",
-        "bias stays 0, scatter falls to a quarter": "The variance falls to a quarter. Its root, the scatter, falls to a half.",
-        "bias halves, scatter halves": "There is no bias to halve: E[R ∇log π] = ∇J holds for a single sample.",
+        "bias falls to a quarter, scatter too": (
+            "The bias has nowhere to fall to, it is 0 for one sample already. And scatter falls"
+            " with the root of the number."
+        ),
+        "bias stays 0, scatter halves": (
+            "A mean of N independent terms has the expectation of one and 1/√N of its standard"
+            " deviation."
+        ),
+        "bias stays 0, scatter falls to a quarter": (
+            "The variance falls to a quarter. Its root, the scatter, falls to a half."
+        ),
+        "bias halves, scatter halves": (
+            "There is no bias to halve: E[R ∇log π] = ∇J holds for a single sample."
+        ),
     },
     answer="bias stays 0, scatter halves",
 )
@@ -426,7 +537,10 @@ print("samples   bias is 0 to 1e-12   scatter / ‖∇J‖   · √samples")
 for group in (1, 4, 16):
     seen = exact.microscope(ladder.reinforce, B3, group)
     relative = seen.std / float(seen.gradient.norm())
-    print(f"{group:>7}   {float(seen.bias.norm()) < 1e-12!s:<18}   {relative:<14.3g}   {relative * group**0.5:.3g}")
+    print(
+        f"{group:>7}   {float(seen.bias.norm()) < 1e-12!s:<18}   {relative:<14.3g}  "
+        f" {relative * group**0.5:.3g}"
+    )
 
 # %% [markdown]
 # One sample's scatter is four times as long as the gradient itself: right on average, and by itself mostly noise. Now sample for real, and watch
@@ -447,14 +561,29 @@ figure, [ax] = figures.new_figure(width=7.2, height=3.4)
 count = torch.unique(torch.logspace(0, 3.6123, 200).round().long().clamp(1, samples))
 for arm, colour in enumerate(("#b8320f", "#b8860b", "#0057a3")):
     error = 2 * spread[arm] / count.sqrt()
-    ax.fill_between(count, by_autograd[arm] - error, by_autograd[arm] + error, color=colour, alpha=0.12, linewidth=0)
-    figures.band(ax, count, running[count - 1, arm], label=f"∂J/∂θ{'₁₂₃'[arm]}", color=colour, linestyle="-")
+    ax.fill_between(
+        count,
+        by_autograd[arm] - error,
+        by_autograd[arm] + error,
+        color=colour,
+        alpha=0.12,
+        linewidth=0,
+    )
+    figures.band(
+        ax, count, running[count - 1, arm], label=f"∂J/∂θ{'₁₂₃'[arm]}", color=colour, linestyle="-"
+    )
     figures.expectation(ax, y=float(by_autograd[arm]))
 ax.set_xscale("log")
 ax.set_ylim(-0.42, 0.42)
-figures.describe(ax, "The mean of R·score finds ∇J (dashed)", "samples averaged", "gradient of each logit")
+figures.describe(
+    ax, "The mean of R·score finds ∇J (dashed)", "samples averaged", "gradient of each logit"
+)
 figures.label_ends(ax)
-lesson.picture(figure, "Three running means settle on the three exact components of the gradient, nearly always inside fans of two standard errors.")
+lesson.picture(
+    figure,
+    "Three running means settle on the three exact components of the gradient, nearly always inside"
+    " fans of two standard errors.",
+)
 
 # %% [markdown]
 # ## Climbing
@@ -478,13 +607,20 @@ lesson.picture(figure, "Three running means settle on the three exact components
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "last-nine",
-    "Exact gradient, ten arms, no noise. Reaching p = .99 takes some number of steps. About how many steps does p = .999 take, counted from "
-    "the start?",
+    "Exact gradient, ten arms, no noise. Reaching p = .99 takes some number of steps. About how"
+    " many steps does p = .999 take, counted from the start?",
     {
-        "a few more": "Each step's gradient is p(1 − p): near the top it fades with what is missing.",
-        "twice as many": "What is missing falls like 1/t. A tenth of it needs far more than twice the time.",
-        "eight or nine times as many": "1 − p → (K−1)/(Kαt): a tenth of what is missing takes nearly ten times as long, even with a perfect "
-        "gradient. Nearly, because both numbers also hold the steps that were spent on the way up.",
+        "a few more": (
+            "Each step's gradient is p(1 − p): near the top it fades with what is missing."
+        ),
+        "twice as many": (
+            "What is missing falls like 1/t. A tenth of it needs far more than twice the time."
+        ),
+        "eight or nine times as many": (
+            "1 − p → (K−1)/(Kαt): a tenth of what is missing takes nearly ten times as long, even"
+            " with a perfect gradient. Nearly, because both numbers also hold the steps that were"
+            " spent on the way up."
+        ),
         "it never gets there": "It does, just slowly: 1 − p falls like 1/t.",
     },
     answer="eight or nine times as many",
@@ -504,7 +640,10 @@ climb = follow(
 missing = 1 - climb[:, 0].exp()
 for share in (0.1, 0.01, 0.001):
     print(f"1 − p below {share:<5}: after {int((missing > share).sum()):>4} steps")
-print(f"t·(1 − p) at step 4000: {float(4000 * missing[-1]):.3g};  (K − 1)/(Kα) = {(arms - 1) / (arms * rate):.3g}")
+print(
+    f"t·(1 − p) at step 4000: {float(4000 * missing[-1]):.3g};  (K − 1)/(Kα) ="
+    f" {(arms - 1) / (arms * rate):.3g}"
+)
 
 # %% [markdown]
 # (1.10) alone gives 180 and 1,800 steps; the 40 or so on top were spent on getting away from $p=.1$. A softmax policy turns slow where it is
@@ -517,10 +656,17 @@ print(f"t·(1 − p) at step 4000: {float(4000 * missing[-1]):.3g};  (K − 1)/(
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "offset",
-    "All rewards of B3 go up by 4. What happens to the exact ∇J, and to the scatter of one sample's gradient?",
+    "All rewards of B3 go up by 4. What happens to the exact ∇J, and to the scatter of one sample's"
+    " gradient?",
     {
-        "both stay": "∇J stays, since every J in π(r − J) and every r move together. But each sample is now multiplied by 4 or 5, not by 0 or 1.",
-        "∇J stays, the scatter grows": "The added part is 4·E[score] = 0 on average, and 4 times a random score in every sample.",
+        "both stay": (
+            "∇J stays, since every J in π(r − J) and every r move together. But each sample is now"
+            " multiplied by 4 or 5, not by 0 or 1."
+        ),
+        "∇J stays, the scatter grows": (
+            "The added part is 4·E[score] = 0 on average, and 4 times a random score in every"
+            " sample."
+        ),
         "∇J grows, the scatter stays": "In π(r − J) the 4 cancels, so ∇J cannot grow.",
         "both grow": "The scatter does. ∇J = π(r − J) does not: r and J move together.",
     },
@@ -545,7 +691,8 @@ from bandits.theory import gradient_bandit as book
 curves = {}
 for offset in (4.0, 0.0):
     settings = book.Setup(runs=1000, mean=offset, log_every=40)
-    history = book.train(settings, book.OWN, [0.1, 0.4], [0.0, 0.0], dtype=torch.float64)  # share 0 of a baseline: none
+    # share 0 of a baseline: none
+    history = book.train(settings, book.OWN, [0.1, 0.4], [0.0, 0.0], dtype=torch.float64)
     curves[offset] = history.steps, history["optimal_action"]
 figure, [ax] = figures.new_figure(width=7.6, height=3.6)
 for offset, colour in ((4.0, "#b8320f"), (0.0, "#0057a3")):
@@ -553,18 +700,38 @@ for offset, colour in ((4.0, "#b8320f"), (0.0, "#0057a3")):
         steps, best = curves[offset][0], curves[offset][1][:, place]
         half = 1.96 * best.std(-1) / best.shape[-1] ** 0.5
         label = f"rewards near {offset:.0f}, α = {rate:g}"
-        figures.band(ax, steps, best.mean(-1), half, label=label, color=colour, linestyle=(figures.SOLID, figures.DASH)[place])
+        figures.band(
+            ax,
+            steps,
+            best.mean(-1),
+            half,
+            label=label,
+            color=colour,
+            linestyle=(figures.SOLID, figures.DASH)[place],
+        )
 for end in (book.PUBLISHED[0.1, False], book.PUBLISHED[0.4, False]):
     figures.expectation(ax, end, 1000, marker="D")
 ax.set_ylim(0, 1)
-figures.describe(ax, "The offset is all that differs (◇: the book's ends)", "pulls, one update each", "probability of the best arm")
+figures.describe(
+    ax,
+    "The offset is all that differs (◇: the book's ends)",
+    "pulls, one update each",
+    "probability of the best arm",
+)
 figures.label_ends(ax)
-lesson.picture(figure, "With rewards near 4 both curves end low, where the book's do; with the same arms near 0 both end far higher.")
+lesson.picture(
+    figure,
+    "With rewards near 4 both curves end low, where the book's do; with the same arms near 0 both"
+    " end far higher.",
+)
 
 # %%
 for rate, place in ((0.1, 0), (0.4, 1)):
     near_four, near_zero = (float(curves[offset][1][-1, place].mean()) for offset in (4.0, 0.0))
-    print(f"α = {rate}: rewards near 4 end at {near_four:.2f} (book {book.PUBLISHED[rate, False]}), near 0 at {near_zero:.2f}")
+    print(
+        f"α = {rate}: rewards near 4 end at {near_four:.2f} (book {book.PUBLISHED[rate, False]}),"
+        f" near 0 at {near_zero:.2f}"
+    )
 
 # %% [markdown]
 # $\nabla J$ was the same in all of it. Near 4, whatever is pulled first is praised fourfold, pulled again, and praised again.
@@ -586,12 +753,22 @@ paid = torch.stack([1 + offsets, offsets], -1)[None, :, None, None, None, :].exp
 chances = torch.stack([mean, 1 - mean], -1).expand(*grid, 1, 3, 2)
 many = Bandit(Discrete(paid, chances), Softmax.of(probability.expand(*grid, 1, 3)), group=1)
 rates = (10**exponents)[:, None, None].expand(grid)
-history = Learner(many, ladder.reinforce, SGD(rates), lesson.noise(*grid, dtype=torch.float64, use=1), log_every=5).train(300)
+history = Learner(
+    many, ladder.reinforce, SGD(rates), lesson.noise(*grid, dtype=torch.float64, use=1), log_every=5
+).train(300)
 sampled_steps = torch.tensor([0, *history.steps])
 start = torch.full((1, *grid), float(probability @ mean), dtype=torch.float64)
-sampled = torch.cat([start, history["expected_reward"] - offsets[:, None]])  # [logs, rate, offset, run]
+sampled = torch.cat(
+    [start, history["expected_reward"] - offsets[:, None]]
+)  # [logs, rate, offset, run]
 flows = [
-    follow(lambda log_prob: solution_closed_form(log_prob.exp(), mean), probability.log(), rate=float(10**x), steps=300).exp() @ mean
+    follow(
+        lambda log_prob: solution_closed_form(log_prob.exp(), mean),
+        probability.log(),
+        rate=float(10**x),
+        steps=300,
+    ).exp()
+    @ mean
     for x in exponents
 ]
 
@@ -604,7 +781,12 @@ def draw_climb(rate, offset):
     left.plot(sampled_steps, runs.mean(-1), color="#000000", linewidth=2.0)
     figures.expectation(left, flows[place], torch.arange(301))
     left.set_ylim(0.15, 0.85)
-    figures.describe(left, f"α = {rate:.2g}, offset {offset:+.0f}", "updates, one sample each", "J without the offset")
+    figures.describe(
+        left,
+        f"α = {rate:.2g}, offset {offset:+.0f}",
+        "updates, one sample each",
+        "J without the offset",
+    )
     right.hist(runs[-1].numpy(), bins=torch.linspace(0.2, 0.8, 25).tolist(), color="#555555")
     right.set_ylim(0, 100)
     figures.describe(right, "where 100 runs end", "J without the offset", "runs")
@@ -626,8 +808,9 @@ for offset in (4, -4, 0, -1):
     ends = sampled[-1, place, offset + 4]
     near = [int(((ends - pay).abs() < 0.05).sum()) for pay in (0.2, 0.5)]
     print(
-        f"α = {10 ** float(exponents[place]):.2f}, offset {offset:+d}: of 100 runs {100 * float(fine[place, offset + 4]):>3.0f} end above .75, "
-        f"{near[1]:>2} near .5, {near[0]:>2} near .2"
+        f"α = {10 ** float(exponents[place]):.2f}, offset {offset:+d}: of 100 runs"
+        f" {100 * float(fine[place, offset + 4]):>3.0f} end above .75, {near[1]:>2} near .5,"
+        f" {near[0]:>2} near .2"
     )
 
 # %% [markdown]
@@ -670,7 +853,9 @@ right_estimator = replace(ladder.reinforce, entropy_coef=0.05)
 
 def train(problem, estimator):
     noise = lesson.noise(100, dtype=torch.float64, use=2)
-    bandit = problem(Bernoulli(mean.expand(100, 1, 3)), Softmax.of(probability.expand(100, 1, 3)), group=8)
+    bandit = problem(
+        Bernoulli(mean.expand(100, 1, 3)), Softmax.of(probability.expand(100, 1, 3)), group=8
+    )
     history = Learner(bandit, estimator, SGD(0.5), noise, log_every=10).train(600)
     return history.steps, history["expected_reward"]
 
@@ -684,33 +869,64 @@ runs = {
 
 def draw_runs(limits=None):
     figure, [ax] = figures.new_figure(width=7.2, height=3.4)
-    for (label, (steps, values)), colour in zip(runs.items(), ("#b8860b", "#4a98e0", "#000000"), strict=True):
+    for (label, (steps, values)), colour in zip(
+        runs.items(), ("#b8860b", "#4a98e0", "#000000"), strict=True
+    ):
         low, high = values.quantile(0.05, -1), values.quantile(0.95, -1)
-        figures.band(ax, steps, (low + high) / 2, (high - low) / 2, label="_", color=colour, linestyle="-", linewidth=0)
+        figures.band(
+            ax,
+            steps,
+            (low + high) / 2,
+            (high - low) / 2,
+            label="_",
+            color=colour,
+            linestyle="-",
+            linewidth=0,
+        )
         text = label if limits is None else f"{label}: {limits[label][0]}"
         figures.band(ax, steps, values.mean(-1), label=text, color=colour, linestyle="-")
         if limits is not None:
             figures.expectation(ax, y=limits[label][1])
     ax.set_ylim(0.3, 0.85)
-    figures.describe(ax, "Three programs, all three end above where they began", "updates of eight samples", "J (bands: 90 % of runs)")
+    figures.describe(
+        ax,
+        "Three programs, all three end above where they began",
+        "updates of eight samples",
+        "J (bands: 90 % of runs)",
+    )
     figures.label_ends(ax)
     return figure
 
 
-lesson.picture(draw_runs(), "Run C climbs to about .8. Run A climbs slowly to .5, run B stays near .44. All three began at .41.")
+lesson.picture(
+    draw_runs(),
+    "Run C climbs to about .8. Run A climbs slowly to .5, run B stays near .44. All three began at"
+    " .41.",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-fault",
-    "Run A climbs from .41 to .5 and stays there in every single run. Run B hovers near .44 with scatter. Which is which?",
+    "Run A climbs from .41 to .5 and stays there in every single run. Run B hovers near .44 with"
+    " scatter. Which is which?",
     {
-        "A detached, B next arm": "Detached, only the entropy bonus is left: the policy drifts to uniform, and (.2 + .5 + .8)/3 = .5, without noise, since "
-        "no reward enters. The index error still uses rewards, so it is noisy.",
-        "A next arm, B detached": "Look at the scatter. A detached program never sees a reward, so nothing random is left in it: that is the run without a "
-        "band. And what would uniform play earn?",
-        "both detached": "A detached program has no noise at all: the entropy bonus is deterministic. Only one run looks like that.",
-        "neither: .5 is learning, only slower": "It rises, but it stops at exactly (.2 + .5 + .8)/3, which is what uniform play earns. It would do the same with all rewards "
-        "turned around.",
+        "A detached, B next arm": (
+            "Detached, only the entropy bonus is left: the policy drifts to uniform, and (.2 + .5 +"
+            " .8)/3 = .5, without noise, since no reward enters. The index error still uses"
+            " rewards, so it is noisy."
+        ),
+        "A next arm, B detached": (
+            "Look at the scatter. A detached program never sees a reward, so nothing random is left"
+            " in it: that is the run without a band. And what would uniform play earn?"
+        ),
+        "both detached": (
+            "A detached program has no noise at all: the entropy bonus is deterministic. Only one"
+            " run looks like that."
+        ),
+        "neither: .5 is learning, only slower": (
+            "It rises, but it stops at exactly (.2 + .5 + .8)/3, which is what uniform play earns."
+            " It would do the same with all rewards turned around."
+        ),
     },
     answer="A detached, B next arm",
 )
@@ -718,21 +934,38 @@ lesson.ask(
 
 # %% jupyter={"source_hidden": true}
 def limit(credited):
-    """J after many steps of the expected gradient Σ π_a r_a · score of credited[a], with the entropy bonus."""
+    """J after many steps of the expected gradient Σ π_a r_a · score of credited[a], with the
+    entropy bonus.
+    """
 
     def pull(log_prob):
         pi = log_prob.exp()
         entropy = -(pi * log_prob).sum()
-        push = torch.zeros(3, dtype=torch.float64) if credited is None else (pi * mean) @ softmax_score(log_prob)[credited]
+        push = (
+            torch.zeros(3, dtype=torch.float64)
+            if credited is None
+            else (pi * mean) @ softmax_score(log_prob)[credited]
+        )
         return push - 0.05 * pi * (log_prob + entropy)
 
     return float(follow(pull, probability.log(), rate=0.5, steps=4000)[-1].exp() @ mean)
 
 
-limits = {"run A": ("detached", limit(None)), "run B": ("next arm", limit([1, 2, 0])), "run C": ("right", limit([0, 1, 2]))}
-lesson.picture(draw_runs(limits), "Run A is detached, run B credits the next arm, run C is right; dashed lines are the exact limits.")
+limits = {
+    "run A": ("detached", limit(None)),
+    "run B": ("next arm", limit([1, 2, 0])),
+    "run C": ("right", limit([0, 1, 2])),
+}
+lesson.picture(
+    draw_runs(limits),
+    "Run A is detached, run B credits the next arm, run C is right; dashed lines are the exact"
+    " limits.",
+)
 for label, (fault, value) in limits.items():
-    print(f"{label}: {fault:<9} exact limit {value:.3f}, mean of the runs' last {float(runs[label][1][-1].mean()):.3f}")
+    print(
+        f"{label}: {fault:<9} exact limit {value:.3f}, mean of the runs' last"
+        f" {float(runs[label][1][-1].mean()):.3f}"
+    )
 
 # %% [markdown]
 # The dashed lines come from the expected gradient of each fault. A rising curve is no proof: **both** broken programs ended above where they began.
@@ -745,7 +978,8 @@ for label, (fault, value) in limits.items():
 # <!-- answers: 29 -->
 
 # %%
-shifted = copy_with(B3, score=B3.score[:, [2, 3, 4, 5, 0, 1]])  # each arm scored as the next: rows come in pairs (paid, not paid)
+# each arm scored as the next: rows come in pairs (paid, not paid)
+shifted = copy_with(B3, score=B3.score[:, [2, 3, 4, 5, 0, 1]])
 flipped = copy_with(B3, reward=-B3.reward)
 suspects = {
     "right": exact.microscope(ladder.reinforce, B3, 4),
@@ -756,7 +990,10 @@ suspects = {
 for name, seen in suspects.items():
     found = torch.zeros(3, dtype=torch.float64) if seen is None else seen.expected
     row = "  ".join(f"{x + 0.0:+.3f}" for x in found.tolist())
-    print(f"{name:<13} E[ĝ] = {row}   equal to ∇J to 1e-12: {torch.allclose(found, by_autograd, atol=1e-12)}")
+    print(
+        f"{name:<13} E[ĝ] = {row}   equal to ∇J to 1e-12:"
+        f" {torch.allclose(found, by_autograd, atol=1e-12)}"
+    )
 
 # %% [markdown]
 # This is how every estimator of this course is tested, and how your exercises are checked. Do it with your own code: a bandit with three arms

@@ -77,7 +77,10 @@ for b in (-100.0, 0.0, 0.41, 7.0):
 # is not $V$, which weighs each answer by how often the policy gives it.
 
 # %%
-probability, mean = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
+probability, mean = (
+    torch.tensor(B3_POLICY, dtype=torch.float64),
+    torch.tensor(B3_MEANS, dtype=torch.float64),
+)
 V = float(probability @ mean)
 print(f"V = Σ π r = {V:.3g},   plain average of the arms = {float(mean.mean()):.3g}")
 print("advantage of each arm's mean:", "  ".join(f"{x:+.2f}" for x in (mean - V).tolist()))
@@ -86,14 +89,25 @@ print(f"E[A] = Σ π A is 0: {abs(float(probability @ (mean - V))) < 1e-12}")
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-constant",
-    "You may use one constant `b` on B3, and want the least scatter. Rewards are 0 or 1, and `V` = .41. Which `b`?",
+    "You may use one constant `b` on B3, and want the least scatter. Rewards are 0 or 1, and `V` ="
+    " .41. Which `b`?",
     {
-        "b = 0: nothing added, nothing disturbed": "0 is a constant like any other. It would be best if the samples with large scores earned 0 on average.",
-        "b = V = .41: then the advantages are centred": "Close, and a good choice when you know nothing else. But what scatters is A times the score, "
-        "not A alone: samples of a rare arm have long scores and count for more.",
-        "a number above V": "The least scatter is at .503. The rare arms have the longer scores, and on B3 they are the better ones, so the "
-        "best constant leans towards their rewards.",
-        "b = 1, the largest reward": "Then every sample is a punishment or nothing. Allowed, by (2.1), and here about as noisy as no baseline at all.",
+        "b = 0: nothing added, nothing disturbed": (
+            "0 is a constant like any other. It would be best if the samples with large scores"
+            " earned 0 on average."
+        ),
+        "b = V = .41: then the advantages are centred": (
+            "Close, and a good choice when you know nothing else. But what scatters is A times the"
+            " score, not A alone: samples of a rare arm have long scores and count for more."
+        ),
+        "a number above V": (
+            "The least scatter is at .503. The rare arms have the longer scores, and on B3 they are"
+            " the better ones, so the best constant leans towards their rewards."
+        ),
+        "b = 1, the largest reward": (
+            "Then every sample is a punishment or nothing. Allowed, by (2.1), and here about as"
+            " noisy as no baseline at all."
+        ),
     },
     answer="a number above V",
 )
@@ -140,15 +154,26 @@ def test_best_constant(attempt):
     from bandits.environments import Bernoulli
     from bandits.exact import outcomes
 
-    for policy, means in ((B3_POLICY, B3_MEANS), ((0.9, 0.1), (0.2, 0.7)), ((0.7, 0.1, 0.1, 0.1), (0.9, 0.1, 0.5, 0.3))):
+    for policy, means in (
+        (B3_POLICY, B3_MEANS),
+        ((0.9, 0.1), (0.2, 0.7)),
+        ((0.7, 0.1, 0.1, 0.1), (0.9, 0.1, 0.5, 0.3)),
+    ):
         pi, mu = torch.tensor(policy, dtype=torch.float64), torch.tensor(means, dtype=torch.float64)
         listed = outcomes(Bernoulli(mu[None]), pi.log()[None])
-        # a second way: the lowest point of the parabola through the enumerated variances at b = 0, ½, 1
-        low, middle, high = (exact.microscope(replace(ladder.reinforce, baseline=Constant(b)), listed, 1).variance for b in (0.0, 0.5, 1.0))
+        # a second way: the lowest point of the parabola through the enumerated variances at b = 0,
+        # ½, 1
+        low, middle, high = (
+            exact.microscope(replace(ladder.reinforce, baseline=Constant(b)), listed, 1).variance
+            for b in (0.0, 0.5, 1.0)
+        )
         want = (3 * low - 4 * middle + high) / (4 * (low + high - 2 * middle))
         got = float(attempt(pi, mu))
         if abs(got - want) > 1e-8:
-            return f"for π = {policy} and means {means} it gives {got:.4g}; the enumerated variance is least at {want:.4g}"
+            return (
+                f"for π = {policy} and means {means} it gives {got:.4g}; the enumerated variance is"
+                f" least at {want:.4g}"
+            )
     return None
 
 
@@ -163,9 +188,16 @@ best_constant = lesson.exercise(
     "Write b* of (2.5) for one question and a softmax over its own logits.",
     test=test_best_constant,
     solution=solution_best_constant,
-    wrong=[lambda pi, mean: (pi * mean).sum(), lambda pi, mean: mean.mean(), lambda pi, mean: ((1 - pi) * mean).sum() / (1 - pi).sum()],
+    wrong=[
+        lambda pi, mean: (pi * mean).sum(),
+        lambda pi, mean: mean.mean(),
+        lambda pi, mean: ((1 - pi) * mean).sum() / (1 - pi).sum(),
+    ],
     hints=[
-        "You need the squared length of each arm's score. The score of arm a is 1 − π_a at its own place and −π_c at every other.",
+        (
+            "You need the squared length of each arm's score. The score of arm a is 1 − π_a at its"
+            " own place and −π_c at every other."
+        ),
         "‖s_a‖² = (1 − π_a)² + Σ_{c≠a} π_c² = 1 − 2π_a + Σ_c π_c².",
         "Weigh each arm with w_a = π_a ‖s_a‖², then b* = Σ w_a r_a / Σ w_a.",
     ],
@@ -186,8 +218,14 @@ best_constant.check(my_best_constant)
 # of the lesson.
 
 # %%
-pi, pay = torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([0.2, 0.7], dtype=torch.float64)
-print(f"V = {float(pi @ pay):.3g},  b* = {float(solution_best_constant(pi, pay)):.3g},  exchanged: {float(pi.flip(0) @ pay):.3g}")
+pi, pay = (
+    torch.tensor([0.9, 0.1], dtype=torch.float64),
+    torch.tensor([0.2, 0.7], dtype=torch.float64),
+)
+print(
+    f"V = {float(pi @ pay):.3g},  b* = {float(solution_best_constant(pi, pay)):.3g},  exchanged:"
+    f" {float(pi.flip(0) @ pay):.3g}"
+)
 
 # %% [markdown]
 # One constant for each logit $d$ is better still:
@@ -201,12 +239,21 @@ print(f"V = {float(pi @ pay):.3g},  b* = {float(solution_best_constant(pi, pay))
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "shifted",
-    "All rewards of B3 go up by 4. What happens to the variance of one sample's gradient without a baseline, and with `b = V`?",
+    "All rewards of B3 go up by 4. What happens to the variance of one sample's gradient without a"
+    " baseline, and with `b = V`?",
     {
         "both grow": "With b = V, the 4 is in R and in V, and cancels in every single sample.",
-        "without: some 40 times as large; with V: unchanged": "R is now 4 or 5 in place of 0 or 1, and its square enters (2.4). With V the same A as before.",
-        "without: 4 times as large; with V: unchanged": "The right idea. But the variance is quadratic in R, and R goes from 0 or 1 to 4 or 5.",
-        "neither changes: E[s] = 0": "E[s] = 0 keeps the mean where it is. The variance is about E[(R − b)²‖s‖²], which has no reason to stay.",
+        "without: some 40 times as large; with V: unchanged": (
+            "R is now 4 or 5 in place of 0 or 1, and its square enters (2.4). With V the same A as"
+            " before."
+        ),
+        "without: 4 times as large; with V: unchanged": (
+            "The right idea. But the variance is quadratic in R, and R goes from 0 or 1 to 4 or 5."
+        ),
+        "neither changes: E[s] = 0": (
+            "E[s] = 0 keeps the mean where it is. The variance is about E[(R − b)²‖s‖²], which has"
+            " no reason to stay."
+        ),
     },
     answer="without: some 40 times as large; with V: unchanged",
 )
@@ -215,7 +262,12 @@ lesson.ask(
 print("offset   none     V        best constant   best per logit")
 for offset in (0.0, 4.0):
     listed = b3(offset=offset)
-    baselines = 0.0, exact.objective(listed), exact.optimal_baseline(listed), exact.optimal_baseline_per_coordinate(listed)
+    baselines = (
+        0.0,
+        exact.objective(listed),
+        exact.optimal_baseline(listed),
+        exact.optimal_baseline_per_coordinate(listed),
+    )
     row = [float(exact.variance_at_baseline(listed, b)) for b in baselines]
     print(f"{offset:>4g}     {row[0]:<7.4g}  {row[1]:.4f}   {row[2]:.4f}          {row[3]:.4f}")
 
@@ -232,15 +284,21 @@ for ax, offset, title in ((near, 0.0, "Rewards 0 and 1"), (far, 4.0, "The same, 
         ("V", "#b8860b", exact.objective(listed)),
         ("b*", "#0057a3", float(exact.optimal_baseline(listed))),
     ):
-        seen = exact.microscope(replace(ladder.reinforce, baseline=Constant(at)), listed, 1).variance
+        seen = exact.microscope(
+            replace(ladder.reinforce, baseline=Constant(at)), listed, 1
+        ).variance
         ax.plot(at, seen, "o", color=colour, markersize=8)
         places = {"none": (8, 4), "V": (-16, 12), "b*": (8, 12)}
-        ax.annotate(label, (at, seen), xytext=places[label], textcoords="offset points", color=colour)
+        ax.annotate(
+            label, (at, seen), xytext=places[label], textcoords="offset points", color=colour
+        )
     ax.set_ylim(bottom=0)
     ax.set_xticks([-0.5, 0, 0.5, 1, 1.5] if not offset else range(7))
     figures.describe(ax, title, "baseline b", "variance of one sample's ĝ")
 lesson.picture(
-    figure, "Equal parabolas on different axes, the second four further right: none stands far up its slope, V and b* lie at the bottom."
+    figure,
+    "Equal parabolas on different axes, the second four further right: none stands far up its"
+    " slope, V and b* lie at the bottom.",
 )
 
 # %% [markdown]
@@ -263,9 +321,16 @@ lesson.ask(
     "Batches of two samples of B3, `b` their mean. What is E[ĝ]?",
     {
         "∇J, as always": "b contains R_i, so E[b s_i] is not 0: it is E[R_i s_i]/2.",
-        "half of ∇J": "A sample is judged by a mean that is half itself. E[b s_i] = E[R_i s_i]/N, so (N − 1)/N of ∇J is left.",
-        "∇J plus something in another direction": "What is lost is E[R_i s_i]/N, and that is ∇J/N: the same direction.",
-        "0: the two advantages cancel": "A₁ = −A₂, but the two scores differ, so A₁s₁ + A₂s₂ is not 0.",
+        "half of ∇J": (
+            "A sample is judged by a mean that is half itself. E[b s_i] = E[R_i s_i]/N, so (N −"
+            " 1)/N of ∇J is left."
+        ),
+        "∇J plus something in another direction": (
+            "What is lost is E[R_i s_i]/N, and that is ∇J/N: the same direction."
+        ),
+        "0: the two advantages cancel": (
+            "A₁ = −A₂, but the two scores differ, so A₁s₁ + A₂s₂ is not 0."
+        ),
     },
     answer="half of ∇J",
 )
@@ -275,7 +340,8 @@ for samples in (2, 4, 8, 32):
     seen = exact.microscope(ladder.baseline, B3, samples)
     ratio = float(seen.expected @ seen.gradient / seen.gradient.square().sum())
     print(
-        f"N = {samples:>2}: E[ĝ] = {ratio:.4g} · ∇J,  (N − 1)/N = {(samples - 1) / samples:.4g},  cosine is 1: {abs(seen.cosine - 1) < 1e-12}"
+        f"N = {samples:>2}: E[ĝ] = {ratio:.4g} · ∇J,  (N − 1)/N = {(samples - 1) / samples:.4g}, "
+        f" cosine is 1: {abs(seen.cosine - 1) < 1e-12}"
     )
 
 # %% [markdown]
@@ -306,19 +372,28 @@ def test_leave_one_out(attempt):
     rewards = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, -1.0]], dtype=torch.float64)
     got = torch.as_tensor(attempt(rewards))
     if got.shape != rewards.shape:
-        return f"for rewards of shape (2, 3) it gives the shape {tuple(got.shape)}; every sample has a baseline of its own"
+        return (
+            f"for rewards of shape (2, 3) it gives the shape {tuple(got.shape)}; every sample has a"
+            " baseline of its own"
+        )
     for row in range(2):
         for i in range(3):
             want = sum(float(rewards[row, j]) for j in range(3) if j != i) / 2
             if abs(float(got[row, i]) - want) > 1e-9:
                 shown = ", ".join(f"{x:g}" for x in rewards[row].tolist())
-                return f"for rewards ({shown}) sample {i + 1} gets {float(got[row, i]):.3g}; the mean of the other two is {want:.3g}"
+                return (
+                    f"for rewards ({shown}) sample {i + 1} gets {float(got[row, i]):.3g}; the mean"
+                    f" of the other two is {want:.3g}"
+                )
     every = exact.every_group(ladder.reinforce, B3, 3)  # all groups of three, with their chances
     outcome = every.outcome[:, 0]
     reward, score = B3.total_reward[0][outcome], B3.total_score[0][outcome]
     average = torch.einsum("m,mg,mgd->d", every.chance, reward - attempt(reward), score) / 3
     if not torch.allclose(average, exact.gradient(B3), atol=1e-9):
-        return f"averaged over all groups of three on B3 the first logit gets {float(average[0]):.3g}; ∇J has {float(exact.gradient(B3)[0]):.3g}"
+        return (
+            f"averaged over all groups of three on B3 the first logit gets {float(average[0]):.3g};"
+            f" ∇J has {float(exact.gradient(B3)[0]):.3g}"
+        )
     return None
 
 
@@ -376,11 +451,20 @@ loo_exercise.check(my_leave_one_out)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "two-samples",
-    "Two samples of one question per update. Which gradient is noisier on B3 (rewards 0 and 1): REINFORCE without any baseline, or RLOO?",
+    "Two samples of one question per update. Which gradient is noisier on B3 (rewards 0 and 1):"
+    " REINFORCE without any baseline, or RLOO?",
     {
-        "REINFORCE: a baseline reduces variance": "A known baseline near b* does. This one is a single other reward, 0 or 1, and its noise comes on top.",
-        "RLOO": "Each sample is compared with one coin. The price in (2.9), .168/2, is more than the saving. From three samples on it pays.",
-        "equal: both use the same two samples": "They use them differently. (2.9) at G = 2 is .155, REINFORCE's .294/2 is .147.",
+        "REINFORCE: a baseline reduces variance": (
+            "A known baseline near b* does. This one is a single other reward, 0 or 1, and its"
+            " noise comes on top."
+        ),
+        "RLOO": (
+            "Each sample is compared with one coin. The price in (2.9), .168/2, is more than the"
+            " saving. From three samples on it pays."
+        ),
+        "equal: both use the same two samples": (
+            "They use them differently. (2.9) at G = 2 is .155, REINFORCE's .294/2 is .147."
+        ),
     },
     answer="RLOO",
 )
@@ -403,7 +487,10 @@ for group in (2, 3, 4, 8, 16):
 # RLOO is quieter above it. Where $V_0\le V_J$ there is nothing to save, and it never is.
 
 # %%
-print(f"B3:             RLOO is quieter than no baseline above G = {float(exact.rloo_crossover(B3)):.3g}")
+print(
+    "B3:             RLOO is quieter than no baseline above G ="
+    f" {float(exact.rloo_crossover(B3)):.3g}"
+)
 print(f"B3, rewards +4: above G = {float(exact.rloo_crossover(b3(offset=4.0))):.3g}")
 lesson.code(exact.rloo_covariance, exact.rloo_crossover)
 
@@ -419,10 +506,15 @@ lesson.code(exact.rloo_covariance, exact.rloo_crossover)
 # %% jupyter={"source_hidden": true}
 batches = 3000
 sampling = exact.probability(B3)[0].cumsum(0)[:-1].contiguous()
-drawn = torch.searchsorted(sampling, lesson.noise(dtype=torch.float64).uniform(batches, 64))  # [batches, 64] outcome numbers
+# [batches, 64] outcome numbers
+drawn = torch.searchsorted(sampling, lesson.noise(dtype=torch.float64).uniform(batches, 64))
 length = float(exact.gradient(B3).norm())
 along = B3.total_score[0] @ (exact.gradient(B3) / length)  # [outcomes] score along ∇J
-KNOWN = {"none": lambda listed: 0.0, "V": exact.objective, "best constant": lambda listed: float(exact.optimal_baseline(listed))}
+KNOWN = {
+    "none": lambda listed: 0.0,
+    "V": exact.objective,
+    "best constant": lambda listed: float(exact.optimal_baseline(listed)),
+}
 
 
 def draw_scatter(group, baseline, offset):
@@ -438,7 +530,9 @@ def draw_scatter(group, baseline, offset):
         variance = shrink**2 * float(u @ exact.rloo_covariance(listed, group)[0] @ u)
     found = ((reward - b) * along[outcome]).mean(-1)
     figure, [ax] = figures.new_figure(width=7.6, height=3.4)
-    counts, _, _ = ax.hist(found.clamp(-1.2, 1.2).numpy(), bins=torch.linspace(-1.2, 1.2, 61).tolist(), color="#8fb3d9")
+    counts, _, _ = ax.hist(
+        found.clamp(-1.2, 1.2).numpy(), bins=torch.linspace(-1.2, 1.2, 61).tolist(), color="#8fb3d9"
+    )
     figures.expectation(ax, x=length)
     ax.axvline(0, color="#999999", linewidth=0.8)
     top, centre = float(counts.max()), shrink * length
@@ -446,7 +540,10 @@ def draw_scatter(group, baseline, offset):
     ax.set_xlim(-1.25, 1.25)
     ax.set_ylim(-0.12 * top, 1.08 * top)
     wrong_way = float((found < 0).double().mean())
-    title = f"{baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × its mean, {wrong_way:.0%} of batches point down"
+    title = (
+        f"{baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × its mean, {wrong_way:.0%}"
+        " of batches point down"
+    )
     figures.describe(ax, title, "ĝ along ∇J (beyond ±1.2: in the last bars)", "batches of 3,000")
     return figure
 
@@ -456,7 +553,9 @@ lesson.explore(
     draw_scatter,
     "put the offset to 4 and change the baseline; then go down to two samples",
     group=course.lesson.Slider(2, 64, 1, 8, "samples G"),
-    baseline=course.lesson.Choice(["none", "V", "best constant", "mean of the batch", "leave one out"], "none", "baseline"),
+    baseline=course.lesson.Choice(
+        ["none", "V", "best constant", "mean of the batch", "leave one out"], "none", "baseline"
+    ),
     offset=course.lesson.Slider(0.0, 4.0, 0.5, 0.0, "offset of all rewards"),
 )
 
@@ -471,9 +570,15 @@ lesson.explore(
 from bandits.theory.cases import cases
 
 pair, table = cases()["two prompts"], ["                               G = 2    G = 4    G = 8"]
-for label, rung in (("batch mean", "baseline"), ("leave one out, per question", "rloo"), ("each question's V known", "ppo_value")):
+for label, rung in (
+    ("batch mean", "baseline"),
+    ("leave one out, per question", "rloo"),
+    ("each question's V known", "ppo_value"),
+):
     row = [exact.microscope(ladder.get(rung).estimator, pair, group) for group in (2, 4, 8)]
-    table.append(f"{label:<29}  " + "    ".join(f"{one.std / float(one.expected.norm()):.3f}" for one in row))
+    table.append(
+        f"{label:<29}  " + "    ".join(f"{one.std / float(one.expected.norm()):.3f}" for one in row)
+    )
 print("\n".join(table))
 
 # %% [markdown]
@@ -490,11 +595,17 @@ print("\n".join(table))
 # %%
 from course.rollout import Rollout
 
-rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)  # an easier and a hard question
+# an easier and a hard question
+rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
 log_prob = torch.zeros(2, 4, 1, dtype=torch.float64)
-rollout = Rollout(rewards.unsqueeze(-1), log_prob, torch.ones(2, 4, 1, dtype=torch.bool), ref_log_prob=log_prob)
+rollout = Rollout(
+    rewards.unsqueeze(-1), log_prob, torch.ones(2, 4, 1, dtype=torch.bool), ref_log_prob=log_prob
+)
 for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
-    rows = ["  ".join(f"{x:+.2f}" for x in row) for row in ladder.get(name).estimator.freeze(rollout).advantage[..., 0].tolist()]
+    rows = [
+        "  ".join(f"{x:+.2f}" for x in row)
+        for row in ladder.get(name).estimator.freeze(rollout).advantage[..., 0].tolist()
+    ]
     print(f"{name:<22} easier: {rows[0]}     hard: {rows[1]}")
 
 # %% [markdown]
@@ -511,27 +622,50 @@ for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
 from bandits.theory import gradient_bandit as book
 
 settings = book.Setup(runs=1000, log_every=40)
-history = book.train(settings, book.OWN, [0.1, 0.4, 0.1, 0.4], [1.0, 1.0, 0.0, 0.0], dtype=torch.float64)  # share of the baseline: 1 or 0
+# share of the baseline: 1 or 0
+history = book.train(
+    settings, book.OWN, [0.1, 0.4, 0.1, 0.4], [1.0, 1.0, 0.0, 0.0], dtype=torch.float64
+)
 ends = history["optimal_action"][-1].mean(-1)
 figure, [ax] = figures.new_figure(width=7.6, height=3.4)
 curves = [(0.1, True), (0.4, True), (0.1, False), (0.4, False)]
 for place, (rate, used) in enumerate(curves):
     best_arm = history["optimal_action"][:, place]
     half = 1.96 * best_arm.std(-1) / best_arm.shape[-1] ** 0.5
-    style = {"color": "#b8860b" if used else "#000000", "linestyle": figures.SOLID if rate == 0.1 else figures.DASH}
-    figures.band(ax, history.steps, best_arm.mean(-1), half, label=f"{'running mean' if used else 'none'}, α = {rate:g}", **style)
+    style = {
+        "color": "#b8860b" if used else "#000000",
+        "linestyle": figures.SOLID if rate == 0.1 else figures.DASH,
+    }
+    figures.band(
+        ax,
+        history.steps,
+        best_arm.mean(-1),
+        half,
+        label=f"{'running mean' if used else 'none'}, α = {rate:g}",
+        **style,
+    )
     figures.expectation(ax, book.PUBLISHED[rate, used], 1000, marker="D")
 ax.set_ylim(0, 1)
-figures.describe(ax, "The gradient bandit (◇: the book's ends)", "pulls, one update each", "probability of the best arm")
+figures.describe(
+    ax,
+    "The gradient bandit (◇: the book's ends)",
+    "pulls, one update each",
+    "probability of the best arm",
+)
 figures.label_ends(ax)
-lesson.picture(figure, "With a running mean as baseline both curves end near the book's .86 and .73; without, near .49 and .27.")
+lesson.picture(
+    figure,
+    "With a running mean as baseline both curves end near the book's .86 and .73; without, near .49"
+    " and .27.",
+)
 
 # %%
 errors = (history["optimal_action"][-1].std(-1) / settings.runs**0.5).tolist()
 for (rate, used), end, error in zip(curves, ends.tolist(), errors, strict=True):
     off = book.printed_error(book.PUBLISHED[rate, used])
     print(
-        f"α = {rate}, {'running mean' if used else 'none        '}: {end:.2f} ± {error:.2f}   book {book.PUBLISHED[rate, used]} ± {off:.2f}"
+        f"α = {rate}, {'running mean' if used else 'none        '}: {end:.2f} ± {error:.2f}   book"
+        f" {book.PUBLISHED[rate, used]} ± {off:.2f}"
     )
 
 # %% [markdown]
@@ -542,7 +676,9 @@ for (rate, used), end, error in zip(curves, ends.tolist(), errors, strict=True):
 # %%
 ends_by_rule = {}
 for rule in book.RULES:
-    short = book.train(book.Setup(runs=1000, log_every=1000), rule, [0.4], [1.0], dtype=torch.float64)
+    short = book.train(
+        book.Setup(runs=1000, log_every=1000), rule, [0.4], [1.0], dtype=torch.float64
+    )
     ends_by_rule[rule] = float(short["optimal_action"][-1].mean())
 print("\n".join(f"{rule:<26} ends at {end:.2f}" for rule, end in ends_by_rule.items()))
 
@@ -568,7 +704,9 @@ from course.train.optim import SGD
 
 
 class Predicted(Bandit):
-    """A bandit that stores a prediction with each sample; `predict(π [..., K], action [..., G])` makes it."""
+    """A bandit that stores a prediction with each sample; `predict(π [..., K], action [..., G])`
+    makes it.
+    """
 
     predict = None
 
@@ -589,39 +727,72 @@ order = {"run A": "−V, the sign slipped", "run B": "Q(q, o), of the arm pulled
 trained = {}
 for label, what in order.items():
     problem = type("Predicted", (Predicted,), {"predict": staticmethod(subtracted[what])})
-    bandit = problem(Bernoulli(mean.expand(200, 1, 3)), Softmax.of(probability.expand(200, 1, 3)), group=2)
+    bandit = problem(
+        Bernoulli(mean.expand(200, 1, 3)), Softmax.of(probability.expand(200, 1, 3)), group=2
+    )
     noise = lesson.noise(200, dtype=torch.float64, use=1)
-    history = Learner(bandit, replace(ladder.reinforce, baseline=Value()), SGD(0.2), noise, log_every=10).train(400)
+    history = Learner(
+        bandit, replace(ladder.reinforce, baseline=Value()), SGD(0.2), noise, log_every=10
+    ).train(400)
     trained[label] = history.steps, history["expected_reward"]
 
 
 def draw_runs(reveal):
     figure, [ax] = figures.new_figure(width=7.6, height=3.5)
-    for (label, (steps, values)), colour in zip(trained.items(), ("#b8860b", "#4a98e0", "#000000"), strict=True):
+    for (label, (steps, values)), colour in zip(
+        trained.items(), ("#b8860b", "#4a98e0", "#000000"), strict=True
+    ):
         low, high = values.quantile(0.05, -1), values.quantile(0.95, -1)
-        figures.band(ax, steps, (low + high) / 2, (high - low) / 2, label="_", color=colour, linestyle="-", linewidth=0)
-        text = f"{label}: {order[label].partition(', ')[0] if label == 'run A' else order[label].partition(', of')[0]}" if reveal else label
+        figures.band(
+            ax,
+            steps,
+            (low + high) / 2,
+            (high - low) / 2,
+            label="_",
+            color=colour,
+            linestyle="-",
+            linewidth=0,
+        )
+        until = ", " if label == "run A" else ", of"
+        text = (
+            f"{label}: {order[label].partition(until)[0]}"
+            if reveal
+            else label
+        )
         figures.band(ax, steps, values.mean(-1), label=text, color=colour, linestyle="-")
     ax.set_ylim(0.2, 0.85)
-    figures.describe(ax, "Three programs, one learning rate", "updates of two samples", "J (bands: 90 % of runs)")
+    figures.describe(
+        ax, "Three programs, one learning rate", "updates of two samples", "J (bands: 90 % of runs)"
+    )
     figures.label_ends(ax)
     return figure
 
 
 lesson.picture(
     draw_runs(False),
-    "Run C rises to .79 with a narrow band, run A too with a wide one. Run B stays near .41 on average while its band widens.",
+    "Run C rises to .79 with a narrow band, run A too with a wide one. Run B stays near .41 on"
+    " average while its band widens.",
 )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-fault",
-    "Run B does not move on average, yet single runs wander off in both directions. Run A learns, with more scatter than C. Who is who?",
+    "Run B does not move on average, yet single runs wander off in both directions. Run A learns,"
+    " with more scatter than C. Who is who?",
     {
-        "A −V, B Q(q, o)": "−V is a constant as far as the sample is concerned: (2.1) holds, only the scatter grows. Q(q, o) depends on the answer drawn. "
-        "R − Q(q, o) is pure luck, and luck has no gradient.",
-        "A Q(q, o), B −V": "A wrong sign in b is no wrong sign in the gradient. By (2.1) E[ĝ] is ∇J for every constant, also for −V: it can only be the noisier one.",
-        "both are V, with a smaller learning rate in B": "A smaller learning rate learns more slowly with less scatter. B does not learn at all, and scatters.",
+        "A −V, B Q(q, o)": (
+            "−V is a constant as far as the sample is concerned: (2.1) holds, only the scatter"
+            " grows. Q(q, o) depends on the answer drawn. R − Q(q, o) is pure luck, and luck has no"
+            " gradient."
+        ),
+        "A Q(q, o), B −V": (
+            "A wrong sign in b is no wrong sign in the gradient. By (2.1) E[ĝ] is ∇J for every"
+            " constant, also for −V: it can only be the noisier one."
+        ),
+        "both are V, with a smaller learning rate in B": (
+            "A smaller learning rate learns more slowly with less scatter. B does not learn at all,"
+            " and scatters."
+        ),
     },
     answer="A −V, B Q(q, o)",
 )
@@ -631,8 +802,13 @@ for label in trained:
     what = subtracted[order[label]]
     arms = torch.arange(6) // 2  # the arm of each of B3's six outcomes
     b = what(probability.expand(6, 3), arms) + torch.zeros(6, dtype=torch.float64)
-    expected = torch.einsum("k,k,kd->d", exact.probability(B3)[0], B3.total_reward[0] - b, B3.total_score[0])
-    print(f"{label}: {order[label]:<27} E[ĝ] =", "  ".join(f"{x:+.3f}" for x in (expected.round(decimals=6) + 0.0).tolist()))
+    expected = torch.einsum(
+        "k,k,kd->d", exact.probability(B3)[0], B3.total_reward[0] - b, B3.total_score[0]
+    )
+    print(
+        f"{label}: {order[label]:<27} E[ĝ] =",
+        "  ".join(f"{x:+.3f}" for x in (expected.round(decimals=6) + 0.0).tolist()),
+    )
 lesson.picture(draw_runs(True), "Run A subtracts −V, run B subtracts Q(q, o), run C subtracts V.")
 
 # %% [markdown]
@@ -656,28 +832,59 @@ lesson.picture(draw_runs(True), "Run A subtracts −V, run B subtracts Q(q, o), 
 from bandits.theory import committal
 
 where = committal.ThreeArms()
-rewards, start = torch.tensor(where.rewards, dtype=torch.float64), torch.tensor(where.start, dtype=torch.float64).log_softmax(0)
+rewards, start = (
+    torch.tensor(where.rewards, dtype=torch.float64),
+    torch.tensor(where.start, dtype=torch.float64).log_softmax(0),
+)
 star = float(committal.least_variance_baseline(start, rewards))
-print("policy at the start:", "  ".join(f"{x:.4f}" for x in start.exp().tolist()), f"   V = {float(start.exp() @ rewards):.3f}")
-for label, b in (("b* − ½", star - 0.5), ("b*", star), ("b* + ½", star + 0.5), ("V", float(start.exp() @ rewards))):
-    print(f"{label:<7} b = {b:.3f}   variance of one step {float(committal.natural_variance(start, rewards, b)):.3g}")
+print(
+    "policy at the start:",
+    "  ".join(f"{x:.4f}" for x in start.exp().tolist()),
+    f"   V = {float(start.exp() @ rewards):.3f}",
+)
+for label, b in (
+    ("b* − ½", star - 0.5),
+    ("b*", star),
+    ("b* + ½", star + 0.5),
+    ("V", float(start.exp() @ rewards)),
+):
+    print(
+        f"{label:<7} b = {b:.3f}   variance of one step"
+        f" {float(committal.natural_variance(start, rewards, b)):.3g}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "fates",
-    "200 runs of 1,000 updates each, b* recomputed at every update. Which baseline lets the most runs end without the best arm (π₁ < ½)?",
+    "200 runs of 1,000 updates each, b* recomputed at every update. Which baseline lets the most"
+    " runs end without the best arm (π₁ < ½)?",
     {
-        "V: by far the largest variance": "V is the noisiest at the start, and hardly a run misses. Variance is not what decides.",
-        "b* − ½ and b* + ½ alike: the same variance": "The same variance at every policy. But a pull of the middle arm is good news to one of them, and bad news to the other.",
-        "b* − ½": "At the start b* − ½ = .48 < .7: the middle arm is good news, is pulled more often, and is good news again. b* + ½ = 1.48 makes "
-        "everything bad news, so what is pulled comes down, and the policy keeps looking.",
-        "b* + ½": "It makes every pull bad news for a while, which is uncomfortable and drives the policy to explore.",
+        "V: by far the largest variance": (
+            "V is the noisiest at the start, and hardly a run misses. Variance is not what decides."
+        ),
+        "b* − ½ and b* + ½ alike: the same variance": (
+            "The same variance at every policy. But a pull of the middle arm is good news to one of"
+            " them, and bad news to the other."
+        ),
+        "b* − ½": (
+            "At the start b* − ½ = .48 < .7: the middle arm is good news, is pulled more often, and"
+            " is good news again. b* + ½ = 1.48 makes everything bad news, so what is pulled comes"
+            " down, and the policy keeps looking."
+        ),
+        "b* + ½": (
+            "It makes every pull bad news for a while, which is uncomfortable and drives the policy"
+            " to explore."
+        ),
     },
     answer="b* − ½",
 )
 
 # %%
-kinds, rates, runs = ("below", "best", "above", "value"), torch.tensor([0.1, 0.4], dtype=torch.float64), 200
+kinds, rates, runs = (
+    ("below", "best", "above", "value"),
+    torch.tensor([0.1, 0.4], dtype=torch.float64),
+    200,
+)
 bandit = committal.problem(where, kinds, start.expand(4, 2, runs, -1))
 teacher = committal.learner(bandit, rates[:, None].expand(4, 2, runs).contiguous(), 0)
 path = [bandit.arm_policy.log_probs().detach()[..., 0, :].exp()]
@@ -691,7 +898,8 @@ for label, row in zip(("b* − ½", "b*", "b* + ½", "V"), missed.tolist()):
     print(f"{label:<30} {row[0]:>6.0%}    {row[1]:>6.0%}")
 
 # %% jupyter={"source_hidden": true}
-corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)  # best, middle, worst arm
+# best, middle, worst arm
+corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)
 figure, panels = figures.new_figure(1, 3, width=9, height=3.0)
 for ax, kind, label in zip(panels, (0, 2, 3), ("b* − ½", "b* + ½", "V"), strict=True):
     ax.plot(*torch.cat([corners, corners[:1]]).T, color="#777777", linewidth=0.8)
@@ -699,13 +907,31 @@ for ax, kind, label in zip(panels, (0, 2, 3), ("b* − ½", "b* + ½", "V"), str
         way = path[:, kind, 0, run] @ corners
         found = bool(path[-1, kind, 0, run, 0] >= 0.5)
         ax.plot(*way.T, color="#0057a3" if found else "#b8320f", linewidth=0.9, alpha=0.6)
-    for corner, text, shift in zip(corners, ("pays 1", "pays .7", "pays 0: start"), ((-4, -14), (-30, -14), (8, -4)), strict=True):
-        ax.annotate(text, corner.tolist(), xytext=shift, textcoords="offset points", color=figures.INK, fontsize=10)
+    for corner, text, shift in zip(
+        corners,
+        ("pays 1", "pays .7", "pays 0: start"),
+        ((-4, -14), (-30, -14), (8, -4)),
+        strict=True,
+    ):
+        ax.annotate(
+            text,
+            corner.tolist(),
+            xytext=shift,
+            textcoords="offset points",
+            color=figures.INK,
+            fontsize=10,
+        )
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set_ylim(-0.14, 0.95)
-    ax.set_title(f"{label}: {float(missed[kind, 0]):.0%} missed", loc="left", fontsize=12, color=figures.INK)
-lesson.picture(figure, "Paths on the simplex, step .1: with b* − ½ many end (red) at the arm that pays .7; with b* + ½ few, with V none.")
+    ax.set_title(
+        f"{label}: {float(missed[kind, 0]):.0%} missed", loc="left", fontsize=12, color=figures.INK
+    )
+lesson.picture(
+    figure,
+    "Paths on the simplex, step .1: with b* − ½ many end (red) at the arm that pays .7; with b* + ½"
+    " few, with V none.",
+)
 
 # %% [markdown]
 # $b^*$ is a mean of the rewards, so $b^*-\frac12$ is at most $\frac12$: a pull of the arm that pays .7 is good news at **every** policy, and it may

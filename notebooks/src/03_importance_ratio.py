@@ -70,13 +70,19 @@ lesson.code(ladder.surrogate.log_ratio)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "how-far",
-    "The advantage in (3.2) was measured under the OLD policy. How far may π_θ move from π_old before E_old[ρA] stops being the "
-    "improvement J(π_θ) − J(π_old)?",
+    "The advantage in (3.2) was measured under the OLD policy. How far may π_θ move from π_old"
+    " before E_old[ρA] stops being the improvement J(π_θ) − J(π_old)?",
     {
-        "A small step: it is the first term of an expansion": "That is so where a move changes which states are visited, as in the "
-        "long episodes TRPO was made for. Here the prompt comes from outside and nothing was expanded.",
-        "As long as ρ stays between 0.8 and 1.2": "No step of the derivation asks anything of the size of ρ.",
-        "Any distance": "Every step of (3.2) is an equality. The next cell goes far enough to see it.",
+        "A small step: it is the first term of an expansion": (
+            "That is so where a move changes which states are visited, as in the long episodes TRPO"
+            " was made for. Here the prompt comes from outside and nothing was expanded."
+        ),
+        "As long as ρ stays between 0.8 and 1.2": (
+            "No step of the derivation asks anything of the size of ρ."
+        ),
+        "Any distance": (
+            "Every step of (3.2) is an equality. The next cell goes far enough to see it."
+        ),
     },
     answer="Any distance",
 )
@@ -95,7 +101,11 @@ for strength in (0.1, 1.0, 5.0):
     listed = far.bernoulli_arms(moved, old.log())
     value, spread = far.objective_moments(surrogate, listed, group=8)
     gain = float(moved.exp() @ mean) - J_old
-    print(f"{strength:>4}   {far.distance(listed):<13.3g}   {gain:<17.3g}   {value:<12.3g}   {spread:<18.3g}", end="")
+    print(
+        f"{strength:>4}   {far.distance(listed):<13.3g}   {gain:<17.3g}   {value:<12.3g}  "
+        f" {spread:<18.3g}",
+        end="",
+    )
     print("equal to 1e-12:", abs(value - gain) < 1e-12)
 
 # %% [markdown]
@@ -139,12 +149,19 @@ lesson.code(ImportanceSampling)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "two-gradients",
-    "At π_old the rungs `baseline` (A·log π) and `surrogate` (ρA) have one gradient. After several updates on the same samples, "
-    "which of the two still has the direction of ∇J at the policy where you now stand?",
+    "At π_old the rungs `baseline` (A·log π) and `surrogate` (ρA) have one gradient. After several"
+    " updates on the same samples, which of the two still has the direction of ∇J at the policy"
+    " where you now stand?",
     {
-        "baseline": "A·log π weighs samples as often as π_old drew them. The policy that you now have would draw others.",
+        "baseline": (
+            "A·log π weighs samples as often as π_old drew them. The policy that you now have would"
+            " draw others."
+        ),
         "surrogate": "Its samples are reweighed to the current policy: that is (3.3).",
-        "Both": "They agree at π_old only. That is why “freeze θ_old” in Giovanidis' derivation holds at θ = θ_old and nowhere else.",
+        "Both": (
+            "They agree at π_old only. That is why “freeze θ_old” in Giovanidis' derivation holds"
+            " at θ = θ_old and nowhere else."
+        ),
     },
     answer="surrogate",
 )
@@ -155,9 +172,14 @@ from course.exact import microscope
 moved = far.tilted(old.log(), mean, 5.0)  # far out: (.09, .23, .69)
 for where, now in (("at π_old", old.log()), ("far out", moved)):
     for rung in ("baseline", "surrogate"):
-        seen = microscope(ladder.get(rung).estimator, far.bernoulli_arms(now, old.log()), 8, covariance=False)
+        seen = microscope(
+            ladder.get(rung).estimator, far.bernoulli_arms(now, old.log()), 8, covariance=False
+        )
         length = float(seen.expected.norm() / seen.gradient.norm())
-        print(f"{where:<9} {rung:<10} cosine of E[ĝ] and ∇J: {seen.cosine:.3g}   length of E[ĝ] / ‖∇J‖: {length:.3g}")
+        print(
+            f"{where:<9} {rung:<10} cosine of E[ĝ] and ∇J: {seen.cosine:.3g}   length of E[ĝ] /"
+            f" ‖∇J‖: {length:.3g}"
+        )
 
 # %% [markdown]
 # The surrogate keeps the direction exactly. Its length is 7/8 of ∇J's at both places, because the batch mean includes the sample itself: $(G-1)/G$, lesson 02.
@@ -172,10 +194,14 @@ for where, now in (("at π_old", old.log()), ("far out", moved)):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "loss-zero",
-    "Four fresh samples, rewards (1, 0, 0, 1), A = R − mean, π_θ = π_old, loss = −mean(ρA). What do you see in the log?",
+    "Four fresh samples, rewards (1, 0, 0, 1), A = R − mean, π_θ = π_old, loss = −mean(ρA). What do"
+    " you see in the log?",
     {
         "Loss 0, so no gradient and no learning": "A function can be 0 at a place and steep there.",
-        "Loss 0, and a gradient that is not": "Every ρ is 1 and the advantages sum to 0. The gradient weighs A with ∇log π, which differs from sample to sample.",
+        "Loss 0, and a gradient that is not": (
+            "Every ρ is 1 and the advantages sum to 0. The gradient weighs A with ∇log π, which"
+            " differs from sample to sample."
+        ),
         "Loss −0.5, the mean reward": "Only without the baseline. With it the mean of A is 0.",
     },
     answer="Loss 0, and a gradient that is not",
@@ -209,7 +235,10 @@ from course.train.optim import SGD
 
 SIZES = (16, 10, 48)  # questions, answers of each, parameters that all share
 bandit, noise = linear_bandit(SIZES, torch.zeros(1), range(1), group=8, seed=0, reference="start")
-learner, watch = Learner(bandit, ladder.grpo, SGD(4.0), noise), lesson.noise(1, 1, dtype=torch.float64)
+learner, watch = (
+    Learner(bandit, ladder.grpo, SGD(4.0), noise),
+    lesson.noise(1, 1, dtype=torch.float64),
+)
 for rollouts in (0, 10, 30, 60):
     if rollouts:
         learner.train(rollouts - learner.steps)
@@ -217,7 +246,10 @@ for rollouts in (0, 10, 30, 60):
     loss = round(float(ladder.grpo.loss(bandit.policy(fresh), fresh).detach()), 12)
     kl = float(k3(fresh.ref_log_prob - fresh.log_prob).mean())  # lesson 07
     same, earned = abs(loss - 0.04 * kl) < 1e-9, float(bandit.metrics()["expected_reward"])
-    print(f"after {rollouts:>2} rollouts: loss {abs(loss):.3g}, equal to 0.04·KL: {same}, expected reward {earned:.3g}")
+    print(
+        f"after {rollouts:>2} rollouts: loss {abs(loss):.3g}, equal to 0.04·KL: {same}, expected"
+        f" reward {earned:.3g}"
+    )
 
 # %% [markdown]
 # So watch the reward, the KL, the gradient norm. The loss of these methods is a device to make a gradient; its value measures no progress.
@@ -243,7 +275,8 @@ weights = (paths - old.log()).exp()
 gains = paths.exp() @ mean - J_old
 second = (old * weights**2).sum(-1)
 chance = torch.stack([mean, 1 - mean], -1)  # [3, 2] of the rewards 1 and 0
-square = ((torch.tensor([1.0, 0.0], dtype=torch.float64) - J_old) ** 2 * chance).sum(-1)  # E[A²] of each arm
+# E[A²] of each arm
+square = ((torch.tensor([1.0, 0.0], dtype=torch.float64) - J_old) ** 2 * chance).sum(-1)
 spreads = ((old * weights**2 * square).sum(-1) - gains**2).sqrt()  # of one sample
 share_bound = (-(paths.exp() * (paths - old.log())).sum(-1)).exp()
 
@@ -259,15 +292,32 @@ def draw_surrogate(strength, group):
     figures.band(left, grid, gains, half, "surrogate", label="_")
     figures.expectation(left, gains, grid)
     estimates = (weights[place][drawn[:, :group]] * paid[:, :group]).mean(-1)
-    left.plot([float(grid[place])] * 24, estimates, "o", color=figures.style_of("surrogate")["color"], alpha=0.55, markersize=4)
+    left.plot(
+        [float(grid[place])] * 24,
+        estimates,
+        "o",
+        color=figures.style_of("surrogate")["color"],
+        alpha=0.55,
+        markersize=4,
+    )
     left.set_ylim(-0.5, 1.1)
-    figures.describe(left, f"24 groups of {group} judge one policy", "λ: how far the policy has moved", "improvement (dashed: true)")
+    figures.describe(
+        left,
+        f"24 groups of {group} judge one policy",
+        "λ: how far the policy has moved",
+        "improvement (dashed: true)",
+    )
     right.plot(grid, 100 / second, color=figures.style_of("surrogate")["color"], linewidth=2)
     figures.expectation(right, 100 * share_bound, grid)
     right.plot([float(grid[place])], [100 / float(second[place])], "o", color=figures.INK)
     right.set_ylim(0, 105)
     left_over = group / float(second[place])
-    figures.describe(right, f"{group} samples are worth {left_over:.3g}", "λ: how far the policy has moved", "1/E[ρ²] in %, dashed: exp(−KL)")
+    figures.describe(
+        right,
+        f"{group} samples are worth {left_over:.3g}",
+        "λ: how far the policy has moved",
+        "1/E[ρ²] in %, dashed: exp(−KL)",
+    )
     return figure
 
 
@@ -277,7 +327,9 @@ from course.lesson import Choice, Slider
 lesson.explore(
     "surrogate-and-truth",
     draw_surrogate,
-    "The dots are 24 sampled estimates of the same improvement. Move the policy away: their centre stays on the dashed truth, they scatter more. Then take more samples. Band: ± one standard deviation.",
+    "The dots are 24 sampled estimates of the same improvement. Move the policy away: their centre"
+    " stays on the dashed truth, they scatter more. Then take more samples. Band: ± one standard"
+    " deviation.",
     strength=Slider(0.0, 5.0, 0.1, 3.0, "λ, distance"),
     group=Choice((4, 8, 32, 128), 8, "G, samples"),
 )
@@ -289,7 +341,9 @@ def test_effective(attempt):
         exact = samples * total[0] ** 2 / total[1]  # closed form for π_θ ∝ π_old·exp(λμ)
         got = float(attempt(old.log(), far.tilted(old.log(), mean, strength), samples))
         if not abs(got - exact) < 1e-9 * exact:
-            return f"for λ = {strength} and {samples} samples it gives {got:.4g}; exact is {exact:.4g}"
+            return (
+                f"for λ = {strength} and {samples} samples it gives {got:.4g}; exact is {exact:.4g}"
+            )
     return None
 
 
@@ -300,13 +354,20 @@ def effective_solution(log_old, log_new, samples):
 
 effective = lesson.exercise(
     "effective-samples",
-    "Write `G_eff` of (3.5) for two policies given as log-probabilities over all answers. Checked against a closed form.",
+    "Write `G_eff` of (3.5) for two policies given as log-probabilities over all answers. Checked"
+    " against a closed form.",
     test=test_effective,
     solution=effective_solution,
     wrong=[
-        lambda log_old, log_new, samples: samples / (log_new.exp() * (log_new - log_old).exp() ** 2).sum(),
-        lambda log_old, log_new, samples: samples * (-(log_new.exp() * (log_new - log_old)).sum()).exp(),
-        lambda log_old, log_new, samples: samples / (log_old.exp() * (log_new - log_old).exp()).sum() ** 2,
+        lambda log_old, log_new, samples: (
+            samples / (log_new.exp() * (log_new - log_old).exp() ** 2).sum()
+        ),
+        lambda log_old, log_new, samples: (
+            samples * (-(log_new.exp() * (log_new - log_old)).sum()).exp()
+        ),
+        lambda log_old, log_new, samples: (
+            samples / (log_old.exp() * (log_new - log_old).exp()).sum() ** 2
+        ),
     ],
     hints=[
         "The expectation is over the policy that sampled.",
@@ -317,7 +378,9 @@ effective = lesson.exercise(
 
 # %%
 def my_effective_samples(log_old, log_new, samples):
-    """log_old, log_new: [K] log-probabilities of all answers; samples: G, drawn from old → a number, G_eff."""
+    """log_old, log_new: [K] log-probabilities of all answers; samples: G, drawn from old → a
+    number, G_eff.
+    """
     return NotImplemented
 
 
@@ -337,9 +400,12 @@ effective.check(my_effective_samples)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "token-power",
-    "A move leaves 86% of your samples for answers of one token. Every token of an answer moves that much. What is left for answers of 64 tokens?",
+    "A move leaves 86% of your samples for answers of one token. Every token of an answer moves"
+    " that much. What is left for answers of 64 tokens?",
     {
-        "86%": "Ratios of independent tokens multiply, and so do the expectations of their squares.",
+        "86%": (
+            "Ratios of independent tokens multiply, and so do the expectations of their squares."
+        ),
         "About 11%, one eighth": "You divided by √64; the share falls as a power, not as a root.",
         "About 0.006%": "0.86 to the power 64. Of a million such answers some sixty are left.",
     },
@@ -350,17 +416,24 @@ lesson.ask(
 from course.parts import SequenceMean, SequenceRatio
 
 one = far.second_moment(far.bernoulli_arms(far.tilted(old.log(), mean, 1.6), old.log()))
-print("effective share at λ = 1.6, by tokens:", {tokens: f"{one**-tokens:.2g}" for tokens in (1, 4, 16, 64)})
+print(
+    "effective share at λ = 1.6, by tokens:",
+    {tokens: f"{one**-tokens:.2g}" for tokens in (1, 4, 16, 64)},
+)
 
 task = far.Sums(tokens=3, words=3)  # answers of 3 tokens, right if they sum to 3
 (_, right), start = far.answers(task), far.start(task)
 token = far.centred(ladder.surrogate, float(start.exp() @ right))
-whole = course.replace(token, ratio=SequenceRatio(), aggregation=SequenceMean())  # the mean of |o| equal terms is ρA
+# the mean of |o| equal terms is ρA
+whole = course.replace(token, ratio=SequenceRatio(), aggregation=SequenceMean())
 for strength in (0.3, 1.0, 5.0):
     listed = far.sequences(task, far.tilted(start, right, strength), start)
     gain = float(far.tilted(start, right, strength).exp() @ right - start.exp() @ right)
     values = [far.objective_moments(estimator, listed, 1)[0] for estimator in (token, whole)]
-    print(f"3 tokens, λ = {strength}: true improvement {gain:.3g}   token ratios {values[0]:.3g}   the answer's ratio {values[1]:.3g}")
+    print(
+        f"3 tokens, λ = {strength}: true improvement {gain:.3g}   token ratios {values[0]:.3g}  "
+        f" the answer's ratio {values[1]:.3g}"
+    )
 
 # %% [markdown]
 # On three tokens the token ratios miss 3% of the improvement near $\pi_{old}$ and 17% far out; the answer's ratio misses nothing, and pays in samples.
@@ -374,14 +447,20 @@ from course.parts import SequenceMeanRatio, TokenRatio
 
 near = far.tilted(old.log(), mean, 0.4)
 for tokens in (10, 100, 1000):
-    picks = (lesson.noise(dtype=torch.float64, use=2).uniform(400, tokens, 1) >= old.cumsum(0)[:2]).sum(-1)
+    picks = (
+        lesson.noise(dtype=torch.float64, use=2).uniform(400, tokens, 1) >= old.cumsum(0)[:2]
+    ).sum(-1)
     log_ratio, mask = (near - old.log())[picks], torch.ones(400, tokens, dtype=torch.bool)
     for part in (TokenRatio(), SequenceRatio(whole=True), SequenceMeanRatio(whole=True)):
         ratio = part(log_ratio, mask).exp()
         outside = ((ratio < 0.8) | (ratio > 1.2)).double().mean()
-        print(f"{tokens:>5} tokens   {type(part).__name__:<18} outside 0.8 … 1.2: {float(outside):>4.0%}"
-              f"   median |ρ − 1|: {float((ratio - 1).abs().median()):.2g}")
-print(f"|ρ − 1| at ρ = exp(−KL of one token): {1 - float((old * (near - old.log())).sum().exp()):.2g}")
+        print(
+            f"{tokens:>5} tokens   {type(part).__name__:<18} outside 0.8 … 1.2:"
+            f" {float(outside):>4.0%}   median |ρ − 1|: {float((ratio - 1).abs().median()):.2g}"
+        )
+print(
+    f"|ρ − 1| at ρ = exp(−KL of one token): {1 - float((old * (near - old.log())).sum().exp()):.2g}"
+)
 
 # %% [markdown]
 # The token ratio does not know the length. The product leaves 0.8 … 1.2 for almost every long answer. The root settles at $e^{-\mathrm{KL}}$ of one token, half a percent from 1: bounds
@@ -395,11 +474,15 @@ print(f"|ρ − 1| at ρ = exp(−KL of one token): {1 - float((old * (near - ol
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "one-update",
-    "`baseline` (A·log π), `surrogate` (ρA) and `clip` (the next lesson) with ONE update per rollout: which learns best?",
+    "`baseline` (A·log π), `surrogate` (ρA) and `clip` (the next lesson) with ONE update per"
+    " rollout: which learns best?",
     {
         "surrogate": "ρ is 1 at the only update there is. What would it correct?",
         "clip": "A ratio of 1 is inside every clip range.",
-        "They are one curve": "One update per rollout happens at π_old, where (3.4) makes them one gradient, sample by sample.",
+        "They are one curve": (
+            "One update per rollout happens at π_old, where (3.4) makes them one gradient, sample"
+            " by sample."
+        ),
     },
     answer="They are one curve",
 )
@@ -413,23 +496,41 @@ from bandits.theory.staleness import THREE_ARMS, stale_limit
 settings = change(staleness.SETTINGS, runs=20, rollouts=60)
 zero, UPDATES = torch.zeros(1, dtype=torch.float64), (1, 4, 16)
 final = {
-    name: torch.stack([staleness.train(ladder.get(name).estimator, settings, epochs, (64.0,), range(40))[0] for epochs in UPDATES])
+    name: torch.stack(
+        [
+            staleness.train(ladder.get(name).estimator, settings, epochs, (64.0,), range(40))[0]
+            for epochs in UPDATES
+        ]
+    )
     for name in ("reinforce", "baseline", "surrogate", "clip")
 }
 for name, ends in final.items():
-    print(f"{name:<10}", "  ".join(f"{epochs} updates: {end:.2f}" for epochs, end in zip(UPDATES, ends.mean(-1).tolist())))
+    print(
+        f"{name:<10}",
+        "  ".join(
+            f"{epochs} updates: {end:.2f}" for epochs, end in zip(UPDATES, ends.mean(-1).tolist())
+        ),
+    )
 same = torch.stack([final[name][0] for name in ("baseline", "surrogate", "clip")])
 print("one update: the three rungs end every run alike:", bool((same - same[0]).abs().max() < 1e-9))
 
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.0, height=3.6)
 for name, ends in final.items():
-    figures.band(ax, UPDATES, ends.mean(-1), 1.96 * ends.std(-1) / 40**0.5, name, marker="o", markersize=4)
+    figures.band(
+        ax, UPDATES, ends.mean(-1), 1.96 * ends.std(-1) / 40**0.5, name, marker="o", markersize=4
+    )
 ax.set_xscale("log", base=2)
 ax.set_xticks(UPDATES, [str(count) for count in UPDATES])
-figures.describe(ax, "Stale samples: who can use them", "updates per rollout", "final expected reward ± 95%")
+figures.describe(
+    ax, "Stale samples: who can use them", "updates per rollout", "final expected reward ± 95%"
+)
 figures.label_ends(ax)
-lesson.picture(figure, "final reward against updates per rollout: baseline falls, surrogate stays, clip rises, reinforce without baseline stays")
+lesson.picture(
+    figure,
+    "final reward against updates per rollout: baseline falls, surrogate stays, clip rises,"
+    " reinforce without baseline stays",
+)
 
 # %% [markdown]
 # Four curves to explain, one at a time.
@@ -450,9 +551,17 @@ from bandits.flow import ascend
 
 limit, limit_reward, before = stale_limit()
 for name, steps in (("reinforce", 300), ("baseline", 300)):
-    path = ascend(ladder.get(name).estimator, THREE_ARMS, old.log(), 4, rate=0.5, steps=steps, stale=True)
-    print(f"{name:<10} after {steps} updates on one rollout: π = {[round(p, 3) for p in path[-1].exp().tolist()]}")
-print(f"(3.7): π = {[round(p, 3) for p in limit.tolist()]}, expected reward {before:.3g} → {limit_reward:.3g}")
+    path = ascend(
+        ladder.get(name).estimator, THREE_ARMS, old.log(), 4, rate=0.5, steps=steps, stale=True
+    )
+    print(
+        f"{name:<10} after {steps} updates on one rollout: π ="
+        f" {[round(p, 3) for p in path[-1].exp().tolist()]}"
+    )
+print(
+    f"(3.7): π = {[round(p, 3) for p in limit.tolist()]}, expected reward {before:.3g} →"
+    f" {limit_reward:.3g}"
+)
 
 # %% [markdown]
 # `baseline` has put everything on one arm, on the word of a single rollout. Here it is the right arm, since the expectation was exact.
@@ -468,8 +577,11 @@ for group in (8, 64):
         history = Learner(bandit, ladder.get(name).estimator, SGD(64.0), noise, epochs=16).train(60)
         policy = bandit.arm_policy.log_probs().exp().detach()
         right_answer = policy.gather(-1, bandit.environment.best.expand(*policy.shape[:-1], 1))
-        print(f"G = {group:>2} {name:<10} entropy in the first rollout: {float(history['entropy'][0].mean()):.2f} nats"
-              f"   questions lost (π(right) < .01): {float((right_answer < 0.01).double().mean()):.0%}")
+        print(
+            f"G = {group:>2} {name:<10} entropy in the first rollout:"
+            f" {float(history['entropy'][0].mean()):.2f} nats   questions lost (π(right) < .01):"
+            f" {float((right_answer < 0.01).double().mean()):.0%}"
+        )
 
 # %% [markdown]
 # Eight times the samples do not cure it. **`clip` rises** because it leaves the linear objective on the way, before the corner: lesson 04.
@@ -486,7 +598,10 @@ for group in (8, 32):
         bandit, noise = linear_bandit(SIZES, zero, range(1), group=group, seed=0)
         history = Learner(bandit, ladder.clip, SGD(64.0), noise, epochs=updates).train(20)
         fraction, ratio = history["clip_fraction"].mean(), history["ratio_max"].max()
-        print(f"G = {group:>2}, {updates} updates per rollout: clip fraction {float(fraction):.1%}, largest ρ {float(ratio):.3g}")
+        print(
+            f"G = {group:>2}, {updates} updates per rollout: clip fraction {float(fraction):.1%},"
+            f" largest ρ {float(ratio):.3g}"
+        )
 
 # %% [markdown]
 # ## See the rungs move
@@ -503,7 +618,16 @@ def travel(name, every, total=64):
     path = [old.log()]
     for _ in range(total // every):
         reference = old.log() if name == "grpo" else None
-        more = ascend(ladder.get(name).estimator, THREE_ARMS, path[-1], 4, rate=1.0, steps=every, stale=True, reference=reference)
+        more = ascend(
+            ladder.get(name).estimator,
+            THREE_ARMS,
+            path[-1],
+            4,
+            rate=1.0,
+            steps=every,
+            stale=True,
+            reference=reference,
+        )
         path.extend(more[1:])
     return torch.stack(path).exp()
 
@@ -524,15 +648,37 @@ def draw_simplex(left, right, update, every):
                 part = (level - float(mean[a])) / float(mean[b] - mean[a])
                 cuts.append(CORNERS[a] + part * (CORNERS[b] - CORNERS[a]))
             ax.plot(*torch.stack(cuts).T, color="#bbbbbb", linewidth=0.8)
-            ax.text(float(cuts[0][0]), -0.02, f"{level:g}", ha="center", va="top", fontsize=10, color="#666666")
+            ax.text(
+                float(cuts[0][0]),
+                -0.02,
+                f"{level:g}",
+                ha="center",
+                va="top",
+                fontsize=10,
+                color="#666666",
+            )
         way = travelled[name, every][: update + 1] @ CORNERS
         ax.plot(*way.T, linewidth=2.2, **figures.style_of(name))
         ax.plot(*way[:1].T, "o", color=figures.INK, markerfacecolor="white")
         ax.plot(*way[-1:].T, "o", color=figures.style_of(name)["color"], markersize=8)
-        for (x, y), text, side in zip(CORNERS.tolist(), ("pays .2", "pays .5", "pays .8"), ("right", "left", "left")):
-            ax.text(x + (0.03 if side == "left" else 0), y if y else -0.02, text, ha=side if y else "center", va="center" if y else "top", fontsize=10)
+        for (x, y), text, side in zip(
+            CORNERS.tolist(), ("pays .2", "pays .5", "pays .8"), ("right", "left", "left")
+        ):
+            ax.text(
+                x + (0.03 if side == "left" else 0),
+                y if y else -0.02,
+                text,
+                ha=side if y else "center",
+                va="center" if y else "top",
+                fontsize=10,
+            )
         policy = travelled[name, every][update]
-        ax.set_title(f"{name}: J = {float(policy @ mean):.2f}, π = ({', '.join(f'{p:.2f}' for p in policy.tolist())})", fontsize=11, loc="left")
+        ax.set_title(
+            f"{name}: J = {float(policy @ mean):.2f}, π ="
+            f" ({', '.join(f'{p:.2f}' for p in policy.tolist())})",
+            fontsize=11,
+            loc="left",
+        )
     return figure
 
 
@@ -540,7 +686,8 @@ def draw_simplex(left, right, update, every):
 lesson.explore(
     "simplex",
     draw_simplex,
-    "With one update per rollout, baseline, surrogate and clip travel alike. Take 64: surrogate against clip shows where the clip stops, reinforce shows the limit (3.7).",
+    "With one update per rollout, baseline, surrogate and clip travel alike. Take 64: surrogate"
+    " against clip shows where the clip stops, reinforce shows the limit (3.7).",
     left=Choice(SHOWN, "surrogate", "left rung"),
     right=Choice(SHOWN, "clip", "right rung"),
     update=Slider(0, 64, 1, 64, "updates so far"),
@@ -578,7 +725,9 @@ theta = old.log().clone().requires_grad_()
 
 
 def everything():
-    """What an optimiser may ask for, on B3: its logits, the loss −Σ π_θ A, all log-probabilities, the KL."""
+    """What an optimiser may ask for, on B3: its logits, the loss −Σ π_θ A, all log-probabilities,
+    the KL.
+    """
     return Closures(
         parameters=[theta],
         loss=lambda: -(torch.softmax(theta, -1) @ (mean - J_old)),
@@ -592,7 +741,10 @@ product = fisher_product(everything(), damping=0.0)
 F = torch.stack([product([row])[0] for row in torch.eye(3, dtype=torch.float64)])
 scores = torch.eye(3, dtype=torch.float64) - old  # one row for each arm
 print("F by two backward passes:", [[round(x, 3) for x in row] for row in F.tolist()])
-print("equal to E[s sᵀ] to 1e-12:", bool((F - torch.einsum("a,ai,aj->ij", old, scores, scores)).abs().max() < 1e-12))
+print(
+    "equal to E[s sᵀ] to 1e-12:",
+    bool((F - torch.einsum("a,ai,aj->ij", old, scores, scores)).abs().max() < 1e-12),
+)
 
 # %% [markdown]
 # ## The natural gradient
@@ -612,11 +764,20 @@ print("equal to E[s sᵀ] to 1e-12:", bool((F - torch.einsum("a,ai,aj->ij", old,
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "rare-arm",
-    "An excellent answer has A = +0.5 and probability 0.001. The plain gradient of its logit is π·A = 0.0005. What does the natural gradient give it (up to the constant)?",
+    "An excellent answer has A = +0.5 and probability 0.001. The plain gradient of its logit is π·A"
+    " = 0.0005. What does the natural gradient give it (up to the constant)?",
     {
-        "0.0005 as well": "F knows how little a change of a rare answer's logit moves the distribution, and pays it back.",
-        "0.5": "A itself, (3.11): the probability is gone. A rare good answer's logit rises as fast as a frequent one's.",
-        "500, that is A/π": "That is what ONE sample of it contributes; on average it is seen in one of 1000 draws.",
+        "0.0005 as well": (
+            "F knows how little a change of a rare answer's logit moves the distribution, and pays"
+            " it back."
+        ),
+        "0.5": (
+            "A itself, (3.11): the probability is gone. A rare good answer's logit rises as fast as"
+            " a frequent one's."
+        ),
+        "500, that is A/π": (
+            "That is what ONE sample of it contributes; on average it is seen in one of 1000 draws."
+        ),
     },
     answer="0.5",
 )
@@ -640,8 +801,17 @@ print("A − mean(A):    ", [round(v, 3) + 0.0 for v in closed.tolist()])
 for iterations in (1, 2):
     [x] = conjugate_gradient(product, [g], runs=0, iterations=iterations)
     off = float((x - x.mean() - closed).abs().max())
-    print("CG, iteration", iterations, [round(v, 3) + 0.0 for v in (x - x.mean()).tolist()], "  equal to 1e-12:", off < 1e-12)
-print("natural_direction, the closed form of the package, agrees:", bool((natural_direction(g, old.log()) - closed).abs().max() < 1e-12))
+    print(
+        "CG, iteration",
+        iterations,
+        [round(v, 3) + 0.0 for v in (x - x.mean()).tolist()],
+        "  equal to 1e-12:",
+        off < 1e-12,
+    )
+print(
+    "natural_direction, the closed form of the package, agrees:",
+    bool((natural_direction(g, old.log()) - closed).abs().max() < 1e-12),
+)
 
 # %% [markdown]
 # ## The line search
@@ -654,12 +824,23 @@ lesson.code(TRPO.step)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "full-step",
-    "On B3 with δ = 0.01 the full step (3.10) turns out to have a true KL of 0.0103. What does TRPO do?",
+    "On B3 with δ = 0.01 the full step (3.10) turns out to have a true KL of 0.0103. What does"
+    " TRPO do?",
     {
-        "Accepts it: 3% too much is close enough": "The test in the code is `new_kl <= self.max_kl`, with nothing added.",
-        "Halves the step; the KL is then about 0.0025": "The first halving suffices. To second order the KL goes with the square of the step, so half a step has a quarter of it.",
-        "Halves the step; the KL is then about 0.005": "Half a step would have half the KL if the KL were of first order. It has no first order.",
-        "Stays where it is": "Only if none of ten tries is inside the bound and raises the surrogate.",
+        "Accepts it: 3% too much is close enough": (
+            "The test in the code is `new_kl <= self.max_kl`, with nothing added."
+        ),
+        "Halves the step; the KL is then about 0.0025": (
+            "The first halving suffices. To second order the KL goes with the square of the step,"
+            " so half a step has a quarter of it."
+        ),
+        "Halves the step; the KL is then about 0.005": (
+            "Half a step would have half the KL if the KL were of first order. It has no first"
+            " order."
+        ),
+        "Stays where it is": (
+            "Only if none of ten tries is inside the bound and raises the surrogate."
+        ),
     },
     answer="Halves the step; the KL is then about 0.0025",
 )
@@ -675,7 +856,10 @@ for delta in (0.001, 0.01, 0.1, 1.0):
     taken = TRPO(delta, damping=0.0).step(gradient, everything())
     J_after = float(torch.softmax(theta.detach(), -1) @ mean)
     share, kl = float(taken["step_fraction"]), float(taken["trust_region_kl"])
-    print(f"δ = {delta:<5g}   full step: KL {kl_full:<7.3g}   accepted: {share:g} of it, KL {kl:<8.3g}   J: {J_old:.2f} → {J_after:.3f}")
+    print(
+        f"δ = {delta:<5g}   full step: KL {kl_full:<7.3g}   accepted: {share:g} of it, KL"
+        f" {kl:<8.3g}   J: {J_old:.2f} → {J_after:.3f}"
+    )
 
 # %% [markdown]
 # The parabola is good here: off by 6% at most, at $\delta = 0.1$. But it errs on the wrong side at every $\delta$ (the next term has the sign of $\mathbb E_{\pi_{old}}[A^3]$, and here the good arm is the rare one), so the line search
@@ -688,16 +872,26 @@ with torch.no_grad():
 
 
 def test_step(attempt):
-    cases = ((old, mean, 1e-4), (torch.tensor([0.9, 0.06, 0.03, 0.01], dtype=torch.float64), torch.tensor([0.0, 0.3, 1.0, 0.5], dtype=torch.float64), 1e-5))
+    cases = (
+        (old, mean, 1e-4),
+        (
+            torch.tensor([0.9, 0.06, 0.03, 0.01], dtype=torch.float64),
+            torch.tensor([0.0, 0.3, 1.0, 0.5], dtype=torch.float64),
+            1e-5,
+        ),
+    )
     for policy, reward, delta in cases:
         change_of_logits = attempt(policy, reward, delta)
         after = torch.log_softmax(policy.log() + change_of_logits, -1)
         kl = float((policy * (policy.log() - after)).sum())
         gain = float(after.exp() @ reward - policy @ reward)
-        most = float((2 * delta * (policy @ (reward - policy @ reward) ** 2)).sqrt())  # the best first-order gain there is
+        # the best first-order gain there is
+        most = float((2 * delta * (policy @ (reward - policy @ reward) ** 2)).sqrt())
         who = f"for π = {policy.tolist()}, rewards {reward.tolist()}, δ = {delta:g}"
         if not abs(kl / delta - 1) < 0.05:
-            return f"{who} the new policy has KL {kl:.3g}; it should be {delta:.3g} to a few percent"
+            return (
+                f"{who} the new policy has KL {kl:.3g}; it should be {delta:.3g} to a few percent"
+            )
         if not gain > 0.95 * most:
             return f"{who} the reward rises by {gain:.3g}; a step of that KL can gain {most:.3g}"
     return None
@@ -712,7 +906,8 @@ def step_solution(probability, reward, delta):
 
 natural = lesson.exercise(
     "trust-region-step",
-    "Take TRPO's full step on a softmax over its own logits, in closed form: no autograd, no conjugate gradient. The checker measures the true KL and the true gain.",
+    "Take TRPO's full step on a softmax over its own logits, in closed form: no autograd, no"
+    " conjugate gradient. The checker measures the true KL and the true gain.",
     test=test_step,
     solution=step_solution,
     wrong=[
@@ -752,16 +947,33 @@ for name in ("clip", "surrogate"):
 # %% tags=["nbval-ignore-output"]
 for name, climb in runs.items():
     end, kl = climb.reward[-1].mean(), climb.moved
-    print(f"{trust_region.LABELS[name]:<13} final reward {float(end):.2f}   KL of a rollout: mean {float(kl.mean()):.2g}, largest {float(kl.max()):.2g}")
-print("TRPO's steps above the bound, of", runs["trpo"].moved.numel(), ":", int((runs["trpo"].moved > 0.1 * (1 + 1e-9)).sum()))
+    print(
+        f"{trust_region.LABELS[name]:<13} final reward {float(end):.2f}   KL of a rollout: mean"
+        f" {float(kl.mean()):.2g}, largest {float(kl.max()):.2g}"
+    )
+print(
+    "TRPO's steps above the bound, of",
+    runs["trpo"].moved.numel(),
+    ":",
+    int((runs["trpo"].moved > 0.1 * (1 + 1e-9)).sum()),
+)
 
 # %% jupyter={"source_hidden": true}
 figure, (left, right) = figures.new_figure(1, 2, width=9.0, height=3.6)
 samples = torch.arange(1, short.rollouts + 1) * short.group * short.prompts
 for name, climb in runs.items():
     each = climb.reward[:, 0]
-    figures.band(left, samples, each.mean(-1), 1.96 * each.std(-1) / 20**0.5, name, trust_region.LABELS[name])
-    figures.band(right, samples, climb.moved[:, 0].amax(-1).clamp(min=1e-4), None, name, trust_region.LABELS[name])
+    figures.band(
+        left, samples, each.mean(-1), 1.96 * each.std(-1) / 20**0.5, name, trust_region.LABELS[name]
+    )
+    figures.band(
+        right,
+        samples,
+        climb.moved[:, 0].amax(-1).clamp(min=1e-4),
+        None,
+        name,
+        trust_region.LABELS[name],
+    )
 figures.expectation(right, 0.1)
 right.set_yscale("log")
 right.set_ylim(3e-3, None)
@@ -771,7 +983,11 @@ figures.describe(left, "Reward at equal samples", "samples", "expected reward")
 figures.describe(right, "The farthest run of each rollout", "samples", "largest KL(π_old‖π), nats")
 for ax in (left, right):
     figures.label_ends(ax)
-lesson.picture(figure, "TRPO ends highest and never passes its bound of 0.1; the clip passes it at first and now and then; plain ascent starts fastest, at more than 1 nat")
+lesson.picture(
+    figure,
+    "TRPO ends highest and never passes its bound of 0.1; the clip passes it at first and now and"
+    " then; plain ascent starts fastest, at more than 1 nat",
+)
 
 # %% [markdown]
 # At these step sizes the bounded step ends highest, and its bound is never passed. Plain ascent is the fastest at first and then stays behind. `python -m bandits trust_region` sweeps the step sizes of all three and finds the same order at each one's best.
@@ -785,13 +1001,17 @@ def test_surrogate(attempt):
     for strength in (0.0, 1.0, 4.0):
         where = (old.log() + strength * mean).clone().requires_grad_()
         now = torch.log_softmax(where, -1)
-        value = (old * attempt(now, old.log(), mean - J_old)).sum()  # every arm once, weighed with π_old: an expectation
+        # every arm once, weighed with π_old: an expectation
+        value = (old * attempt(now, old.log(), mean - J_old)).sum()
         got = torch.autograd.grad(value, where)[0] if value.requires_grad else torch.zeros(3)
         p = now.detach().exp()
         gain, exact = float(p @ mean) - J_old, p * (mean - p @ mean)
         told = float(value.detach())
         if not abs(told - gain) < 1e-9:
-            return f"on B3 moved by λ = {strength:g} its expectation is {told:.3g}; J(π_θ) − J(π_old) is {gain:.3g}"
+            return (
+                f"on B3 moved by λ = {strength:g} its expectation is {told:.3g}; J(π_θ) − J(π_old)"
+                f" is {gain:.3g}"
+            )
         if not bool((got - exact).abs().max() < 1e-9):
             said, true = ([f"{x:.3g}" for x in each.tolist()] for each in (got, exact))
             return f"on B3 moved by λ = {strength:g} its gradient is {said}; ∇J(π_θ) is {true}"
@@ -804,16 +1024,26 @@ def surrogate_solution(log_prob, old_log_prob, advantage):
 
 written = lesson.exercise(
     "surrogate",
-    "Write ρA. The checker takes its expectation under π_old on B3 and compares value and gradient with J(π_θ) − J(π_old) and ∇J(π_θ), at π_old and away from it.",
+    "Write ρA. The checker takes its expectation under π_old on B3 and compares value and gradient"
+    " with J(π_θ) − J(π_old) and ∇J(π_θ), at π_old and away from it.",
     test=test_surrogate,
     solution=surrogate_solution,
     wrong=[
         lambda log_prob, old_log_prob, advantage: advantage * log_prob,
         lambda log_prob, old_log_prob, advantage: (log_prob - log_prob.detach()).exp() * advantage,
-        lambda log_prob, old_log_prob, advantage: (log_prob - old_log_prob).detach().exp() * advantage,
+        lambda log_prob, old_log_prob, advantage: (
+            (log_prob - old_log_prob).detach().exp() * advantage
+        ),
         lambda log_prob, old_log_prob, advantage: (old_log_prob - log_prob).exp() * advantage,
     ],
-    hints=["ρ is the exponential of a difference of log-probabilities.", "Which of the two is differentiated? Both may stay as they are: old_log_prob is a constant already.", "`(log_prob - old_log_prob).exp()` is ρ. Nothing is detached."],
+    hints=[
+        "ρ is the exponential of a difference of log-probabilities.",
+        (
+            "Which of the two is differentiated? Both may stay as they are: old_log_prob is a"
+            " constant already."
+        ),
+        "`(log_prob - old_log_prob).exp()` is ρ. Nothing is detached.",
+    ],
 )
 
 # %%
@@ -846,25 +1076,48 @@ def follow_run(estimator):
     return Learner(bandit, estimator, SGD(64.0), noise, epochs=16).train(60)
 
 
-broken = {"run A": follow_run(course.replace(ladder.clip, ratio=Suspect())), "run B": follow_run(ladder.clip)}
+broken = {
+    "run A": follow_run(course.replace(ladder.clip, ratio=Suspect())),
+    "run B": follow_run(ladder.clip),
+}
 figure, panels = figures.new_figure(1, 3, width=9.0, height=3.2)
 for label, colour in (("run A", "#c96f00"), ("run B", "#332288")):
     for ax, metric in zip(panels, ("expected_reward", "clip_fraction", "ratio_max")):
-        figures.band(ax, torch.arange(1, 61), broken[label][metric].mean((1, 2)), None, label=label, color=colour)
+        figures.band(
+            ax,
+            torch.arange(1, 61),
+            broken[label][metric].mean((1, 2)),
+            None,
+            label=label,
+            color=colour,
+        )
 for ax, title in zip(panels, ("expected reward", "clip fraction", "largest ρ, mean of runs")):
     figures.describe(ax, title, "rollouts", "")
 panels[0].legend(frameon=False)
-lesson.picture(figure, "run A jumps up at first and then stays near 0.56, its clip fraction is 0 and its largest ratio 1 throughout; run B climbs to 0.87 with ratios above 1")
+lesson.picture(
+    figure,
+    "run A jumps up at first and then stays near 0.56, its clip fraction is 0 and its largest ratio"
+    " 1 throughout; run B climbs to 0.87 with ratios above 1",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "break-it",
     "Look at all three panels. Which single fault makes run A?",
     {
-        "The learning rate is ten times too high": "Then ratios would be larger than in run B, not exactly 1.",
-        "The advantage has the wrong sign": "Then reward would fall below 0.1, where it began, and ratios would still leave 1.",
-        "The advantages are not centred": "Ratios do not depend on that: after 16 updates they would be far from 1.",
-        "π_old is refreshed before every update": "Then ρ is π_θ/π_θ = 1 at every update, nothing is ever clipped, and what remains is policy gradient on stale samples.",
+        "The learning rate is ten times too high": (
+            "Then ratios would be larger than in run B, not exactly 1."
+        ),
+        "The advantage has the wrong sign": (
+            "Then reward would fall below 0.1, where it began, and ratios would still leave 1."
+        ),
+        "The advantages are not centred": (
+            "Ratios do not depend on that: after 16 updates they would be far from 1."
+        ),
+        "π_old is refreshed before every update": (
+            "Then ρ is π_θ/π_θ = 1 at every update, nothing is ever clipped, and what remains is"
+            " policy gradient on stale samples."
+        ),
     },
     answer="π_old is refreshed before every update",
 )
@@ -874,11 +1127,17 @@ lesson.ask(
 
 # %%
 plain = follow_run(ladder.baseline)
-print("run A is the rung `baseline`, rollout by rollout:", bool(((broken["run A"]["expected_reward"] - plain["expected_reward"]).abs() < 1e-9).all()))
+print(
+    "run A is the rung `baseline`, rollout by rollout:",
+    bool(((broken["run A"]["expected_reward"] - plain["expected_reward"]).abs() < 1e-9).all()),
+)
 
 # %% tags=["nbval-ignore-output"]
 for label, history in (*broken.items(), ("the rung `baseline`", plain)):
-    print(f"{label:<20} final reward {float(history['expected_reward'][-1].mean()):.3f}   largest ρ seen {float(history['ratio_max'].max()):.3g}")
+    print(
+        f"{label:<20} final reward {float(history['expected_reward'][-1].mean()):.3f}   largest ρ"
+        f" seen {float(history['ratio_max'].max()):.3g}"
+    )
 
 # %% [markdown]
 # If your clip fraction is 0 although you make several updates per rollout, look for this. Log-probabilities of the rollout are taken **once**, when it is sampled, from the distribution that sampled.

@@ -52,11 +52,19 @@ lesson.code(clipped_surrogate)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "flat-side",
-    "A sample was bad: A = −1. The policy has moved and now gives it ρ = 1.5, ε = 0.2. What is the slope of f in ρ?",
+    "A sample was bad: A = −1. The policy has moved and now gives it ρ = 1.5, ε = 0.2. What is the"
+    " slope of f in ρ?",
     {
-        "0: 1.5 is above 1.2": "That is the bound for A > 0. “The ratio is capped at 1.2” leaves out the sign.",
-        "−1: it still pushes ρ down": "A bad sample that became MORE likely: f = A·max(ρ, 0.8) = −ρ there. The push is wanted and stays.",
-        "+1: it is pushed further up": "The slope has the sign of A on every part that is not flat.",
+        "0: 1.5 is above 1.2": (
+            "That is the bound for A > 0. “The ratio is capped at 1.2” leaves out the sign."
+        ),
+        "−1: it still pushes ρ down": (
+            "A bad sample that became MORE likely: f = A·max(ρ, 0.8) = −ρ there. The push is wanted"
+            " and stays."
+        ),
+        "+1: it is pushed further up": (
+            "The slope has the sign of A on every part that is not flat."
+        ),
     },
     answer="−1: it still pushes ρ down",
 )
@@ -66,8 +74,13 @@ print("slope of f in ρ, ε = 0.2")
 for advantage in (1.0, -1.0):
     for rho in (0.5, 0.9, 1.1, 1.5):
         place = torch.tensor(rho, requires_grad=True)
-        [slope] = torch.autograd.grad(clipped_surrogate(place, torch.tensor(advantage), 0.2, 0.2), place)
-        print(f"A = {advantage:+g}, ρ = {rho}: {float(slope) + 0.0:+.0f}" + ("   flat" if slope == 0 else ""))
+        [slope] = torch.autograd.grad(
+            clipped_surrogate(place, torch.tensor(advantage), 0.2, 0.2), place
+        )
+        print(
+            f"A = {advantage:+g}, ρ = {rho}: {float(slope) + 0.0:+.0f}"
+            + ("   flat" if slope == 0 else "")
+        )
 
 # %% [markdown]
 # Two of the eight are flat: good samples that have risen by more than ε, bad ones that have fallen by more than ε. **A sample is switched off when it has moved far enough in the direction its own advantage pushes it.** A sample that moved the other way keeps its push.
@@ -82,15 +95,23 @@ def draw_clip(epsilon_low, epsilon_high, way):
     for ax, sign in zip(panels, (1.0, -1.0)):
         A = torch.tensor(sign)
         inside = RHO.clamp(1 - epsilon_low, 1 + epsilon_high) * A
-        shown = clipped_surrogate(RHO, A, epsilon_low, epsilon_high) if way == "min" else torch.maximum(RHO * A, inside)
+        shown = (
+            clipped_surrogate(RHO, A, epsilon_low, epsilon_high)
+            if way == "min"
+            else torch.maximum(RHO * A, inside)
+        )
         flat = shown.diff().abs() < 1e-6
         figures.expectation(ax, RHO * A, RHO)
         figures.band(ax, RHO, shown, name="clip", linestyle="-", linewidth=2.6)
         low, high = ax.get_ylim()
-        ax.fill_between(RHO[1:], low, high, where=flat.numpy(), color="#888888", alpha=0.18, linewidth=0)
+        ax.fill_between(
+            RHO[1:], low, high, where=flat.numpy(), color="#888888", alpha=0.18, linewidth=0
+        )
         ax.set_ylim(low, high)
         ax.plot([1], [sign], "o", color=figures.INK)
-        figures.describe(ax, f"A = {sign:+g}", "ρ (dot: π_old)", "objective; dashed: ρA; grey: flat")
+        figures.describe(
+            ax, f"A = {sign:+g}", "ρ (dot: π_old)", "objective; dashed: ρA; grey: flat"
+        )
     return figure
 
 
@@ -100,7 +121,8 @@ from course.lesson import Choice, Slider
 lesson.explore(
     "clip",
     draw_clip,
-    "Grey is where the sample has no gradient. Then take max in place of min, and ask where a sample can go when it has left the slope.",
+    "Grey is where the sample has no gradient. Then take max in place of min, and ask where a"
+    " sample can go when it has left the slope.",
     epsilon_low=Slider(0.05, 0.95, 0.05, 0.2, "ε_low"),
     epsilon_high=Slider(0.05, 1.0, 0.05, 0.2, "ε_high"),
     way=Choice(("min", "max"), "min", "min or max"),
@@ -131,19 +153,26 @@ def test_clip(attempt):
                 if abs(told - exact) > 1e-9:
                     return f"{where} it gives {told:.3g}; (4.1) gives {exact:.3g}"
                 slope = float(torch.autograd.grad(got, place)[0]) if got.requires_grad else 0.0
-                want = 0.0 if (advantage > 0 and rho > 1 + high) or (advantage < 0 and rho < 1 - low) else advantage
+                want = (
+                    0.0
+                    if (advantage > 0 and rho > 1 + high) or (advantage < 0 and rho < 1 - low)
+                    else advantage
+                )
                 if abs(slope - want) > 1e-9:
                     return f"{where} its slope is {slope:.3g}; (4.2) gives {want:.3g}"
     return None
 
 
 def clip_solution(ratio, advantage, epsilon_low, epsilon_high):
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage)
+    return torch.minimum(
+        ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage
+    )
 
 
 clipped = lesson.exercise(
     "clip",
-    "Write the clipped objective with two bounds. Checked in value and slope against (4.1) and (4.2), for both signs of A.",
+    "Write the clipped objective with two bounds. Checked in value and slope against (4.1) and"
+    " (4.2), for both signs of A.",
     test=test_clip,
     solution=clip_solution,
     wrong=[
@@ -152,12 +181,18 @@ clipped = lesson.exercise(
         lambda rho, a, low, high: torch.minimum(rho, rho.clamp(1 - low, 1 + high)) * a,
         lambda rho, a, low, high: torch.minimum(rho * a, rho.clamp(1 - high, 1 + low) * a),
     ],
-    hints=["Two candidates: one with ρ, one with a clamped ρ.", "Multiply both by A first, then choose.", "`torch.minimum(ratio * advantage, ratio.clamp(...) * advantage)`"],
+    hints=[
+        "Two candidates: one with ρ, one with a clamped ρ.",
+        "Multiply both by A first, then choose.",
+        "`torch.minimum(ratio * advantage, ratio.clamp(...) * advantage)`",
+    ],
 )
 
 # %%
 def my_clip(ratio, advantage, epsilon_low, epsilon_high):
-    """ratio, advantage: tensors of one shape; the bounds are numbers ≥ 0 → the objective, same shape."""
+    """ratio, advantage: tensors of one shape; the bounds are numbers ≥ 0 → the objective, same
+    shape.
+    """
     return NotImplemented
 
 
@@ -179,13 +214,19 @@ clipped.check(my_clip)
 from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.theory import effective_samples as far
 
-old, mean = torch.tensor(B3_POLICY, dtype=torch.float64), torch.tensor(B3_MEANS, dtype=torch.float64)
+old, mean = (
+    torch.tensor(B3_POLICY, dtype=torch.float64),
+    torch.tensor(B3_MEANS, dtype=torch.float64),
+)
 J_old = float(old @ mean)
 print("  λ   true improvement   E[ρA]     E[clip]")
 for strength in (-4.0, -1.0, 0.2, 1.0, 4.0):
     moved = far.tilted(old.log(), mean, strength)
     listed, gain = far.bernoulli_arms(moved, old.log()), float(moved.exp() @ mean) - J_old
-    plain, low = (far.objective_moments(far.centred(rung, J_old), listed, 4)[0] for rung in (ladder.surrogate, ladder.clip))
+    plain, low = (
+        far.objective_moments(far.centred(rung, J_old), listed, 4)[0]
+        for rung in (ladder.surrogate, ladder.clip)
+    )
     print(f"{strength:>4}   {gain:<16.3g}   {plain:<7.3g}   {low:.3g}")
 
 # %% [markdown]
@@ -194,17 +235,22 @@ for strength in (-4.0, -1.0, 0.2, 1.0, 4.0):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "why-min",
-    "Suppose the formula had max in place of min. An update overshoots: a GOOD sample (A = +1) falls to ρ = 0.5. What does its gradient do?",
+    "Suppose the formula had max in place of min. An update overshoots: a GOOD sample (A = +1)"
+    " falls to ρ = 0.5. What does its gradient do?",
     {
         "It pushes ρ back up": "That is what min does. max(0.5, 0.8) = 0.8 is the clamped branch.",
-        "It is 0: the mistake stays": "max takes the flat branch just where the sample went the wrong way, and keeps pushing where it has gone far enough.",
+        "It is 0: the mistake stays": (
+            "max takes the flat branch just where the sample went the wrong way, and keeps pushing"
+            " where it has gone far enough."
+        ),
         "It pushes ρ further down": "No branch has a slope against the sign of A.",
     },
     answer="It is 0: the mistake stays",
 )
 
 # %%
-place = torch.tensor([0.5, 1.5], requires_grad=True)  # a good sample that fell, a good sample that rose
+# a good sample that fell, a good sample that rose
+place = torch.tensor([0.5, 1.5], requires_grad=True)
 for name, choose in (("min", torch.minimum), ("max", torch.maximum)):
     [slope] = torch.autograd.grad(choose(place, place.clamp(0.8, 1.2)).sum(), place)
     print(f"{name}: slope for A = +1 at ρ = 0.5: {slope[0]:+.0f}, at ρ = 1.5: {slope[1]:+.0f}")
@@ -218,11 +264,17 @@ for name, choose in (("min", torch.minimum), ("max", torch.maximum)):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "stops-at",
-    "Two arms, rewards 1 and 0, π₁ = 0.1, ε = 0.2, advantages r − mean. The good arm's ratio rises with many small steps on one rollout. Where does it stop?",
+    "Two arms, rewards 1 and 0, π₁ = 0.1, ε = 0.2, advantages r − mean. The good arm's ratio rises"
+    " with many small steps on one rollout. Where does it stop?",
     {
         "1.2": "There the good arm's own samples fall silent. Who else moves its probability?",
-        "2.8": "The bad arm's samples push until THEIR ratio is 0.8. Its probability is then 0.72, and the rest is the good arm's: 0.28 = 2.8 · 0.1.",
-        "10: until its probability is 1": "That is what the bare ρA does. The clip does stop it, later than at 1.2.",
+        "2.8": (
+            "The bad arm's samples push until THEIR ratio is 0.8. Its probability is then 0.72, and"
+            " the rest is the good arm's: 0.28 = 2.8 · 0.1."
+        ),
+        "10: until its probability is 1": (
+            "That is what the bare ρA does. The clip does stop it, later than at 1.2."
+        ),
     },
     answer="2.8",
 )
@@ -231,28 +283,68 @@ lesson.ask(
 from bandits.theory import clip_unbounded
 
 shares = (0.01, 0.05, 0.1, 0.5)  # of the good arm in the rollout: π₁
-rungs = {"surrogate": ladder.surrogate, "clip": ladder.clip, "clip, no baseline": clip_unbounded.UNCENTRED}
-paths = {name: clip_unbounded.small_steps(rung, shares, group=200, length=0.004, steps=1200) for name, rung in rungs.items()}
+rungs = {
+    "surrogate": ladder.surrogate,
+    "clip": ladder.clip,
+    "clip, no baseline": clip_unbounded.UNCENTRED,
+}
+paths = {
+    name: clip_unbounded.small_steps(rung, shares, group=200, length=0.004, steps=1200)
+    for name, rung in rungs.items()
+}
 here = shares.index(0.1)
 for name, path in paths.items():
-    good, bad, flat = float(path.good[-1, here]), float(path.bad[-1, here]), float(path.clipped[here])
-    print(f"{name:<17} ρ of the good arm ends at {good:.2g}, of the bad arm at {bad:.2g}; clip fraction {flat:.0%}")
+    good, bad, flat = (
+        float(path.good[-1, here]),
+        float(path.bad[-1, here]),
+        float(path.clipped[here]),
+    )
+    print(
+        f"{name:<17} ρ of the good arm ends at {good:.2g}, of the bad arm at {bad:.2g}; clip"
+        f" fraction {flat:.0%}"
+    )
 
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.6, height=3.8)
 lines = []
-for name, label in (("surrogate", "ρA"), ("clip", "clip"), ("clip, no baseline", "clip, no baseline")):
+for name, label in (
+    ("surrogate", "ρA"),
+    ("clip", "clip"),
+    ("clip, no baseline", "clip, no baseline"),
+):
     style = {} if name in figures.STYLES else {"color": "#c96f00", "linestyle": figures.DASHDOT}
     keep = paths[name].steps <= 800
-    lines.append(figures.band(ax, paths[name].steps[keep], paths[name].good[keep, here], name=name, label=label, **style))
+    lines.append(
+        figures.band(
+            ax,
+            paths[name].steps[keep],
+            paths[name].good[keep, here],
+            name=name,
+            label=label,
+            **style,
+        )
+    )
 for level, text in ((1.2, "1 + ε = 1.2"), (2.8, "(1 − 0.8·0.9)/0.1 = 2.8")):
     figures.expectation(ax, level)
     ax.text(790, level + 0.07, text, ha="right", fontsize=10, color=figures.INK)
 ax.set_ylim(0.9, 4.6)
-figures.describe(ax, "Clipped at 1.2, the ratio goes to 2.8", "small steps on one rollout", "ρ of the good arm")
-ax.text(315, 4.3, "ρA, no clip", ha="right", color=figures.readable(figures.style_of("surrogate")["color"]), fontsize=10)
+figures.describe(
+    ax, "Clipped at 1.2, the ratio goes to 2.8", "small steps on one rollout", "ρ of the good arm"
+)
+ax.text(
+    315,
+    4.3,
+    "ρA, no clip",
+    ha="right",
+    color=figures.readable(figures.style_of("surrogate")["color"]),
+    fontsize=10,
+)
 figures.label_ends(ax, lines[1:])
-lesson.picture(figure, "the clip's ratio passes 1.2 and stops at 2.8; without a baseline it stops at 1.2; without a clip it goes on")
+lesson.picture(
+    figure,
+    "the clip's ratio passes 1.2 and stops at 2.8; without a baseline it stops at 1.2; without a"
+    " clip it goes on",
+)
 
 # %% [markdown]
 # Both bounds did what (4.2) says. Arm 1 fell silent at $\rho_1 = 1+\varepsilon$. Arm 2, with its negative advantage, did not: it pushes its own probability down, and what one arm loses the other gets. It is silent when
@@ -269,7 +361,9 @@ lesson.picture(figure, "the clip's ratio passes 1.2 and stops at 2.8; without a 
 # %%
 share = torch.tensor(shares, dtype=torch.float64)
 print("π₁                     ", [f"{x:g}" for x in share.tolist()])
-print("(4.4), or 1 + ε        ", [f"{x:.3g}" for x in clip_unbounded.limit(share, 0.8, 1.2).tolist()])
+print(
+    "(4.4), or 1 + ε        ", [f"{x:.3g}" for x in clip_unbounded.limit(share, 0.8, 1.2).tolist()]
+)
 print("measured, small steps  ", [f"{x:.3g}" for x in paths["clip"].after.tolist()])
 for ratio in (1.1, 2.0, 2.81):
     print(f"push on arm 1's logit at ρ₁ = {ratio}: {clip_unbounded.push(0.1, ratio):.3g}")
@@ -281,20 +375,47 @@ print(f"(4.5) at ρ₁ = 2: {0.1 * 0.2 * 0.8:.3g}")
 # %% jupyter={"source_hidden": true}
 def draw_push(share, epsilon_low, epsilon_high, centred):
     figure, [ax] = figures.new_figure(width=8.6, height=3.6)
-    stop = float(clip_unbounded.limit(torch.tensor(share, dtype=torch.float64), 1 - epsilon_low, 1 + epsilon_high))
+    stop = float(
+        clip_unbounded.limit(
+            torch.tensor(share, dtype=torch.float64), 1 - epsilon_low, 1 + epsilon_high
+        )
+    )
     stop = stop if centred == "r − mean" else min(1 + epsilon_high, 1 / share)
     rho = torch.linspace(0.9, min(1.25 * stop, 0.999 / share), 400, dtype=torch.float64)
     p = share * rho  # probability of the good arm now; the bad arm's ratio is (1 − p)/(1 − share)
     b = share if centred == "r − mean" else 0.0
     good = p * (1 - b) * (1 - p) * (rho <= 1 + epsilon_high)
     bad = (1 - p) * b * p * ((1 - p) / (1 - share) >= 1 - epsilon_low)
-    ax.fill_between(rho, 0, good, color="#00875f", alpha=0.45, linewidth=0, step="mid", label="good arm's samples")
-    ax.fill_between(rho, good, good + bad, color="#b8320f", alpha=0.45, linewidth=0, step="mid", label="bad arm's samples")
+    ax.fill_between(
+        rho,
+        0,
+        good,
+        color="#00875f",
+        alpha=0.45,
+        linewidth=0,
+        step="mid",
+        label="good arm's samples",
+    )
+    ax.fill_between(
+        rho,
+        good,
+        good + bad,
+        color="#b8320f",
+        alpha=0.45,
+        linewidth=0,
+        step="mid",
+        label="bad arm's samples",
+    )
     figures.expectation(ax, x=1 + epsilon_high)
     ax.axvline(stop, color=figures.INK, linewidth=1.6)
     ax.set_ylim(0, None)
     ax.legend(frameon=False, loc="upper right")
-    figures.describe(ax, f"clipped at {1 + epsilon_high:.3g}, it stops at {stop:.3g}", "ρ of the good arm (dashed: 1 + ε_high)", "push on its logit")
+    figures.describe(
+        ax,
+        f"clipped at {1 + epsilon_high:.3g}, it stops at {stop:.3g}",
+        "ρ of the good arm (dashed: 1 + ε_high)",
+        "push on its logit",
+    )
     return figure
 
 
@@ -302,7 +423,8 @@ def draw_push(share, epsilon_low, epsilon_high, centred):
 lesson.explore(
     "push",
     draw_push,
-    "The good arm's push ends at the dashed line; the bad arm's goes on to the solid one. Make the arm rarer; raise ε_high and see which of the two lines it moves; take the baseline away.",
+    "The good arm's push ends at the dashed line; the bad arm's goes on to the solid one. Make the"
+    " arm rarer; raise ε_high and see which of the two lines it moves; take the baseline away.",
     share=Slider(0.02, 0.6, 0.02, 0.1, "π₁"),
     epsilon_low=Slider(0.05, 0.6, 0.05, 0.2, "ε_low"),
     epsilon_high=Slider(0.05, 0.6, 0.01, 0.2, "ε_high"),
@@ -320,7 +442,9 @@ def test_limit(attempt):
     def push(p, low, high, now):  # the clip's expected gradient of arm 1's logit, enumerated
         new, was = (torch.tensor([[x, 1 - x]], dtype=torch.float64).log() for x in (now, p))
         rung = course.replace(ladder.clip, baseline=Constant(p), surrogate=Clip(low, high))
-        return float(microscope(rung, outcomes(arms, new, old=was), 1, covariance=False).expected[0])
+        return float(
+            microscope(rung, outcomes(arms, new, old=was), 1, covariance=False).expected[0]
+        )
 
     for p, low, high in ((0.1, 0.2, 0.2), (0.02, 0.2, 0.28), (0.7, 0.2, 0.2), (0.3, 0.5, 0.1)):
         rho = float(attempt(p, low, high))
@@ -331,7 +455,10 @@ def test_limit(attempt):
         if before <= 0:
             return f"{who} it gives {rho:.3g}, but just below that nothing pushes any more"
         if after > 0:
-            return f"{who} it gives {rho:.3g}, but just above that arm 1 is still pushed, by {after:.2g}"
+            return (
+                f"{who} it gives {rho:.3g}, but just above that arm 1 is still pushed, by"
+                f" {after:.2g}"
+            )
     return None
 
 
@@ -341,7 +468,8 @@ def limit_solution(share, epsilon_low, epsilon_high):
 
 stops = lesson.exercise(
     "where-it-stops",
-    "Write where ρ₁ stops, for any π₁ and two bounds (cases in which arm 1 stays below probability 1). The checker enumerates the push just below and just above your answer.",
+    "Write where ρ₁ stops, for any π₁ and two bounds (cases in which arm 1 stays below probability"
+    " 1). The checker enumerates the push just below and just above your answer.",
     test=test_limit,
     solution=limit_solution,
     wrong=[
@@ -349,7 +477,11 @@ stops = lesson.exercise(
         lambda share, low, high: (1 - (1 - low) * (1 - share)) / share,
         lambda share, low, high: max((1 - (1 - high) * (1 - share)) / share, 1 + high),
     ],
-    hints=["Two samples push: each stops at its own bound.", "The bad arm stops at ρ₂ = 1 − ε_low; write ρ₁ for that.", "The later of the two stops counts: a max."],
+    hints=[
+        "Two samples push: each stops at its own bound.",
+        "The bad arm stops at ρ₂ = 1 − ε_low; write ρ₁ for that.",
+        "The later of the two stops counts: a max.",
+    ],
 )
 
 # %%
@@ -374,7 +506,9 @@ rollout = bandit.sample(noise)
 frozen = ladder.clip.freeze(rollout)  # advantages and weights, once
 ratios = {}
 for update in range(1, 65):
-    [gradient] = torch.autograd.grad(ladder.clip.objective(bandit.policy(rollout), frozen).sum(), bandit.parameters)
+    [gradient] = torch.autograd.grad(
+        ladder.clip.objective(bandit.policy(rollout), frozen).sum(), bandit.parameters
+    )
     with torch.no_grad():
         bandit.parameters[0].add_(16.0 * gradient)
         ratios[update] = ladder.clip.log_ratio(bandit.policy(rollout), rollout).exp()
@@ -382,18 +516,30 @@ good, bad = frozen.advantage > 0, frozen.advantage < 0
 for update in (1, 4, 16, 64):
     now = ratios[update]
     flat, low = float((now[good] > 1.2).double().mean()), float((now[bad] < 0.8).double().mean())
-    print(f"after {update:>2} updates: good samples above 1.2: {flat:.0%}, the largest {float(now[good].max()):.2f};"
-          f"   bad ones below 0.8: {low:.0%}, the smallest {float(now[bad].min()):.2f}")
+    print(
+        f"after {update:>2} updates: good samples above 1.2: {flat:.0%}, the largest"
+        f" {float(now[good].max()):.2f};   bad ones below 0.8: {low:.0%}, the smallest"
+        f" {float(now[bad].min()):.2f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 figure, panels = figures.new_figure(1, 2, width=9.0, height=3.3)
-for ax, which, text, colour in zip(panels, (good, bad), ("good samples, A > 0", "bad samples, A < 0"), ("#00875f", "#b8320f")):
-    ax.hist(ratios[64][which].numpy(), bins=torch.linspace(0, 4.5, 91).numpy(), color=colour, alpha=0.75)
+for ax, which, text, colour in zip(
+    panels, (good, bad), ("good samples, A > 0", "bad samples, A < 0"), ("#00875f", "#b8320f")
+):
+    ax.hist(
+        ratios[64][which].numpy(), bins=torch.linspace(0, 4.5, 91).numpy(), color=colour, alpha=0.75
+    )
     figures.expectation(ax, x=1.2 if which is good else 0.8)
     ax.set_yticks([])
     ax.grid(False)
-    figures.describe(ax, text, "ρ after 64 updates (dashed: the bound)", "samples" if which is good else "")
-lesson.picture(figure, "good samples pile up beyond 1.2, with a tail to 4; bad ones below 0.8, with some above 1")
+    figures.describe(
+        ax, text, "ρ after 64 updates (dashed: the bound)", "samples" if which is good else ""
+    )
+lesson.picture(
+    figure,
+    "good samples pile up beyond 1.2, with a tail to 4; bad ones below 0.8, with some above 1",
+)
 
 # %% [markdown]
 # After four updates nine of ten good samples are switched off. Yet between the 4th and the 64th the largest ratio goes from 1.64 to 4.12: the bad samples, and those of other questions, still move the shared parameters.
@@ -417,8 +563,11 @@ def trained(estimator, rate=64.0, epochs=16):
 def report(name, history):
     reward, entropy = history["expected_reward"][-1], float(history["entropy"][4].mean())
     far_ratio, kl = float(history["ratio_max"].max()), float(history["kl_old"].mean())
-    print(f"{name:<20} final reward {float(reward.mean()):.2f} ± {1.96 * float(reward.std()) / 20**0.5:.2f}"
-          f"   entropy, 5th rollout: {entropy:.2f} nats   largest ρ: {far_ratio:.2g}   mean KL: {kl:.2g}")
+    print(
+        f"{name:<20} final reward {float(reward.mean()):.2f} ±"
+        f" {1.96 * float(reward.std()) / 20**0.5:.2f}   entropy, 5th rollout: {entropy:.2f} nats  "
+        f" largest ρ: {far_ratio:.2g}   mean KL: {kl:.2g}"
+    )
 
 
 # %% tags=["nbval-ignore-output"]
@@ -444,10 +593,21 @@ higher
 # %%
 for p in (0.01, 0.5):
     print(f"p = {p}: room {p * 0.2:.3g} with ε_high = 0.2, {p * 0.28:.3g} with 0.28")
-print("(4.4) for the two: ", [f"{float(clip_unbounded.limit(torch.tensor(0.01, dtype=torch.float64), 0.8, 1 + e)):.3g}" for e in (0.2, 0.28)], "at π₁ = 0.01")
+print(
+    "(4.4) for the two: ",
+    [
+        f"{float(clip_unbounded.limit(torch.tensor(0.01, dtype=torch.float64), 0.8, 1 + e)):.3g}"
+        for e in (0.2, 0.28)
+    ],
+    "at π₁ = 0.01",
+)
 
 # %% tags=["nbval-ignore-output"]
-for name, estimator in (("clip", ladder.clip), ("clip-higher", higher), ("ε_high = 0.5", course.replace(ladder.clip, surrogate=Clip(0.2, 0.5)))):
+for name, estimator in (
+    ("clip", ladder.clip),
+    ("clip-higher", higher),
+    ("ε_high = 0.5", course.replace(ladder.clip, surrogate=Clip(0.2, 0.5))),
+):
     report(name, trained(estimator))
 
 # %% [markdown]
@@ -469,8 +629,15 @@ dual
 # %%
 far_out = torch.tensor([1.5, 2.9, 3.1, 30.0], dtype=torch.float64)
 minus = torch.full_like(far_out, -1.0)
-for name, part in (("clip", Clip(0.2)), ("dual clip, c = 3", Clip(0.2, dual_clip=3.0)), ("ratio cap 3", Clip(0.2, ratio_cap=3.0))):
-    print(f"{name:<17} at A = −1, ρ = 1.5, 2.9, 3.1, 30:", [f"{x:.3g}" for x in part(far_out.log(), far_out.log(), minus).tolist()])
+for name, part in (
+    ("clip", Clip(0.2)),
+    ("dual clip, c = 3", Clip(0.2, dual_clip=3.0)),
+    ("ratio cap 3", Clip(0.2, ratio_cap=3.0)),
+):
+    print(
+        f"{name:<17} at A = −1, ρ = 1.5, 2.9, 3.1, 30:",
+        [f"{x:.3g}" for x in part(far_out.log(), far_out.log(), minus).tolist()],
+    )
 
 # %% tags=["nbval-ignore-output"]
 report("dual clip", trained(dual))
@@ -495,10 +662,17 @@ cispo
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "cispo-epsilon",
-    "You want CISPO's weight to be cut at ρ = 1.28. One library's option `epsilon_high` is an offset from 1, as in the paper; another's is the bound itself. What do you write?",
+    "You want CISPO's weight to be cut at ρ = 1.28. One library's option `epsilon_high` is an"
+    " offset from 1, as in the paper; another's is the bound itself. What do you write?",
     {
-        "0.28 in both": "Where the number is the bound itself, every weight would be cut to at most 0.28: gradients about four times too small.",
-        "0.28 where it is an offset, 1.28 where it is the bound": "Read which one it is before you copy a number: the paper's form is 1 + ε, TRL's is the bound.",
+        "0.28 in both": (
+            "Where the number is the bound itself, every weight would be cut to at most 0.28:"
+            " gradients about four times too small."
+        ),
+        "0.28 where it is an offset, 1.28 where it is the bound": (
+            "Read which one it is before you copy a number: the paper's form is 1 + ε, TRL's is the"
+            " bound."
+        ),
         "1.28 in both": "As an offset that cuts at 2.28.",
     },
     answer="0.28 where it is an offset, 1.28 where it is the bound",
@@ -507,17 +681,30 @@ lesson.ask(
 # %%
 def weight(surrogate, ratio, advantage):
     """What multiplies A·∇log π: the derivative of the objective by log π, over A."""
-    log_prob = torch.tensor(ratio, dtype=torch.float64).log().requires_grad_()  # π_old = 1 as the unit
+    # π_old = 1 as the unit
+    log_prob = torch.tensor(ratio, dtype=torch.float64).log().requires_grad_()
     A = torch.tensor(advantage, dtype=torch.float64)
     return float(torch.autograd.grad(surrogate(log_prob, log_prob, A), log_prob)[0] / A) + 0.0
 
 
-parts = {"ρA": ImportanceSampling(), "clip": Clip(0.2), "clip-higher": Clip(0.2, 0.28), "dual clip": Clip(0.2, dual_clip=3.0), "CISPO 0.28": CISPO(epsilon_high=0.28)}
+parts = {
+    "ρA": ImportanceSampling(),
+    "clip": Clip(0.2),
+    "clip-higher": Clip(0.2, 0.28),
+    "dual clip": Clip(0.2, dual_clip=3.0),
+    "CISPO 0.28": CISPO(epsilon_high=0.28),
+}
 print("weight of A∇log π at ρ =", (0.5, 1.0, 1.25, 2.0, 5.0))
 for name, part in parts.items():
     for sign in (1.0, -1.0):
-        print(f"  {name:<12} A = {sign:+g}: ", "  ".join(f"{weight(part, rho, sign):<5.3g}" for rho in (0.5, 1.0, 1.25, 2.0, 5.0)))
-print("an offset of 1.28 where 0.28 was meant: weight at ρ = 5 is", f"{weight(CISPO(epsilon_high=1.28), 5.0, 1.0):.3g}")
+        print(
+            f"  {name:<12} A = {sign:+g}: ",
+            "  ".join(f"{weight(part, rho, sign):<5.3g}" for rho in (0.5, 1.0, 1.25, 2.0, 5.0)),
+        )
+print(
+    "an offset of 1.28 where 0.28 was meant: weight at ρ = 5 is",
+    f"{weight(CISPO(epsilon_high=1.28), 5.0, 1.0):.3g}",
+)
 
 # %% tags=["nbval-ignore-output"]
 report("CISPO", trained(cispo))
@@ -548,23 +735,46 @@ broken = {"run A": runs["clip"], "run B": trained(course.replace(ladder.clip, su
 figure, panels = figures.new_figure(1, 3, width=9.0, height=3.2)
 for label, colour in (("run A", "#332288"), ("run B", "#c96f00")):
     for ax, metric in zip(panels, ("expected_reward", "ratio_max", "ratio_min")):
-        figures.band(ax, torch.arange(1, 61), broken[label][metric].mean((1, 2)), None, label=label, color=colour, linestyle="-")
+        figures.band(
+            ax,
+            torch.arange(1, 61),
+            broken[label][metric].mean((1, 2)),
+            None,
+            label=label,
+            color=colour,
+            linestyle="-",
+        )
 for ax, title in zip(panels, ("expected reward", "largest ρ", "smallest ρ")):
     figures.describe(ax, title, "rollouts (mean of 20 runs)", "")
 panels[1].set_yscale("log")
 panels[2].set_yscale("log")
 panels[0].legend(frameon=False)
-lesson.picture(figure, "run A climbs to 0.87; run B jumps at once above 0.5 and ends near 0.7; its largest ratios go up to 100, its smallest down to 0.00003")
+lesson.picture(
+    figure,
+    "run A climbs to 0.87; run B jumps at once above 0.5 and ends near 0.7; its largest ratios go"
+    " up to 100, its smallest down to 0.00003",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "break-it",
-    "Run B has run A's baseline, learning rate and random numbers. Which fault in the surrogate fits all three panels?",
+    "Run B has run A's baseline, learning rate and random numbers. Which fault in the surrogate"
+    " fits all three panels?",
     {
-        "The clip acts on log ρ in place of ρ": "Then bounds would be a little off, and the ratios of the order of run A's.",
-        "max in place of min": "The push goes on where a sample has gone far enough, so ratios run away upwards and downwards; it stops where a sample went wrong. No better than no clip at all.",
-        "The ratio is computed against the current policy": "Then the largest and the smallest ρ would both be 1, as in lesson 03.",
-        "ε is 0: everything is clipped at once": "With min, a first update at ρ = 1 still happens; then ratios would stay nearer to 1 than run A's, not further.",
+        "The clip acts on log ρ in place of ρ": (
+            "Then bounds would be a little off, and the ratios of the order of run A's."
+        ),
+        "max in place of min": (
+            "The push goes on where a sample has gone far enough, so ratios run away upwards and"
+            " downwards; it stops where a sample went wrong. No better than no clip at all."
+        ),
+        "The ratio is computed against the current policy": (
+            "Then the largest and the smallest ρ would both be 1, as in lesson 03."
+        ),
+        "ε is 0: everything is clipped at once": (
+            "With min, a first update at ρ = 1 still happens; then ratios would stay nearer to 1"
+            " than run A's, not further."
+        ),
     },
     answer="max in place of min",
 )
@@ -573,7 +783,11 @@ lesson.ask(
 # The reveal: run B computes `torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)`, flat where a sample went the wrong way. Beside it the bare ratio:
 
 # %% tags=["nbval-ignore-output"]
-for name, history in (("min: the clip", runs["clip"]), ("max: run B", broken["run B"]), ("ρA, no clip at all", runs["surrogate"])):
+for name, history in (
+    ("min: the clip", runs["clip"]),
+    ("max: run B", broken["run B"]),
+    ("ρA, no clip at all", runs["surrogate"]),
+):
     report(name, history)
 
 # %% [markdown]

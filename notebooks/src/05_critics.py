@@ -58,10 +58,17 @@ ladder.clip
 
 # %%
 tokens = torch.tensor([[k >> 2 & 1, k >> 1 & 1, k & 1] for k in range(8)])  # every answer, [8, 3]
-node = torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0], 3 + 2 * tokens[:, 0] + tokens[:, 1]], -1)  # its states, [8, 3]
-one = torch.tensor([0.5, 0.3, 0.6, 0.5, 0.4, 0.7, 0.2], dtype=torch.float64)  # π(1 | state), for each of the 7 states
+# its states, [8, 3]
+node = torch.stack(
+    [torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0], 3 + 2 * tokens[:, 0] + tokens[:, 1]], -1
+)
+# π(1 | state), for each of the 7 states
+one = torch.tensor([0.5, 0.3, 0.6, 0.5, 0.4, 0.7, 0.2], dtype=torch.float64)
 log_prob = torch.where(tokens == 1, one[node], 1 - one[node]).log()
-token_score = torch.zeros(8, 3, 7, dtype=torch.float64).scatter(-1, node[..., None], (tokens - one[node])[..., None])  # by the logits
+# by the logits
+token_score = torch.zeros(8, 3, 7, dtype=torch.float64).scatter(
+    -1, node[..., None], (tokens - one[node])[..., None]
+)
 right = (tokens == torch.tensor([1, 0, 1])).all(-1).double()
 reward = torch.zeros(8, 3, dtype=torch.float64)
 reward[:, -1] = right
@@ -77,8 +84,12 @@ outcomes = Outcomes.of_sequences(log_prob[None], reward[None], score=token_score
 lesson.code(Outcomes.total_score.fget)
 theta = one.logit().requires_grad_()
 chosen = torch.where(tokens == 1, theta[node].sigmoid(), 1 - theta[node].sigmoid())
-[direct] = torch.autograd.grad(chosen.prod(-1)[5].log(), theta)  # ∇ log of the product, for answer 101
-print("the sum of the tokens' scores is the answer's score, to 1e-12:", torch.allclose(direct, outcomes.total_score[0, 5], atol=1e-12))
+# ∇ log of the product, for answer 101
+[direct] = torch.autograd.grad(chosen.prod(-1)[5].log(), theta)
+print(
+    "the sum of the tokens' scores is the answer's score, to 1e-12:",
+    torch.allclose(direct, outcomes.total_score[0, 5], atol=1e-12),
+)
 
 # %% [markdown]
 # Put (5.2) into lesson 01's $\nabla J = E[R_i\,\nabla\log\pi_\theta(o_i\mid q)]$ and you get one term for each token,
@@ -91,13 +102,19 @@ print("the sum of the tokens' scores is the answer's score, to 1e-12:", torch.al
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "causality",
-    "Now pay .5 at once if the first token is `1`, and 1 at the end if the answer is `101`. REINFORCE credits all three tokens with the sum "
-    "of both. If tokens 2 and 3 are **not** credited with what the first token was paid, what happens to the mean and to the noise of ĝ?",
+    "Now pay .5 at once if the first token is `1`, and 1 at the end if the answer is `101`."
+    " REINFORCE credits all three tokens with the sum of both. If tokens 2 and 3 are **not**"
+    " credited with what the first token was paid, what happens to the mean and to the noise of ĝ?",
     {
-        "the mean changes: reward is thrown away": "The first token keeps its pay. For the later ones it was a constant: "
-        "given the state, E[∇log π] = 0, so what is fixed before the token adds nothing on average.",
-        "the mean stays, the noise falls": "What was paid before a token is fixed when the token is chosen. It multiplies a score whose mean "
-        "is 0, so it adds nothing to the mean. Here it adds noise; that it must is not a law (below).",
+        "the mean changes: reward is thrown away": (
+            "The first token keeps its pay. For the later ones it was a constant: given the state,"
+            " E[∇log π] = 0, so what is fixed before the token adds nothing on average."
+        ),
+        "the mean stays, the noise falls": (
+            "What was paid before a token is fixed when the token is chosen. It multiplies a score"
+            " whose mean is 0, so it adds nothing to the mean. Here it adds noise; that it must is"
+            " not a law (below)."
+        ),
         "neither changes": "The mean does not, but a random number times a score does make noise.",
     },
     answer="the mean stays, the noise falls",
@@ -129,7 +146,10 @@ for text, rewards in (("paid twice", paid), ("paid at the end", reward), ("a fee
     listed = Outcomes.of_sequences(log_prob[None], rewards[None], score=token_score[None])
     for name, estimator in (("total return  ", ladder.reinforce), ("reward-to-go  ", to_go)):
         seen = microscope(estimator, listed, 1)
-        print(f"{text:16s} {name} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+        print(
+            f"{text:16s} {name} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise"
+            f" {seen.std / seen.gradient.norm():.3g} × ‖∇J‖"
+        )
 
 # %% [markdown]
 # All are unbiased. Paid twice, the reward-to-go is quieter. That is usual, not a law: in the last pair every answer pays a fee of .14 with its
@@ -144,7 +164,10 @@ for text, rewards in (("paid twice", paid), ("paid at the end", reward), ("a fee
 # %%
 for gamma in (1.0, 0.9, 0.5):
     seen = microscope(replace(ladder.reinforce, credit=RewardToGo(gamma)), outcomes, 1)
-    print(f"γ = {gamma:g}: bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g} × ‖∇J‖; the first of 100 tokens sees {gamma**99:.3g}")
+    print(
+        f"γ = {gamma:g}: bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g} × ‖∇J‖;"
+        f" the first of 100 tokens sees {gamma**99:.3g}"
+    )
 
 # %% [markdown]
 # ## The value of a state
@@ -173,9 +196,12 @@ lesson.code(right_to_go)
 
 # %%
 def exact_values(rewards):
-    """Rewards [8, 3] → V of the state before each token [8, 3]: the average reward-to-go of all answers through that state."""
+    """Rewards [8, 3] → V of the state before each token [8, 3]: the average reward-to-go of all
+    answers through that state.
+    """
     rest = rewards.flip(-1).cumsum(-1).flip(-1)
-    same = node[:, None] == node  # [8, 8, 3]: do two answers stand in the same state before token t?
+    # [8, 8, 3]: do two answers stand in the same state before token t?
+    same = node[:, None] == node
     return (same * (p[:, None] * rest)).sum(1) / (same * p[:, None]).sum(1)
 
 
@@ -183,7 +209,11 @@ value = exact_values(reward)
 print("along 101, by listing:   ", [f"{v:.3g}" for v in value[5].tolist()])
 product = log_prob[5].flip(-1).cumsum(-1).flip(-1).exp()
 print("along 101, by (5.6):     ", [f"{v:.3g}" for v in product.tolist()])
-print("along 111, by listing:   ", [f"{v:.3g}" for v in value[7].tolist()], "  (lost with the second token)")
+print(
+    "along 111, by listing:   ",
+    [f"{v:.3g}" for v in value[7].tolist()],
+    "  (lost with the second token)",
+)
 
 # %% jupyter={"source_hidden": true}
 import itertools
@@ -207,13 +237,20 @@ def test_values(attempt):
                     want += weight * float(pay[4 * answer[0] + 2 * answer[1] + answer[2]])
                 if abs(float(got[state]) - want) > 1e-9:
                     name = "".join(map(str, prefix)) or "nothing yet"
-                    return f"with «{name}» written it gives {float(got[state]):.3g}; listing all answers gives {want:.3g}"
+                    return (
+                        f"with «{name}» written it gives {float(got[state]):.3g}; listing all"
+                        f" answers gives {want:.3g}"
+                    )
     return None
 
 
 def solve_values(one, pay):
-    last = torch.stack([(1 - one[3 + n]) * pay[2 * n] + one[3 + n] * pay[2 * n + 1] for n in range(4)])
-    middle = torch.stack([(1 - one[1 + n]) * last[2 * n] + one[1 + n] * last[2 * n + 1] for n in range(2)])
+    last = torch.stack(
+        [(1 - one[3 + n]) * pay[2 * n] + one[3 + n] * pay[2 * n + 1] for n in range(4)]
+    )
+    middle = torch.stack(
+        [(1 - one[1 + n]) * last[2 * n] + one[1 + n] * last[2 * n + 1] for n in range(2)]
+    )
     first = (1 - one[0]) * middle[0] + one[0] * middle[1]
     return torch.cat([first[None], middle, last])
 
@@ -230,22 +267,34 @@ def even_values(one, pay):
 
 values = lesson.exercise(
     "values",
-    "Compute the value of all 7 states by going **backwards**: the last states first, then those before them. "
-    "States are numbered as in `node`: nothing, 0, 1, 00, 01, 10, 11.",
+    "Compute the value of all 7 states by going **backwards**: the last states first, then those"
+    " before them. States are numbered as in `node`: nothing, 0, 1, 00, 01, 10, 11.",
     test=test_values,
     solution=solve_values,
     wrong=[greedy_values, even_values],
     hints=[
-        "In the states 00, 01, 10, 11 the next token ends the answer, so V is the mean of two entries of `pay`.",
-        "The mean is the policy's: (1 − one[state]) times what follows a 0 plus one[state] times what follows a 1.",
-        "V of 10 is (1 − one[5])·pay[4] + one[5]·pay[5]; V of 1 is (1 − one[2])·V of 10 + one[2]·V of 11.",
+        (
+            "In the states 00, 01, 10, 11 the next token ends the answer, so V is the mean of two"
+            " entries of `pay`."
+        ),
+        (
+            "The mean is the policy's: (1 − one[state]) times what follows a 0 plus one[state]"
+            " times what follows a 1."
+        ),
+        (
+            "V of 10 is (1 − one[5])·pay[4] + one[5]·pay[5]; V of 1 is (1 − one[2])·V of 10 +"
+            " one[2]·V of 11."
+        ),
     ],
 )
 
 
 # %%
 def my_values(one, pay):
-    """one [7]: π(1 | state). pay [8]: the reward of each answer, 000 to 111. → V of each state, [7]."""
+    """one [7]: π(1 | state).
+
+    pay [8]: the reward of each answer, 000 to 111. → V of each state, [7].
+    """
     return NotImplemented
 
 
@@ -267,10 +316,16 @@ ladder.ppo_value
 # %%
 listed = dataclasses.replace(outcomes, value=value[None])
 with_value = replace(ladder.reinforce, baseline=Value())
-for name, estimator in (("no baseline", ladder.reinforce), ("V(q), one number", replace(ladder.reinforce, baseline=Constant(float(value[0, 0])))),
-                        ("V of each state", with_value)):
+for name, estimator in (
+    ("no baseline", ladder.reinforce),
+    ("V(q), one number", replace(ladder.reinforce, baseline=Constant(float(value[0, 0])))),
+    ("V of each state", with_value),
+):
     seen = microscope(estimator, listed, 1)
-    print(f"{name:17s} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+    print(
+        f"{name:17s} unbiased to 1e-12: {seen.relative_bias < 1e-12}   noise"
+        f" {seen.std / seen.gradient.norm():.3g} × ‖∇J‖"
+    )
 lesson.code(Value)
 
 # %% [markdown]
@@ -292,7 +347,12 @@ def deltas(rewards, values):
 
 
 for k in (5, 4, 7):
-    print("".join(map(str, tokens[k].tolist())), "δ:", [f"{d:+.2f}" for d in deltas(reward, value)[k].tolist()], f"  R − V(q): {right[k] - value[k, 0]:+.2f}")
+    print(
+        "".join(map(str, tokens[k].tolist())),
+        "δ:",
+        [f"{d:+.2f}" for d in deltas(reward, value)[k].tolist()],
+        f"  R − V(q): {right[k] - value[k, 0]:+.2f}",
+    )
 
 # %% [markdown]
 # The $\delta$s of an answer add up to $R_i - V(q)$: the same blame, handed out to the tokens that deserve it. In `100` the last token takes it, in
@@ -301,7 +361,8 @@ for k in (5, 4, 7):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "constant-critic",
-    "A critic that has learned nothing says .5 in every state. With δ alone as the advantage (λ = 0), which tokens learn something?",
+    "A critic that has learned nothing says .5 in every state. With δ alone as the advantage (λ ="
+    " 0), which tokens learn something?",
     {
         "all of them, with more noise": "δ = r + .5 − .5 = 0 wherever no reward is paid.",
         "only the last one": "δ = 0 + .5 − .5 = 0 for every token but the last, which gets R − .5.",
@@ -353,12 +414,24 @@ lesson.code(lambda_return)
 # %%
 guess, gae_lambda, steps = torch.tensor([0.4, 0.1, 0.9], dtype=torch.float64), 0.6, 3
 ahead = torch.cat([guess, torch.zeros(1)])
-n_step = [[float(reward[5, t : t + n].sum()) + float(ahead[min(t + n, 3)]) for n in range(1, 200)] for t in range(steps)]
-average = [(1 - gae_lambda) * sum(gae_lambda**k * each for k, each in enumerate(row)) for row in n_step]
+n_step = [
+    [float(reward[5, t : t + n].sum()) + float(ahead[min(t + n, 3)]) for n in range(1, 200)]
+    for t in range(steps)
+]
+average = [
+    (1 - gae_lambda) * sum(gae_lambda**k * each for k, each in enumerate(row)) for row in n_step
+]
 delta = deltas(reward[5], guess)
-summed = [float(guess[t]) + sum(gae_lambda**l * float(delta[t + l]) for l in range(steps - t)) for t in range(steps)]
+summed = [
+    float(guess[t]) + sum(gae_lambda**l * float(delta[t + l]) for l in range(steps - t))
+    for t in range(steps)
+]
 walked = lambda_return(reward[5], guess, torch.ones(3, dtype=torch.bool), 1.0, gae_lambda)
-for name, row in (("weighted average (5.10)", average), ("sum of δ (5.11)", summed), ("recursion (5.12)", walked.tolist())):
+for name, row in (
+    ("weighted average (5.10)", average),
+    ("sum of δ (5.11)", summed),
+    ("recursion (5.12)", walked.tolist()),
+):
     print(f"{name:24s}", [f"{x:.3f}" for x in row])
 
 # %% [markdown]
@@ -375,7 +448,11 @@ def brute_gae(reward, value, gamma, lam):
     found = []
     for t in range(count):
         left = count - t
-        returns = [sum(gamma**l * reward[t + l] for l in range(n)) + (gamma**n * ahead[t + n] if n < left else 0.0) for n in range(1, left + 1)]
+        returns = [
+            sum(gamma**l * reward[t + l] for l in range(n))
+            + (gamma**n * ahead[t + n] if n < left else 0.0)
+            for n in range(1, left + 1)
+        ]
         weights = [(1 - lam) * lam ** (n - 1) for n in range(1, left)] + [lam ** (left - 1)]
         found.append(sum(w * r for w, r in zip(weights, returns, strict=True)) - value[t])
     return found
@@ -389,13 +466,21 @@ def test_gae(attempt):
         ([1.0], [0.3], 1.0, 1.0),
     ]
     for pay, guess, gamma, lam in cases:
-        got = attempt(torch.tensor(pay, dtype=torch.float64), torch.tensor(guess, dtype=torch.float64), gamma, lam)
+        got = attempt(
+            torch.tensor(pay, dtype=torch.float64),
+            torch.tensor(guess, dtype=torch.float64),
+            gamma,
+            lam,
+        )
         want = brute_gae(pay, guess, gamma, lam)
         shown = [f"{float(x):.3g}" for x in got]
-        if len(got) != len(want) or any(abs(float(a) - b) > 1e-9 for a, b in zip(got, want, strict=True)):
+        if len(got) != len(want) or any(
+            abs(float(a) - b) > 1e-9 for a, b in zip(got, want, strict=True)
+        ):
             return (
-                f"for rewards {pay}, values {guess}, γ = {gamma:g}, λ = {lam:g} it gives {', '.join(shown)}; "
-                f"the weighted average of all n-step returns is {', '.join(f'{x:.3g}' for x in want)}"
+                f"for rewards {pay}, values {guess}, γ = {gamma:g}, λ = {lam:g} it gives"
+                f" {', '.join(shown)}; the weighted average of all n-step returns is"
+                f" {', '.join(f'{x:.3g}' for x in want)}"
             )
     return None
 
@@ -412,25 +497,38 @@ def solve_gae(reward, value, gamma, gae_lambda):
 
 def shifted_gae(reward, value, gamma, gae_lambda):
     found = solve_gae(reward, value, gamma, gae_lambda)
-    return gamma * gae_lambda * torch.cat([found[1:], torch.zeros_like(found[:1])])  # the sum begins at l = 1
+    # the sum begins at l = 1
+    return gamma * gae_lambda * torch.cat([found[1:], torch.zeros_like(found[:1])])
 
 
 def endless_gae(reward, value, gamma, gae_lambda):
     ahead = torch.cat([value[1:], value[-1:]])  # the last value again, behind the end
     delta = reward + gamma * ahead - value
-    return torch.stack([sum((gamma * gae_lambda) ** l * delta[t + l] for l in range(len(delta) - t)) for t in range(len(delta))])
+    return torch.stack(
+        [
+            sum((gamma * gae_lambda) ** l * delta[t + l] for l in range(len(delta) - t))
+            for t in range(len(delta))
+        ]
+    )
 
 
 gae_exercise = lesson.exercise(
     "gae",
-    "Write GAE: rewards and values of one answer in, one advantage per token out. The answer really ended: nothing follows the last token.",
+    "Write GAE: rewards and values of one answer in, one advantage per token out. The answer really"
+    " ended: nothing follows the last token.",
     test=test_gae,
     solution=solve_gae,
     wrong=[shifted_gae, endless_gae],
     hints=[
         "First compute δ for all tokens at once; the value behind the last token is 0.",
-        "Then go backwards: the advantage of a token is its δ plus γλ times the advantage of the next one.",
-        "carried = delta[t] + gamma * gae_lambda * carried, for t from the last token to the first.",
+        (
+            "Then go backwards: the advantage of a token is its δ plus γλ times the advantage of"
+            " the next one."
+        ),
+        (
+            "carried = delta[t] + gamma * gae_lambda * carried, for t from the last token to the"
+            " first."
+        ),
     ],
 )
 
@@ -448,10 +546,20 @@ lesson.ask(
     "best-lambda",
     "Suppose the critic is **exact**. Which λ gives the least noise in ĝ, and at what price?",
     {
-        "λ = 1, no price": "λ = 1 waits for the outcome, so it carries the chance of all later tokens.",
-        "λ = 0, no price": "With exact values δ is the advantage itself: unbiased, and free of what later tokens do.",
-        "λ = 0, at the price of bias": "The bias of TD comes from wrong values alone. Exact ones have none.",
-        "λ = .95": "That is a good habit for critics that are half right. An exact one can be trusted at once.",
+        "λ = 1, no price": (
+            "λ = 1 waits for the outcome, so it carries the chance of all later tokens."
+        ),
+        "λ = 0, no price": (
+            "With exact values δ is the advantage itself: unbiased, and free of what later"
+            " tokens do."
+        ),
+        "λ = 0, at the price of bias": (
+            "The bias of TD comes from wrong values alone. Exact ones have none."
+        ),
+        "λ = .95": (
+            "That is a good habit for critics that are half right. An exact one can be trusted at"
+            " once."
+        ),
     },
     answer="λ = 0, no price",
 )
@@ -465,29 +573,61 @@ lesson.ask(
 
 # %%
 errors = 0.3 * lesson.noise(dtype=torch.float64).normal(7)[node]
-critics = {"exact": value, ".5 everywhere": torch.full_like(value, 0.5), "exact + errors": value + errors}
+critics = {
+    "exact": value,
+    ".5 everywhere": torch.full_like(value, 0.5),
+    "exact + errors": value + errors,
+}
 grid = torch.linspace(0, 1, 21).tolist()
 measured = {}
 for name, guess in critics.items():
-    seen = [microscope(replace(with_value, credit=GAE(1.0, lam)), dataclasses.replace(outcomes, value=guess[None]), 1) for lam in grid]
+    seen = [
+        microscope(
+            replace(with_value, credit=GAE(1.0, lam)),
+            dataclasses.replace(outcomes, value=guess[None]),
+            1,
+        )
+        for lam in grid
+    ]
     measured[name] = [(each.relative_bias, each.std / float(each.gradient.norm())) for each in seen]
     for lam in (0.0, 0.5, 1.0):
         bias, noise = measured[name][grid.index(lam)]
-        print(f"{name:15s} λ = {lam:<4g} bias {bias if bias > 1e-12 else 0:.3g}   noise {noise:.3g}")
+        print(
+            f"{name:15s} λ = {lam:<4g} bias {bias if bias > 1e-12 else 0:.3g}   noise {noise:.3g}"
+        )
 
 # %% jupyter={"source_hidden": true}
-share = torch.einsum("k,kt,ktd->td", p * right, torch.ones(8, 3, dtype=torch.float64), token_score)  # ∇J, token by token
+share = torch.einsum(
+    "k,kt,ktd->td", p * right, torch.ones(8, 3, dtype=torch.float64), token_score
+)  # ∇J, token by token
 figure, panels = figures.new_figure(1, 2, width=8.6, height=3.4)
 for name, style in (("exact", "-"), (".5 everywhere", "--"), ("exact + errors", ":")):
     for ax, what in zip(panels, (0, 1), strict=True):
-        figures.band(ax, grid, [row[what] for row in measured[name]], label=name, color="#661100", linestyle=style)
-want = [float(sum((1 - lam ** (2 - t)) ** 2 * share[t].square().sum() for t in range(3)).sqrt() / share.sum(0).norm()) for lam in grid]
+        figures.band(
+            ax,
+            grid,
+            [row[what] for row in measured[name]],
+            label=name,
+            color="#661100",
+            linestyle=style,
+        )
+want = [
+    float(
+        sum((1 - lam ** (2 - t)) ** 2 * share[t].square().sum() for t in range(3)).sqrt()
+        / share.sum(0).norm()
+    )
+    for lam in grid
+]
 figures.expectation(panels[0], want[::2], grid[::2], marker="o", label="closed form")
 figures.describe(panels[0], "how far off on average", "λ", "‖E[ĝ] − ∇J‖ / ‖∇J‖")
 figures.describe(panels[1], "how noisy one answer is", "λ", "standard deviation of ĝ / ‖∇J‖")
 panels[1].set_ylim(bottom=0)
 panels[0].legend(frameon=False)
-lesson.picture(figure, "bias and noise over λ for three critics: the exact one is unbiased everywhere and quietest at λ = 0; the wrong ones are biased below 1")
+lesson.picture(
+    figure,
+    "bias and noise over λ for three critics: the exact one is unbiased everywhere and quietest at"
+    " λ = 0; the wrong ones are biased below 1",
+)
 
 # %% [markdown]
 # - At $\lambda = 1$ every critic is unbiased, however wrong. (5.7) asks only that it does not look at the token.
@@ -518,9 +658,18 @@ double = {"dtype": torch.float64}  # so that your numbers are these
 task = tasks.make(tasks.TaskSettings(digits=1))
 settings = dataclasses.replace(PRESETS["nano"], context=task.context)
 policy = Transformer(settings, **double)
-Learner(Demonstrations(policy, task, batch=128), LIKELIHOOD, Adam(1e-2), lesson.noise(use=1, **double), max_grad_norm=1.0).train(100)
+Learner(
+    Demonstrations(policy, task, batch=128),
+    LIKELIHOOD,
+    Adam(1e-2),
+    lesson.noise(use=1, **double),
+    max_grad_norm=1.0,
+).train(100)
 success = right_to_go(policy, task, task.train)[:, 0]  # V(q) of every training question
-print(f"{policy.size:,} weights; chance of a right answer: mean {success.mean():.3g}, from {success.min():.2g} to {success.max():.2g}")
+print(
+    f"{policy.size:,} weights; chance of a right answer: mean {success.mean():.3g}, from"
+    f" {success.min():.2g} to {success.max():.2g}"
+)
 
 # %% [markdown]
 # The critic is a second transformer with one more output. It starts as a copy of the policy, and learns while the policy stands still. What
@@ -536,7 +685,9 @@ from tinylm import evaluate
 
 def copy_of(model, runs=(), value=False):
     """The same weights once more, for every run; with `value`, a value head of zeros."""
-    twin = Transformer(dataclasses.replace(model.settings, value=value or model.settings.value), runs, **double)
+    twin = Transformer(
+        dataclasses.replace(model.settings, value=value or model.settings.value), runs, **double
+    )
     with torch.no_grad():
         for name, weight in model.weights.items():
             twin.weights[name].copy_(weight.expand_as(twin.weights[name]))
@@ -551,7 +702,14 @@ critic = copy_of(policy, value=True)
 problem = LanguageModel(policy, task, prompts=32, group=4, critic=critic)
 problem.parameters = critic.parameters  # the learner moves nothing else
 monte_carlo = replace(ladder.ppo, credit=GAE(1.0, 1.0))  # λ = 1
-fit = Learner(problem, replace(monte_carlo, value_coef=1.0), Adam(1e-3), lesson.noise(use=2, **double), epochs=2, max_grad_norm=1.0)
+fit = Learner(
+    problem,
+    replace(monte_carlo, value_coef=1.0),
+    Adam(1e-3),
+    lesson.noise(use=2, **double),
+    epochs=2,
+    max_grad_norm=1.0,
+)
 test = problem.sample(lesson.noise(use=3, **double))  # answers to look at, always the same
 truth = evaluate.exact_values(policy, task, test.data["question"], test.data["tokens"])
 
@@ -565,28 +723,53 @@ path = []
 for step in range(101):
     if step % 5 == 0:
         now = judged(test.data["prompt"], test.data["tokens"])
-        path.append([step * 32 * 4, *(float(square.sqrt()) for square in evaluate.value_errors(now, truth, test.mask))])
+        path.append(
+            [
+                step * 32 * 4,
+                *(float(square.sqrt()) for square in evaluate.value_errors(now, truth, test.mask)),
+            ]
+        )
     fit.step()
-print(f"error of V(q): {path[0][1]:.3g} → {path[-1][1]:.3g};  of later states: {path[0][2]:.3g} → {path[-1][2]:.3g}")
+print(
+    f"error of V(q): {path[0][1]:.3g} → {path[-1][1]:.3g};  of later states: {path[0][2]:.3g} →"
+    f" {path[-1][2]:.3g}"
+)
 
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.2, height=3.6)
 seen_answers, first, later = zip(*path, strict=True)
-figures.band(ax, seen_answers, first, label="critic, of the question", color="#661100", linestyle="-")
-figures.band(ax, seen_answers, later, label="critic, of later states", color="#661100", linestyle=":")
+figures.band(
+    ax, seen_answers, first, label="critic, of the question", color="#661100", linestyle="-"
+)
+figures.band(
+    ax, seen_answers, later, label="critic, of later states", color="#661100", linestyle=":"
+)
 figures.expectation(ax, float(success.std(correction=0)), label="one number for all questions")
-group_line = ax.axhline(float(evaluate.group_mean_error(success, 8)), label="mean of 8 answers, (5.14)", **figures.style_of("group_mean"))
+group_line = ax.axhline(
+    float(evaluate.group_mean_error(success, 8)),
+    label="mean of 8 answers, (5.14)",
+    **figures.style_of("group_mean"),
+)
 ax.set_ylim(bottom=0)
-figures.describe(ax, "a critic while it learns", "answers seen", "RMS error against the exact value")
+figures.describe(
+    ax, "a critic while it learns", "answers seen", "RMS error against the exact value"
+)
 ax.legend(frameon=False, loc="upper right", fontsize=10)
-lesson.picture(figure, "error of the critic's values against the exact ones while it learns, beside the error of one number for all and of a group's mean")
+lesson.picture(
+    figure,
+    "error of the critic's values against the exact ones while it learns, beside the error of one"
+    " number for all and of a group's mean",
+)
 
 # %%
 print(f"one number for all questions: {success.std(correction=0):.3g}")
 for group in (2, 8, 32):
     print(f"mean of a group of {group:2d}: {evaluate.group_mean_error(success, group):.3g}")
 needed = next(row[0] for row in path if row[1] < float(evaluate.group_mean_error(success, 8)))
-print(f"the critic is first better than the mean of 8 after {needed:,} answers, {needed / len(task.train):.0f} for each of {len(task.train)} questions")
+print(
+    f"the critic is first better than the mean of 8 after {needed:,} answers,"
+    f" {needed / len(task.train):.0f} for each of {len(task.train)} questions"
+)
 
 # %% [markdown]
 # The critic had to see 1,920 answers of one fixed policy, 21 to each question, to be as good, on the question, as the mean of 8 fresh ones. On later states it stays
@@ -616,7 +799,9 @@ for question, given in (("7+8=", ("15⏎", "14⏎", "05⏎")), ("2+3=", ("05⏎"
         learned = judged(task.prompt[row][None], made)
         exact = evaluate.exact_values(policy, task, torch.tensor([row]), made)
         tables[f"{question} {text}"] = {
-            "exact": exact[0, 0].detach(), "learned": learned[0, 0].detach(), ".5 everywhere": torch.full((3,), 0.5, **double)
+            "exact": exact[0, 0].detach(),
+            "learned": learned[0, 0].detach(),
+            ".5 everywhere": torch.full((3,), 0.5, **double),
         }
 
 
@@ -631,7 +816,12 @@ def draw_credit(answer, critic, lam):
     left.set_xticks(range(4), ["before", *(f"after {c}" for c in text)])
     left.set_ylim(-0.1, 1.1)
     figures.describe(left, f"value on the way ({critic})", "", "V; last: the reward")
-    ax.bar(range(3), advantage.tolist(), 0.6, color=["#00875f" if a > 0 else "#b8320f" for a in advantage.tolist()])
+    ax.bar(
+        range(3),
+        advantage.tolist(),
+        0.6,
+        color=["#00875f" if a > 0 else "#b8320f" for a in advantage.tolist()],
+    )
     ax.axhline(0, color="#777777", linewidth=0.8)
     ax.set_xticks(range(3), [f"token {c}" for c in text])
     ax.set_ylim(-1.1, 1.1)
@@ -666,7 +856,10 @@ rows = {
 }
 for name, estimator in rows.items():
     seen = microscope(estimator, listed, 8)
-    print(f"{name:30s} bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g}   noise {seen.std / seen.gradient.norm():.3g} × ‖∇J‖")
+    print(
+        f"{name:30s} bias {seen.relative_bias if seen.relative_bias > 1e-12 else 0:.3g}   noise"
+        f" {seen.std / seen.gradient.norm():.3g} × ‖∇J‖"
+    )
 
 # %% [markdown]
 # (The group mean looks quieter than RLOO because it is RLOO times 7/8, shrunk: lesson 06.) The mean of the others buys next to nothing here, a *perfect* critic that is trusted at every
@@ -675,12 +868,22 @@ for name, estimator in rows.items():
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "price",
-    "PPO's critic is a network of its own, as large as the policy, trained with Adam in float32 (weight, gradient, two moments: 16 bytes for each number). "
-    "How much **more** memory for weights and optimiser does it take for a policy of 7 billion weights?",
+    "PPO's critic is a network of its own, as large as the policy, trained with Adam in float32"
+    " (weight, gradient, two moments: 16 bytes for each number). How much **more** memory for"
+    " weights and optimiser does it take for a policy of 7 billion weights?",
     {
-        "one number per hidden unit, next to nothing": "That is the price of a value head on the policy's own trunk. A network of its own has a trunk of its own.",
-        "about 28 GB": "That is the weights alone, 4 bytes each. Training also holds a gradient and Adam's two moments.",
-        "about 112 GB": "7·10⁹ × 16 bytes, once more what the policy takes; a frozen copy for the KL would add its 28 GB.",
+        "one number per hidden unit, next to nothing": (
+            "That is the price of a value head on the policy's own trunk. A network of its own has"
+            " a trunk of its own."
+        ),
+        "about 28 GB": (
+            "That is the weights alone, 4 bytes each. Training also holds a gradient and Adam's two"
+            " moments."
+        ),
+        "about 112 GB": (
+            "7·10⁹ × 16 bytes, once more what the policy takes; a frozen copy for the KL would add"
+            " its 28 GB."
+        ),
     },
     answer="about 112 GB",
 )
@@ -699,16 +902,31 @@ found = Result.load(project_root() / "figures" / "tinylm_critic.json")
 price = found.series["price"]
 for name in ("group", "shared", "own"):
     ratio = price["seconds"][name] / price["seconds"]["group"]
-    print(f"{name:7s} {price['parameters'][name]:>9,} parameters   {price['bytes'][name] / 1e6:.3g} MB   a step takes {ratio:.2f} × the group mean's")
-print(f"\n{'gain in held-out accuracy':28s}" + "".join(f"λ = {lam:<14g}" for lam in found.settings["lambdas"]))
+    print(
+        f"{name:7s} {price['parameters'][name]:>9,} parameters   {price['bytes'][name] / 1e6:.3g}"
+        f" MB   a step takes {ratio:.2f} × the group mean's"
+    )
+print(
+    f"\n{'gain in held-out accuracy':28s}"
+    + "".join(f"λ = {lam:<14g}" for lam in found.settings["lambdas"])
+)
 for place in ("own", "shared"):
     cells = [found.series[place][f"{lam:g}"] for lam in found.settings["lambdas"]]
-    print(f"critic, {place:20s}" + "".join(f"{cell['gain'][-1]:+.3f} ± {cell['gain_half'][-1]:.3f}    " for cell in cells))
-print(f"{'group mean':28s}{found.series['group']['gain'][-1]:+.3f} ± {found.series['group']['gain_half'][-1]:.3f}")
+    print(
+        f"critic, {place:20s}"
+        + "".join(f"{cell['gain'][-1]:+.3f} ± {cell['gain_half'][-1]:.3f}    " for cell in cells)
+    )
+print(
+    f"{'group mean':28s}{found.series['group']['gain'][-1]:+.3f} ±"
+    f" {found.series['group']['gain_half'][-1]:.3f}"
+)
 
 # %%
 for fact in found.facts:
-    print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:.6g} ± {fact.standard_error:.1g}")
+    print(
+        f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:.6g} ±"
+        f" {fact.standard_error:.1g}"
+    )
 
 # %% [markdown]
 # Parameters: a critic of its own doubles them; on a shared trunk it costs one number per hidden unit, and its error then pulls at the policy's own features. The intervals
@@ -730,8 +948,14 @@ class WithExactValues(LanguageModel):
 
     def sample(self, noise):
         rollout = super().sample(noise)
-        exact = evaluate.exact_values(self.model, self.task, rollout.data["question"], rollout.data["tokens"])
-        return dataclasses.replace(rollout, value=torch.where(rollout.mask, exact, 0.0), bootstrap=torch.zeros_like(exact[..., 0]))
+        exact = evaluate.exact_values(
+            self.model, self.task, rollout.data["question"], rollout.data["tokens"]
+        )
+        return dataclasses.replace(
+            rollout,
+            value=torch.where(rollout.mask, exact, 0.0),
+            bootstrap=torch.zeros_like(exact[..., 0]),
+        )
 
 
 @dataclass(frozen=True)
@@ -752,7 +976,14 @@ def curve(estimator, kind, values=None, rollouts=40, look=chance_right):
     model = copy_of(policy, (4,))
     own = None if values is None else copy_of(values, (4,))
     problem = kind(model, task, prompts=32, group=8, critic=own)
-    learner = Learner(problem, estimator, Adam(1.5e-3, betas=(0.9, 0.98)), lesson.noise(4, use=4, **double), epochs=2, max_grad_norm=1.0)
+    learner = Learner(
+        problem,
+        estimator,
+        Adam(1.5e-3, betas=(0.9, 0.98)),
+        lesson.noise(4, use=4, **double),
+        epochs=2,
+        max_grad_norm=1.0,
+    )
     found = [look(model)]
     for step in range(1, rollouts + 1):
         learner.step()
@@ -762,7 +993,10 @@ def curve(estimator, kind, values=None, rollouts=40, look=chance_right):
 
 
 known = replace(monte_carlo, value_coef=0.0)  # nothing to learn for a critic that knows
-runs = {"run A": curve(known, WithExactValues), "run B": curve(replace(known, baseline=Suspect()), WithExactValues)}
+runs = {
+    "run A": curve(known, WithExactValues),
+    "run B": curve(replace(known, baseline=Suspect()), WithExactValues),
+}
 figure, [ax] = figures.new_figure(width=6.6, height=3.4)
 for (name, lines), colour in zip(runs.items(), ("#0057a3", "#c25fa0"), strict=True):
     for seed in range(4):
@@ -773,22 +1007,42 @@ figures.describe(ax, "two runs, one fault", "rollouts", "chance of a right answe
 figures.label_ends(ax, [line for line in ax.get_lines() if str(line.get_label()).startswith("run")])
 lesson.picture(figure, "run A climbs steadily, run B falls and stays low")
 first = WithExactValues(policy, task, prompts=32, group=32).sample(lesson.noise(use=5, **double))
-so_far = (first.data["tokens"] == task.target[first.data["question"]].unsqueeze(-2)).long().cumprod(-1)
+so_far = (
+    (first.data["tokens"] == task.target[first.data["question"]].unsqueeze(-2)).long().cumprod(-1)
+)
 before = torch.nn.functional.pad(so_far[..., :-1], (1, 0), value=1)
-for (name, lines), estimator in zip(runs.items(), (known, replace(known, baseline=Suspect())), strict=True):
+for (name, lines), estimator in zip(
+    runs.items(), (known, replace(known, baseline=Suspect())), strict=True
+):
     given = estimator.freeze(first).advantage
     good = [f"{given[..., t][so_far[..., t] == 1].mean():+.2f}" for t in range(3)]
-    print(f"{name}: {lines[0].mean():.2f} → {lines[-1].mean():.2f}   right tokens 1, 2, 3: {', '.join(good)}   the first wrong token: {given[(before == 1) & (so_far == 0)].mean():+.2f}")
+    print(
+        f"{name}: {lines[0].mean():.2f} → {lines[-1].mean():.2f}   right tokens 1, 2, 3:"
+        f" {', '.join(good)}   the first wrong token:"
+        f" {given[(before == 1) & (so_far == 0)].mean():+.2f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "break-it",
     "Which fault explains run B?",
     {
-        "the advantage has the wrong sign": "Then wrong tokens would be praised and right ones blamed. In run B wrong tokens get nothing at all.",
-        "λ = 0 in place of λ = 1": "With exact values λ = 0 is unbiased and quieter, and the first wrong token gets −V, as in run A.",
-        "the value of the state after the token is subtracted": "V(s_{t+1}) has seen the token. What the token gained or lost is in it, and is subtracted again: nothing for the wrong token, on average nothing for the right ones, but for the last.",
-        "the critic is trained too slowly": "The values here are exact at every moment; nothing is trained.",
+        "the advantage has the wrong sign": (
+            "Then wrong tokens would be praised and right ones blamed. In run B wrong tokens get"
+            " nothing at all."
+        ),
+        "λ = 0 in place of λ = 1": (
+            "With exact values λ = 0 is unbiased and quieter, and the first wrong token gets −V, as"
+            " in run A."
+        ),
+        "the value of the state after the token is subtracted": (
+            "V(s_{t+1}) has seen the token. What the token gained or lost is in it, and is"
+            " subtracted again: nothing for the wrong token, on average nothing for the right ones,"
+            " but for the last."
+        ),
+        "the critic is trained too slowly": (
+            "The values here are exact at every moment; nothing is trained."
+        ),
     },
     answer="the value of the state after the token is subtracted",
 )
@@ -809,9 +1063,17 @@ class ValueAfter(Value):
 
 for name, guess in critics.items():
     for part in (Value(), ValueAfter()):
-        seen = microscope(replace(with_value, baseline=part), dataclasses.replace(outcomes, value=guess[None]), 1)
-        by_token = [float(seen.expected[a:b] @ seen.gradient[a:b] / seen.gradient[a:b].square().sum()) for a, b in ((0, 1), (1, 3), (3, 7))]
-        print(f"{name:15s} {type(part).__name__:11s} share of ∇J that arrives at tokens 1, 2, 3:", [f"{abs(x) if abs(x) < 1e-12 else x:.2f}" for x in by_token])
+        seen = microscope(
+            replace(with_value, baseline=part), dataclasses.replace(outcomes, value=guess[None]), 1
+        )
+        by_token = [
+            float(seen.expected[a:b] @ seen.gradient[a:b] / seen.gradient[a:b].square().sum())
+            for a, b in ((0, 1), (1, 3), (3, 7))
+        ]
+        print(
+            f"{name:15s} {type(part).__name__:11s} share of ∇J that arrives at tokens 1, 2, 3:",
+            [f"{abs(x) if abs(x) < 1e-12 else x:.2f}" for x in by_token],
+        )
 
 # %% [markdown]
 # Look at the middle pair: a critic that says .5 everywhere **hides** the fault, because a constant is a baseline wherever it stands. A poor critic does nearly the same. Here is the fault once more, with
@@ -820,7 +1082,10 @@ for name, guess in critics.items():
 # %%
 for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
     lines = curve(replace(monte_carlo, baseline=part), LanguageModel, values=critic)
-    print(f"{name:11s} {lines[0].mean():.2f} → {lines[-1].mean():.2f}   seeds from {lines[-1].min():.2f} to {lines[-1].max():.2f}")
+    print(
+        f"{name:11s} {lines[0].mean():.2f} → {lines[-1].mean():.2f}   seeds from"
+        f" {lines[-1].min():.2f} to {lines[-1].max():.2f}"
+    )
 
 # %% [markdown]
 # With the learned critic both runs climb, with exact values one falls. So test such code with exact values, not with a learning curve.
@@ -832,7 +1097,9 @@ for name, part in (("Value", Value()), ("ValueAfter", ValueAfter())):
 
 
 def right_and_early(model):
-    """[2, 4 seeds]: the chance of a right answer, and of an end token in the second place, where it is never right."""
+    """[2, 4 seeds]: the chance of a right answer, and of an end token in the second place, where it
+    is never right.
+    """
     rows = task.train.expand(*model.runs, -1)
     log_dist = log_dists(model, task.prompt[rows], task.target[rows].unsqueeze(-2))
     return torch.stack([chance_right(model), log_dist[..., 0, 1, END].detach().exp().mean(-1)])
@@ -845,7 +1112,12 @@ class Before(Suspect):
 
     def __call__(self, returns, rollout):
         after = super().__call__(returns, rollout)
-        return torch.where((torch.arange(after.shape[-1]) == after.shape[-1] - 1) == self.last, after, returns.unsqueeze(-1))  # R − R = 0
+        # R − R = 0
+        return torch.where(
+            (torch.arange(after.shape[-1]) == after.shape[-1] - 1) == self.last,
+            after,
+            returns.unsqueeze(-1),
+        )
 
 
 class AtLast(Before):
@@ -854,9 +1126,19 @@ class AtLast(Before):
     last = True
 
 
-for name, part in (("before the last place: 0 on average", Before()), ("at the last place: praise for the end token", AtLast())):
-    (was, early), (now, early_now) = curve(replace(known, baseline=part), WithExactValues, look=right_and_early)[[0, -1]].mean(-1).tolist()
-    print(f"{name:44s} right {was:.2f} → {now:.2f}   end token in the second place {early:.3f} → {early_now:.3f}")
+for name, part in (
+    ("before the last place: 0 on average", Before()),
+    ("at the last place: praise for the end token", AtLast()),
+):
+    (was, early), (now, early_now) = (
+        curve(replace(known, baseline=part), WithExactValues, look=right_and_early)[[0, -1]]
+        .mean(-1)
+        .tolist()
+    )
+    print(
+        f"{name:44s} right {was:.2f} → {now:.2f}   end token in the second place {early:.3f} →"
+        f" {early_now:.3f}"
+    )
 
 # %% [markdown]
 # Either half is enough. The first is noise alone, which Adam turns into full steps: a random walk away from a trained policy. The second praises every right end token, and weights

@@ -25,9 +25,19 @@ lesson = course.setup("06")
 ladder.group_mean
 
 # %%
-for upper, lower in (("group_mean", "clip"), ("group_std", "group_mean"), ("length_mean", "group_std")):
+for upper, lower in (
+    ("group_mean", "clip"),
+    ("group_std", "group_mean"),
+    ("length_mean", "group_std"),
+):
     changed = ladder.get(upper).estimator.diff(ladder.get(lower).estimator)
-    print(f"{upper:<12}", "; ".join(f"{part}: {here.short} in place of {there.short}" for part, (here, there) in changed.items()))
+    print(
+        f"{upper:<12}",
+        "; ".join(
+            f"{part}: {here.short} in place of {there.short}"
+            for part, (here, there) in changed.items()
+        ),
+    )
 
 # %% [markdown]
 # Three rungs, three replaced parts. The baseline first: in place of the batch's mean, the mean of the answers to **the same question**.
@@ -53,7 +63,8 @@ def of_rewards(rewards):
     return Rollout(rewards, torch.zeros_like(rewards), torch.ones_like(rewards, dtype=torch.bool))
 
 
-two_questions = of_rewards([[1, 0, 1, 0], [3, 2, 3, 2]])  # the second pays two points more, whatever you answer
+# the second pays two points more, whatever you answer
+two_questions = of_rewards([[1, 0, 1, 0], [3, 2, 3, 2]])
 for name in ("clip", "group_mean"):
     rows = ladder.get(name).estimator.freeze(two_questions).advantage[..., 0].tolist()
     print(f"{name:<12}", "    ".join("  ".join(f"{x:+.1f}" for x in row) for row in rows))
@@ -76,12 +87,18 @@ for name in ("clip", "group_mean"):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "learning-rate",
-    "You train with the group mean, `G` = 8, plain SGD, learning rate .7. A colleague uses leave-one-out. Which learning rate gives her your run, number for number?",
+    "You train with the group mean, `G` = 8, plain SGD, learning rate .7. A colleague uses"
+    " leave-one-out. Which learning rate gives her your run, number for number?",
     {
         ".7": "Her gradient is 8/7 of yours in every single step.",
-        ".6125": ".7 · 7/8: her advantages are 8/7 of yours, so her learning rate must be 7/8 of yours.",
+        ".6125": (
+            ".7 · 7/8: her advantages are 8/7 of yours, so her learning rate must be 7/8 of yours."
+        ),
         ".8": "The wrong way round: her gradients are already the longer ones.",
-        "none: the two have different noise": "Sample by sample they are proportional, noise included. (6.2) is no statement about averages.",
+        "none: the two have different noise": (
+            "Sample by sample they are proportional, noise included. (6.2) is no statement about"
+            " averages."
+        ),
     },
     answer=".6125",
 )
@@ -90,13 +107,22 @@ lesson.ask(
 from bandits.exact import b3
 
 B3 = b3()
-mean_of_all, others = exact.every_group(ladder.group_mean, B3, 5), exact.every_group(ladder.rloo, B3, 5)
+mean_of_all, others = (
+    exact.every_group(ladder.group_mean, B3, 5),
+    exact.every_group(ladder.rloo, B3, 5),
+)
 print(f"groups of five on B3, order aside: {len(others.chance)}")
-print("group mean's ĝ is 4/5 of leave-one-out's in each of them:", torch.allclose(mean_of_all.gradient, 0.8 * others.gradient, atol=1e-12))
+print(
+    "group mean's ĝ is 4/5 of leave-one-out's in each of them:",
+    torch.allclose(mean_of_all.gradient, 0.8 * others.gradient, atol=1e-12),
+)
 for group in (2, 8, 64):
     seen = exact.microscope(ladder.group_mean, B3, group, covariance=False)
     ratio = float(seen.expected @ seen.gradient / seen.gradient.square().sum())
-    print(f"G = {group:>2}: E[ĝ] = {ratio:.4g} · ∇J,   (G − 1)/G = {exact.group_mean_factor(group):.4g}")
+    print(
+        f"G = {group:>2}: E[ĝ] = {ratio:.4g} · ∇J,   (G − 1)/G ="
+        f" {exact.group_mean_factor(group):.4g}"
+    )
 
 # %% [markdown]
 # ## What a group knows: differences
@@ -121,8 +147,14 @@ for group in (2, 8, 64):
 # %%
 outcome = others.outcome[:, 0]
 reward, score = B3.total_reward[0][outcome], B3.total_score[0][outcome]
-print("sum over pairs   = RLOO's ĝ:", torch.allclose(exact.pair_gradient(reward, score), others.gradient, atol=1e-12))
-print("sample covariance = RLOO's ĝ:", torch.allclose(exact.sample_covariance(reward, score), others.gradient, atol=1e-12))
+print(
+    "sum over pairs   = RLOO's ĝ:",
+    torch.allclose(exact.pair_gradient(reward, score), others.gradient, atol=1e-12),
+)
+print(
+    "sample covariance = RLOO's ĝ:",
+    torch.allclose(exact.sample_covariance(reward, score), others.gradient, atol=1e-12),
+)
 lesson.code(exact.pair_gradient, exact.sample_covariance)
 
 # %% [markdown]
@@ -138,10 +170,13 @@ lesson.code(exact.pair_gradient, exact.sample_covariance)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "silent-share",
-    "A model solves a question one time in ten, and you sample groups of 8. How many of the groups teach nothing?",
+    "A model solves a question one time in ten, and you sample groups of 8. How many of the groups"
+    " teach nothing?",
     {
         "almost none": "All eight wrong has probability .9⁸, and that is no small number.",
-        "one in ten": "That is p. A group is silent when all of its eight answers are wrong, or all right.",
+        "one in ten": (
+            "That is p. A group is silent when all of its eight answers are wrong, or all right."
+        ),
         "43 %": ".9⁸ + .1⁸ = .43.",
         "90 %": "That is one wrong answer. Eight of them in a row are rarer.",
     },
@@ -151,8 +186,15 @@ lesson.ask(
 # %%
 print("P(silent)      G = 2    G = 4    G = 8   G = 16   G = 64")
 for p in (0.5, 0.1, 0.02):
-    print(f"p = {p:<9g}", "   ".join(f"{float(exact.silent_probability(p, group)):>6.1%}" for group in (2, 4, 8, 16, 64)))
-print("G in the papers:", {name: ladder.get(name).paper["G"] for name in ("grpo", "dapo", "dr_grpo")})
+    print(
+        f"p = {p:<9g}",
+        "   ".join(
+            f"{float(exact.silent_probability(p, group)):>6.1%}" for group in (2, 4, 8, 16, 64)
+        ),
+    )
+print(
+    "G in the papers:", {name: ladder.get(name).paper["G"] for name in ("grpo", "dapo", "dr_grpo")}
+)
 
 # %% [markdown]
 # So a small group is mostly silent on what is hard, which is what you would like to learn, and on what is easy. The article "From PPO to
@@ -163,18 +205,32 @@ print("G in the papers:", {name: ladder.get(name).paper["G"] for name in ("grpo"
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "two-rewards",
-    "Four answers. The format reward is (1, 0, 1, 0), the correctness reward (0, 1, 0, 1). You add them. What does GRPO learn from this group?",
+    "Four answers. The format reward is (1, 0, 1, 0), the correctness reward (0, 1, 0, 1). You add"
+    " them. What does GRPO learn from this group?",
     {
-        "both: format from 1 and 3, correctness from 2 and 4": "The estimator sees the sums only: (1, 1, 1, 1).",
-        "nothing": "All sums are 1, so every advantage is 0, although each of the two rewards varies. Log the share of silent groups, not only the rewards.",
-        "to be correct, because it matters more": "Nobody told it so. You would, by weighing the two differently: 2 · correct + format = (1, 2, 1, 2) is not silent.",
+        "both: format from 1 and 3, correctness from 2 and 4": (
+            "The estimator sees the sums only: (1, 1, 1, 1)."
+        ),
+        "nothing": (
+            "All sums are 1, so every advantage is 0, although each of the two rewards varies. Log"
+            " the share of silent groups, not only the rewards."
+        ),
+        "to be correct, because it matters more": (
+            "Nobody told it so. You would, by weighing the two differently: 2 · correct + format ="
+            " (1, 2, 1, 2) is not silent."
+        ),
     },
     answer="nothing",
 )
 
 # %%
 form, correct = torch.tensor([[1.0, 0, 1, 0]]), torch.tensor([[0, 1.0, 0, 1]])
-for label, rewards in (("form alone     ", form), ("correct alone  ", correct), ("form + correct ", form + correct), ("form + 2·correct", form + 2 * correct)):
+for label, rewards in (
+    ("form alone     ", form),
+    ("correct alone  ", correct),
+    ("form + correct ", form + correct),
+    ("form + 2·correct", form + 2 * correct),
+):
     row = ladder.group_std.freeze(of_rewards(rewards)).advantage.flatten().tolist()
     print(label, "  ".join(f"{x + 0.0:+.2f}" for x in row))
 
@@ -187,7 +243,10 @@ for label, rewards in (("form alone     ", form), ("correct alone  ", correct), 
 # %%
 from course.errors import CourseError
 
-print("std of one reward, divisor G − 1:", float(((torch.tensor([1.0]) - 1.0) ** 2).sum() / torch.tensor(0.0)))
+print(
+    "std of one reward, divisor G − 1:",
+    float(((torch.tensor([1.0]) - 1.0) ** 2).sum() / torch.tensor(0.0)),
+)
 print("mean of (1, NaN, 0):", float(torch.tensor([1.0, math.nan, 0.0]).mean()))
 for rewards in ([[1.0]], [[1.0, math.nan, 0.0]]):
     try:
@@ -207,14 +266,18 @@ from course.rollout import Policy
 
 rewards = torch.tensor([[1.0, 0, 0, 0], [1.0, 1, 1, 1]], dtype=torch.float64).unsqueeze(-1)
 old, reference = torch.full_like(rewards, -1.0), torch.full_like(rewards, -0.5)
-one_silent = Rollout(rewards, old, torch.ones_like(rewards, dtype=torch.bool), ref_log_prob=reference)
+one_silent = Rollout(
+    rewards, old, torch.ones_like(rewards, dtype=torch.bool), ref_log_prob=reference
+)
 for label, estimator in (
     ("length_mean", ladder.length_mean),
     ("grpo: with k3", ladder.grpo),
     ("length_mean, silent dropped", replace(ladder.length_mean, sample_filter=DropSilentGroups())),
 ):
     now = old.clone().requires_grad_()
-    [push] = torch.autograd.grad(estimator.objective(Policy(now), estimator.freeze(one_silent)), now)
+    [push] = torch.autograd.grad(
+        estimator.objective(Policy(now), estimator.freeze(one_silent)), now
+    )
     rows = ["  ".join(f"{x + 0.0:+.4f}" for x in row) for row in push[..., 0].tolist()]
     print(f"{label:<28} {rows[0]}   silent: {rows[1]}")
 
@@ -235,12 +298,18 @@ def test_advantages(attempt):
         "seven times .7": ([[0.7] * 7], [[0.0] * 7]),
     }
     for label, (given, want) in groups.items():
-        got = torch.as_tensor(attempt(torch.tensor(given, dtype=torch.float32)), dtype=torch.float64)
+        got = torch.as_tensor(
+            attempt(torch.tensor(given, dtype=torch.float32)), dtype=torch.float64
+        )
         want = torch.tensor(want, dtype=torch.float64)
         if got.shape != want.shape:
-            return f"for {label} it gives the shape {tuple(got.shape)}; every answer has one advantage"
+            return (
+                f"for {label} it gives the shape {tuple(got.shape)}; every answer has one advantage"
+            )
         if not torch.allclose(got, want, atol=1e-4):
-            shown = [", ".join(f"{x:.3g}" for x in numbers.flatten().tolist()) for numbers in (got, want)]
+            shown = [
+                ", ".join(f"{x:.3g}" for x in numbers.flatten().tolist()) for numbers in (got, want)
+            ]
             return f"for rewards {label} it gives ({shown[0]}), exact is ({shown[1]})"
     return None
 
@@ -254,18 +323,33 @@ def solution_advantages(reward):
 
 advantages_exercise = lesson.exercise(
     "group-advantages",
-    "Write GRPO's advantages, without any eps: (R − mean)/std per group, and exactly 0 for silent groups.",
+    "Write GRPO's advantages, without any eps: (R − mean)/std per group, and exactly 0 for silent"
+    " groups.",
     test=test_advantages,
     solution=solution_advantages,
     wrong=[
-        lambda reward: (reward - reward.mean(-1, keepdim=True)) / (reward.std(-1, keepdim=True) + 1e-8),
-        lambda reward: (reward - reward.mean(-1, keepdim=True)) / (reward.std(-1, correction=0, keepdim=True) + 1e-8),
+        lambda reward: (
+            (reward - reward.mean(-1, keepdim=True)) / (reward.std(-1, keepdim=True) + 1e-8)
+        ),
+        lambda reward: (
+            (reward - reward.mean(-1, keepdim=True))
+            / (reward.std(-1, correction=0, keepdim=True) + 1e-8)
+        ),
         lambda reward: (reward - reward.mean()) / (reward.std(correction=0) + 1e-6),
     ],
     hints=[
-        "torch.std divides by G − 1 unless told otherwise. And 'all equal' is better asked of the rewards than of their std.",
-        "A group is silent where its largest reward is its smallest: amax == amin along the last axis.",
-        "torch.where(silent, 0, centred / torch.where(silent, 1, std)): the inner where keeps 0/0 out.",
+        (
+            "torch.std divides by G − 1 unless told otherwise. And 'all equal' is better asked of"
+            " the rewards than of their std."
+        ),
+        (
+            "A group is silent where its largest reward is its smallest: amax == amin along the"
+            " last axis."
+        ),
+        (
+            "torch.where(silent, 0, centred / torch.where(silent, 1, std)): the inner where keeps"
+            " 0/0 out."
+        ),
     ],
 )
 
@@ -299,20 +383,33 @@ ladder.group_std
 from course.parts.scale import GroupStd, inverse_std
 
 for right in (1, 4, 7):
-    row = ladder.group_std.freeze(of_rewards([[1.0] * right + [0.0] * (8 - right)])).advantage.flatten().tolist()
-    print(f"{right} of 8 right: {row[0]:+.3f} and {row[-1]:+.3f}    formula {math.sqrt((8 - right) / right):+.3f} and {-math.sqrt(right / (8 - right)):+.3f}")
+    row = (
+        ladder.group_std.freeze(of_rewards([[1.0] * right + [0.0] * (8 - right)]))
+        .advantage.flatten()
+        .tolist()
+    )
+    print(
+        f"{right} of 8 right: {row[0]:+.3f} and {row[-1]:+.3f}    formula"
+        f" {math.sqrt((8 - right) / right):+.3f} and {-math.sqrt(right / (8 - right)):+.3f}"
+    )
 lesson.code(inverse_std, GroupStd.__call__)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-question",
-    "Two questions, one solved half of the time, one solved one time in fifty; `G` = 64. How does the std change their weights in E[ĝ], as multiples of ∇p?",
+    "Two questions, one solved half of the time, one solved one time in fifty; `G` = 64. How does"
+    " the std change their weights in E[ĝ], as multiples of ∇p?",
     {
         "not at all, on average": "For G = 2 that is true. For larger groups it is not.",
-        "half of the time: 2, one in fifty: about 6": "The std divides by about √(p(1−p)), which is .5 for the one and .14 for the other. 1/.14 is 7; it is "
-        "less than that since 27 % of the groups of 64 are silent at p = .02.",
+        "half of the time: 2, one in fifty: about 6": (
+            "The std divides by about √(p(1−p)), which is .5 for the one and .14 for the other."
+            " 1/.14 is 7; it is less than that since 27 % of the groups of 64 are silent at p ="
+            " .02."
+        ),
         "half of the time: 2, one in fifty: 50": "1/p would be 50. The std goes with √p.",
-        "the hard question weighs less: its groups are mostly silent": "27 % of them are. What is left is amplified by more than that.",
+        "the hard question weighs less: its groups are mostly silent": (
+            "27 % of them are. What is left is amplified by more than that."
+        ),
     },
     answer="half of the time: 2, one in fifty: about 6",
 )
@@ -342,9 +439,15 @@ lesson.ask(
 # %%
 from bandits.theory import difficulty
 
-print("              p = .02    p = .1    p = .5    p = .9     (first by listing every group, then by (6.7))")
+print(
+    "              p = .02    p = .1    p = .5    p = .9     (first by listing every group, then by"
+    " (6.7))"
+)
 for group in (2, 8, 64):
-    listed = [difficulty.weight(difficulty.STD, difficulty.right_or_wrong(p), group) for p in (0.02, 0.1, 0.5, 0.9)]
+    listed = [
+        difficulty.weight(difficulty.STD, difficulty.right_or_wrong(p), group)
+        for p in (0.02, 0.1, 0.5, 0.9)
+    ]
     formula = exact.group_std_weight(torch.tensor([0.02, 0.1, 0.5, 0.9]), group).tolist()
     print(f"G = {group:<9}", "   ".join(f"{x:>7.4f}" for x in listed))
     print(" " * 13, "   ".join(f"{x:>7.4f}" for x in formula))
@@ -367,7 +470,10 @@ lesson.code(exact.group_std_weight)
 # %%
 seen = exact.microscope(difficulty.STD, B3, difficulty.MANY, covariance=False)
 want = difficulty.arcsine_gradient()  # ∇ 2·arcsin √J by automatic differentiation
-print(f"B3, G = {difficulty.MANY}: E[ĝ] and ∇ 2·arcsin √J differ by {float((seen.expected - want).norm() / want.norm()):.1g} of their length")
+print(
+    f"B3, G = {difficulty.MANY}: E[ĝ] and ∇ 2·arcsin √J differ by"
+    f" {float((seen.expected - want).norm() / want.norm()):.1g} of their length"
+)
 
 # %% [markdown]
 # ## Explore: $w_G(p)$
@@ -383,14 +489,40 @@ answers = {p: difficulty.right_or_wrong(p) for p in spots}
 def draw_weight(group, ddof, eps):
     figure, [weight, quiet] = figures.new_figure(1, 2, width=9, height=3.3, width_ratios=(3, 2))
     estimator = replace(ladder.group_mean, scale=GroupStd(ddof=ddof, eps=eps))
-    figures.band(weight, fine, exact.group_std_weight(fine, group, ddof, eps), name="group_std", label="mean and std")
-    weight.plot(spots, [difficulty.weight(estimator, answers[p], group) for p in spots], "o", color=figures.style_of("group_std")["color"])
-    figures.band(weight, fine, torch.full_like(fine, exact.group_mean_factor(group)), name="group_mean", label="mean only")
-    figures.expectation(weight, exact.group_std_weight(fine, math.inf), fine, label="G = ∞, eps = 0")
+    figures.band(
+        weight,
+        fine,
+        exact.group_std_weight(fine, group, ddof, eps),
+        name="group_std",
+        label="mean and std",
+    )
+    weight.plot(
+        spots,
+        [difficulty.weight(estimator, answers[p], group) for p in spots],
+        "o",
+        color=figures.style_of("group_std")["color"],
+    )
+    figures.band(
+        weight,
+        fine,
+        torch.full_like(fine, exact.group_mean_factor(group)),
+        name="group_mean",
+        label="mean only",
+    )
+    figures.expectation(
+        weight, exact.group_std_weight(fine, math.inf), fine, label="G = ∞, eps = 0"
+    )
     weight.set_ylim(0, 9.5)
     weight.legend(frameon=False, loc="upper center")
     figures.describe(weight, f"E[ĝ] = w · ∇p, G = {group}", "p, success probability", "w")
-    figures.band(quiet, fine, exact.silent_probability(fine, group), label="_", color="#666666", linestyle="-")
+    figures.band(
+        quiet,
+        fine,
+        exact.silent_probability(fine, group),
+        label="_",
+        color="#666666",
+        linestyle="-",
+    )
     quiet.set_ylim(0, 1)
     figures.describe(quiet, "share of silent groups", "p", "")
     return figure
@@ -399,7 +531,8 @@ def draw_weight(group, ddof, eps):
 lesson.explore(
     "weight",
     draw_weight,
-    "start at G = 2 and go up: the ends rise first; then raise eps until the weights are flat again",
+    "start at G = 2 and go up: the ends rise first; then raise eps until the weights are flat"
+    " again",
     group=course.lesson.Choice([2, 4, 8, 16, 32, 64], 16, "group size G"),
     ddof=course.lesson.Choice([0, 1], 0, "ddof"),
     eps=course.lesson.Slider(-8.0, 0.5, 0.5, -8.0, "eps added to the std", log=True),
@@ -414,11 +547,18 @@ lesson.explore(
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "opposite",
-    "All A solves (.75 + 0)/2 = 37.5 % of the questions, all B (.5 + .22)/2 = 36 %. You start at x = ½ with `G` = 8. Where do the group mean and the group std go?",
+    "All A solves (.75 + 0)/2 = 37.5 % of the questions, all B (.5 + .22)/2 = 36 %. You start at x"
+    " = ½ with `G` = 8. Where do the group mean and the group std go?",
     {
-        "both to A": "The group mean does. The std weighs the second question more, since it is solved less often, and there B is better.",
+        "both to A": (
+            "The group mean does. The std weighs the second question more, since it is solved less"
+            " often, and there B is better."
+        ),
         "both to B": "The group mean's E[ĝ] is (G−1)/G of ∇J, and J says A.",
-        "mean to A, std towards B": "Averages say A. With the weights w(p), the .22 on the hard question counts for more than the .25 on the easy one.",
+        "mean to A, std towards B": (
+            "Averages say A. With the weights w(p), the .22 on the hard question counts for more"
+            " than the .25 on the easy one."
+        ),
     },
     answer="mean to A, std towards B",
 )
@@ -431,9 +571,13 @@ right = torch.tensor([[0.75, 0.5], [0.0, 0.22]], dtype=torch.float64)  # [questi
 
 
 def coin(x):
-    """Both questions under the coin x; its two logits belong to both, so that their scores are the same."""
+    """Both questions under the coin x; its two logits belong to both, so that their scores are the
+    same.
+    """
     log_prob = torch.tensor([x, 1 - x], dtype=torch.float64).log()
-    return outcomes(Bernoulli(right), log_prob.expand(2, 2), score=exact.softmax_score(log_prob).expand(2, 2, 2))
+    return outcomes(
+        Bernoulli(right), log_prob.expand(2, 2), score=exact.softmax_score(log_prob).expand(2, 2, 2)
+    )
 
 
 def push(estimator, x, group=8):
@@ -442,7 +586,10 @@ def push(estimator, x, group=8):
 
 
 for x in (0.02, 0.5, 0.98):
-    print(f"x = {x}: group mean {push(ladder.group_mean, x):+.5f}   group std {push(difficulty.STD, x):+.5f}   ∇J {float(exact.gradient(coin(x))[0]):+.5f}")
+    print(
+        f"x = {x}: group mean {push(ladder.group_mean, x):+.5f}   group std"
+        f" {push(difficulty.STD, x):+.5f}   ∇J {float(exact.gradient(coin(x))[0]):+.5f}"
+    )
 
 # %%
 for name, estimator in (("group mean", ladder.group_mean), ("group std", difficulty.STD)):
@@ -451,7 +598,10 @@ for name, estimator in (("group mean", ladder.group_mean), ("group std", difficu
         u += 2 * 40.0 * push(estimator, 1 / (1 + math.exp(-u)))  # the two logits move apart
     x = 1 / (1 + math.exp(-u))
     solved = (right @ torch.tensor([x, 1 - x], dtype=torch.float64)).tolist()
-    print(f"{name:<10} ends at x = {x:.2f}: solves {solved[0]:.0%} and {solved[1]:.0%}, on average {sum(solved) / 2:.1%}")
+    print(
+        f"{name:<10} ends at x = {x:.2f}: solves {solved[0]:.0%} and {solved[1]:.0%}, on average"
+        f" {sum(solved) / 2:.1%}"
+    )
 
 # %% [markdown]
 # Neither is a bug. They are two answers to "what shall be optimised"; but only one of them was written down in $J$.
@@ -465,12 +615,18 @@ def test_refill(attempt):
     for p, group in ((0.1, 8), (0.5, 2), (0.03, 4)):
         every = exact.every_group(difficulty.STD, difficulty.right_or_wrong(p), group)
         votes = (every.outcome[:, 0] != every.outcome[:, 0, :1]).any(-1)  # not all answers alike
-        mean = torch.einsum("m,md->d", every.chance[votes], every.gradient[votes]) / every.chance[votes].sum()
+        mean = (
+            torch.einsum("m,md->d", every.chance[votes], every.gradient[votes])
+            / every.chance[votes].sum()
+        )
         slope = exact.gradient(difficulty.right_or_wrong(p))
         want = float(mean @ slope / slope.square().sum())
         got = float(attempt(p, group))
         if abs(got - want) > 1e-6 * abs(want):
-            return f"for p = {p} and G = {group} it gives {got:.4g}; the mean over all groups that are not silent is {want:.4g}"
+            return (
+                f"for p = {p} and G = {group} it gives {got:.4g}; the mean over all groups that are"
+                f" not silent is {want:.4g}"
+            )
     return None
 
 
@@ -509,7 +665,11 @@ refill.check(my_refilled_weight)
 # So refilling amplifies what is nearly always missed even more. At $p=.02$ and $G=8$:
 
 # %%
-print(f"w = {float(exact.group_std_weight(0.02, 8)):.3g}, refilled {float(solution_refill(0.02, 8)):.3g};  at p = .5: {float(exact.group_std_weight(0.5, 8)):.3g} and {float(solution_refill(0.5, 8)):.3g}")
+print(
+    f"w = {float(exact.group_std_weight(0.02, 8)):.3g}, refilled"
+    f" {float(solution_refill(0.02, 8)):.3g};  at p = .5:"
+    f" {float(exact.group_std_weight(0.5, 8)):.3g} and {float(solution_refill(0.5, 8)):.3g}"
+)
 
 # %% [markdown]
 # ## When the std turns the gradient round
@@ -522,8 +682,14 @@ lesson.ask(
     "rare-prize",
     "Groups of 8, group mean and std. Which arm does E[ĝ] point to?",
     {
-        "B: it is worth twice as much": "J says so, and the group mean without std follows it. With the std a win counts by how many standard deviations it is.",
-        "A": "In most groups nobody draws the 10. There A wins by .5, and the std blows .5 up to one standard deviation. When the 10 comes, the std has grown along with it.",
+        "B: it is worth twice as much": (
+            "J says so, and the group mean without std follows it. With the std a win counts by how"
+            " many standard deviations it is."
+        ),
+        "A": (
+            "In most groups nobody draws the 10. There A wins by .5, and the std blows .5 up to one"
+            " standard deviation. When the 10 comes, the std has grown along with it."
+        ),
         "neither: it is zero by symmetry": "There is no symmetry: A never varies, B does.",
     },
     answer="A",
@@ -546,8 +712,14 @@ prize = heavy_tail.RarePrize(sure=0.5, large=10.0, chance=0.1)
 half = heavy_tail.listed(prize)
 print("  G    mean only   mean and std   by (6.9)    (J's own slope: +0.125)")
 for group in (2, 8, 32, 43, 44, 128):
-    row = heavy_tail.push(ladder.group_mean, half, group), heavy_tail.push(heavy_tail.STD, half, group)
-    print(f"{group:>3}    {row[0]:+.4f}     {row[1]:+.4f}        {heavy_tail.push_by_counts(prize, group):+.4f}")
+    row = (
+        heavy_tail.push(ladder.group_mean, half, group),
+        heavy_tail.push(heavy_tail.STD, half, group),
+    )
+    print(
+        f"{group:>3}    {row[0]:+.4f}     {row[1]:+.4f}       "
+        f" {heavy_tail.push_by_counts(prize, group):+.4f}"
+    )
 
 # %% [markdown]
 # It takes 44 samples until the std lets the better arm win. The mean alone is right at every $G$. And a policy that has begun to leave B
@@ -555,7 +727,9 @@ for group in (2, 8, 32, 43, 44, 128):
 
 # %%
 for b in (0.5, 0.2, 0.05):
-    print(f"B has probability {b}: the first G that points to B is {heavy_tail.first_group(prize, b)}")
+    print(
+        f"B has probability {b}: the first G that points to B is {heavy_tail.first_group(prize, b)}"
+    )
 lesson.code(heavy_tail.push_by_counts)
 
 # %% [markdown]
@@ -577,11 +751,21 @@ ladder.length_mean
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "length",
-    "1/|o| gives every answer, short or long, the same total weight. What happens to the share of **long** answers among the **wrong** ones as training goes on?",
+    "1/|o| gives every answer, short or long, the same total weight. What happens to the share of"
+    " **long** answers among the **wrong** ones as training goes on?",
     {
-        "it stays: every answer weighs the same": "Every answer has the same total weight, so each token of a long one has less. A wrong answer's punishment is spread thin if it is long.",
-        "it falls: long and wrong is the worst": "Nothing here says that longer is worse. A long wrong answer's log-probability gets A/8 where a short one's gets A/2.",
-        "it rises": "Wrong and short is pushed down by A/2 per answer's log π, wrong and long by A/8. What is punished less, remains.",
+        "it stays: every answer weighs the same": (
+            "Every answer has the same total weight, so each token of a long one has less. A wrong"
+            " answer's punishment is spread thin if it is long."
+        ),
+        "it falls: long and wrong is the worst": (
+            "Nothing here says that longer is worse. A long wrong answer's log-probability gets A/8"
+            " where a short one's gets A/2."
+        ),
+        "it rises": (
+            "Wrong and short is pushed down by A/2 per answer's log π, wrong and long by A/8. What"
+            " is punished less, remains."
+        ),
     },
     answer="it rises",
 )
@@ -597,9 +781,23 @@ lesson.ask(
 # %%
 four = difficulty.four_answers(0.5, 2, 8)
 listed = exact.microscope(difficulty.LENGTH_MEAN, four, 8, covariance=False).expected
-print("listing equals (6.11) to 1e-12:", torch.allclose(listed, difficulty.length_law(four, 8), atol=1e-12))
-print("E[ĝ]:", "   ".join(f"{name} {x:+.3f}" for name, x in zip(("right 2", "right 8", "wrong 2", "wrong 8"), listed.tolist(), strict=True)))
-print(f"angle to ∇p: {difficulty.angle(difficulty.LENGTH_MEAN, four, 8):.0f} degrees; with the sum in place of the mean: {difficulty.angle(difficulty.STD, four, 8):.0f}")
+print(
+    "listing equals (6.11) to 1e-12:",
+    torch.allclose(listed, difficulty.length_law(four, 8), atol=1e-12),
+)
+print(
+    "E[ĝ]:",
+    "   ".join(
+        f"{name} {x:+.3f}"
+        for name, x in zip(
+            ("right 2", "right 8", "wrong 2", "wrong 8"), listed.tolist(), strict=True
+        )
+    ),
+)
+print(
+    f"angle to ∇p: {difficulty.angle(difficulty.LENGTH_MEAN, four, 8):.0f} degrees; with the sum in"
+    f" place of the mean: {difficulty.angle(difficulty.STD, four, 8):.0f}"
+)
 
 # %% jupyter={"source_hidden": true}
 from bandits.flow import ascend
@@ -609,8 +807,13 @@ lengths, steps = (2, 8), 150
 figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
 final = {}
 for name in ("group_std", "length_mean", "dr_grpo"):
-    one, answers, uniform = ladder.get(name).estimator, length_bias.four_answers(lengths), length_bias.UNIFORM
-    rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())  # the same size of the first step
+    one, answers, uniform = (
+        ladder.get(name).estimator,
+        length_bias.four_answers(lengths),
+        length_bias.UNIFORM,
+    )
+    # the same size of the first step
+    rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())
     policies = ascend(one, answers, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
     read = final[name] = length_bias.read_off(policies)
     for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
@@ -619,11 +822,19 @@ for ax, title in zip(panels, ("long among right answers", "long among wrong answ
     ax.set_ylim(0, 1)
     figures.describe(ax, title, "updates along the exact E[ĝ]", "share" if ax is panels[0] else "")
 figures.label_ends(panels[1])
-lesson.picture(figure, "Under 1/|o| right answers turn short and wrong ones long; under the sum and under a constant divisor both shares stay at one half.")
+lesson.picture(
+    figure,
+    "Under 1/|o| right answers turn short and wrong ones long; under the sum and under a constant"
+    " divisor both shares stay at one half.",
+)
 
 # %%
 for name, read in final.items():
-    print(f"{name:<12} solved {float(read['success'][-1]):.0%}   long among right {float(read['long_right'][-1]):.2f}   long among wrong {float(read['long_wrong'][-1]):.2f}")
+    print(
+        f"{name:<12} solved {float(read['success'][-1]):.0%}   long among right"
+        f" {float(read['long_right'][-1]):.2f}   long among wrong"
+        f" {float(read['long_wrong'][-1]):.2f}"
+    )
 lesson.code(difficulty.length_law)
 
 # %% [markdown]
@@ -664,7 +875,9 @@ class MixedMean(Baseline):
     """The fault: the mean of a row that is no group."""
 
     def __call__(self, returns, rollout):
-        return put_back(GroupMean()(cut_wrongly(returns), rollout).squeeze(-1).expand(returns.shape)).unsqueeze(-1)
+        return put_back(
+            GroupMean()(cut_wrongly(returns), rollout).squeeze(-1).expand(returns.shape)
+        ).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -672,7 +885,9 @@ class MixedStd(Scale):
     """The fault: the std of a row that is no group."""
 
     def __call__(self, advantage, returns, rollout):
-        return advantage * put_back(inverse_std(cut_wrongly(returns), 0, 1e-6).expand(returns.shape)).unsqueeze(-1)
+        return advantage * put_back(
+            inverse_std(cut_wrongly(returns), 0, 1e-6).expand(returns.shape)
+        ).unsqueeze(-1)
 
 
 # %% jupyter={"source_hidden": true}
@@ -690,12 +905,17 @@ programs = {
 
 
 def questions(noise, extra):
-    """Eight questions: one right arm, the others pay with up to 0 … 90 % of its probability; every other one pays `extra` on top."""
+    """Eight questions: one right arm, the others pay with up to 0 … 90 % of its probability; every
+    other one pays `extra` on top.
+    """
     chance = torch.linspace(0, 0.9, 8, dtype=torch.float64)[:, None] * noise.uniform(8, 10)
     best = (noise.uniform(8, 1) * 10).long().clamp(max=9)
     chance = chance.scatter(-1, best, 1.0)
     level = torch.tensor([0.0, extra] * 4, dtype=torch.float64)[:, None].expand(8, 10)
-    return Discrete(torch.stack([level + 1, level], -1).expand(*chance.shape, 2), torch.stack([chance, 1 - chance], -1))
+    return Discrete(
+        torch.stack([level + 1, level], -1).expand(*chance.shape, 2),
+        torch.stack([chance, 1 - chance], -1),
+    )
 
 
 curves = {}
@@ -714,7 +934,15 @@ def draw_programs(reveal):
             steps, values = curves[extra, label]
             text = f"{label}: {programs[label][0]}" if reveal else label
             style = figures.DASH if label == "run C" else figures.SOLID
-            figures.band(ax, steps, values.mean(-1), 1.96 * values.std(-1) / 10, label=text, color=colour, linestyle=style)
+            figures.band(
+                ax,
+                steps,
+                values.mean(-1),
+                1.96 * values.std(-1) / 10,
+                label=text,
+                color=colour,
+                linestyle=style,
+            )
         title = "rewards 0 and 1" if not extra else "every other question pays 2 more"
         ax.set_ylim(0, 1)
         figures.describe(ax, title, "updates", "probability of the right arm" if not extra else "")
@@ -722,26 +950,44 @@ def draw_programs(reveal):
     return figure
 
 
-lesson.picture(draw_programs(False), "Left, B and C coincide and A is slower. Right, A and B are as before, and C has fallen behind A.")
+lesson.picture(
+    draw_programs(False),
+    "Left, B and C coincide and A is slower. Right, A and B are as before, and C has fallen"
+    " behind A.",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-fault",
-    "Left, B and C are one curve, and A is slower. Right, A and B have not changed, while C has fallen behind. Who is who?",
+    "Left, B and C are one curve, and A is slower. Right, A and B have not changed, while C has"
+    " fallen behind. Who is who?",
     {
-        "A std forgotten, C groups mixed": "Points that a whole question pays cancel in its own group, with or without std. They do not cancel in a row that holds other questions' answers.",
-        "A groups mixed, C std forgotten": "Without the std, the group's mean still takes the extra points away, so nothing may change from left to right. C changes.",
-        "A right, C groups mixed": "Then B, the fastest, would have no std. Without it a success among eight counts 7/8, and not √7.",
+        "A std forgotten, C groups mixed": (
+            "Points that a whole question pays cancel in its own group, with or without std. They"
+            " do not cancel in a row that holds other questions' answers."
+        ),
+        "A groups mixed, C std forgotten": (
+            "Without the std, the group's mean still takes the extra points away, so nothing may"
+            " change from left to right. C changes."
+        ),
+        "A right, C groups mixed": (
+            "Then B, the fastest, would have no std. Without it a success among eight counts 7/8,"
+            " and not √7."
+        ),
     },
     answer="A std forgotten, C groups mixed",
 )
 
 # %%
 lesson.picture(draw_programs(True), "Run A forgot the std, run B is right, run C mixed its groups.")
-level = of_rewards(torch.tensor([[0.0, 1, 0, 1], [2, 3, 2, 3]]))  # the second question pays two points more
+# the second question pays two points more
+level = of_rewards(torch.tensor([[0.0, 1, 0, 1], [2, 3, 2, 3]]))
 for label in ("run B", "run C"):
     rows = programs[label][1].freeze(level).advantage[..., 0].mean(-1).tolist()
-    print(f"{label}, {programs[label][0]:<12}: mean advantage of the two questions {rows[0] + 0.0:+.2f} and {rows[1] + 0.0:+.2f}")
+    print(
+        f"{label}, {programs[label][0]:<12}: mean advantage of the two questions"
+        f" {rows[0] + 0.0:+.2f} and {rows[1] + 0.0:+.2f}"
+    )
 
 # %% [markdown]
 # On the left nothing gives the fault away: eight answers to other questions are a baseline, too, and (2.1) of lesson 02 allows any. That is
@@ -764,11 +1010,21 @@ for label in ("run B", "run C"):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "who-wins",
-    "Who has the least regret after 1,024 pulls: ε-greedy, Thompson sampling, or GRPO's mean and std (`group_std`), each at its best setting?",
+    "Who has the least regret after 1,024 pulls: ε-greedy, Thompson sampling, or GRPO's mean and"
+    " std (`group_std`), each at its best setting?",
     {
-        "ε-greedy": "It goes on trying random arms with probability ε for ever, and every such pull costs .41 on average.",
-        "Thompson sampling": "It knows how uncertain it is about each arm, and tries what could still be best. It has no setting, either.",
-        "group_std": "It beats ε-greedy. But in some runs it commits to a wrong arm and stays there, and those runs pay the bill.",
+        "ε-greedy": (
+            "It goes on trying random arms with probability ε for ever, and every such pull costs"
+            " .41 on average."
+        ),
+        "Thompson sampling": (
+            "It knows how uncertain it is about each arm, and tries what could still be best. It"
+            " has no setting, either."
+        ),
+        "group_std": (
+            "It beats ε-greedy. But in some runs it commits to a wrong arm and stays there, and"
+            " those runs pay the bill."
+        ),
     },
     answer="Thompson sampling",
 )
@@ -781,27 +1037,47 @@ sweeps = {
     "epsilon_greedy": (1 / 32, 1 / 16, 1 / 8),
     "ucb": (contest.TEXTBOOK / 16, contest.TEXTBOOK / 8, contest.TEXTBOOK / 4, contest.TEXTBOOK),
     "thompson": (1.0,),  # nothing to set
-    **dict.fromkeys(("reinforce", "group_mean", "group_std", "grpo"), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)),
+    **dict.fromkeys(
+        ("reinforce", "group_mean", "group_std", "grpo"), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    ),
 }
 judged = {
-    name: contest.judge(rules, values, contest.played(rules, name, values, group=16)) for name, values in sweeps.items()
+    name: contest.judge(rules, values, contest.played(rules, name, values, group=16))
+    for name, values in sweeps.items()
 }
 figure, [ax] = figures.new_figure(width=7.6, height=3.8)
 for name, one in judged.items():
-    figures.band(ax, one.series["pulls"], one.series["regret"], one.series["regret_half"], name=name)
+    figures.band(
+        ax, one.series["pulls"], one.series["regret"], one.series["regret_half"], name=name
+    )
 ax.set_xscale("log", base=2)
 ax.set_ylim(0, 90)
-figures.describe(ax, "Equal pulls, each at its best setting", "pulls", "regret, mean of 200 runs (95 %)")
+figures.describe(
+    ax, "Equal pulls, each at its best setting", "pulls", "regret, mean of 200 runs (95 %)"
+)
 figures.label_ends(ax)
-lesson.picture(figure, "Thompson sampling and tuned UCB lose least; group mean and std lie between them and ε-greedy and REINFORCE.")
+lesson.picture(
+    figure,
+    "Thompson sampling and tuned UCB lose least; group mean and std lie between them and ε-greedy"
+    " and REINFORCE.",
+)
 
 # %%
-print("                 setting   regret ± s.e. runs that still lose > .05 per pull in the second half")
+print(
+    "                 setting   regret ± s.e. runs that still lose > .05 per pull in the second"
+    " half"
+)
 for name, one in sorted(judged.items(), key=lambda item: float(item[1].regret.mean())):
     error = float(one.regret.std()) / len(one.regret) ** 0.5
     committed = float((one.tail > contest.COMMITTED).double().mean())
-    print(f"{name:<15} {one.choice.rate:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}       {committed:.0%}")
-print(f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random: {contest.uniform_cost(10) * 1024:.0f}")
+    print(
+        f"{name:<15} {one.choice.rate:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}      "
+        f" {committed:.0%}"
+    )
+print(
+    f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random:"
+    f" {contest.uniform_cost(10) * 1024:.0f}"
+)
 
 # %% [markdown]
 # A group makes the gradient quieter. It does not explore: whether an arm has been tried enough is nowhere in the advantage. Read the last

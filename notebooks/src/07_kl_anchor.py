@@ -50,7 +50,10 @@ policy = torch.tensor([0.50, 0.30, 0.20], dtype=torch.float64).log()
 reference = torch.tensor([0.25, 0.72, 0.03], dtype=torch.float64).log()
 
 print(f"KL(π‖ref) = {exact_kl(policy, reference):.3f} nats   (reverse: the average is over π)")
-print(f"KL(ref‖π) = {exact_kl(reference, policy):.3f} nats   (forward: the average is over the reference)")
+print(
+    f"KL(ref‖π) = {exact_kl(reference, policy):.3f} nats   (forward: the average is over the"
+    " reference)"
+)
 lesson.code(exact_kl)
 
 # %% [markdown]
@@ -91,7 +94,11 @@ log_r = reference - policy
 print("arm            1       2       3     mean over π")
 for name, estimate in (("k1", k1), ("k2", k2), ("k3", k3)):
     values = estimate(log_r)
-    print(f"{name}      " + "".join(f"{value:8.3f}" for value in values.tolist()) + f"{(policy.exp() * values).sum():12.3f}")
+    print(
+        f"{name}      "
+        + "".join(f"{value:8.3f}" for value in values.tolist())
+        + f"{(policy.exp() * values).sum():12.3f}"
+    )
 print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
 
 # %% [markdown]
@@ -116,13 +123,22 @@ print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "noise-near-reference",
-    "At the start of training the policy is close to its reference: say the true KL is 0.005 nats. How large is the standard deviation of one "
-    "sample's `k1`, compared with the KL that it estimates?",
+    "At the start of training the policy is close to its reference: say the true KL is 0.005 nats."
+    " How large is the standard deviation of one sample's `k1`, compared with the KL that it"
+    " estimates?",
     {
-        "about as large as the KL": "That holds for k2 and k3, roughly (1.4 times). k1 is the logarithm itself: it swings by μ = 0.1 around a mean of 0.005.",
-        "about 20 times the KL": "μ = 0.1, so the KL is μ²/2 = 0.005 and the deviation of k1 is μ = 0.1, which is 20 times as much. "
-        "Near the reference the sign of a single k1 is close to a coin flip.",
-        "it is 0: both policies agree": "Only if they agree exactly. At a KL of 0.005 they do not, and log r is ±0.1 where its mean is −0.005.",
+        "about as large as the KL": (
+            "That holds for k2 and k3, roughly (1.4 times). k1 is the logarithm itself: it swings"
+            " by μ = 0.1 around a mean of 0.005."
+        ),
+        "about 20 times the KL": (
+            "μ = 0.1, so the KL is μ²/2 = 0.005 and the deviation of k1 is μ = 0.1, which is 20"
+            " times as much. Near the reference the sign of a single k1 is close to a coin flip."
+        ),
+        "it is 0: both policies agree": (
+            "Only if they agree exactly. At a KL of 0.005 they do not, and log r is ±0.1 where its"
+            " mean is −0.005."
+        ),
     },
     answer="about 20 times the KL",
 )
@@ -134,9 +150,16 @@ from bandits.theory import kl_estimators as measured
 means = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4)
 noise_of = measured.gaussian_values(means, runs=20, samples=2000)  # 40,000 samples for each μ
 
-print("true KL      " + "".join(f"{name:>8}" for name in ("k1", "k2", "k3")) + "    std of one sample / true KL, measured")
+print(
+    "true KL      "
+    + "".join(f"{name:>8}" for name in ("k1", "k2", "k3"))
+    + "    std of one sample / true KL, measured"
+)
 for place, mu in enumerate(means):
-    print(f"{mu**2 / 2:8.4f}     " + "".join(f"{noise_of[name]['std'][place]:8.2f}" for name in ("k1", "k2", "k3")))
+    print(
+        f"{mu**2 / 2:8.4f}     "
+        + "".join(f"{noise_of[name]['std'][place]:8.2f}" for name in ("k1", "k2", "k3"))
+    )
 
 # %% jupyter={"source_hidden": true}
 from course.exact import control_variate, control_variate_minimum, gaussian_kl_moments
@@ -146,21 +169,51 @@ def draw_noise():
     figure, [ax] = figures.new_figure(width=7.6, height=3.9)
     true = torch.tensor(means, dtype=torch.float64) ** 2 / 2
     closed = gaussian_kl_moments(torch.tensor(means, dtype=torch.float64))
-    for name, label in (("k1", "k1, unbiased"), ("k2", "k2, biased"), ("k3", "k3, unbiased"), ("best", "k1 + λ*(r − 1)")):
+    for name, label in (
+        ("k1", "k1, unbiased"),
+        ("k2", "k2, biased"),
+        ("k3", "k3, unbiased"),
+        ("best", "k1 + λ*(r − 1)"),
+    ):
         row = noise_of[name]
-        figures.band(ax, true, row["std"], 1.96 * row["std_error"], color=COLOURS[name], linestyle="-", label=label, marker="o", markersize=4)
+        figures.band(
+            ax,
+            true,
+            row["std"],
+            1.96 * row["std_error"],
+            color=COLOURS[name],
+            linestyle="-",
+            label=label,
+            marker="o",
+            markersize=4,
+        )
         figures.expectation(ax, closed[name].std, true)
     for kl, table in measured.PUBLISHED.items():
         figures.expectation(ax, [row[2] for row in table.values()], [kl] * len(table), marker="D")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    figures.describe(ax, "Noise of one sample: k1 drowns near the reference", "true KL (nats)", "std of one sample / true KL")
-    ax.text(0.40, 0.90, "- -  closed form (7.4)    ◇  Schulman's table", transform=ax.transAxes, color=figures.INK)
+    figures.describe(
+        ax,
+        "Noise of one sample: k1 drowns near the reference",
+        "true KL (nats)",
+        "std of one sample / true KL",
+    )
+    ax.text(
+        0.40,
+        0.90,
+        "- -  closed form (7.4)    ◇  Schulman's table",
+        transform=ax.transAxes,
+        color=figures.INK,
+    )
     figures.label_ends(ax)
     return figure
 
 
-lesson.picture(draw_noise(), "standard deviation over true KL: k1 falls from 67 at small KL as 2/μ; k2 and k3 stay near 1.4; k3 rises at large KL")
+lesson.picture(
+    draw_noise(),
+    "standard deviation over true KL: k1 falls from 67 at small KL as 2/μ; k2 and k3 stay near 1.4;"
+    " k3 rises at large KL",
+)
 
 # %% [markdown]
 # Measured points, closed forms and the published table agree. Two things to take from the picture: near the reference $k_3$ is far quieter than
@@ -181,14 +234,22 @@ from bandits.environments import Deterministic
 from bandits.exact import outcomes
 
 no_reward = Deterministic(torch.zeros(1, 3, dtype=torch.float64))
-sure, even = (torch.tensor(each, dtype=torch.float64).log() for each in ((0.9, 0.05, 0.05), (0.3, 0.3, 0.4)))
+sure, even = (
+    torch.tensor(each, dtype=torch.float64).log() for each in ((0.9, 0.05, 0.05), (0.3, 0.3, 0.4))
+)
 best = float(control_variate(outcomes(no_reward, sure.unsqueeze(0), reference=even.unsqueeze(0))))
 pi, log_r_even = sure.exp(), even - sure
 for scale in (best, 1.0):
     values = k1(log_r_even) + scale * torch.expm1(log_r_even)
     mean, least = (pi * values).sum(), control_variate_minimum(scale)  # least: over all r > 0
-    print(f"λ = {scale:.3f}: mean {mean:.3f}, std {(pi * (values - mean) ** 2).sum().sqrt():.3f}, least value that any r can give {least:+.3f}")
-print(f"k1 alone:  mean {(pi * k1(log_r_even)).sum():.3f}, std {(pi * (k1(log_r_even) - exact_kl(sure, even)) ** 2).sum().sqrt():.3f}")
+    print(
+        f"λ = {scale:.3f}: mean {mean:.3f}, std {(pi * (values - mean) ** 2).sum().sqrt():.3f},"
+        f" least value that any r can give {least:+.3f}"
+    )
+print(
+    f"k1 alone:  mean {(pi * k1(log_r_even)).sum():.3f}, std"
+    f" {(pi * (k1(log_r_even) - exact_kl(sure, even)) ** 2).sum().sqrt():.3f}"
+)
 
 # %% [markdown]
 # All three have the KL as their mean. Here, with a policy that is nearly sure and a reference that is not, the best λ is over eleven times quieter than $k_3$, and $k_3$ is even noisier than $k_1$. The price of the best λ is the last number of its line: it can be negative.
@@ -240,12 +301,22 @@ print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "ratio-on-policy",
-    "On policy ρ = π/π_old = 1 for every sample. You put `ρ·k3` in the loss in place of `k3`. What happens to the expected gradient?",
+    "On policy ρ = π/π_old = 1 for every sample. You put `ρ·k3` in the loss in place of `k3`. What"
+    " happens to the expected gradient?",
     {
-        "nothing: ρ is 1": "Its value is 1. Its derivative is not 0: ∇ρ = ρ·s. The product rule adds k3·s, and that term changes the divergence.",
-        "it becomes that of KL(π‖ref)": "∇(ρ·k3) = ρ(∇k3 + k3·s). With ρ = 1 the mean is E[(1 − r)s + (r − 1 − log r)s] = E[−log r · s], "
-        "which is the reverse KL's gradient. A factor that is 1 has changed what is descended.",
-        "it becomes 0": "That is k1 without the ratio. ρ brings the sampling's own dependence on θ back, which is what was missing there.",
+        "nothing: ρ is 1": (
+            "Its value is 1. Its derivative is not 0: ∇ρ = ρ·s. The product rule adds k3·s, and"
+            " that term changes the divergence."
+        ),
+        "it becomes that of KL(π‖ref)": (
+            "∇(ρ·k3) = ρ(∇k3 + k3·s). With ρ = 1 the mean is E[(1 − r)s + (r − 1 − log r)s] ="
+            " E[−log r · s], which is the reverse KL's gradient. A factor that is 1 has changed"
+            " what is descended."
+        ),
+        "it becomes 0": (
+            "That is k1 without the ratio. ρ brings the sampling's own dependence on θ back, which"
+            " is what was missing there."
+        ),
     },
     answer="it becomes that of KL(π‖ref)",
 )
@@ -273,7 +344,8 @@ lesson.ask(
 # enumerated, every reward is 0, β = 1, and what each penalty descends is compared with the true gradients.
 
 # %%
-truth = measured.divergence_gradients(policy, reference)  # differentiates the divergences themselves
+# differentiates the divergences themselves
+truth = measured.divergence_gradients(policy, reference)
 known = {
     "nothing": torch.zeros(3, dtype=torch.float64),
     "KL(π‖ref)": truth["KL(π‖ref)"],
@@ -282,8 +354,12 @@ known = {
 
 
 def descends(penalty):
-    found = measured.penalty_gradient(penalty, policy, reference)  # −E[ĝ], through the very estimator that trains
-    return next((name for name, gradient in known.items() if torch.allclose(found, gradient, atol=1e-9)), "neither")
+    # −E[ĝ], through the very estimator that trains
+    found = measured.penalty_gradient(penalty, policy, reference)
+    return next(
+        (name for name, gradient in known.items() if torch.allclose(found, gradient, atol=1e-9)),
+        "neither",
+    )
 
 
 for name, penalty in measured.placements().items():
@@ -314,9 +390,14 @@ from course.parts import GroupMean, GroupStd
 scaled = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
 for beta in (1.0, 0.01):
     pull = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4)
-    pull_mean = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4, baseline=GroupMean())
+    pull_mean = measured.penalty_gradient(
+        K1(beta, InReward()), policy, reference, 4, baseline=GroupMean()
+    )
     pull_std = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4, **scaled)
-    print(f"β = {beta:4}: length of the pull {pull.norm():.3g} alone, {pull_mean.norm():.3g} under the group's mean, {pull_std.norm():.3g} under mean and std")
+    print(
+        f"β = {beta:4}: length of the pull {pull.norm():.3g} alone, {pull_mean.norm():.3g} under"
+        f" the group's mean, {pull_std.norm():.3g} under mean and std"
+    )
 
 # %% [markdown]
 # Under a std β cancels where all rewards of a group are alike: a silent group (lesson 06) is not silent any more, and pulls at full strength however small β is (here with eps = 0; an eps bounds it).
@@ -341,15 +422,39 @@ def draw_pull(p, p_ref):
         values.plot(both, estimate(both), "o", color=COLOURS[name], markersize=6, label="_")
     values.set_ylim(-2.2, 4.2)
     values.axhline(0, color=figures.INK, linewidth=0.8)
-    figures.describe(values, "Value (dots: the two arms)", "log r = log π_ref − log π", "estimate (nats)")
+    figures.describe(
+        values, "Value (dots: the two arms)", "log r = log π_ref − log π", "estimate (nats)"
+    )
     grid = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
-    reverse = grid * (1 - grid) * (torch.logit(grid) - torch.logit(torch.tensor(p_ref, dtype=torch.float64)))
-    for name, curve, part in (("k1", 0 * grid, K1(1.0)), ("k2", reverse, K2(1.0)), ("k3", grid - p_ref, K3(1.0))):
-        figures.band(pulls, grid, -curve, color=COLOURS[name], linestyle="-", label=f"{name} in the loss")
-        pulls.plot(p, -float(measured.penalty_gradient(part, now, anchor)[0]), "o", color=COLOURS[name], markersize=7, label="_")
+    reverse = (
+        grid
+        * (1 - grid)
+        * (torch.logit(grid) - torch.logit(torch.tensor(p_ref, dtype=torch.float64)))
+    )
+    for name, curve, part in (
+        ("k1", 0 * grid, K1(1.0)),
+        ("k2", reverse, K2(1.0)),
+        ("k3", grid - p_ref, K3(1.0)),
+    ):
+        figures.band(
+            pulls, grid, -curve, color=COLOURS[name], linestyle="-", label=f"{name} in the loss"
+        )
+        pulls.plot(
+            p,
+            -float(measured.penalty_gradient(part, now, anchor)[0]),
+            "o",
+            color=COLOURS[name],
+            markersize=7,
+            label="_",
+        )
     figures.expectation(pulls, x=p_ref)
     pulls.set_ylim(-1, 1)
-    figures.describe(pulls, "Pull on arm 1 (dots: enumerated)", "probability p of arm 1 (dashed: reference)", "−E[∇k] on its logit")
+    figures.describe(
+        pulls,
+        "Pull on arm 1 (dots: enumerated)",
+        "probability p of arm 1 (dashed: reference)",
+        "−E[∇k] on its logit",
+    )
     values.legend(frameon=False, loc="lower left")
     pulls.legend(frameon=False, loc="upper right")
     return figure
@@ -358,7 +463,8 @@ def draw_pull(p, p_ref):
 lesson.explore(
     "pull",
     draw_pull,
-    "the blue pull never moves; far from the reference the red one (k3) stays strong where the yellow one (k2) fades with p(1 − p)",
+    "the blue pull never moves; far from the reference the red one (k3) stays strong where the"
+    " yellow one (k2) fades with p(1 − p)",
     p=Slider(0.02, 0.98, 0.02, 0.9, "p, policy"),
     p_ref=Slider(0.02, 0.98, 0.02, 0.2, "p_ref, reference"),
 )
@@ -383,12 +489,21 @@ def test_k3(attempt):
     for mine, theirs in PAIRS:
         pi, ref = (torch.tensor(each, dtype=torch.float64) for each in (mine, theirs))
         found = attempt(pi.log(), ref.log())
-        exact = sum(q * float(torch.log(torch.tensor(q / p, dtype=torch.float64))) for q, p in zip(mine, theirs, strict=True))
+        exact = sum(
+            q * float(torch.log(torch.tensor(q / p, dtype=torch.float64)))
+            for q, p in zip(mine, theirs, strict=True)
+        )
         mean = float((pi * found).sum())
         if abs(mean - exact) > 1e-9:
-            return f"for π = {mine} and π_ref = {theirs} its mean over π is {mean:.3g}; KL(π‖ref) is {exact:.3g}"
+            return (
+                f"for π = {mine} and π_ref = {theirs} its mean over π is {mean:.3g}; KL(π‖ref) is"
+                f" {exact:.3g}"
+            )
         if float(found.min()) < -1e-12:
-            return f"for π = {mine} and π_ref = {theirs} one value is {float(found.min()):.3g}; k3 is never negative"
+            return (
+                f"for π = {mine} and π_ref = {theirs} one value is {float(found.min()):.3g}; k3 is"
+                " never negative"
+            )
     return None
 
 
@@ -403,7 +518,9 @@ exercise_k3 = lesson.exercise(
     test=test_k3,
     solution=k3_solution,
     wrong=[
-        lambda log_prob, ref_log_prob: torch.expm1(log_prob - ref_log_prob) - (log_prob - ref_log_prob),
+        lambda log_prob, ref_log_prob: (
+            torch.expm1(log_prob - ref_log_prob) - (log_prob - ref_log_prob)
+        ),
         lambda log_prob, ref_log_prob: log_prob - ref_log_prob,
         lambda log_prob, ref_log_prob: 0.5 * (ref_log_prob - log_prob) ** 2,
     ],
@@ -417,7 +534,9 @@ exercise_k3 = lesson.exercise(
 
 # %%
 def my_k3(log_prob, ref_log_prob):
-    """log_prob, ref_log_prob [n]: log π and log π_ref of each sample, in nats → [n] its estimate of KL(π‖ref)."""
+    """log_prob, ref_log_prob [n]: log π and log π_ref of each sample, in nats → [n] its estimate of
+    KL(π‖ref).
+    """
     return NotImplemented
 
 
@@ -431,18 +550,24 @@ def test_coefficient(attempt):
     for mine, theirs in PAIRS[:2]:
         for beta in (0.0, 0.5, 2.0):
             logits = torch.tensor(mine, dtype=torch.float64).log().requires_grad_()
-            log_prob, ref = torch.log_softmax(logits, 0), torch.tensor(theirs, dtype=torch.float64).log()
+            log_prob, ref = (
+                torch.log_softmax(logits, 0),
+                torch.tensor(theirs, dtype=torch.float64).log(),
+            )
             advantage = torch.tensor([1.0, -0.5, 0.25][: len(mine)], dtype=torch.float64)
             pi = log_prob.exp()
-            wanted = (pi * advantage).sum() + beta * (ref.exp() * log_prob).sum()  # −KL(ref‖π), less what does not depend on π
+            # −KL(ref‖π), less what does not depend on π
+            wanted = (pi * advantage).sum() + beta * (ref.exp() * log_prob).sum()
             exact = torch.autograd.grad(wanted, logits)[0]
             coefficient = attempt(advantage, log_prob.detach(), ref, beta)
             score = torch.eye(len(mine), dtype=torch.float64) - pi.detach()
             found = (pi.detach() * coefficient) @ score
             if not torch.allclose(found, exact, atol=1e-9):
                 return (
-                    f"for π = {mine}, π_ref = {theirs}, A = {[round(a, 2) for a in advantage.tolist()]}, β = {beta} the gradient on logit 1 is "
-                    f"{float(found[0]):.3g}; that of E[A] − β·KL(ref‖π) is {float(exact[0]):.3g}"
+                    f"for π = {mine}, π_ref = {theirs}, A ="
+                    f" {[round(a, 2) for a in advantage.tolist()]}, β = {beta} the gradient on"
+                    f" logit 1 is {float(found[0]):.3g}; that of E[A] − β·KL(ref‖π) is"
+                    f" {float(exact[0]):.3g}"
                 )
     return None
 
@@ -457,9 +582,15 @@ exercise_coefficient = lesson.exercise(
     test=test_coefficient,
     solution=coefficient_solution,
     wrong=[
-        lambda advantage, log_prob, ref_log_prob, beta: advantage - beta * k3(ref_log_prob - log_prob),
-        lambda advantage, log_prob, ref_log_prob, beta: advantage - beta * (log_prob - ref_log_prob),
-        lambda advantage, log_prob, ref_log_prob, beta: advantage + beta * torch.expm1(log_prob - ref_log_prob),
+        lambda advantage, log_prob, ref_log_prob, beta: (
+            advantage - beta * k3(ref_log_prob - log_prob)
+        ),
+        lambda advantage, log_prob, ref_log_prob, beta: (
+            advantage - beta * (log_prob - ref_log_prob)
+        ),
+        lambda advantage, log_prob, ref_log_prob, beta: (
+            advantage + beta * torch.expm1(log_prob - ref_log_prob)
+        ),
     ],
     hints=[
         "Differentiate A·log π − β·k3 on one sample, with A held fixed.",
@@ -471,7 +602,9 @@ exercise_coefficient = lesson.exercise(
 
 # %%
 def my_coefficient(advantage, log_prob, ref_log_prob, beta):
-    """advantage, log_prob, ref_log_prob [n]; beta a number → [n] the factor c of each sample's score."""
+    """advantage, log_prob, ref_log_prob [n]; beta a number → [n] the factor c of each sample's
+    score.
+    """
     return NotImplemented
 
 
@@ -485,13 +618,22 @@ exercise_coefficient.check(my_coefficient)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "k1-in-the-loss",
-    "The only term of the loss is β·k1, and the policy starts on the reference. β goes from 0.3 to 2. Where is KL(π‖ref) after 30 rollouts with 4 updates each?",
+    "The only term of the loss is β·k1, and the policy starts on the reference. β goes from 0.3 to"
+    " 2. Where is KL(π‖ref) after 30 rollouts with 4 updates each?",
     {
-        "at 0 for both: k1 has no gradient on average": "On average over fresh samples, yes. But a rollout of 8 samples is not its average, and the later updates "
-        "go on along the same 8 samples.",
-        "above 0, and larger for the smaller β": "That is what an anchor would do. This term has no anchor in it: its gradient on a sample is β·s, with no trace of the reference.",
-        "above 0, and larger for the larger β": "The gradient of β·k1 on a sample is β·s: it makes whatever was sampled less likely, and never looks at the reference. "
-        "From the second update on, descending β·E_old[log π] is ascending β·KL(π_old‖π).",
+        "at 0 for both: k1 has no gradient on average": (
+            "On average over fresh samples, yes. But a rollout of 8 samples is not its average, and"
+            " the later updates go on along the same 8 samples."
+        ),
+        "above 0, and larger for the smaller β": (
+            "That is what an anchor would do. This term has no anchor in it: its gradient on a"
+            " sample is β·s, with no trace of the reference."
+        ),
+        "above 0, and larger for the larger β": (
+            "The gradient of β·k1 on a sample is β·s: it makes whatever was sampled less likely,"
+            " and never looks at the reference. From the second update on, descending β·E_old[log"
+            " π] is ascending β·KL(π_old‖π)."
+        ),
     },
     answer="above 0, and larger for the larger β",
 )
@@ -509,7 +651,14 @@ def distance_after(penalty, epochs, runs=200):
     nothing = Deterministic(torch.zeros(runs, 1, 3, dtype=torch.float64))
     bandit = Bandit(nothing, start, group=8, reference="start")
     estimator = replace(ladder.group_mean, kl=penalty)
-    Learner(bandit, estimator, SGD(0.3), lesson.noise(runs, dtype=torch.float64), epochs=epochs, log_every=30).train(30)
+    Learner(
+        bandit,
+        estimator,
+        SGD(0.3),
+        lesson.noise(runs, dtype=torch.float64),
+        epochs=epochs,
+        log_every=30,
+    ).train(30)
     return float(exact_kl(start.log_probs().detach(), policy).mean())
 
 
@@ -517,7 +666,10 @@ print("KL(π‖ref) in nats, mean of 200 runs       β = 0.3   β = 1   β = 2")
 for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
     for epochs in (1, 4):
         found = [distance_after(part(beta), epochs) for beta in (0.3, 1.0, 2.0)]
-        print(f"{name} in the loss, {epochs} update(s) per rollout   " + "".join(f"{each:9.3f}" for each in found))
+        print(
+            f"{name} in the loss, {epochs} update(s) per rollout   "
+            + "".join(f"{each:9.3f}" for each in found)
+        )
 
 # %% [markdown]
 # <!-- answers: 14 -->
@@ -541,7 +693,15 @@ two = measured.two_tokens()  # three words, two tokens, all 9 answers listed
 whole, dropped = kl_gradient(two), measured.later_tokens(two)
 for name, gradient in measured.sequence_gradients(two).items():
     missed = (whole - gradient).norm() / whole.norm()
-    what = "nothing" if missed < 1e-9 else "the last term of (7.12)" if torch.allclose(whole - gradient, dropped) else "something else"
+    what = (
+        "nothing"
+        if missed < 1e-9
+        else (
+            "the last term of (7.12)"
+            if torch.allclose(whole - gradient, dropped)
+            else "something else"
+        )
+    )
     print(f"{name:28} misses {missed:5.1%} of the length of ∇KL: {what}")
 
 # %% [markdown]
@@ -557,7 +717,10 @@ for name, gradient in measured.sequence_gradients(two).items():
 log_r_extreme = torch.tensor([1.0, 10.0, 50.0, 100.0])  # float32, as in training
 print("log r              ", [f"{value:g}" for value in log_r_extreme.tolist()])
 print("k3                 ", [f"{value:.3g}" for value in K3(1.0).estimate(log_r_extreme).tolist()])
-print("k3, |log r| ≤ 20   ", [f"{value:.3g}" for value in K3(1.0, max_log_r=20.0).estimate(log_r_extreme).tolist()])
+print(
+    "k3, |log r| ≤ 20   ",
+    [f"{value:.3g}" for value in K3(1.0, max_log_r=20.0).estimate(log_r_extreme).tolist()],
+)
 print("k2                 ", [f"{value:.3g}" for value in K2(1.0).estimate(log_r_extreme).tolist()])
 
 # %% [markdown]
@@ -572,11 +735,23 @@ from bandits.environments import Bernoulli
 from course.estimator import uses_reference
 
 arms = Bernoulli(torch.tensor([[0.2, 0.5, 0.8]], dtype=torch.float64))
-print(f"grpo asks for a reference: {uses_reference(ladder.grpo)}; length_mean does: {uses_reference(ladder.length_mean)}")
+print(
+    f"grpo asks for a reference: {uses_reference(ladder.grpo)}; length_mean does:"
+    f" {uses_reference(ladder.length_mean)}"
+)
 for kept in (None, "start"):
     bandit = Bandit(arms, Softmax(policy.unsqueeze(0)), group=8, reference=kept)
-    history = Learner(bandit, ladder.length_mean, SGD(0.3), lesson.noise(dtype=torch.float64)).train(20)
-    print(f"reference {kept}: kl_ref", f"{float(history['kl_ref'][-1]):.2f} nats" if "kl_ref" in history.names else "is not logged")
+    history = Learner(
+        bandit, ladder.length_mean, SGD(0.3), lesson.noise(dtype=torch.float64)
+    ).train(20)
+    print(
+        f"reference {kept}: kl_ref",
+        (
+            f"{float(history['kl_ref'][-1]):.2f} nats"
+            if "kl_ref" in history.names
+            else "is not logged"
+        ),
+    )
 
 # %% [markdown]
 # ## Where training stops
@@ -598,11 +773,22 @@ for kept in (None, "start"):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "one-part-another-limit",
-    "p_ref = 0.3, β = 0.5, G = 8. Three runs to the end: (1) mean and std with k2, (2) mean and std with k3, (3) mean only with k2. Which order have their final p?",
+    "p_ref = 0.3, β = 0.5, G = 8. Three runs to the end: (1) mean and std with k2, (2) mean and std"
+    " with k3, (3) mean only with k2. Which order have their final p?",
     {
-        "all three equal: same reward, same β": "β is the same number, but it multiplies another pull (k2 or k3), and pulls against another push (with or without w_G).",
-        "(1) > (2) > (3)": "0.987, 0.854 and 0.712. The std pushes with w_G(p), between 1.8 and 2.6 here, where the mean alone pushes with 7/8; and near p = 1 the pull of k2 fades with p(1 − p) where that of k3 does not.",
-        "(3) > (1) > (2)": "Without the std the push is the weakest of all: 7/8 against w_G(p), which is between 1.8 and 2.6.",
+        "all three equal: same reward, same β": (
+            "β is the same number, but it multiplies another pull (k2 or k3), and pulls against"
+            " another push (with or without w_G)."
+        ),
+        "(1) > (2) > (3)": (
+            "0.987, 0.854 and 0.712. The std pushes with w_G(p), between 1.8 and 2.6 here, where"
+            " the mean alone pushes with 7/8; and near p = 1 the pull of k2 fades with p(1 − p)"
+            " where that of k3 does not."
+        ),
+        "(3) > (1) > (2)": (
+            "Without the std the push is the weakest of all: 7/8 against w_G(p), which is between"
+            " 1.8 and 2.6."
+        ),
     },
     answer="(1) > (2) > (3)",
 )
@@ -611,24 +797,47 @@ lesson.ask(
 from bandits.ablations.kl_fixed_points import NAMES, STYLES
 from bandits.theory import kl_fixed_points as fixed
 
-paths = {kind: fixed.settle(each, 0.3, 0.3, 0.5, 8, 0.15, 100) for kind, each in fixed.estimators(0.5).items()}
+paths = {
+    kind: fixed.settle(each, 0.3, 0.3, 0.5, 8, 0.15, 100)
+    for kind, each in fixed.estimators(0.5).items()
+}
 for kind, path in paths.items():
     root = torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0], dtype=torch.float64))
-    print(f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.13): {root:.3f}")
+    print(
+        f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.13):"
+        f" {root:.3f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 def draw_limits():
     figure, [ax] = figures.new_figure(width=7.4, height=3.6)
     for kind, path in paths.items():
-        figures.band(ax, range(41), torch.sigmoid(path[:41]), label=NAMES[kind], **{**STYLES[kind], "linestyle": "-"})
-        figures.expectation(ax, float(torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0]))))
+        figures.band(
+            ax,
+            range(41),
+            torch.sigmoid(path[:41]),
+            label=NAMES[kind],
+            **{**STYLES[kind], "linestyle": "-"},
+        )
+        figures.expectation(
+            ax, float(torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0])))
+        )
     ax.set_ylim(0.2, 1.02)
-    figures.describe(ax, "One replaced part, another limit (dashed: roots of 7.13)", "updates (exact natural gradient)", "p (β = 0.5, G = 8)")
+    figures.describe(
+        ax,
+        "One replaced part, another limit (dashed: roots of 7.13)",
+        "updates (exact natural gradient)",
+        "p (β = 0.5, G = 8)",
+    )
     figures.label_ends(ax)
     return figure
 
 
-lesson.picture(draw_limits(), "three curves from p = 0.3 that settle on 0.987, 0.854 and 0.712, each on the dashed root of its equation")
+lesson.picture(
+    draw_limits(),
+    "three curves from p = 0.3 that settle on 0.987, 0.854 and 0.712, each on the dashed root of"
+    " its equation",
+)
 
 # %% [markdown]
 # The runs are exact: every group of 8 is enumerated at every update. Each ends on its own equation. So β alone says little; "β = 0.04" means something only together with the estimator, its place, and whether there is a std.
@@ -650,7 +859,9 @@ def draw_cobweb(p_ref, beta, group):
     figures.expectation(ax, x, x)
     steps = [start]
     for _ in range(12):
-        steps.append(min(fixed.recursion(steps[-1], p_ref, beta, size), 60.0) if steps[-1] < 60 else 60.0)
+        steps.append(
+            min(fixed.recursion(steps[-1], p_ref, beta, size), 60.0) if steps[-1] < 60 else 60.0
+        )
     corners = torch.tensor(steps, dtype=torch.float64).repeat_interleave(2)
     ax.plot(corners[:-1], torch.cat([corners[:1], corners[2:]]), color="#0057a3", linewidth=1.8)
     flow, at = [start], torch.tensor(start, dtype=torch.float64)
@@ -658,15 +869,33 @@ def draw_cobweb(p_ref, beta, group):
         at = (at + 0.1 / beta * fixed.drift("std, k2", at, p_ref, beta, size)).clamp(max=60)
         flow.append(float(at))
     ax.plot(flow, flow, "o", color="#00875f", markersize=4)
-    for root, stable in fixed.roots(lambda z: fixed.drift("std, k2", z, p_ref, beta, size), points=401):
-        ax.plot(root, root, "o", color=figures.INK, markersize=9, markerfacecolor=figures.INK if stable else "white", markeredgewidth=1.5, zorder=4)
+    for root, stable in fixed.roots(
+        lambda z: fixed.drift("std, k2", z, p_ref, beta, size), points=401
+    ):
+        ax.plot(
+            root,
+            root,
+            "o",
+            color=figures.INK,
+            markersize=9,
+            markerfacecolor=figures.INK if stable else "white",
+            markeredgewidth=1.5,
+            zorder=4,
+        )
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)
     shown = [p for p in (0.001, 0.1, 0.9, 0.999, 1 - 1e-5, 1 - 1e-7) if low < fixed.logit(p) < high]
     names = [f"{p:g}" if p < 0.9995 else f"1 − {1 - p:.0e}" for p in shown]
     ax.set_xticks([fixed.logit(p) for p in shown], names)
     ax.set_yticks([fixed.logit(p) for p in shown], names)
-    ax.text(0.98, 0.05, "blue: recursion, 12 steps\ngreen: flow, small steps\n● stable  ○ repelling", transform=ax.transAxes, ha="right", color=figures.INK)
+    ax.text(
+        0.98,
+        0.05,
+        "blue: recursion, 12 steps\ngreen: flow, small steps\n● stable  ○ repelling",
+        transform=ax.transAxes,
+        ha="right",
+        color=figures.INK,
+    )
     figures.describe(ax, "std, k2: old p → next p", "old p (logit scale)", "next p")
     return figure
 
@@ -674,7 +903,8 @@ def draw_cobweb(p_ref, beta, group):
 lesson.explore(
     "cobweb",
     draw_cobweb,
-    "at p_ref = 0.001, β = 0.7 the flow stops at the first fixed point and the recursion jumps to the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
+    "at p_ref = 0.001, β = 0.7 the flow stops at the first fixed point and the recursion jumps to"
+    " the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
     p_ref=Choice((0.001, 0.01, 0.1, 0.3), 0.001, "p_ref"),
     beta=Slider(-0.7, 0.7, 0.05, -0.15, "β", log=True),
     group=Choice(tuple(SIZES), "256", "G"),
@@ -686,19 +916,30 @@ lesson.explore(
 
 # %% jupyter={"source_hidden": true}
 def test_tilt(attempt):
-    for ref, reward, beta in (((0.7, 0.3), (0.0, 1.0), 0.5), ((0.25, 0.72, 0.03), (0.2, 0.5, 0.8), 0.1), ((0.2, 0.3, 0.5), (1.0, 0.0, 0.5), 2.0)):
-        ref_t, reward_t = torch.tensor(ref, dtype=torch.float64), torch.tensor(reward, dtype=torch.float64)
+    for ref, reward, beta in (
+        ((0.7, 0.3), (0.0, 1.0), 0.5),
+        ((0.25, 0.72, 0.03), (0.2, 0.5, 0.8), 0.1),
+        ((0.2, 0.3, 0.5), (1.0, 0.0, 0.5), 2.0),
+    ):
+        ref_t, reward_t = (
+            torch.tensor(ref, dtype=torch.float64),
+            torch.tensor(reward, dtype=torch.float64),
+        )
         found = torch.as_tensor(attempt(ref_t, reward_t, beta), dtype=torch.float64)
         if abs(float(found.sum()) - 1) > 1e-9:
-            return f"for π_ref = {ref}, rewards {reward}, β = {beta} it sums to {float(found.sum()):.3g}, not to 1"
+            return (
+                f"for π_ref = {ref}, rewards {reward}, β = {beta} it sums to"
+                f" {float(found.sum()):.3g}, not to 1"
+            )
         logits = found.clamp(min=1e-300).log().requires_grad_()
         log_pi = torch.log_softmax(logits, 0)
         goal = (log_pi.exp() * (reward_t - beta * (log_pi - ref_t.log()))).sum()
         slope = torch.autograd.grad(goal, logits)[0]
         if float(slope.abs().max()) > 1e-8:
             return (
-                f"for π_ref = {ref}, rewards {reward}, β = {beta} it gives {[round(v, 3) for v in found.tolist()]}, where E[R] − β·KL(π‖ref) "
-                f"still has the slope {[round(v, 3) for v in slope.tolist()]} in the logits"
+                f"for π_ref = {ref}, rewards {reward}, β = {beta} it gives"
+                f" {[round(v, 3) for v in found.tolist()]}, where E[R] − β·KL(π‖ref) still has the"
+                f" slope {[round(v, 3) for v in slope.tolist()]} in the logits"
             )
     return None
 
@@ -728,7 +969,9 @@ exercise_tilt = lesson.exercise(
 
 # %%
 def my_tilt(ref, reward, beta):
-    """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K] probabilities of the best policy."""
+    """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K]
+    probabilities of the best policy.
+    """
     return NotImplemented
 
 
@@ -742,11 +985,22 @@ exercise_tilt.check(my_tilt)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "no-critic",
-    "B3 of lesson 01 (this lesson's policy; arms that pay 1 with probability .2, .5, .8), groups of 4, the policy stands on its reference (as at the start of training). The exact standard deviation of the gradient is 0.361 without a KL. What is it with GRPO's −β·k3 at β = 1?",
+    "B3 of lesson 01 (this lesson's policy; arms that pay 1 with probability .2, .5, .8), groups of"
+    " 4, the policy stands on its reference (as at the start of training). The exact standard"
+    " deviation of the gradient is 0.361 without a KL. What is it with GRPO's −β·k3 at β = 1?",
     {
-        "smaller: the anchor steadies it": "On the reference r = 1 for every sample, so the added coefficient β(r − 1) is 0 for every sample. There is nothing that could steady anything.",
-        "the same, to the last digit": "The anchor adds β(r − 1) to each sample's coefficient, and r = 1. Where training starts, every sample's gradient is the one without a KL.",
-        "larger": "Further out it often is, since (r − 1) varies from sample to sample. On the reference it adds exactly 0.",
+        "smaller: the anchor steadies it": (
+            "On the reference r = 1 for every sample, so the added coefficient β(r − 1) is 0 for"
+            " every sample. There is nothing that could steady anything."
+        ),
+        "the same, to the last digit": (
+            "The anchor adds β(r − 1) to each sample's coefficient, and r = 1. Where training"
+            " starts, every sample's gradient is the one without a KL."
+        ),
+        "larger": (
+            "Further out it often is, since (r − 1) varies from sample to sample. On the reference"
+            " it adds exactly 0."
+        ),
     },
     answer="the same, to the last digit",
 )
@@ -758,10 +1012,17 @@ from course.exact import microscope
 print("std of the gradient on B3, G = 4      on the reference   reference elsewhere")
 for beta in (0.0, 0.04, 0.5, 1.0, 2.0):
     rung = replace(ladder.length_mean, kl=K3(beta))
-    on, off = (microscope(rung, b3(reference=anchor.unsqueeze(0)), 4).std for anchor in (policy, reference))
+    on, off = (
+        microscope(rung, b3(reference=anchor.unsqueeze(0)), 4).std for anchor in (policy, reference)
+    )
     print(f"GRPO, β = {beta:4}                       {on:14.3f} {off:18.3f}")
-none, centred = (microscope(ladder.get(name).estimator, b3(), 4).std for name in ("reinforce", "rloo"))
-print(f"what a baseline does: {none:.3f} without, {centred:.3f} with the mean of the others (RLOO), at equal E[ĝ] = ∇J")
+none, centred = (
+    microscope(ladder.get(name).estimator, b3(), 4).std for name in ("reinforce", "rloo")
+)
+print(
+    f"what a baseline does: {none:.3f} without, {centred:.3f} with the mean of the others (RLOO),"
+    " at equal E[ĝ] = ∇J"
+)
 
 # %% [markdown]
 # On the reference the column is constant. Away from it the anchor at β = 0.04 leaves 0.359 of 0.361 for this pair, and larger β add to the noise. A baseline takes off 18 %, and leaves the mean of the gradient where it is. What replaced the critic
@@ -782,22 +1043,54 @@ from course.lab.result import Result
 from course.lab.statistics import interval
 
 ran = Result.load(project_root() / "figures" / "tinylm_kl.json")
-print(f"{ran.settings['seeds']} seeds; accuracy on differences {ran.array('start', 'subtraction'):.2f} before, {ran.array('none', 'subtraction_mean'):.2f} after training without KL")
+print(
+    f"{ran.settings['seeds']} seeds; accuracy on differences"
+    f" {ran.array('start', 'subtraction'):.2f} before, {ran.array('none', 'subtraction_mean'):.2f}"
+    " after training without KL"
+)
 print(f"distance from the reference without KL: {ran.array('none', 'kl_start_mean'):.2f} nats")
 for fact in ran.facts:
     if "differences" in fact.claim or "destroys" in fact.claim:
-        print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ± {fact.standard_error:.2f}")
+        print(
+            f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ±"
+            f" {fact.standard_error:.2f}"
+        )
 
 # %% jupyter={"source_hidden": true}
 def draw_bought():
     figure, (distance, kept) = figures.new_figure(1, 2, width=9.2, height=3.7)
     betas = ran.settings["betas"]
-    shown = {"k1 in the loss": "#4a98e0", "k2 in the loss": COLOURS["k2"], "k3 in the loss": COLOURS["k3"], "k1 in the reward": "#0057a3"}
+    shown = {
+        "k1 in the loss": "#4a98e0",
+        "k2 in the loss": COLOURS["k2"],
+        "k3 in the loss": COLOURS["k3"],
+        "k1 in the reward": "#0057a3",
+    }
     for name, colour in shown.items():
         far = ran.array("penalties", name, "kl_start")
-        figures.band(distance, betas, far.mean(-1), color=colour, linestyle="-", label=name, marker="o", markersize=4)
-        gain = torch.from_numpy(ran.array("penalties", name, "subtraction") - ran.array("none", "subtraction"))
-        figures.band(kept, betas, gain.mean(-1), color=colour, linestyle="-", label=name, marker="o", markersize=4)
+        figures.band(
+            distance,
+            betas,
+            far.mean(-1),
+            color=colour,
+            linestyle="-",
+            label=name,
+            marker="o",
+            markersize=4,
+        )
+        gain = torch.from_numpy(
+            ran.array("penalties", name, "subtraction") - ran.array("none", "subtraction")
+        )
+        figures.band(
+            kept,
+            betas,
+            gain.mean(-1),
+            color=colour,
+            linestyle="-",
+            label=name,
+            marker="o",
+            markersize=4,
+        )
         kept.errorbar(betas, *interval(gain), color=colour, linestyle="none", linewidth=1)
     figures.expectation(distance, float(ran.array("none", "kl_start_mean")))
     figures.expectation(kept, 0.0)
@@ -807,14 +1100,22 @@ def draw_bought():
         ax.set_xticks(betas, [f"{beta:g}" for beta in betas])
         ax.set_xticks([], minor=True)
     kept.set_ylim(-0.4, 0.2)
-    figures.describe(distance, "Distance really travelled", "β (dashed: no KL)", "KL(π‖ref) of an answer (nats)")
-    figures.describe(kept, "Differences, not rewarded", "β (dashed: no KL)", "accuracy less that without KL")
+    figures.describe(
+        distance, "Distance really travelled", "β (dashed: no KL)", "KL(π‖ref) of an answer (nats)"
+    )
+    figures.describe(
+        kept, "Differences, not rewarded", "β (dashed: no KL)", "accuracy less that without KL"
+    )
     figures.label_ends(distance)
     figures.label_ends(kept)
     return figure
 
 
-lesson.picture(draw_bought(), "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for k1 in the loss; right: accuracy on the skill that is not rewarded")
+lesson.picture(
+    draw_bought(),
+    "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for"
+    " k1 in the loss; right: accuracy on the skill that is not rewarded",
+)
 
 # %% [markdown]
 # The left panel is the larger-β-larger-KL puzzle again, on a transformer: three anchors travel less with a larger β, and $k_1$ in the loss travels farther. On the right is what an anchor buys; the bars are 95 % intervals over the seeds, and most of them reach the dashed line.
@@ -844,14 +1145,19 @@ RUNS = {
     "run C": K3(1.0, anchor=Inverted()),
 }
 homeward = {
-    name: exact_kl(ascend(Estimator(kl=part), no_reward, policy, 1, rate=0.2, steps=60, reference=reference), reference)
+    name: exact_kl(
+        ascend(Estimator(kl=part), no_reward, policy, 1, rate=0.2, steps=60, reference=reference),
+        reference,
+    )
     for name, part in RUNS.items()
 }
 
 
 def draw_broken():
     figure, [ax] = figures.new_figure(width=7.0, height=3.5)
-    for (name, path), colour in zip(homeward.items(), ("#444444", "#b8860b", "#0f7f7f"), strict=True):
+    for (name, path), colour in zip(
+        homeward.items(), ("#444444", "#b8860b", "#0f7f7f"), strict=True
+    ):
         figures.band(ax, range(len(path)), path, color=colour, linestyle="-", label=name)
     ax.set_yscale("log")
     figures.describe(ax, "Penalty only, no reward", "updates (exact)", "KL(π‖ref), nats")
@@ -859,16 +1165,28 @@ def draw_broken():
     return figure
 
 
-lesson.picture(draw_broken(), "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3")
+lesson.picture(
+    draw_broken(),
+    "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3",
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-fault",
     "Run B climbs away from the reference at every update. Which of these explains it?",
     {
-        "k1 in the loss": "On policy and in expectation, as here, that curve would be flat: E∇k1 = 0. It would wander only with samples.",
-        "inverted ratio, k2 in the loss": "k2 is a square: (−x)² = x². The bug changes nothing there, and the curve would fall as it should.",
-        "inverted ratio, k1 in the reward": "The reward then pays +β·log(π/ref) in place of −β·log(π/ref): it rewards distance. That climbs at every update.",
+        "k1 in the loss": (
+            "On policy and in expectation, as here, that curve would be flat: E∇k1 = 0. It would"
+            " wander only with samples."
+        ),
+        "inverted ratio, k2 in the loss": (
+            "k2 is a square: (−x)² = x². The bug changes nothing there, and the curve would fall as"
+            " it should."
+        ),
+        "inverted ratio, k1 in the reward": (
+            "The reward then pays +β·log(π/ref) in place of −β·log(π/ref): it rewards distance."
+            " That climbs at every update."
+        ),
         "β too small": "Then it would fall slowly. No β ≥ 0 makes a right anchor climb.",
     },
     answer="inverted ratio, k1 in the reward",
@@ -877,7 +1195,11 @@ lesson.ask(
 # %%
 for name, part in RUNS.items():
     bug = isinstance(part.anchor, Inverted)
-    print(f"{name}: {part.plain} in the {'reward' if part.in_reward else 'loss'}, ratio {'INVERTED' if bug else 'right'}: {homeward[name][0]:.3f} → {homeward[name][-1]:.3g} nats")
+    print(
+        f"{name}: {part.plain} in the {'reward' if part.in_reward else 'loss'}, ratio"
+        f" {'INVERTED' if bug else 'right'}: {homeward[name][0]:.3f} → {homeward[name][-1]:.3g}"
+        " nats"
+    )
 
 print("\nwhat the bug makes of each:")
 half_chi = truth["½χ²(π‖ref)"]
@@ -885,7 +1207,10 @@ for name, penalty in measured.placements().items():
     if name.startswith("inverted"):
         found = measured.penalty_gradient(penalty, policy, reference)
         named = {**known, "−KL(π‖ref): away from it": -known["KL(π‖ref)"], "½χ²(π‖ref)": half_chi}
-        print(f"  {name:26} descends {next(what for what, g in named.items() if torch.allclose(found, g, atol=1e-9))}")
+        print(
+            f"  {name:26} descends"
+            f" {next(what for what, g in named.items() if torch.allclose(found, g, atol=1e-9))}"
+        )
 
 # %% [markdown]
 # <!-- answers: 17 -->

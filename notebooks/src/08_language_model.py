@@ -48,8 +48,17 @@ from tinylm.tasks import decode, encode
 
 task = tasks.make(tasks.TaskSettings(digits=1))
 for row in (0, 37, 78):
-    print(decode(task.prompt[row].tolist()), task.prompt[row].tolist(), "→", decode(task.target[row].tolist()), task.target[row].tolist())
-print(f"{len(task.train)} questions to train on, {len(task.held_out)} held out, at most {task.limit} tokens per answer, {tasks.VOCABULARY} tokens (17 characters, padding, end)")
+    print(
+        decode(task.prompt[row].tolist()),
+        task.prompt[row].tolist(),
+        "→",
+        decode(task.target[row].tolist()),
+        task.target[row].tolist(),
+    )
+print(
+    f"{len(task.train)} questions to train on, {len(task.held_out)} held out, at most {task.limit}"
+    f" tokens per answer, {tasks.VOCABULARY} tokens (17 characters, padding, end)"
+)
 
 # %% [markdown]
 # No reward model is needed, since an answer can be **checked**. The reward is a function of the finished answer and sits on its last token:
@@ -64,9 +73,21 @@ from tinylm.rewards import DigitCredit, ExactMatch, Format
 
 lesson.code(ExactMatch)
 question = 78  # 7+8=
-for text, tokens in (("15⏎", [1, 5, tasks.END]), ("14⏎", [1, 4, tasks.END]), ("5⏎", [5, tasks.END, tasks.PAD]), ("153", [1, 5, 3]), ("1+⏎", [1, 10, tasks.END])):
+for text, tokens in (
+    ("15⏎", [1, 5, tasks.END]),
+    ("14⏎", [1, 4, tasks.END]),
+    ("5⏎", [5, tasks.END, tasks.PAD]),
+    ("153", [1, 5, 3]),
+    ("1+⏎", [1, 10, tasks.END]),
+):
     answer = torch.tensor(tokens)
-    print(text, *(f"{type(reward).__name__} {float(reward(answer, torch.tensor(question), task)):.2g}  " for reward in (ExactMatch(), DigitCredit(), Format())))
+    print(
+        text,
+        *(
+            f"{type(reward).__name__} {float(reward(answer, torch.tensor(question), task)):.2g}  "
+            for reward in (ExactMatch(), DigitCredit(), Format())
+        ),
+    )
 
 # %% [markdown]
 # ## A nano transformer
@@ -114,8 +135,14 @@ from tinylm.scoring import log_dists
 
 log_dist = log_dists(model, batch.data["prompt"], batch.data["tokens"])
 ours = LIKELIHOOD.loss(demonstrations.policy(batch), batch).detach()
-theirs = torch.nn.functional.cross_entropy(log_dist[batch.mask], batch.data["tokens"][batch.mask]).detach()
-print(f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12: {abs(float(ours - theirs)) < 1e-12}; before training ln 18 = {torch.tensor(18.0).log():.3g} would be even chances")
+theirs = torch.nn.functional.cross_entropy(
+    log_dist[batch.mask], batch.data["tokens"][batch.mask]
+).detach()
+print(
+    f"the estimator's loss {ours:.3g} is torch's cross-entropy to 1e-12:"
+    f" {abs(float(ours - theirs)) < 1e-12}; before training ln 18 = {torch.tensor(18.0).log():.3g}"
+    " would be even chances"
+)
 
 # %% [markdown]
 # The other way round, REINFORCE on rewards of 0 and 1 without a baseline is SFT on **one's own right answers**: the wrong ones have weight 0. To compare the gradients on one rollout
@@ -128,32 +155,61 @@ from tinylm.evaluate import accuracy, right_to_go
 from tinylm.problem import LanguageModel
 
 before = model.copy()
-Learner(demonstrations, LIKELIHOOD, Adam(1e-2), lesson.noise(use=1, **double), max_grad_norm=1.0).train(80)
+Learner(
+    demonstrations, LIKELIHOOD, Adam(1e-2), lesson.noise(use=1, **double), max_grad_norm=1.0
+).train(80)
 for name, each in (("untrained", before), ("after SFT", model)):
     sampled = LanguageModel(each, task, prompts=256, group=4).sample(lesson.noise(use=2, **double))
-    shaped = Format()(sampled.data["tokens"], sampled.data["question"].unsqueeze(-1).expand(256, 4), task).mean()
+    shaped = Format()(
+        sampled.data["tokens"], sampled.data["question"].unsqueeze(-1).expand(256, 4), task
+    ).mean()
     greedy = accuracy(each, task, questions=task.train).mean()
-    print(f"{name}: {sampled.total_reward.mean():.1%} of the samples right, {shaped:.1%} well-formed; greedy {greedy:.1%}")
+    print(
+        f"{name}: {sampled.total_reward.mean():.1%} of the samples right, {shaped:.1%} well-formed;"
+        f" greedy {greedy:.1%}"
+    )
 
 # %%
 from tinylm.fast.packing import pack
 
 rollout = LanguageModel(model, task, prompts=64, group=8).sample(lesson.noise(use=3, **double))
-print("reward, mask, tokens:", tuple(rollout.reward.shape), tuple(rollout.mask.shape), tuple(rollout.data["tokens"].shape))
-apart, shared = (pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)[0].tokens.numel() for merge in (False, True))
-print(f"to compute for one update: {apart:,} tokens with each question once, {shared:,} with each common beginning once")
+print(
+    "reward, mask, tokens:",
+    tuple(rollout.reward.shape),
+    tuple(rollout.mask.shape),
+    tuple(rollout.data["tokens"].shape),
+)
+apart, shared = (
+    pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)[0].tokens.numel()
+    for merge in (False, True)
+)
+print(
+    f"to compute for one update: {apart:,} tokens with each question once, {shared:,} with each"
+    " common beginning once"
+)
 
 
 def gradient(estimator, rollout):
     """The estimator's gradient on a rollout, as one vector."""
     policy = LanguageModel(model, task).policy(rollout)
-    return torch.cat([g.flatten() for g in torch.autograd.grad(estimator.objective(policy, estimator.freeze(rollout)), model.parameters)])
+    return torch.cat(
+        [
+            g.flatten()
+            for g in torch.autograd.grad(
+                estimator.objective(policy, estimator.freeze(rollout)), model.parameters
+            )
+        ]
+    )
 
 
 policy = LanguageModel(model, task).policy(rollout)
-own = policy.log_prob[rollout.total_reward == 1].sum() / rollout.total_reward.numel()  # log-likelihood of the right ones, per sample drawn
+# log-likelihood of the right ones, per sample drawn
+own = policy.log_prob[rollout.total_reward == 1].sum() / rollout.total_reward.numel()
 own_gradient = torch.cat([g.flatten() for g in torch.autograd.grad(own, model.parameters)])
-print("REINFORCE's gradient is that of SFT on one's own right answers, to 1e-12:", torch.allclose(gradient(ladder.reinforce, rollout), own_gradient, atol=1e-12))
+print(
+    "REINFORCE's gradient is that of SFT on one's own right answers, to 1e-12:",
+    torch.allclose(gradient(ladder.reinforce, rollout), own_gradient, atol=1e-12),
+)
 
 # %% [markdown]
 # So what a baseline adds is the wrong answers: they get a negative advantage, and the policy learns from what it should not say.
@@ -163,16 +219,26 @@ print("REINFORCE's gradient is that of SFT on one's own right answers, to 1e-12:
 # %%
 for estimator in (ladder.length_mean, ladder.grpo):
     problem = LanguageModel.of(estimator, model, task)
-    print(f"{ladder.name_of(estimator):12s} reference: {'a frozen copy' if problem.reference is not None else 'none'}")
+    print(
+        f"{ladder.name_of(estimator):12s} reference:"
+        f" {'a frozen copy' if problem.reference is not None else 'none'}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "format",
-    "Add .1 for a well-formed answer to a reward of 1 for the right one. Four answers to a hard question are all wrong, one of them is well-formed: rewards (0, 0, 0, .1). "
-    "How large is that one's advantage with the group's std, compared with a group (0, 0, 0, 1) where one is right?",
+    "Add .1 for a well-formed answer to a reward of 1 for the right one. Four answers to a hard"
+    " question are all wrong, one of them is well-formed: rewards (0, 0, 0, .1). How large is that"
+    " one's advantage with the group's std, compared with a group (0, 0, 0, 1) where one is right?",
     {
-        "ten times smaller": "That is so with the mean alone. The std divides by the group's own spread, which is ten times smaller as well.",
-        "the same": "Divided by its own std, a group forgets its scale. A bonus of .1 shouts as loud as a right answer.",
+        "ten times smaller": (
+            "That is so with the mean alone. The std divides by the group's own spread, which is"
+            " ten times smaller as well."
+        ),
+        "the same": (
+            "Divided by its own std, a group forgets its scale. A bonus of .1 shouts as loud as a"
+            " right answer."
+        ),
         "0: the group is silent": "It would be, if all four rewards were equal.",
     },
     answer="the same",
@@ -191,7 +257,9 @@ from course.rollout import Rollout
 def of_rewards(rewards, lengths=None):
     """Rewards [Q, G] (and lengths) as a rollout, the reward on the last token."""
     rewards = torch.tensor(rewards, dtype=torch.float64)
-    lengths = torch.ones_like(rewards, dtype=torch.long) if lengths is None else torch.tensor(lengths)
+    lengths = (
+        torch.ones_like(rewards, dtype=torch.long) if lengths is None else torch.tensor(lengths)
+    )
     place = torch.arange(int(lengths.max()))
     mask = place < lengths.unsqueeze(-1)
     paid = torch.where(place == lengths.unsqueeze(-1) - 1, rewards.unsqueeze(-1), 0.0)
@@ -224,9 +292,17 @@ lesson.ask(
     "arms",
     "Our answers have at most 3 tokens. Roughly how many arms has the bandit of one question?",
     {
-        "20, one for each possible sum and some more": "The policy does not know that answers are numbers up to 18. It may write `+=;`.",
-        "about 5 thousand": "1 + 17 + 17² + 17³ = 5,220. A text of 100 tokens from a vocabulary of 100,000 has 10⁵⁰⁰.",
-        "about 18³ · 18": "Behind the end token nothing follows, and completions of at most 3 tokens have no fourth.",
+        "20, one for each possible sum and some more": (
+            "The policy does not know that answers are numbers up to 18. It may write `+=;`."
+        ),
+        "about 5 thousand": (
+            "1 + 17 + 17² + 17³ = 5,220. A text of 100 tokens from a vocabulary of 100,000 has"
+            " 10⁵⁰⁰."
+        ),
+        "about 18³ · 18": (
+            "Behind the end token nothing follows, and completions of at most 3 tokens have no"
+            " fourth."
+        ),
     },
     answer="about 5 thousand",
 )
@@ -234,18 +310,28 @@ lesson.ask(
 # %%
 from tinylm.bridge import Bridge, count
 
-chance = right_to_go(model, task, torch.arange(100))[:, 0]  # J(q) of all questions, by one forward pass
+# J(q) of all questions, by one forward pass
+chance = right_to_go(model, task, torch.arange(100))[:, 0]
 question = int((chance - 0.5).abs().argmin())
 bridge = Bridge(model, task, question)
 text = decode(task.prompt[question].tolist())
-print(f"{text} has {len(bridge.tokens):,} completions ({count(3):,} by (8.4)); their probabilities sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}")
+print(
+    f"{text} has {len(bridge.tokens):,} completions ({count(3):,} by (8.4)); their probabilities"
+    f" sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}"
+)
 print(f"J = {bridge.objective:.3g}; the share of right ones among 4,000 samples: ", end="")
 from tinylm.sampling import sample
 
 drawn = sample(model, task.prompt[question][None], 4000, 3, lesson.noise(use=4, **double)).tokens
 print(f"{float(ExactMatch()(drawn, torch.full(drawn.shape[:-1], question), task).mean()):.2f}")
 top = bridge.log_prob.exp().topk(5)
-print("five likeliest arms:", ", ".join(f"{decode(bridge.tokens[k].tolist())} {p:.2f} (R = {bridge.reward[k]:.0f})" for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)))
+print(
+    "five likeliest arms:",
+    ", ".join(
+        f"{decode(bridge.tokens[k].tolist())} {p:.2f} (R = {bridge.reward[k]:.0f})"
+        for p, k in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ),
+)
 
 # %% [markdown]
 # How do the bandit's gradients become the transformer's? Let $c_k$ be what an estimator multiplies the score of arm $k$ with. By the chain rule
@@ -260,13 +346,24 @@ from course.exact import group_mean_factor, group_std_weight
 
 lesson.code(Bridge.pull_back)
 slope = bridge.gradient
-print(f"RLOO, G = 4: E[ĝ] = ∇J on {model.size:,} weights, to 1e-10: {bridge.microscope(ladder.rloo, 4, spread=False).relative_bias < 1e-10}")
-print(f"group mean, G = 4: E[ĝ] is {bridge.microscope(ladder.group_mean, 4, spread=False).expected @ slope / (slope @ slope):.3g} ∇J; lesson 06 says {group_mean_factor(4):.3g}")
+print(
+    f"RLOO, G = 4: E[ĝ] = ∇J on {model.size:,} weights, to 1e-10:"
+    f" {bridge.microscope(ladder.rloo, 4, spread=False).relative_bias < 1e-10}"
+)
+mean = bridge.microscope(ladder.group_mean, 4, spread=False).expected
+print(
+    f"group mean, G = 4: E[ĝ] is {mean @ slope / (slope @ slope):.3g} ∇J;"
+    f" lesson 06 says {group_mean_factor(4):.3g}"
+)
 for group in (2, 4, 8):
     found = bridge.microscope(ladder.group_std, group, spread=False).expected
     along = float(found @ slope / (slope @ slope))
     said = float(group_std_weight(bridge.objective, group, eps=1e-6))
-    print(f"group std, G = {group}: E[ĝ] is {along:.3g} ∇J and nothing beside it: {float((found - along * slope).norm() / slope.norm()) < 1e-10}; lesson 06's w_G(p) says {said:.3g}")
+    print(
+        f"group std, G = {group}: E[ĝ] is {along:.3g} ∇J and nothing beside it:"
+        f" {float((found - along * slope).norm() / slope.norm()) < 1e-10}; lesson 06's w_G(p) says"
+        f" {said:.3g}"
+    )
 
 # %% [markdown]
 # ## Before and after one update
@@ -287,17 +384,36 @@ def draw_update(rung, asked, place, length):
     row = int((task.prompt == torch.tensor(encode(asked))).all(-1).nonzero())
     at = ["first token", "second token", "end"].index(place)
     moved = model.copy()
-    moved.weights = {name: weight + length * steps[rung][name] for name, weight in moved.weights.items()}
+    moved.weights = {
+        name: weight + length * steps[rung][name] for name, weight in moved.weights.items()
+    }
     figure, [ax] = figures.new_figure(width=7.2, height=3.0)
     with torch.no_grad():
-        for who, shift, colour, label in ((model, -0.2, "#999999", "before"), (moved, 0.2, figures.style_of(rung)["color"], "after")):
+        for who, shift, colour, label in (
+            (model, -0.2, "#999999", "before"),
+            (moved, 0.2, figures.style_of(rung)["color"], "after"),
+        ):
             log_dist = log_dists(who, task.prompt[row][None], task.target[row][None, None])
-            ax.bar([i + shift for i in range(len(SHOWN))], log_dist[0, 0, at].exp()[SHOWN].tolist(), 0.4, color=colour, label=f"{label} (right answers to all questions: {right_to_go(who, task, task.train)[:, 0].mean():.0%})")
+            ax.bar(
+                [i + shift for i in range(len(SHOWN))],
+                log_dist[0, 0, at].exp()[SHOWN].tolist(),
+                0.4,
+                color=colour,
+                label=(
+                    f"{label} (right answers to all questions:"
+                    f" {right_to_go(who, task, task.train)[:, 0].mean():.0%})"
+                ),
+            )
     right = SHOWN.index(int(task.target[row, at]))
     ax.set_xticks(range(len(SHOWN)), [f"[{n}]" if i == right else n for i, n in enumerate(NAMES)])
     ax.set_ylim(0, 1.1)
     ax.legend(frameon=False, loc="upper right", fontsize=10)
-    figures.describe(ax, f"{asked}{decode(task.target[row, :at].tolist())}…   {rung}, step of length {length:.2g}", "next token, [the right one]", "probability")
+    figures.describe(
+        ax,
+        f"{asked}{decode(task.target[row, :at].tolist())}…   {rung}, step of length {length:.2g}",
+        "next token, [the right one]",
+        "probability",
+    )
     return figure
 
 
@@ -334,11 +450,21 @@ lesson.explore(
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "token-level",
-    "After 32 updates on one rollout, how far is the token-level E[ĝ] from ∇J on a typical question, as a share of ‖∇J‖, for answers of 3 tokens?",
+    "After 32 updates on one rollout, how far is the token-level E[ĝ] from ∇J on a typical"
+    " question, as a share of ‖∇J‖, for answers of 3 tokens?",
     {
-        "not at all": "That is the sequence's ratio. The products of two x_t are missing, and they are not 0 any more.",
-        "of the order of one per cent": "Second order in how far single tokens have moved, and only where more than one token of the same answer has moved. The worst question is worse.",
-        "most of it": "It would need several uncertain tokens that all move together. Long answers come nearer to that than three tokens.",
+        "not at all": (
+            "That is the sequence's ratio. The products of two x_t are missing, and they are not 0"
+            " any more."
+        ),
+        "of the order of one per cent": (
+            "Second order in how far single tokens have moved, and only where more than one token"
+            " of the same answer has moved. The worst question is worse."
+        ),
+        "most of it": (
+            "It would need several uncertain tokens that all move together. Long answers come"
+            " nearer to that than three tokens."
+        ),
     },
     answer="of the order of one per cent",
 )
@@ -360,24 +486,57 @@ watched = Watched(model.copy(), task, prompts=64, group=8)
 for weight in watched.model.parameters:
     weight.requires_grad_()
 watched.seen = []
-Learner(watched, ladder.surrogate, Adam(1e-3), lesson.noise(use=5, **double), epochs=33, max_grad_norm=1.0).step()
+Learner(
+    watched,
+    ladder.surrogate,
+    Adam(1e-3),
+    lesson.noise(use=5, **double),
+    epochs=33,
+    max_grad_norm=1.0,
+).step()
 old, moved = watched.seen[0], {n: watched.seen[n] for n in (1, 2, 4, 8, 16, 32)}
-asked = [int((chance - level).abs().argmin()) for level in torch.linspace(0.1, 0.75, 10).tolist()]  # hard to easy
-distances = [[token_level.ratio_row(Bridge(now, task, row, old=old, reference=old)) for now in moved.values()] for row in asked]
-print("ratio per token: how far E[ĝ] is from ∇J, and the surrogate's forecast from J (10 questions)")
+# hard to easy
+asked = [int((chance - level).abs().argmin()) for level in torch.linspace(0.1, 0.75, 10).tolist()]
+distances = [
+    [
+        token_level.ratio_row(Bridge(now, task, row, old=old, reference=old))
+        for now in moved.values()
+    ]
+    for row in asked
+]
+print(
+    "ratio per token: how far E[ĝ] is from ∇J, and the surrogate's forecast from J (10 questions)"
+)
 for n, column in zip(moved, zip(*distances, strict=True), strict=True):
     off = sorted(each["token"] for each in column)
     wrong = max(abs(each["forecast_token"] - each["J"]) for each in column)
-    print(f"{n:2d} updates: {off[0]:.2%} to {off[-1]:.1%}, half of them below {off[5]:.1%}; forecast off by up to {wrong:.1g}")
-print("ratio of the answer: both exact to 1e-10:", max(each["sequence"] for row in distances for each in row) < 1e-10)
+    print(
+        f"{n:2d} updates: {off[0]:.2%} to {off[-1]:.1%}, half of them below {off[5]:.1%}; forecast"
+        f" off by up to {wrong:.1g}"
+    )
+print(
+    "ratio of the answer: both exact to 1e-10:",
+    max(each["sequence"] for row in distances for each in row) < 1e-10,
+)
 
 # %% jupyter={"source_hidden": true}
 figure, panels = figures.new_figure(1, 2, width=8.8, height=3.5)
 apart = [[each["kl"] for each in row] for row in distances]
-for name, colour, marker, label in (("token", "#b8320f", "o", "ratio per token"), ("sequence", "#00875f", "^", "ratio of the answer")):
+for name, colour, marker, label in (
+    ("token", "#b8320f", "o", "ratio per token"),
+    ("sequence", "#00875f", "^", "ratio of the answer"),
+):
     for i, (x, row) in enumerate(zip(apart, distances, strict=True)):
         y = [max(each[name], 1e-16) for each in row]
-        panels[0].plot(x, y, linestyle="none", marker=marker, color=colour, markersize=5, label=label if i == 0 else None)
+        panels[0].plot(
+            x,
+            y,
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            markersize=5,
+            label=label if i == 0 else None,
+        )
 panels[0].set_xscale("log")
 panels[0].set_yscale("log")
 panels[0].set_ylim(1e-17, 10)
@@ -385,10 +544,31 @@ panels[0].legend(frameon=False, loc="center")
 figures.describe(panels[0], "how far E[ĝ] is off", "KL(π‖π_old), nats", "‖E[ĝ] − ∇J‖ / ‖∇J‖")
 line = [0.0, 1.0]
 figures.expectation(panels[1], line, line, label="forecast = J")
-for name, colour, marker in (("forecast_token", "#b8320f", "o"), ("forecast_sequence", "#00875f", "^")):
-    panels[1].plot([e["J"] for row in distances for e in row], [e[name] for row in distances for e in row], linestyle="none", marker=marker, color=colour, markersize=5, fillstyle="none")
-figures.describe(panels[1], "what the surrogate forecasts", "true J after the updates", "forecast from π_old's samples")
-lesson.picture(figure, "relative error of the expected gradient over KL: a ratio per token is off by a fraction of a per cent for most questions and by several per cent for some, the answer's ratio is exact to rounding")
+for name, colour, marker in (
+    ("forecast_token", "#b8320f", "o"),
+    ("forecast_sequence", "#00875f", "^"),
+):
+    panels[1].plot(
+        [e["J"] for row in distances for e in row],
+        [e[name] for row in distances for e in row],
+        linestyle="none",
+        marker=marker,
+        color=colour,
+        markersize=5,
+        fillstyle="none",
+    )
+figures.describe(
+    panels[1],
+    "what the surrogate forecasts",
+    "true J after the updates",
+    "forecast from π_old's samples",
+)
+lesson.picture(
+    figure,
+    "relative error of the expected gradient over KL: a ratio per token is off by a fraction of a"
+    " per cent for most questions and by several per cent for some, the answer's ratio is exact to"
+    " rounding",
+)
 
 # %% [markdown]
 # Each point is one question after one number of updates. On the right the forecasts of both kinds lie on the line, as far as the eye can tell: it takes the left panel to see the difference. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
@@ -398,10 +578,20 @@ lesson.picture(figure, "relative error of the expected gradient over KL: a ratio
 # answers' KL (KL(ref‖π) for k3, KL(π‖ref) for the others):
 
 # %%
-found = [[token_level.kl_row(Bridge(now, task, row, reference=old, reward=ExactMatch(weight=0.0))) for now in (moved[8], moved[32])] for row in asked[::3]]
+found = [
+    [
+        token_level.kl_row(Bridge(now, task, row, reference=old, reward=ExactMatch(weight=0.0)))
+        for now in (moved[8], moved[32])
+    ]
+    for row in asked[::3]
+]
 for name in ("k2", "exact", "k3", "k2 of the sequence", "k1 in the reward"):
     numbers = [each[name] for row in found for each in row]
-    said = "exact to 1e-10" if max(numbers) < 1e-10 else f"off by {min(numbers):.1%} to {max(numbers):.1%}"
+    said = (
+        "exact to 1e-10"
+        if max(numbers) < 1e-10
+        else f"off by {min(numbers):.1%} to {max(numbers):.1%}"
+    )
     print(f"{name:20s} {said}")
 
 # %% jupyter={"source_hidden": true}
@@ -411,18 +601,29 @@ truth = (stale.log_prob - stale.outcomes.old[0].sum(-1)).exp()  # of all arms, b
 
 def test_ratio(attempt):
     generator = torch.Generator().manual_seed(8)
-    junk = torch.randn(2, *stale.mask.shape, generator=generator, dtype=torch.float64)  # what stands behind the end is nobody's business
+    # what stands behind the end is nobody's business
+    junk = torch.randn(2, *stale.mask.shape, generator=generator, dtype=torch.float64)
     now = torch.where(stale.mask, stale.outcomes.log_prob[0], junk[0])
     then = torch.where(stale.mask, stale.outcomes.old[0], junk[1])
     got = attempt(now, then, stale.mask)
     if not isinstance(got, torch.Tensor) or got.shape != truth.shape:
-        return f"for log-probabilities [5220, 3] it gives {tuple(getattr(got, 'shape', ()))}; one number per answer is wanted, [5220]"
+        return (
+            f"for log-probabilities [5220, 3] it gives {tuple(getattr(got, 'shape', ()))}; one"
+            " number per answer is wanted, [5220]"
+        )
     worst = int((got - truth).abs().argmax())
     if abs(float(got[worst] - truth[worst])) > 1e-9 * float(truth[worst]):
         shown = decode(stale.tokens[worst].tolist()) or "(nothing)"
-        return f"for the answer «{shown}» it gives {float(got[worst]):.3g}; its probability has changed by the factor {float(truth[worst]):.3g}"
+        return (
+            f"for the answer «{shown}» it gives {float(got[worst]):.3g}; its probability has"
+            f" changed by the factor {float(truth[worst]):.3g}"
+        )
     total = float((stale.outcomes.old[0].sum(-1).exp() * got).sum())
-    return None if abs(total - 1) < 1e-9 else f"under π_old the ratios average to {total:.3g}; they must to 1"
+    return (
+        None
+        if abs(total - 1) < 1e-9
+        else f"under π_old the ratios average to {total:.3g}; they must to 1"
+    )
 
 
 def solve_ratio(now, old, mask):
@@ -431,7 +632,8 @@ def solve_ratio(now, old, mask):
 
 ratio_exercise = lesson.exercise(
     "ratio",
-    "Write the ratio of whole answers from the tokens' log-probabilities. Behind the end of an answer (mask False) anything may stand.",
+    "Write the ratio of whole answers from the tokens' log-probabilities. Behind the end of an"
+    " answer (mask False) anything may stand.",
     test=test_ratio,
     solution=solve_ratio,
     wrong=[
@@ -449,7 +651,10 @@ ratio_exercise = lesson.exercise(
 
 # %%
 def answer_ratio(now, old, mask):
-    """now, old [N, T]: log-probabilities of the tokens. mask [N, T]: True up to the end. → π(answer)/π_old(answer), [N]."""
+    """now, old [N, T]: log-probabilities of the tokens.
+
+    mask [N, T]: True up to the end. → π(answer)/π_old(answer), [N].
+    """
     return NotImplemented
 
 
@@ -471,12 +676,17 @@ from tinylm.model import next_token_log_dist
 
 lesson.code(next_token_log_dist)
 for temperature, scored in ((1.0, None), (1.5, None), (1.5, 1.0), (0.7, 1.0)):
-    problem = LanguageModel(model, task, prompts=64, group=8, temperature=temperature, scored_temperature=scored)
+    problem = LanguageModel(
+        model, task, prompts=64, group=8, temperature=temperature, scored_temperature=scored
+    )
     sampled = problem.sample(lesson.noise(use=6, **double))
     with torch.no_grad():
         ratio = ladder.clip.log_ratio(problem.policy(sampled), sampled).exp()[sampled.mask]
     outside = ((ratio < 0.8) | (ratio > 1.2)).double().mean()
-    print(f"sampled at {temperature}, scored at {scored or temperature}: ρ from {ratio.min():.2g} to {ratio.max():.2g} before any update, {outside:.0%} outside [.8, 1.2]")
+    print(
+        f"sampled at {temperature}, scored at {scored or temperature}: ρ from {ratio.min():.2g} to"
+        f" {ratio.max():.2g} before any update, {outside:.0%} outside [.8, 1.2]"
+    )
 
 # %% [markdown]
 # ## Which mean over tokens?
@@ -496,28 +706,45 @@ ladder.token_mean
 two = of_rewards([[1.0, 0.0]], lengths=[[2, 6]])
 for name in ("group_std", "length_mean", "token_mean", "dr_grpo"):
     weight = ladder.get(name).estimator.freeze(two).weight[0]
-    print(f"{name:12s} a token of the short answer weighs {weight[0, 0]:.3f}, of the long one {weight[1, 0]:.3f}; the answers weigh {weight[0].sum():.3f} and {weight[1].sum():.3f}")
+    print(
+        f"{name:12s} a token of the short answer weighs {weight[0, 0]:.3f}, of the long one"
+        f" {weight[1, 0]:.3f}; the answers weigh {weight[0].sum():.3f} and {weight[1].sum():.3f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "micro",
-    "A batch does not fit into memory. You compute the **token mean** of each micro-batch and average those. Is that the token mean of the batch?",
+    "A batch does not fit into memory. You compute the **token mean** of each micro-batch and"
+    " average those. Is that the token mean of the batch?",
     {
-        "yes, means of means are means": "Only of parts of equal size. A micro-batch with few tokens gives each of them more weight.",
-        "only if every micro-batch has the same number of tokens": "The divisor must be the number of tokens of the whole batch.",
+        "yes, means of means are means": (
+            "Only of parts of equal size. A micro-batch with few tokens gives each of them more"
+            " weight."
+        ),
+        "only if every micro-batch has the same number of tokens": (
+            "The divisor must be the number of tokens of the whole batch."
+        ),
         "no, never": "It is where all micro-batches hold equally many tokens.",
     },
     answer="only if every micro-batch has the same number of tokens",
 )
 
 # %%
-ragged = of_rewards([[1.0, 0.0], [1.0, 0.0]], lengths=[[1, 1], [6, 6]])  # two questions: short answers, long answers
+# two questions: short answers, long answers
+ragged = of_rewards([[1.0, 0.0], [1.0, 0.0]], lengths=[[1, 1], [6, 6]])
 frozen = ladder.token_mean.freeze(ragged)
-print("whole batch: a token of question 1 weighs", f"{frozen.weight[0, 0, 0]:.3f}, of question 2 {frozen.weight[1, 0, 0]:.3f}")
-alone = [ladder.token_mean.freeze(ragged.prompts(torch.tensor([q]))).weight[0, 0, 0] / 2 for q in (0, 1)]
+print(
+    "whole batch: a token of question 1 weighs",
+    f"{frozen.weight[0, 0, 0]:.3f}, of question 2 {frozen.weight[1, 0, 0]:.3f}",
+)
+alone = [
+    ladder.token_mean.freeze(ragged.prompts(torch.tensor([q]))).weight[0, 0, 0] / 2 for q in (0, 1)
+]
 print("mean of two micro-batches' means:         ", f"{alone[0]:.3f},               {alone[1]:.3f}")
 sliced = [frozen.prompts(torch.tensor([q])).weight[0, 0, 0] for q in (0, 1)]
-print("frozen once, then sliced:                 ", f"{sliced[0]:.3f},               {sliced[1]:.3f}")
+print(
+    "frozen once, then sliced:                 ", f"{sliced[0]:.3f},               {sliced[1]:.3f}"
+)
 
 # %% [markdown]
 # That is why `freeze` runs on the whole rollout, and minibatches slice what it found.
@@ -529,13 +756,23 @@ print("frozen once, then sliced:                 ", f"{sliced[0]:.3f},          
 
 # %% jupyter={"source_hidden": true}
 def climb(scored, rollouts=40):
-    """Chance of a right sample, greedy accuracy and clip fraction along the way, four seeds at once."""
+    """Chance of a right sample, greedy accuracy and clip fraction along the way, four seeds at
+    once.
+    """
     learned = Transformer(settings, (4,), **double)
     with torch.no_grad():
         for name, weight in model.weights.items():
             learned.weights[name].copy_(weight.expand_as(learned.weights[name]))
-    problem = LanguageModel.of(ladder.clip, learned, task, prompts=32, group=8, temperature=1.5, scored_temperature=scored)
-    learner = Learner(problem, ladder.clip, Adam(2e-3, betas=(0.9, 0.98)), lesson.noise(4, use=7, **double), max_grad_norm=1.0)
+    problem = LanguageModel.of(
+        ladder.clip, learned, task, prompts=32, group=8, temperature=1.5, scored_temperature=scored
+    )
+    learner = Learner(
+        problem,
+        ladder.clip,
+        Adam(2e-3, betas=(0.9, 0.98)),
+        lesson.noise(4, use=7, **double),
+        max_grad_norm=1.0,
+    )
 
     def look():
         return right_to_go(learned, task, task.train, temperature=1.5)[..., 0].mean(-1)
@@ -545,32 +782,64 @@ def climb(scored, rollouts=40):
         learner.step(log=True)
         if step % 5 == 0:
             path.append(look())
-    return torch.stack(path), learner.history["clip_fraction"], accuracy(learned, task, questions=task.train).mean(-1)
+    return (
+        torch.stack(path),
+        learner.history["clip_fraction"],
+        accuracy(learned, task, questions=task.train).mean(-1),
+    )
 
 
 climbs = {"run A": climb(None), "run B": climb(1.0)}
 figure, panels = figures.new_figure(1, 2, width=8.8, height=3.3)
 for (name, (path, clipped, _)), colour in zip(climbs.items(), ("#0057a3", "#c25fa0"), strict=True):
-    figures.band(panels[0], range(0, 41, 5), path.mean(-1), path.std(-1), label=name, color=colour, linestyle="-")
+    figures.band(
+        panels[0],
+        range(0, 41, 5),
+        path.mean(-1),
+        path.std(-1),
+        label=name,
+        color=colour,
+        linestyle="-",
+    )
     figures.band(panels[1], range(1, 41), clipped.mean(-1), label=name, color=colour, linestyle="-")
-figures.describe(panels[0], "learning (mean and spread of 4 seeds)", "rollouts", "chance of a right sample")
+figures.describe(
+    panels[0], "learning (mean and spread of 4 seeds)", "rollouts", "chance of a right sample"
+)
 figures.describe(panels[1], "clipped", "rollouts", "share of tokens")
 panels[1].set_ylim(-0.02, 0.4)
 for ax in panels:
     figures.label_ends(ax)
-lesson.picture(figure, "run A climbs with a clip fraction of 0; run B stalls, with a sixth to a fifth of the tokens clipped from the first update on")
+lesson.picture(
+    figure,
+    "run A climbs with a clip fraction of 0; run B stalls, with a sixth to a fifth of the tokens"
+    " clipped from the first update on",
+)
 for name, (path, clipped, greedy) in climbs.items():
-    print(f"{name}: {path[0].mean():.2f} → {path[-1].mean():.2f}; clipped {clipped[0].mean():.2f} in the first update, {clipped[-1].mean():.2f} in the last; greedy answers {greedy.mean():.2f}")
+    print(
+        f"{name}: {path[0].mean():.2f} → {path[-1].mean():.2f}; clipped {clipped[0].mean():.2f} in"
+        f" the first update, {clipped[-1].mean():.2f} in the last; greedy answers"
+        f" {greedy.mean():.2f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "break-it",
     "Which fault explains run B?",
     {
-        "the learning rate is too large": "With one update per rollout the ratio is computed before the step: it is 1 whatever the learning rate, and nothing is clipped. Run B clips in its very first update.",
-        "the advantage has the wrong sign": "Then right answers would vanish at once, with a clip fraction of 0.",
-        "the sampling temperature is ignored in scoring": "Sampled from π_1.5, scored with π_1: the ratio is off 1 before the first update, and stays so.",
-        "two answers of every group were swapped between questions": "Wrong grouping spoils the advantages. The ratio would still be 1.",
+        "the learning rate is too large": (
+            "With one update per rollout the ratio is computed before the step: it is 1 whatever"
+            " the learning rate, and nothing is clipped. Run B clips in its very first update."
+        ),
+        "the advantage has the wrong sign": (
+            "Then right answers would vanish at once, with a clip fraction of 0."
+        ),
+        "the sampling temperature is ignored in scoring": (
+            "Sampled from π_1.5, scored with π_1: the ratio is off 1 before the first update, and"
+            " stays so."
+        ),
+        "two answers of every group were swapped between questions": (
+            "Wrong grouping spoils the advantages. The ratio would still be 1."
+        ),
     },
     answer="the sampling temperature is ignored in scoring",
 )
@@ -595,10 +864,16 @@ lesson.ask(
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "transitive",
-    "A Bradley–Terry model says that answer a beats b with probability .7, and b beats c with .8. How often does a beat c?",
+    "A Bradley–Terry model says that answer a beats b with probability .7, and b beats c with .8."
+    " How often does a beat c?",
     {
-        ".56, the product": "That would be so if a had to beat b and b had to beat c in the same contest.",
-        ".75, between the two": "c is weaker than b, so a beats c more often than it beats b: more than .7. And a is stronger than b, so it beats c more often than b does: more than .8.",
+        ".56, the product": (
+            "That would be so if a had to beat b and b had to beat c in the same contest."
+        ),
+        ".75, between the two": (
+            "c is weaker than b, so a beats c more often than it beats b: more than .7. And a is"
+            " stronger than b, so it beats c more often than b does: more than .8."
+        ),
         ".90": "Odds multiply: .7/.3 · .8/.2 = 9.33, and 9.33/10.33 = .90.",
     },
     answer=".90",
@@ -615,14 +890,22 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 win, lose = torch.tensor([1.2, -0.3, 2.0]), torch.tensor([0.4, 0.1, -1.0])
 loss = -logsigmoid(win - lose).mean()
-print(f"loss {loss:.3f}; binary cross-entropy {binary_cross_entropy_with_logits(win - lose, torch.ones(3)):.3f}; with 5 added to all: {-logsigmoid((win + 5) - (lose + 5)).mean():.3f}")
+print(
+    f"loss {loss:.3f}; binary cross-entropy"
+    f" {binary_cross_entropy_with_logits(win - lose, torch.ones(3)):.3f}; with 5 added to all:"
+    f" {-logsigmoid((win + 5) - (lose + 5)).mean():.3f}"
+)
 odds = 0.7 / 0.3 * 0.8 / 0.2
 print(f"a ≻ b .7, b ≻ c .8: a ≻ c {odds / (1 + odds):.2f}")
-strength = torch.tensor([2.0, 0.0, -1.0], requires_grad=True)  # a beats b, b beats c, c beats a, always
+# a beats b, b beats c, c beats a, always
+strength = torch.tensor([2.0, 0.0, -1.0], requires_grad=True)
 for _ in range(300):
     [downhill] = torch.autograd.grad(-logsigmoid(strength - strength.roll(-1)).mean(), strength)
     strength.data -= downhill
-print("a circle of sure preferences ends at", [f"{x:.2f}" for x in (strength - strength.roll(-1)).sigmoid().tolist()])
+print(
+    "a circle of sure preferences ends at",
+    [f"{x:.2f}" for x in (strength - strength.roll(-1)).sigmoid().tolist()],
+)
 
 # %% [markdown]
 # Shift invariance meets the ladder. The unknown $c(q)$ differs from question to question. A group's mean takes it out; one mean over the batch does not:
@@ -632,19 +915,36 @@ rewards = [[1.0, 0.0], [1.0, 0.0]]
 shifted = [[1.0, 0.0], [6.0, 5.0]]  # the second question's rewards plus 5: the same preferences
 for name in ("clip", "group_mean"):
     estimator = ladder.get(name).estimator
-    print(f"{name:11s}", *([f"{a:+.1f}" for a in estimator.freeze(of_rewards(each)).advantage.flatten().tolist()] for each in (rewards, shifted)))
+    print(
+        f"{name:11s}",
+        *(
+            [f"{a:+.1f}" for a in estimator.freeze(of_rewards(each)).advantage.flatten().tolist()]
+            for each in (rewards, shifted)
+        ),
+    )
 
 # %% jupyter={"source_hidden": true}
 import math
 
 
 def test_preference(attempt):
-    cases = [([1.2, -0.3, 2.0], [0.4, 0.1, -1.0]), ([0.0], [0.0]), ([5.0, 7.0], [7.0, 5.0]), ([-500.0], [500.0])]
+    cases = [
+        ([1.2, -0.3, 2.0], [0.4, 0.1, -1.0]),
+        ([0.0], [0.0]),
+        ([5.0, 7.0], [7.0, 5.0]),
+        ([-500.0], [500.0]),
+    ]
     for ahead, behind in cases:
         got = float(attempt(torch.tensor(ahead), torch.tensor(behind)))
-        want = sum(max(b - a, 0.0) + math.log1p(math.exp(-abs(a - b))) for a, b in zip(ahead, behind, strict=True)) / len(ahead)
+        want = sum(
+            max(b - a, 0.0) + math.log1p(math.exp(-abs(a - b)))
+            for a, b in zip(ahead, behind, strict=True)
+        ) / len(ahead)
         if not abs(got - want) < 1e-4 * max(1.0, want):
-            return f"for winners {ahead} and losers {behind} it gives {got:.3g}; −log of the sigmoid, by hand, is {want:.3g}"
+            return (
+                f"for winners {ahead} and losers {behind} it gives {got:.3g}; −log of the sigmoid,"
+                f" by hand, is {want:.3g}"
+            )
     return None
 
 
@@ -654,7 +954,8 @@ def solve_preference(win, lose):
 
 preference = lesson.exercise(
     "preference",
-    "Write the reward model's loss (8.12) for the scores of winners and losers. It must survive a difference of 1,000.",
+    "Write the reward model's loss (8.12) for the scores of winners and losers. It must survive a"
+    " difference of 1,000.",
     test=test_preference,
     solution=solve_preference,
     wrong=[
@@ -672,7 +973,9 @@ preference = lesson.exercise(
 
 # %%
 def preference_loss(win, lose):
-    """win, lose [N]: the reward model's scores of the preferred answers and the others → the mean loss, a number."""
+    """win, lose [N]: the reward model's scores of the preferred answers and the others → the mean
+    loss, a number.
+    """
     return NotImplemented
 
 

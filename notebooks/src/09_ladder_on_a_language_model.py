@@ -42,7 +42,13 @@ double = {"dtype": torch.float64}  # so that your numbers are these
 task = tasks.make(tasks.TaskSettings(digits=1))
 shape = ModelSettings(width=24, layers=1, hidden=72, context=task.context)
 start = Transformer(shape, (SEEDS,), **double)
-supervised = Learner(Demonstrations(start, task, batch=128), LIKELIHOOD, Adam(3e-3), lesson.noise(SEEDS, use=1, **double), max_grad_norm=1.0)
+supervised = Learner(
+    Demonstrations(start, task, batch=128),
+    LIKELIHOOD,
+    Adam(3e-3),
+    lesson.noise(SEEDS, use=1, **double),
+    max_grad_norm=1.0,
+)
 supervised.train(110)
 print(f"{start.size:,} weights each; {len(task.train)} questions to train on")
 
@@ -100,7 +106,9 @@ def climb(estimator, epochs=4, rates=RATES, rollouts=20):
     lr = torch.tensor(rates, **double).unsqueeze(-1).expand(runs)
     optimizer = Adam(lr, LinearDecay(rollouts * epochs, warmup=epochs), betas=(0.9, 0.98))
     noise = lesson.noise(*runs, use=2, numbers=[*range(SEEDS)] * len(rates), **double)
-    return Learner(problem, estimator, optimizer, noise, epochs=epochs, max_grad_norm=1.0, log_every=4).train(rollouts)
+    return Learner(
+        problem, estimator, optimizer, noise, epochs=epochs, max_grad_norm=1.0, log_every=4
+    ).train(rollouts)
 
 
 # %% [markdown]
@@ -110,20 +118,36 @@ def climb(estimator, epochs=4, rates=RATES, rollouts=20):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "one-update",
-    "First with ONE update per rollout in place of four. `baseline` (score function), `surrogate` (ρA) and `clip` all train at the middle rate. How do their curves of J compare?",
+    "First with ONE update per rollout in place of four. `baseline` (score function), `surrogate`"
+    " (ρA) and `clip` all train at the middle rate. How do their curves of J compare?",
     {
-        "clip is the steadiest": "At the first update after sampling π = π_old, every ρ is 1, and nothing is clipped. The clip has nothing to do.",
-        "all three are one curve": "With ρ = 1 the three gradients are the same vector (lesson 03), so the three trainings are the same training.",
-        "close, but different": "They would be, if rounding or the ratio differed. In exact arithmetic they are equal; in float64 they agree to rounding.",
+        "clip is the steadiest": (
+            "At the first update after sampling π = π_old, every ρ is 1, and nothing is clipped."
+            " The clip has nothing to do."
+        ),
+        "all three are one curve": (
+            "With ρ = 1 the three gradients are the same vector (lesson 03), so the three trainings"
+            " are the same training."
+        ),
+        "close, but different": (
+            "They would be, if rounding or the ratio differed. In exact arithmetic they are equal;"
+            " in float64 they agree to rounding."
+        ),
     },
     answer="all three are one curve",
 )
 
 # %%
-once = {name: climb(ladder.get(name).estimator, epochs=1, rates=RATES[1:2]) for name in ("baseline", "surrogate", "clip")}
+once = {
+    name: climb(ladder.get(name).estimator, epochs=1, rates=RATES[1:2])
+    for name in ("baseline", "surrogate", "clip")
+}
 for name, history in once.items():
     gap = (history["J"] - once["baseline"]["J"]).abs().max()
-    print(f"{name:10} J at the end {history['J'][-1].mean():.3f}; equal to baseline's curve to 1e-9: {bool(gap < 1e-9)}; clip fraction {history['clip_fraction'].max():g}")
+    print(
+        f"{name:10} J at the end {history['J'][-1].mean():.3f}; equal to baseline's curve to 1e-9:"
+        f" {bool(gap < 1e-9)}; clip fraction {history['clip_fraction'].max():g}"
+    )
 
 # %% [markdown]
 # So three rungs of the ladder cannot be compared with one update per rollout. Their difference *is* what happens from the second update on. A paper that reports clip thresholds and one update per rollout reports
@@ -138,9 +162,19 @@ lesson.ask(
     "who-suffers",
     "Four updates per rollout, and the largest learning rate. Which rung loses most?",
     {
-        "reinforce": "It has no baseline, so wrong answers weigh 0: it never pushes anything down, and raising right answers again is mild even when they are stale.",
-        "baseline": "Two answers in three are wrong and get a negative advantage, and log π has no floor: the score function goes on pushing wrong answers down with undiminished force, update after update, on samples of the past.",
-        "clip": "The clip switches off just those tokens that have moved far enough the way their advantage wants. That is what it is for.",
+        "reinforce": (
+            "It has no baseline, so wrong answers weigh 0: it never pushes anything down, and"
+            " raising right answers again is mild even when they are stale."
+        ),
+        "baseline": (
+            "Two answers in three are wrong and get a negative advantage, and log π has no floor:"
+            " the score function goes on pushing wrong answers down with undiminished force, update"
+            " after update, on samples of the past."
+        ),
+        "clip": (
+            "The clip switches off just those tokens that have moved far enough the way their"
+            " advantage wants. That is what it is for."
+        ),
         "grpo": "It has the clip and an anchor, and so two reasons to stay near.",
     },
     answer="baseline",
@@ -212,7 +246,10 @@ def walk(optimizer, factor):
 
 
 for optimizer in (SGD, Adam):
-    print(f"{optimizer.__name__:5} gradients: {walk(optimizer(0.1), 1)}   ten times the gradients: {walk(optimizer(0.1), 10)}")
+    print(
+        f"{optimizer.__name__:5} gradients: {walk(optimizer(0.1), 1)}   ten times the gradients:"
+        f" {walk(optimizer(0.1), 10)}"
+    )
 
 # %% [markdown]
 # Under Adam a constant factor is invisible (as long as ε is far below √v̂). What the std does *between* questions (it weighs hard and easy ones up, lesson 06) is not constant, and stays. Under SGD the same table would look different.
@@ -246,7 +283,10 @@ def draw_race():
     return figure
 
 
-lesson.picture(draw_race(), "gain in J against completions for eight rungs at their best rates with overlapping intervals")
+lesson.picture(
+    draw_race(),
+    "gain in J against completions for eight rungs at their best rates with overlapping intervals",
+)
 
 # %% [markdown]
 # Everyone loses before it gains: the first updates, made on little evidence at nearly full speed, cost some of what supervision had taught. A comparison that stops there would rank the rungs by how slowly they start.
@@ -262,16 +302,30 @@ history, place = race["clip"], best["clip"]
 print("rollout       ", [f"{step:5d}" for step in history.steps])
 print("reward, seed 0", [f"{each:5.2f}" for each in history["reward"][:, place, 0].tolist()])
 print("exact J       ", [f"{each:5.2f}" for each in history["J"][:, place, 0].tolist()])
-print(f"noise of one reward at J = {before[0]:.2f}: at least {(before[0] * (1 - before[0]) / 96).sqrt():.3f}")
+print(
+    f"noise of one reward at J = {before[0]:.2f}: at least"
+    f" {(before[0] * (1 - before[0]) / 96).sqrt():.3f}"
+)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "greedy-or-sampled",
-    "Training at the best rate has raised J, the chance that a **sampled** answer is right. What happened meanwhile to **greedy** accuracy on the same questions?",
+    "Training at the best rate has raised J, the chance that a **sampled** answer is right. What"
+    " happened meanwhile to **greedy** accuracy on the same questions?",
     {
-        "it rose by about as much": "It would if both measured the same. J counts the probability of the right answer; greedy accuracy asks only whether it is the largest one.",
-        "it stayed, since greedy answers were right already": "They were right for about two questions in three, so there was room in both directions.",
-        "it fell": "Training pays for probability mass, not for rank. It sharpens what is likely already, on the questions it was asked, and can take the lead from an answer that was barely ahead.",
+        "it rose by about as much": (
+            "It would if both measured the same. J counts the probability of the right answer;"
+            " greedy accuracy asks only whether it is the largest one."
+        ),
+        "it stayed, since greedy answers were right already": (
+            "They were right for about two questions in three, so there was room in both"
+            " directions."
+        ),
+        "it fell": (
+            "Training pays for probability mass, not for rank. It sharpens what is likely already,"
+            " on the questions it was asked, and can take the lead from an answer that was barely"
+            " ahead."
+        ),
     },
     answer="it fell",
 )
@@ -280,7 +334,10 @@ lesson.ask(
 print("          J before → after      greedy before → after   (mean of 6 seeds, best rate)")
 for name in RUNGS:
     after = (race[name][what][-1, best[name]].mean() for what in ("J", "greedy"))
-    print(f"{name:12}{before.mean():.3f} → {next(after):.3f}        {greedy(start).mean():.3f} → {next(after):.3f}")
+    print(
+        f"{name:12}{before.mean():.3f} → {next(after):.3f}        {greedy(start).mean():.3f} →"
+        f" {next(after):.3f}"
+    )
 
 # %% [markdown]
 # If you had logged only greedy accuracy you would have called this training a failure, and if only the reward, a success. Both are true: J is what the objective asks for. With so few completions the policy mainly becomes *surer*. Entropy says so.
@@ -324,7 +381,11 @@ def draw_log():
     return figure
 
 
-lesson.picture(draw_log(), "entropy, KL, clip fraction, largest ratio, gradient norm and silent groups for four rungs at the largest rate")
+lesson.picture(
+    draw_log(),
+    "entropy, KL, clip fraction, largest ratio, gradient norm and silent groups for four rungs at"
+    " the largest rate",
+)
 
 # %% [markdown]
 # The largest rate, where things go wrong. What to read:
@@ -341,7 +402,12 @@ print("at the largest rate, end of training, mean of 6 seeds")
 print("            gain in J   entropy   silent groups   largest ρ in the log")
 for name in ("reinforce", "baseline", "surrogate", "clip", "grpo"):
     log = race[name]
-    row = (gain[name][-1, 2].mean(), log["entropy"][-1, 2].mean(), log["silent_groups"][-1, 2].mean(), log["ratio_max"][:, 2].amax())
+    row = (
+        gain[name][-1, 2].mean(),
+        log["entropy"][-1, 2].mean(),
+        log["silent_groups"][-1, 2].mean(),
+        log["ratio_max"][:, 2].amax(),
+    )
     print(f"{name:10} {row[0]:+9.3f} {row[1]:9.2f} {row[2]:12.2f} {row[3]:16.3g}")
 
 # %% [markdown]
@@ -350,7 +416,16 @@ for name in ("reinforce", "baseline", "surrogate", "clip", "grpo"):
 # %% jupyter={"source_hidden": true}
 from course.lesson import Choice
 
-CURVES = {"gain in J": None, "greedy accuracy": "greedy", "reward": "reward", "entropy": "entropy", "KL(π_old‖π)": "kl_old", "clip fraction": "clip_fraction", "gradient norm": "gradient_norm", "silent groups": "silent_groups"}
+CURVES = {
+    "gain in J": None,
+    "greedy accuracy": "greedy",
+    "reward": "reward",
+    "entropy": "entropy",
+    "KL(π_old‖π)": "kl_old",
+    "clip fraction": "clip_fraction",
+    "gradient norm": "gradient_norm",
+    "silent groups": "silent_groups",
+}
 
 
 def draw_curve(rung, rate, curve):
@@ -358,7 +433,14 @@ def draw_curve(rung, rate, curve):
     place, what = RATES.index(rate), CURVES[curve]
     values = gain[rung][:, place] if what is None else race[rung][what][:, place]
     for seed in values.T:
-        ax.plot(logs[1:], seed, color=figures.style_of(rung)["color"], linewidth=0.8, alpha=0.5, label="_seed")
+        ax.plot(
+            logs[1:],
+            seed,
+            color=figures.style_of(rung)["color"],
+            linewidth=0.8,
+            alpha=0.5,
+            label="_seed",
+        )
     mean, half = interval(values)
     figures.band(ax, logs[1:], mean, half, rung)
     if what is None:
@@ -370,7 +452,8 @@ def draw_curve(rung, rate, curve):
 lesson.explore(
     "curves",
     draw_curve,
-    "take baseline at the largest rate and go through the curves; then clip; watch how far single seeds are from the mean",
+    "take baseline at the largest rate and go through the curves; then clip; watch how far single"
+    " seeds are from the mean",
     rung=Choice(RUNGS, "baseline", "rung"),
     rate=Choice(RATES, RATES[2], "learning rate"),
     curve=Choice(tuple(CURVES), "gain in J", "curve"),
@@ -385,7 +468,10 @@ lesson.explore(
 def test_clip_fraction(attempt):
     ratio = torch.tensor([[1.5, 0.5, 1.1], [1.5, 0.5, 1.5]], dtype=torch.float64)
     advantage = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]], dtype=torch.float64)
-    for mask in (torch.ones(2, 3, dtype=torch.bool), torch.tensor([[True, True, True], [True, False, False]])):
+    for mask in (
+        torch.ones(2, 3, dtype=torch.bool),
+        torch.tensor([[True, True, True], [True, False, False]]),
+    ):
         for epsilon in (0.2, 0.6):
             leaf = ratio.clone().requires_grad_()
             term = torch.minimum(leaf * advantage, leaf.clamp(1 - epsilon, 1 + epsilon) * advantage)
@@ -394,8 +480,9 @@ def test_clip_fraction(attempt):
             found = float(attempt(ratio, advantage, mask, epsilon))
             if abs(found - exact_share) > 1e-9:
                 return (
-                    f"for ρ = {ratio.tolist()}, A = {advantage.tolist()}, mask = {mask.tolist()}, ε = {epsilon} it gives {found:.3g}; "
-                    f"the share of chosen tokens whose slope is 0 is {exact_share:.3g}"
+                    f"for ρ = {ratio.tolist()}, A = {advantage.tolist()}, mask = {mask.tolist()}, ε"
+                    f" = {epsilon} it gives {found:.3g}; the share of chosen tokens whose slope is"
+                    f" 0 is {exact_share:.3g}"
                 )
     return None
 
@@ -411,21 +498,35 @@ exercise_clip = lesson.exercise(
     test=test_clip_fraction,
     solution=clip_fraction_solution,
     wrong=[
-        lambda ratio, advantage, mask, epsilon: (((ratio - 1).abs() > epsilon) & mask).sum() / mask.sum(),
-        lambda ratio, advantage, mask, epsilon: clip_fraction_solution(ratio, advantage, torch.ones_like(mask), epsilon),
-        lambda ratio, advantage, mask, epsilon: clip_fraction_solution(ratio, -advantage, mask, epsilon),
+        lambda ratio, advantage, mask, epsilon: (
+            (((ratio - 1).abs() > epsilon) & mask).sum() / mask.sum()
+        ),
+        lambda ratio, advantage, mask, epsilon: clip_fraction_solution(
+            ratio, advantage, torch.ones_like(mask), epsilon
+        ),
+        lambda ratio, advantage, mask, epsilon: clip_fraction_solution(
+            ratio, -advantage, mask, epsilon
+        ),
     ],
     hints=[
         "Which side is flat depends on the sign of A.",
-        "A > 0 is flat above 1 + ε, A < 0 is flat below 1 − ε; the other two corners keep their slope.",
-        "flat = ((A > 0) & (ρ > 1 + ε)) | ((A < 0) & (ρ < 1 − ε)); then (flat & mask).sum() / mask.sum().",
+        (
+            "A > 0 is flat above 1 + ε, A < 0 is flat below 1 − ε; the other two corners keep their"
+            " slope."
+        ),
+        (
+            "flat = ((A > 0) & (ρ > 1 + ε)) | ((A < 0) & (ρ < 1 − ε)); then (flat & mask).sum() /"
+            " mask.sum()."
+        ),
     ],
 )
 
 
 # %%
 def my_clip_fraction(ratio, advantage, mask, epsilon):
-    """ratio, advantage [n, T]; mask [n, T] bool, True where the policy chose the token; epsilon a number → a number."""
+    """ratio, advantage [n, T]; mask [n, T] bool, True where the policy chose the token; epsilon a
+    number → a number.
+    """
     return NotImplemented
 
 
@@ -447,11 +548,21 @@ exercise_clip.check(my_clip_fraction)
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "three-seeds",
-    "Twenty races with three seeds each, from the same 144 trainings. How many different rungs come out on top at least once?",
+    "Twenty races with three seeds each, from the same 144 trainings. How many different rungs come"
+    " out on top at least once?",
     {
-        "one: the best is the best": "That would need a gap larger than the scatter. The bands of the learning curves overlap.",
-        "two to seven": "With three seeds the winner is partly the draw of seeds. The next cell lists who wins how often.",
-        "all eight": "Not quite: a rung that is clearly worse never wins. Seeds blur small gaps, not large ones.",
+        "one: the best is the best": (
+            "That would need a gap larger than the scatter. The bands of the learning curves"
+            " overlap."
+        ),
+        "two to seven": (
+            "With three seeds the winner is partly the draw of seeds. The next cell lists who wins"
+            " how often."
+        ),
+        "all eight": (
+            "Not quite: a rung that is clearly worse never wins. Seeds blur small gaps, not large"
+            " ones."
+        ),
     },
     answer="two to seven",
 )
@@ -472,12 +583,20 @@ print("wins in 20 races of three seeds:", dict(wins.most_common()))
 # %%
 from course.lab.statistics import mean_error
 
-PAIRS = (("clip", "baseline", 2), ("reinforce", "baseline", 2), ("grpo", "length_mean", 2), ("group_std", "group_mean", 1), ("length_mean", "group_std", 1))
+PAIRS = (
+    ("clip", "baseline", 2),
+    ("reinforce", "baseline", 2),
+    ("grpo", "length_mean", 2),
+    ("group_std", "group_mean", 1),
+    ("length_mean", "group_std", 1),
+)
 print("difference of the final J, six seeds, paired; t = 2.57")
 for better, worse, place in PAIRS:
     mean, error = mean_error(gain[better][-1, place] - gain[worse][-1, place])
     verdict = "differ" if abs(mean) > 2.571 * error else "cannot be told apart"
-    print(f"lr = {RATES[place]:<7g} {better} − {worse}: {mean:+.3f} ± {2.571 * error:.3f}   {verdict}")
+    print(
+        f"lr = {RATES[place]:<7g} {better} − {worse}: {mean:+.3f} ± {2.571 * error:.3f}   {verdict}"
+    )
 
 # %% [markdown]
 # That is what this race can carry: differences at a rate that is too large for all eight, and nothing about the finer steps. And where two rungs do not differ, one interval in twenty says by luck that they do; among five such intervals the chance of at least one is up to one in four. On another task, with longer answers or a longer training, the order may be another.
@@ -485,12 +604,17 @@ for better, worse, place in PAIRS:
 # %% jupyter={"source_hidden": true}
 def test_paired(attempt):
     for a, b in (((0.5, 0.7, 0.9), (0.4, 0.6, 0.8)), ((0.2, 0.4, 0.9, 0.1), (0.1, 0.5, 0.5, 0.0))):
-        found_mean, found_error = attempt(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
+        found_mean, found_error = attempt(
+            torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+        )
         d = [x - y for x, y in zip(a, b, strict=True)]
         mean = sum(d) / len(d)
         error = (sum((x - mean) ** 2 for x in d) / (len(d) - 1) / len(d)) ** 0.5
         if abs(float(found_mean) - mean) > 1e-9 or abs(float(found_error) - error) > 1e-9:
-            return f"for a = {a}, b = {b} it gives {float(found_mean):.3g} ± {float(found_error):.3g}; the seeds' differences are {[round(x, 2) for x in d]}: {mean:.3g} ± {error:.3g}"
+            return (
+                f"for a = {a}, b = {b} it gives {float(found_mean):.3g} ± {float(found_error):.3g};"
+                f" the seeds' differences are {[round(x, 2) for x in d]}: {mean:.3g} ± {error:.3g}"
+            )
     return None
 
 
@@ -511,7 +635,10 @@ exercise_paired = lesson.exercise(
     ],
     hints=[
         "Subtract first, then look at the scatter: what two rungs share at one seed cancels.",
-        "The standard error of a mean of n numbers is their standard deviation (with n − 1) over √n.",
+        (
+            "The standard error of a mean of n numbers is their standard deviation (with n − 1)"
+            " over √n."
+        ),
         "d = a - b; return d.mean(), d.std() / len(d) ** 0.5",
     ],
 )
@@ -545,7 +672,11 @@ replace(ladder.grpo, entropy_coef=0.1)
 # %%
 bonus = climb(replace(ladder.grpo, entropy_coef=0.1), rates=RATES[1:2])
 for name, log, column in (("grpo", race["grpo"], 1), ("grpo + entropy bonus", bonus, 0)):
-    print(f"{name:22} entropy {log['entropy'][0, column].mean():.2f} → {log['entropy'][-1, column].mean():.2f}   J {before.mean():.3f} → {log['J'][-1, column].mean():.3f}")
+    print(
+        f"{name:22} entropy {log['entropy'][0, column].mean():.2f} →"
+        f" {log['entropy'][-1, column].mean():.2f}   J {before.mean():.3f} →"
+        f" {log['J'][-1, column].mean():.3f}"
+    )
 
 # %% [markdown]
 # The two runs print the same name in a config that does not show the coefficient. The entropy curve is where it shows. If yours does not fall where everybody else's does, look for this term before you look for a discovery.
@@ -563,10 +694,15 @@ from course.parts.scale import inverse_std
 
 @dataclass(frozen=True)
 class WrongAxis(GroupStd):
-    """The bug: the std over the questions of the batch, for each place in the group, where the group's own is meant."""
+    """The bug: the std over the questions of the batch, for each place in the group, where the
+    group's own is meant.
+    """
 
     def __call__(self, advantage, returns, rollout):
-        over_questions = inverse_std(returns.transpose(-1, -2), self.ddof, self.eps).transpose(-1, -2)  # [..., 1, G]
+        # [..., 1, G]
+        over_questions = inverse_std(returns.transpose(-1, -2), self.ddof, self.eps).transpose(
+            -1, -2
+        )
         return advantage * over_questions.unsqueeze(-1)
 
 
@@ -576,7 +712,11 @@ suspects = {"run A": climb(broken, rates=RATES[1:2]), "run B": race["group_std"]
 
 def draw_suspects():
     figure, panels = figures.new_figure(1, 3, width=9.4, height=3.3)
-    for ax, (what, title) in zip(panels, (("J", "J"), ("entropy", "Entropy"), ("gradient_norm", "Gradient norm")), strict=True):
+    for ax, (what, title) in zip(
+        panels,
+        (("J", "J"), ("entropy", "Entropy"), ("gradient_norm", "Gradient norm")),
+        strict=True,
+    ):
         for (name, log), colour in zip(suspects.items(), ("#444444", "#0f7f7f"), strict=True):
             values = log[what][:, -1 if log[what].shape[1] == 1 else 1]
             figures.band(ax, logs[1:], *interval(values), label=name, color=colour, linestyle="-")
@@ -586,7 +726,11 @@ def draw_suspects():
     return figure
 
 
-lesson.picture(draw_suspects(), "J, entropy and gradient norm of run A and run B; the bands overlap everywhere in J and entropy")
+lesson.picture(
+    draw_suspects(),
+    "J, entropy and gradient norm of run A and run B; the bands overlap everywhere in J and"
+    " entropy",
+)
 
 # %% [markdown]
 # No curve tells them apart with any confidence. So look inside, at the advantages of one rollout: for every group that is not silent, the sum of A, and its standard deviation (population).
@@ -598,17 +742,31 @@ for name, estimator in (("run A", broken), ("run B", ladder.group_std)):
     advantage = estimator.freeze(rollout).advantage[..., 0]
     spread = advantage.std(-1, correction=0)
     loud = rollout.total_reward.amax(-1) > rollout.total_reward.amin(-1)
-    print(f"{name}: |sum of A in a group| at most {advantage.sum(-1).abs()[loud].max():.2f}; std of A in a group from {spread[loud].min():.2f} to {spread[loud].max():.2f}")
+    print(
+        f"{name}: |sum of A in a group| at most {advantage.sum(-1).abs()[loud].max():.2f}; std of A"
+        f" in a group from {spread[loud].min():.2f} to {spread[loud].max():.2f}"
+    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "which-axis",
-    "Run B's groups all have Σ A = 0 and a std of 1. Run A's have neither. The rewards are 0 or 1. Which fault explains run A?",
+    "Run B's groups all have Σ A = 0 and a std of 1. Run A's have neither. The rewards are 0 or 1."
+    " Which fault explains run A?",
     {
-        "the std was left out": "Then A = R − mean: every group would still sum to 0, and its std could not exceed 0.5.",
-        "ddof = 1 in place of 0": "Then every group would sum to 0 and have the same std, √(7/8) = 0.94.",
-        "the mean was taken over the batch": "Then Σ A would not be 0, but each group would still be divided by its own std, and have a std of 1.",
-        "the std was taken over the questions": "The mean is the group's, but each place in the group is divided by another number: that breaks Σ A = 0 and the std of 1 at once.",
+        "the std was left out": (
+            "Then A = R − mean: every group would still sum to 0, and its std could not exceed 0.5."
+        ),
+        "ddof = 1 in place of 0": (
+            "Then every group would sum to 0 and have the same std, √(7/8) = 0.94."
+        ),
+        "the mean was taken over the batch": (
+            "Then Σ A would not be 0, but each group would still be divided by its own std, and"
+            " have a std of 1."
+        ),
+        "the std was taken over the questions": (
+            "The mean is the group's, but each place in the group is divided by another number:"
+            " that breaks Σ A = 0 and the std of 1 at once."
+        ),
     },
     answer="the std was taken over the questions",
 )
@@ -634,7 +792,10 @@ from course.lab.result import Result
 FILES = ("tinylm_ladder", "tinylm_staleness", "tinylm_zero", "tinylm_group_size")
 ran = {name: Result.load(project_root() / "figures" / f"{name}.json") for name in FILES}
 for name, result in ran.items():
-    print(f"{name}: {result.title}\n    {result.settings['seeds']} seeds; claims that hold: {result.held} of {len(result.facts)}")
+    print(
+        f"{name}: {result.title}\n    {result.settings['seeds']} seeds; claims that hold:"
+        f" {result.held} of {len(result.facts)}"
+    )
 
 # %% [markdown]
 # **The ladder.** `tinylm_ladder` is the same race on two-digit sums, judged on held-out questions, with three rates and four updates per rollout; descendants take part, too. Two models choose the rate of each rung, and other models are judged at it, on other questions.
@@ -642,7 +803,11 @@ for name, result in ran.items():
 # %%
 long = ran["tinylm_ladder"]
 rates = long.settings["rates"]
-print("accuracy, mean of the two that choose:" + "".join(f"  lr = {rate:g}" for rate in rates) + "      gain at the best rate")
+print(
+    "accuracy, mean of the two that choose:"
+    + "".join(f"  lr = {rate:g}" for rate in rates)
+    + "      gain at the best rate"
+)
 for name in RUNGS:
     sweep = "".join(f"{each:13.2f}" for each in long.array("rungs", name, "sweep").tolist())
     end, half = (long.array("rungs", name, what)[-1] for what in ("gain", "gain_half"))
@@ -655,9 +820,17 @@ for name in RUNGS:
 
 # %%
 stale = ran["tinylm_staleness"]
-print("held-out accuracy;  updates per rollout:  " + "".join(f"{count:<9}" for count in stale.settings["updates"]))
+print(
+    "held-out accuracy;  updates per rollout:  "
+    + "".join(f"{count:<9}" for count in stale.settings["updates"])
+)
 for name in stale.settings["rungs"]:
-    print(f"{name:42}" + "".join(f"{each:<9.2f}" for each in stale.array("estimators", name, "accuracy_mean").tolist()))
+    print(
+        f"{name:42}"
+        + "".join(
+            f"{each:<9.2f}" for each in stale.array("estimators", name, "accuracy_mean").tolist()
+        )
+    )
 for fact in stale.facts:
     print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}")
 
@@ -668,11 +841,17 @@ for fact in stale.facts:
 
 # %%
 zero = ran["tinylm_zero"]
-print(f"chance of a right answer by luck: {float(zero.array('chance')):.1e}; silent groups expected from it: {float(zero.array('silent_expected')):.1%}")
+print(
+    f"chance of a right answer by luck: {float(zero.array('chance')):.1e}; silent groups expected"
+    f" from it: {float(zero.array('silent_expected')):.1%}"
+)
 for name in zero.settings["rewards"]:
     ends = zero.array("rewards", name, "trained")[-1]
     logged = zero.array("rewards", name, "reward_mean")[1:]
-    print(f"reward {name:13} mean reward {logged[0]:.2f} → {logged[-1]:.2f}; answered right at the end, seed by seed: {[round(each, 2) for each in ends.tolist()]}")
+    print(
+        f"reward {name:13} mean reward {logged[0]:.2f} → {logged[-1]:.2f}; answered right at the"
+        f" end, seed by seed: {[round(each, 2) for each in ends.tolist()]}"
+    )
 
 # %% [markdown]
 # Look at `digits`: its reward climbs, and exact accuracy does not. The reward never asked the model to stop. A rising reward curve says that the *reward* rises.
@@ -684,7 +863,10 @@ sizes = ran["tinylm_group_size"]
 for group in sizes.settings["groups"]:
     row = (float(sizes.array("sizes", str(group), name)[-1]) for name in ("gain", "gain_half"))
     silent = sizes.array("sizes", str(group), "silent").mean()
-    print(f"G = {group:2d}: silent groups {silent:.2f}; gain in held-out accuracy {next(row):+.2f} ± {next(row):.2f}")
+    print(
+        f"G = {group:2d}: silent groups {silent:.2f}; gain in held-out accuracy {next(row):+.2f} ±"
+        f" {next(row):.2f}"
+    )
 
 # %% [markdown]
 # The share of silent groups is a clear function of G. The gain is not: its intervals, from few seeds, are wider than the differences. You now know what to write under such a table.

@@ -104,6 +104,12 @@ def test_a_notebook_is_its_source_executed(number: str) -> None:
 
 
 @each_lesson
+def test_code_fits_into_a_hundred_columns(number: str) -> None:
+    code = [cell.source for cell in build.cells(info(number)).cells if cell.cell_type == "code"]
+    assert [line for text in code for line in text.splitlines() if len(line) > 100] == []
+
+
+@each_lesson
 def test_a_lesson_opens_with_its_measured_time_and_ends_with_what_to_take_away(number: str) -> None:
     seconds = build.read_index()[number]["seconds"]
     assert 0 < seconds <= 60
