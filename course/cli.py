@@ -180,6 +180,7 @@ def _facts(argv: Sequence[str]) -> int:
     if chosen.readme is not None:
         pieces = {
             "facts": facts.summary,
+            "failures": f"\n{facts.failures}\n",
             "ladder": f"\n{ladder_table()}\n",
             "lessons": f"\n{lessons_table()}\n",
         }

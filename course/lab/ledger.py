@@ -37,6 +37,12 @@ class Ledger:
         return f"{self.held} of {len(self.entries)} claims reproduced"
 
     @property
+    def failures(self) -> str:
+        """What did not hold, as a Markdown list; a sentence where everything did."""
+        rows = [f"- {fact.claim} ({name}.json)" for name, fact in self.entries if not fact.holds]
+        return "\n".join(["These did not:", "", *rows]) if rows else "At present all of them do."
+
+    @property
     def measured(self) -> dict[int, list[str]]:
         """The number of each claim → the results that measured it."""
         found: dict[int, list[str]] = {}

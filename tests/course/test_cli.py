@@ -458,20 +458,26 @@ def test_facts_prints_the_ledger_and_writes_the_count(
     lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(lab, "coin") == 0
-    (tmp_path / "README.md").write_text(
-        "<!-- facts --><!-- /facts --><!-- ladder --><!-- /ladder --><!-- lessons --><!--"
-        " /lessons -->"
-    )
+    names = ("facts", "failures", "ladder", "lessons")
+    markers = "".join(f"<!-- {name} --><!-- /{name} -->" for name in names)
+    (tmp_path / "README.md").write_text(markers)
     assert cli.main(["facts", "--readme"]) == 0
     assert "a coin is fair  [coin]" in capsys.readouterr().out
     written = (tmp_path / "README.md").read_text()
-    tables = {"ladder": cli.ladder_table(), "lessons": cli.lessons_table()}
+    tables = {
+        "failures": "At present all of them do.",
+        "ladder": cli.ladder_table(),
+        "lessons": cli.lessons_table(),
+    }
     generated = "".join(
         f"<!-- {name} -->\n{table}\n<!-- /{name} -->" for name, table in tables.items()
     )
     assert written == f"<!-- facts -->1 of 1 claims reproduced<!-- /facts -->{generated}"
     assert run(lab, "coin", "--expected", "0.9") == 1
-    assert cli.main(["facts"]) == 1
+    assert cli.main(["facts", "--readme"]) == 1
+    assert (
+        "\n- a coin is fair (coin.json)\n<!-- /failures -->" in (tmp_path / "README.md").read_text()
+    )
 
 
 def test_rungs_shows_each_with_its_equation(capsys: pytest.CaptureFixture[str]) -> None:
