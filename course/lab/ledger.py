@@ -40,7 +40,7 @@ class Ledger:
     def failures(self) -> str:
         """What did not hold, as a Markdown list; a sentence where everything did."""
         rows = [f"- {fact.claim} ({name}.json)" for name, fact in self.entries if not fact.holds]
-        return "\n".join(["These did not:", "", *rows]) if rows else "At present all of them do."
+        return "\n".join(["These do not:", "", *rows]) if rows else "At present all of them hold."
 
     @property
     def measured(self) -> dict[int, list[str]]:

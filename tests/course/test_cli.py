@@ -465,7 +465,7 @@ def test_facts_prints_the_ledger_and_writes_the_count(
     assert "a coin is fair  [coin]" in capsys.readouterr().out
     written = (tmp_path / "README.md").read_text()
     tables = {
-        "failures": "At present all of them do.",
+        "failures": "At present all of them hold.",
         "ladder": cli.ladder_table(),
         "lessons": cli.lessons_table(),
     }
