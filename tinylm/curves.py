@@ -41,7 +41,7 @@ class AblationBudget(Budget):
     preset: str = "mini"  # nano, mini, small or gpu
     warm_lr: float = 5e-3  # Adam's learning rate in the warm start
     warm_batch: int = 64  # demonstrations per step
-    rollouts: int = 60  # of reinforcement learning
+    rollouts: int = 40  # of reinforcement learning
     prompts: int = 16  # questions per rollout
     group: int = 8  # completions per question
     device: str = "cpu"  # where to run
@@ -62,7 +62,7 @@ class SweptBudget(AblationBudget):
     """
 
     # Adam's learning rates, each falling to 0 in a line
-    rates: tuple[float, ...] = (5e-5, 1.5e-4, 4.5e-4)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4)
     tuning: int = 2  # models that choose the rate
 
     @property

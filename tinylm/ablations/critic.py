@@ -72,7 +72,7 @@ class Settings(SweptBudget):
     `critic` of the budget is replaced by both places.
     """
 
-    lambdas: tuple[float, ...] = (0.0, 0.5, 0.95, 1.0)  # of GAE
+    lambdas: tuple[float, ...] = (0.0, 0.95, 1.0)  # of GAE
     rung: str = "group_mean"  # what the critic is compared with
     samples: int = 256  # of each held-out question, which check the exact values
     timed: int = 4  # rounds of timing

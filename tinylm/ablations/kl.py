@@ -93,9 +93,10 @@ class Settings(AblationBudget):
     penalties: tuple[str, ...] = tuple(PENALTIES)  # estimator and place
     betas: tuple[float, ...] = (0.1, 0.3, 1.0)  # strengths β
     rate: float = 1e-3  # Adam's learning rate, falling to 0 in a line
-    rollouts: int = 80  # of reinforcement learning
+    rollouts: int = 50  # of reinforcement learning
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
-    log_every: int = 80  # rollouts; the last one is logged, too
+    seeds: int = 5  # models that are judged
+    log_every: int = 50  # rollouts; the last one is logged, too
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,10 +34,17 @@ EXPECTED_SECONDS = 500.0
 class Settings(SweptBudget):
     """What is compared, at which learning rates."""
 
-    rungs: tuple[str, ...] = tuple(
-        rung.name for rung in ladder.RUNGS.values() if rung.kind in ("rung", "descendant")
-    )  # which estimators
+    # which estimators
+    rungs: tuple[str, ...] = (
+        *(rung.name for rung in ladder.select()),
+        "rloo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+    )
     epochs: int = 4  # updates per rollout
+    # Adam's learning rates, each falling to 0 in a line
+    rates: tuple[float, ...] = (5e-5, 1.5e-4, 4.5e-4)
 
 
 SETTINGS = Settings()
