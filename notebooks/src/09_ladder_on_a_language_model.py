@@ -835,7 +835,7 @@ for fact in stale.facts:
     print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}")
 
 # %% [markdown]
-# With one update, `baseline`, `surrogate` and `clip` are one number up to single answers. To the right they come apart, and `baseline` goes first, as in the race. The claims are compared seed by seed.
+# With one update, `baseline`, `surrogate` and `clip` are one number up to single answers. To the right they come apart, and `baseline` goes first, as in the race. The claims are compared seed by seed; each is written whether it holds or not, and one does not: TRPO takes one small step per rollout, and cannot be told from where it began.
 #
 # **From nothing.** `tinylm_zero` trains from random weights, without demonstrations. Almost every group is silent at first, so almost nothing can be learned, until a first hit.
 
