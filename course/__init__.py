@@ -1,8 +1,6 @@
-"""The shared policy-gradient core: every algorithm from REINFORCE to GRPO is one objective with one
-part swapped.
-"""
+"""Policy-gradient methods from REINFORCE to GRPO, as one objective with replaceable parts."""
 
-TYPE_CHECKING = False  # as typing has it, without loading that
+TYPE_CHECKING = False  # the constant of typing, without importing typing
 if TYPE_CHECKING:
     from course.errors import Clash, CourseError, Diverged
     from course.estimator import Estimator, Frozen, replace
@@ -27,13 +25,13 @@ __all__ = [
 
 
 def setup(number: str, seed: int = 0) -> "Lesson":
-    """Begin lesson «01»: what every lesson's first cell calls; see `course.lesson`."""
+    """Begin lesson `number` ("01"); the first cell of every lesson calls it."""
     from course.lesson import setup as begin
 
     return begin(number, seed)
 
 
-if not TYPE_CHECKING:  # loaded when asked for, so that `course --help` does not wait for PyTorch
+if not TYPE_CHECKING:  # loaded on first use, so that `course --help` does not wait for PyTorch
     _HOMES = {
         "errors": ("Clash", "CourseError", "Diverged"),
         "estimator": ("Estimator", "Frozen", "replace"),

@@ -1,9 +1,10 @@
-"""The estimator: eight parts that together are one objective.
+"""The estimator: a policy-gradient objective put together from eight parts.
 
-Every algorithm of the course is one of these, with a part swapped.
+Every algorithm of the course is an estimator; neighbours on the ladder differ in one part.
 
-objective = Σ w · (surrogate(ρ, log π, A) − β·kl)  + entropy_coef · Σ w · H  − value_coef · Σ w ·
-½(V − R)²
+objective = Σ w · (surrogate(ρ, log π, A) − β·kl + entropy_coef·H − value_coef·½(V − R)²)
+
+The sum runs over the tokens [Q, G, T] of a rollout.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ CHANGED = "#d55e00"  # the colour of what differs from the rung below
 
 @dataclass(frozen=True)
 class Frozen:
-    """What an estimator computes once per rollout: constants for every update that follows.
+    """What an estimator computes once per rollout, constant during its updates.
 
-    `advantage` A and `weight` w are [..., Q, G, T], 0 where the mask is False; `target` [..., Q, G,
-    T] is the return that a critic regresses on. Slices along Q (`prompts`) keep the full batch's
-    weights, so minibatches add up to the batch, eq:minibatches-add.
+    `advantage` A and `weight` w are [..., Q, G, T] and 0 where the mask is False. `target` [..., Q,
+    G, T] is the return that a critic regresses on. A minibatch (`prompts`) keeps the weights of the
+    full batch, so the minibatches' objectives add up to the batch's: eq:minibatches-add.
     """
 
     rollout: Rollout
@@ -69,11 +70,11 @@ class Frozen:
 
     @cached_property
     def felt(self) -> Tensor:
-        """[..., Q, G, T] bool: the chosen tokens that have a weight; no other is looked at."""
+        """[..., Q, G, T] bool: the chosen tokens with a weight; no other token is used."""
         return self.rollout.mask & (self.weight != 0)
 
     def prompts(self, index: Tensor) -> Frozen:
-        """The frozen batch of the prompts `index` [n] alone."""
+        """The minibatch of the prompts `index` [n]."""
         axis = len(self.rollout.runs)
         take = [
             tensor.index_select(axis, index)
@@ -87,8 +88,9 @@ class Estimator:
     """A policy-gradient objective, made of eight swappable parts. The defaults are REINFORCE.
 
     `entropy_coef` adds an entropy bonus (needs `policy.log_dist`), `value_coef` the critic's
-    squared error (needs `policy.value`). `below` is what `replace` made it from; it takes no part
-    in comparisons.
+    squared error (needs `policy.value`). `below` is the estimator that `replace` made this one
+    from; comparisons ignore it. Raises `CourseError` if a part or coefficient is of the wrong kind,
+    and `Clash` if two parts cannot work together.
     """
 
     credit: Credit = TotalReturn()
@@ -123,7 +125,7 @@ class Estimator:
     def freeze(self, rollout: Rollout) -> Frozen:
         """Advantages (eq:advantage-of-parts), weights and returns of a rollout, computed once.
 
-        Raises `CourseError` on a rollout it cannot use.
+        Raises `CourseError` if the rollout lacks a field that a part needs, or has a NaN.
         """
         rollout = rollout.widened()
         self._check_rollout(rollout)
@@ -134,7 +136,7 @@ class Estimator:
         advantage = credit - self._baseline(returns, rollout)
         # eq:advantage-of-a-sample
         advantage = self._ask("scale", shape, self.scale, advantage, returns, rollout)
-        # dropped samples have advantages all the same, but no weight
+        # the filter sets weights to 0; advantages are computed from all samples
         counted = self._counted(rollout)
         limit = rollout.limit or shape[-1]
         weight = self._ask("aggregation", shape, self.aggregation, counted, limit, reward.dtype)
@@ -146,17 +148,17 @@ class Estimator:
         )
 
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
-        """[...] per run: what gradient ascent maximises, eq:one-objective, differentiable in the
-        policy. Minibatches' objectives add up.
+        """The objective of each run [...], which gradient ascent maximises: eq:one-objective.
 
-        A run whose ratios leave the range of its float type has ±inf, or NaN where both meet; the
-        learner halts on it, and `loss` refuses.
+        It is differentiable with respect to the policy's tensors. The objectives of minibatches add
+        up to that of the batch. If a ratio overflows its float type, the run's objective is ±inf or
+        NaN; `Learner` then stops and `loss` raises.
         """
         rollout, weight = frozen.rollout, frozen.weight
         policy.check(rollout)
         policy = policy.widened()
         shape = rollout.reward.shape
-        # selected before anything is computed: what has no weight may be anything, also NaN
+        # tokens without a weight may hold anything, also NaN: replaced by 0 before any arithmetic
         felt, nothing = frozen.felt, torch.zeros_like(policy.log_prob)
         log_prob = torch.where(felt, policy.log_prob, nothing)
         log_ratio = torch.where(felt, self.log_ratio(policy, rollout), nothing)
@@ -171,9 +173,9 @@ class Estimator:
         return (weight * torch.where(felt, gain, nothing)).sum((-3, -2, -1))
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """[...] per run: minus the objective, frozen and evaluated in one go.
+        """The loss of each run [...]: `freeze`, then minus the `objective`.
 
-        Raises `CourseError` where it is NaN.
+        Raises `CourseError` if it is NaN.
         """
         loss = -self.objective(policy, self.freeze(rollout))
         if bool(loss.isnan().any()):
@@ -184,9 +186,7 @@ class Estimator:
         return loss
 
     def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
-        """log ρ [..., Q, G, T] at this estimator's level, 0 where the mask is False
-        (`eq:importance-ratio`).
-        """
+        """log ρ [..., Q, G, T], 0 where the mask is False (`eq:importance-ratio`)."""
         difference = policy.log_prob - rollout.log_prob
         log_ratio = torch.where(rollout.mask, difference, torch.zeros_like(difference))
         return self._ask("ratio", rollout.reward.shape, self.ratio, log_ratio, rollout.mask)
@@ -205,12 +205,12 @@ class Estimator:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The eight parts by the name of their place."""
+        """The eight parts: name of the place → part."""
         return {name: getattr(self, name) for name in PART_KINDS}
 
     @property
     def needs(self) -> frozenset[str]:
-        """The optional fields without which it cannot work: "rollout.value", "policy.log_dist"."""
+        """The optional fields that its parts need, such as "rollout.value", "policy.log_dist"."""
         parts = self.parts.values()
         names = {f"rollout.{name}" for part in parts for name in part.needs}
         names |= {f"policy.{name}" for part in parts for name in part.policy_needs}
@@ -237,8 +237,9 @@ class Estimator:
         return set() if self.below is None else set(self.diff(self.below))
 
     def latex(self, colour: str | None = CHANGED) -> str:
-        """The objective in LaTeX, put together from the parts; what differs from the rung below in
-        `colour` (None: plain).
+        """The objective in LaTeX, put together from the parts' own formulas.
+
+        What differs from the rung below is in `colour` (None: no colour).
         """
         return equation.latex(self, self.changed, colour)
 
@@ -267,11 +268,14 @@ class Estimator:
     def _ask(
         self, place: str, shape: torch.Size, how: Callable[..., object], *arguments: object
     ) -> Tensor:
-        """What the part at `place` answers: a tensor of exactly this shape."""
+        """What the part at `place` returns, checked to be a tensor of exactly this shape."""
         return ask_tensor(place, getattr(self, place), shape, how, *arguments)
 
     def _baseline(self, returns: Tensor, rollout: Rollout) -> Tensor | float:
-        """b: a number, or a tensor with as many axes as the credit, each 1 or the same."""
+        """b: a number, or a tensor whose axes are those of the credit or 1.
+
+        Raises `CourseError` for anything else.
+        """
         answer = ask("baseline", self.baseline, self.baseline, returns, rollout)
         shape = rollout.reward.shape
         if isinstance(answer, Tensor):
@@ -297,7 +301,7 @@ class Estimator:
 
 
 def _check_needs(parts: Mapping[str, Part]) -> None:
-    """Refuse a part that needs a field which no rollout or policy has."""
+    """Raise `CourseError` if a part needs a field that no rollout or policy has."""
     for place, part in parts.items():
         for names, kind in ((part.needs, Rollout), (part.policy_needs, Policy)):
             known = [f.name for f in fields(kind)]
@@ -307,8 +311,9 @@ def _check_needs(parts: Mapping[str, Part]) -> None:
 
 
 def replace(estimator: Estimator, **parts: Any) -> Estimator:
-    """A copy with some parts swapped, which remembers the rung it was made from (`below`): how the
-    ladder is climbed.
+    """A copy of `estimator` with the given parts swapped: one step up the ladder.
+
+    The copy remembers the original as `below`. Raises `CourseError` for an unknown field.
     """
     known = [f.name for f in fields(Estimator)]
     for name in parts:
@@ -317,7 +322,7 @@ def replace(estimator: Estimator, **parts: Any) -> Estimator:
 
 
 def first_chosen(credit: Tensor, mask: Tensor) -> Tensor:
-    """[..., Q, G] the return of a sample: the credit of the first token that the policy chose."""
+    """The return of each sample [..., Q, G]: the credit of its first chosen token."""
     if credit.shape[-1] == 1:
         return credit[..., 0]
     first = mask.to(torch.int8).argmax(-1, keepdim=True)
@@ -325,12 +330,10 @@ def first_chosen(credit: Tensor, mask: Tensor) -> Tensor:
 
 
 def uses_reference(estimator: Estimator) -> bool:
-    """Whether this estimator holds the policy near a reference, which a problem then
-    has to keep.
-    """
+    """Whether this estimator has a KL to a reference policy, which the problem must then keep."""
     return any(name.startswith("rollout.ref_") for name in estimator.needs)
 
 
 def uses_critic(estimator: Estimator) -> bool:
-    """Whether a critic has to be trained for this estimator."""
+    """Whether this estimator needs a critic."""
     return bool(estimator.needs & {"rollout.value", "policy.value"})

@@ -1,8 +1,7 @@
-"""What was sampled (`Rollout`) and what the policy says of it now (`Policy`): all that an estimator
-ever sees.
+"""The two inputs of an estimator: a `Rollout` of samples and the current `Policy` on its tokens.
 
-Every tensor ends in the axes [..., Q, G, T]: independent runs, prompts, samples of one prompt (the
-group), tokens. A bandit is the case T = 1.
+Tensors have the axes [..., Q, G, T]: independent runs, prompts, samples of one prompt (the group),
+tokens. A bandit is the case T = 1.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 from course.errors import CourseError, require, require_number
 
 NARROW = (torch.float16, torch.bfloat16)  # too few digits for means, squares and weights
-# how many of the last axes of [..., Q, G, T] a tensor of the rollout does not have
+# how many of the last axes of [..., Q, G, T] each field lacks
 AXES_MISSING = {
     "log_prob": 0,
     "mask": 0,
@@ -32,22 +31,29 @@ AXES_MISSING = {
 
 @dataclass(frozen=True)
 class Rollout:
-    """Samples of a policy, with everything about them that does not change while the policy is
-    updated.
+    """Samples of a policy, with all data that stays constant while the policy is updated.
 
-    Shapes: `reward`, `log_prob`, `mask` are [..., Q, G, T]. Optional ones: `ref_log_prob`, `value`
-    [..., Q, G, T]; `greedy_reward` [..., Q]; `truncated` [..., Q, G] (bool) and `bootstrap` [...,
-    Q, G], the value of the state after the last token of a truncated sample; `old_log_dist`,
-    `ref_log_dist` [..., Q, G or 1, T or 1, V], log-probabilities over every token; `kl_coef` [...],
-    the adaptive coefficient of this moment. Log-probabilities are in nats.
+    Log-probabilities are in nats. The required fields are [..., Q, G, T]:
 
-    `log_prob` belongs to the distribution the tokens were really drawn from (temperature and top-k
-    included). `mask` is True where the policy chose the token: prompts, padding and other speakers'
-    turns are False. `reward` may sit on any token, also on one that the policy did not choose; it
-    is 0 on padding. Whatever else is stored where the mask is False may be anything, also NaN. A
-    sample with no chosen token at all is no sample (`exists`). `limit` is the generation limit in
-    tokens (default: T), the divisor of Dr. GRPO. `data` is the problem's own: what it needs to
-    score the samples again. Its tensors lead with [..., Q].
+    - `reward`: may be on any token, chosen or not; 0 on padding;
+    - `log_prob`: under the distribution that really sampled the tokens, with temperature and top-k;
+    - `mask`, bool: True where the policy chose the token, False on prompts, padding and the turns
+      of other speakers. A sample without a chosen token does not count (`exists`).
+
+    The optional fields:
+
+    - `ref_log_prob` [..., Q, G, T]: log-probabilities under the reference policy;
+    - `value` [..., Q, G, T]: the critic's estimate for the state before each token;
+    - `greedy_reward` [..., Q]: the reward of the greedy answer;
+    - `truncated` [..., Q, G], bool: cut off at the generation limit;
+    - `bootstrap` [..., Q, G]: the value of the state after the last token of a truncated sample;
+    - `old_log_dist`, `ref_log_dist` [..., Q, G or 1, T or 1, V]: log-probabilities of all tokens;
+    - `kl_coef` [...]: the current adaptive β;
+    - `limit`: the generation limit in tokens, Dr. GRPO's divisor; None means T;
+    - `data`: tensors [..., Q, ...] that the problem needs to evaluate its policy on the samples.
+
+    Except for `reward`, entries where the mask is False may be anything, also NaN. Raises
+    `CourseError` if a shape or type is wrong.
     """
 
     reward: Tensor
@@ -102,24 +108,26 @@ class Rollout:
 
     @property
     def total_reward(self) -> Tensor:
-        """[..., Q, G] the reward of a sample: the sum over its tokens."""
+        """The reward of each sample [..., Q, G], summed over its tokens."""
         return self.reward[..., 0] if self.reward.shape[-1] == 1 else self.reward.sum(-1)
 
     @property
     def length(self) -> Tensor:
-        """[..., Q, G] how many tokens of a sample the policy chose. eq:answer-length"""
+        """The number of tokens that the policy chose, per sample [..., Q, G]. eq:answer-length"""
         return self.mask.sum(-1)
 
     @property
     def exists(self) -> Tensor:
-        """[..., Q, G] bool: the samples with a chosen token. One without is no sample: no mean,
-        spread or test for silence counts it.
+        """[..., Q, G] bool: True for samples with at least one chosen token.
+
+        Means, spreads and the test for zero variance leave out the other samples.
         """
         return self.mask[..., 0] if self.mask.shape[-1] == 1 else self.mask.any(-1)
 
     def widened(self) -> Rollout:
-        """The same with every float16 or bfloat16 tensor in float32, where means, squares and
-        weights neither overflow nor round to 0.
+        """A copy with float16 and bfloat16 tensors in float32.
+
+        Means, squares and weights then neither overflow nor round to 0.
         """
         narrow = {
             f.name: getattr(self, f.name).float()
@@ -129,9 +137,7 @@ class Rollout:
         return replace(self, **narrow) if narrow else self
 
     def check_values(self) -> None:
-        """Refuse what would train on nonsense: numbers that are not finite where they are used,
-        runs none of whose samples has a token.
-        """
+        """Raise `CourseError` if a used number is not finite or a run has no chosen token."""
         if not self.is_finite:
             self._refuse_what_is_not_finite()
         if not bool(self.mask.flatten(-3).any(-1).all()):
@@ -142,26 +148,26 @@ class Rollout:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number is finite (or, of log-probabilities, −inf), and so is their sum."""
+        """Whether all numbers and their sum are finite; distributions may contain −inf."""
         return bool(torch.isfinite(self._overall()))
 
     def _overall(self) -> Tensor:
-        """One number that is finite if every number is: cheap, since it is taken at every step."""
-        total = self.reward.abs().sum()  # absolute, so that no part of the sum overflows either
+        """One number that is finite only if every number is; cheap, since every step needs it."""
+        total = self.reward.abs().sum()  # absolute: then no partial sum overflows either
         for tensor in (self.log_prob, self.ref_log_prob, self.value, self.bootstrap):
             if tensor is not None:
                 total = total + tensor.sum()
         if self.greedy_reward is not None:
             total = total + self.greedy_reward.sum()
         if self.kl_coef is not None:
-            total = total + self.kl_coef.sqrt().sum()  # NaN below 0
+            total = total + self.kl_coef.sqrt().sum()  # the root is NaN for a negative coefficient
         for log_dist in (self.old_log_dist, self.ref_log_dist):
             if log_dist is not None:
-                total = total + log_dist.amax()  # −inf is a log-probability
+                total = total + log_dist.amax()  # the largest, since −inf is allowed
         return total
 
     def _refuse_what_is_not_finite(self) -> None:
-        """Raise for the first number that is not finite and is used; return if there is none."""
+        """Raise `CourseError` for the first number that is used and not finite, if there is one."""
         everywhere = torch.ones((), dtype=torch.bool, device=self.mask.device)
         used = {
             "reward": everywhere,
@@ -190,7 +196,7 @@ class Rollout:
             _refuse("reward", self.reward, largest, allowed)
 
     def prompts(self, index: Tensor) -> Rollout:
-        """The same rollout, of the prompts `index` [n] alone (a minibatch along Q)."""
+        """The minibatch of the prompts `index` [n], cut along Q."""
         axis = len(self.runs)
 
         def take(tensor: Tensor) -> Tensor:
@@ -207,12 +213,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Policy:
-    """What the policy that is being trained says of a rollout's tokens, differentiable in its
-    parameters.
+    """The current policy evaluated on a rollout's tokens, differentiable in its parameters.
 
-    `log_prob` [..., Q, G, T] in nats; `log_dist` [..., Q, G or 1, T or 1, V], log-probabilities
-    over every token (for exact KL and entropy); `value` [..., Q, G, T], the critic's estimate of
-    the state before each token.
+    - `log_prob` [..., Q, G, T]: log-probabilities of the sampled tokens, in nats;
+    - `log_dist` [..., Q, G or 1, T or 1, V]: of all tokens, for exact KL and entropy;
+    - `value` [..., Q, G, T]: the critic's estimate for the state before each token.
     """
 
     log_prob: Tensor
@@ -220,8 +225,9 @@ class Policy:
     value: Tensor | None = None
 
     def check(self, rollout: Rollout) -> None:
-        """Refuse a shape that is not the rollout's, which broadcasting would accept
-        and get wrong.
+        """Raise `CourseError` if a shape differs from the rollout's.
+
+        Broadcasting might accept another shape and compute something else.
         """
         shape = rollout.reward.shape
         _tensor("policy.log_prob", self.log_prob, "[..., Q, G, T]")
@@ -234,7 +240,7 @@ class Policy:
             _same_vocabulary("policy.log_dist", self.log_dist, sampled)
 
     def widened(self) -> Policy:
-        """The same with every float16 or bfloat16 tensor in float32; gradients flow back."""
+        """A copy with float16 and bfloat16 tensors in float32; gradients flow back."""
         narrow = {
             name: tensor.float()
             for name, tensor in vars(self).items()
@@ -244,9 +250,9 @@ class Policy:
 
     @property
     def entropy(self) -> Tensor:
-        """[..., Q, G or 1, T or 1] entropy of the next-token distribution, in nats.
+        """Entropy of the next-token distribution [..., Q, G or 1, T or 1], in nats.
 
-        Needs `log_dist`. eq:token-entropy
+        Raises `CourseError` without `log_dist`. eq:token-entropy
         """
         if self.log_dist is None:
             raise CourseError(
@@ -255,24 +261,24 @@ class Policy:
         return entropy(self.log_dist)
 
     def entropy_where(self, mask: Tensor) -> Tensor:
-        """`entropy` where a chosen token of `mask` [..., Q, G, T] reads it, and 0 elsewhere,
-        whatever is stored there.
-        """
+        """`entropy` at the places that `mask` [..., Q, G, T] uses; 0 elsewhere, also for NaN."""
         if self.log_dist is None:
             return self.entropy
         return entropy(where_read(self.log_dist, mask))
 
 
 def entropy(log_dist: Tensor) -> Tensor:
-    """−Σ_v π_v log π_v of log-probabilities [..., V] → [...] in nats; 0·log 0 = 0, and the 0 that
-    stands for what nobody reads (`where_read`) has entropy 0.
+    """−Σ_v π_v log π_v: log-probabilities [..., V] → [...], in nats; 0·log 0 counts as 0.
+
+    Rows of zeros, which `where_read` puts at unused places, give 0.
     """
     return -(log_dist.exp() * log_dist.clamp(min=torch.finfo(log_dist.dtype).min)).sum(-1)
 
 
 def read_places(log_dist: Tensor, mask: Tensor) -> Tensor:
-    """[..., Q, G or 1, T or 1] bool: where a distribution `log_dist` [..., Q, G or 1, T or 1, V] is
-    read, by at least one chosen token of `mask` [..., Q, G, T].
+    """The places of `log_dist` that at least one chosen token uses: [..., Q, G or 1, T or 1] bool.
+
+    `log_dist` is [..., Q, G or 1, T or 1, V]; `mask` [..., Q, G, T] marks the chosen tokens.
     """
     for axis in (-2, -1):
         if log_dist.shape[axis - 1] == 1 and mask.shape[axis] != 1:
@@ -281,28 +287,29 @@ def read_places(log_dist: Tensor, mask: Tensor) -> Tensor:
 
 
 def where_read(log_dist: Tensor, mask: Tensor) -> Tensor:
-    """`log_dist` [..., Q, G or 1, T or 1, V] with zeros instead of what nobody reads, which may
-    be anything: selected before the arithmetic, since NaN · 0 is NaN.
+    """`log_dist` [..., Q, G or 1, T or 1, V] with zeros at the places that no chosen token uses.
+
+    Those places may hold NaN. They are replaced before any arithmetic, since NaN · 0 is NaN.
     """
     read = read_places(log_dist, mask).unsqueeze(-1)
     return torch.where(read, log_dist, torch.zeros_like(log_dist))
 
 
 def on_last_token(reward: Tensor, mask: Tensor) -> Tensor:
-    """One reward per sample [..., Q, G], put on the last token that the policy chose: the rewards
-    [..., Q, G, T] of outcome supervision, 0 elsewhere.
+    """One reward per sample [..., Q, G] → rewards per token [..., Q, G, T] (outcome supervision).
 
-    A sample without a chosen token carries it on its first place, where it teaches nothing.
+    The reward is on the last token that the policy chose; all others are 0. In a sample without a
+    chosen token it is on the first place, where it has no effect.
     """
     if mask.shape[-1] == 1:
         return reward.unsqueeze(-1)
-    last = mask.cumsum(-1).argmax(-1, keepdim=True)  # the first place where the count is whole
+    last = mask.cumsum(-1).argmax(-1, keepdim=True)  # where the count first reaches its maximum
     nothing = torch.zeros(mask.shape, dtype=reward.dtype, device=reward.device)
     return nothing.scatter(-1, last, reward.unsqueeze(-1))
 
 
 def _tensor(field: str, value: object, shape: str, *, bools: bool = False) -> None:
-    """Refuse what is no tensor, or one of another kind of numbers."""
+    """Raise `CourseError` unless `value` is a floating-point tensor (or bool, with `bools`)."""
     require(isinstance(value, Tensor), field, value, f"a tensor {shape}")
     assert isinstance(value, Tensor)
     if bools:
@@ -317,7 +324,7 @@ def _same_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
 
 
 def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
-    """A distribution lines up with [..., Q, G, T] axis by axis: 1 or the same."""
+    """Raise `CourseError` unless the axes of a distribution before V fit [..., Q, G, T]."""
     if tensor is None:
         return
     _tensor(name, tensor, "[..., Q, G or 1, T or 1, V] or None")
@@ -330,7 +337,7 @@ def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
 
 
 def _same_vocabulary(name: str, log_dist: Tensor | None, other: Tensor | None) -> None:
-    """Two distributions over different numbers of tokens would be compared by broadcasting."""
+    """Raise `CourseError` if two distributions differ in V, which broadcasting might hide."""
     if log_dist is not None and other is not None:
         tokens = other.shape[-1]
         allowed = f"the rollout's V = {tokens} on the last axis"
@@ -346,7 +353,7 @@ def _leads_with_prompts(name: str, tensor: object, shape: torch.Size) -> None:
 
 
 def _refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str) -> None:
-    """Raise for the first place where `bad` is True."""
+    """Raise `CourseError` for the first place where `bad` is True, if there is one."""
     places = bad.nonzero()
     if len(places):
         index = tuple(places[0].tolist())

@@ -1,6 +1,4 @@
-"""Aggregation: how the tokens of a batch are weighed against each other, mask → w
-[..., Q, G, T].
-"""
+"""Aggregation: the weight w of each token in the objective, from the mask [..., Q, G, T]."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from course.parts.base import Part, Scope
 
 @dataclass(frozen=True)
 class Aggregation(Part):
-    """mask [..., Q, G, T] (bool, dropped samples already out) and the generation limit → w [..., Q,
-    G, T].
+    """mask and generation limit (in tokens) → weight w per token, [..., Q, G, T].
 
-    Samples are averaged over N, those that have a token left; `count_empty` True averages over all
-    Q·G instead, as TRL does. `symbol` is the sum's LaTeX.
+    The mask (bool) is False for every token of a sample that the filter dropped. The mean over
+    samples runs over the N samples that have a token left; with `count_empty` it runs over all Q·G,
+    as in TRL. `symbol` is the LaTeX of the sum.
     """
 
     count_empty: bool = field(default=False, kw_only=True)
@@ -31,7 +29,7 @@ class Aggregation(Part):
         raise NotImplementedError
 
     def samples(self, mask: Tensor) -> Tensor:
-        """N [..., 1, 1, 1]: how many samples the mean over samples runs over."""
+        """N [..., 1, 1, 1], the number of samples that the mean over samples divides by."""
         if self.count_empty:
             return torch.full(
                 (*mask.shape[:-3], 1, 1, 1), mask.shape[-3] * mask.shape[-2], device=mask.device
@@ -43,7 +41,7 @@ class Aggregation(Part):
 class SequenceSum(Aggregation):
     """Sum over the tokens of a sample, mean over samples: the policy gradient of whole answers.
 
-    eq:sum-over-the-answer
+    Source: Williams 1992. eq:sum-over-the-answer
     """
 
     symbol = r"\frac1N\sum_{i}\sum_{t=1}^{|o_i|}"
@@ -81,11 +79,10 @@ class SequenceMean(Aggregation):
 
 @dataclass(frozen=True)
 class TokenMean(Aggregation):
-    """Mean over all tokens of the batch, so that long answers weigh more (DAPO: Yu et al. 2025, eq.
-    12).
+    """Mean over all tokens of the batch, so that long answers weigh more.
 
-    The paper divides within each group; like TRL and verl, this divides over the batch.
-    eq:token-mean-weight
+    Yu et al. 2025 (DAPO), eq. 12, divide by the tokens of each group; this divides by the tokens
+    of the batch, as TRL and verl do. eq:token-mean-weight
     """
 
     scope, reads = "batch", ("length",)
@@ -98,11 +95,10 @@ class TokenMean(Aggregation):
 
 @dataclass(frozen=True)
 class ConstantLength(Aggregation):
-    """Sum over the tokens divided by a constant, the generation limit (Dr.
+    """Sum over the tokens of a sample divided by a constant, then the mean over samples.
 
-    GRPO: Liu et al. 2025, listing 1).
-
-    `length` None takes the rollout's own limit, in tokens.
+    `length` is the constant, in tokens; None takes the rollout's generation limit. Source: Liu et
+    al. 2025 (Dr. GRPO), listing 1.
     """
 
     length: int | None = None

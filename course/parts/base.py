@@ -1,6 +1,4 @@
-"""What all parts share: a part is a frozen dataclass that knows its own formula, what it needs
-and how far it looks.
-"""
+"""The base class of all parts: a frozen dataclass with a formula, its needs and its scope."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from course.errors import Clash, CourseError
 Scope = Literal["token", "sample", "group", "batch"]
 
 DECLARED = ("scope", "reads")
-# what a class may redefine without computing anything else than its parent does
+# names that a class may redefine without changing what it computes
 HARMLESS = (
     *DECLARED, "needs", "policy_needs", "uses_ratio", "check", "clash",
     "latex", "text", "short", "symbol", "plain", "wrap", "wrap_text",
@@ -24,43 +22,45 @@ HARMLESS = (
 
 
 class Declares:
-    """What parts, and the places and anchors of a KL, say of themselves: how far they look.
+    """What parts, and the places and anchors of a KL, declare: which other samples they use.
 
-    `scope` is how far away a sample or token may be that changes what is computed for one token:
+    `scope` names the farthest tokens that may change the result for one token:
 
-    - "token": nothing but that token;
+    - "token": only that token;
     - "sample": other tokens of its sample;
     - "group": other samples of its prompt;
     - "batch": samples of other prompts.
 
-    Only what depends on chance counts: which outcome was sampled there. What is the same whatever
-    happens (Q, G, the generation limit, β, the greedy answer's reward of the own prompt) may be
-    used in every scope. So `SequenceSum`, which divides by the number N of samples that have a
-    token, looks across the batch, but reads of the others only whether they are "empty"; where no
-    sample can be, N is a constant, and nothing is seen. With `count_empty` N = Q·G and its scope is
-    "token".
+    Only random quantities count, that is, which outcome was sampled. Quantities that are the same
+    for every outcome (Q, G, the generation limit, β, the reward of the prompt's greedy answer) may
+    be used in every scope. For example, `SequenceSum` divides by the number N of samples that have
+    a token. It looks across the batch, but of other samples it reads only whether they are "empty".
+    If no sample can be empty, N is a constant and the scope makes no difference. With `count_empty`
+    N = Q·G, and the scope is "token".
 
     `reads` names what a part of scope "group" or "batch" uses of OTHER samples: arguments of its
     call ("returns", "advantage", "mask") or fields of the rollout ("total_reward", "reward",
-    "truncated", "value", ...); of a mask less may be enough, "length" (how many tokens it has) or
-    "empty" (whether it has none). None: anything. A baseline or filter uses of its own sample
-    nothing beyond that either, so that its result for another sample follows from what was read. A
-    weight's mask is the one that the filter left.
+    "truncated", "value", ...). A part that uses only the number of chosen tokens says "length"
+    instead of "mask", and a part that uses only whether there is one says "empty". None means that
+    it may use anything. A baseline or filter uses nothing else of its own sample either, so its
+    result for every sample follows from what it reads. An aggregation's mask is the one that the
+    filter left.
 
-    Who declares nothing looks at everything: "batch", None. A class that overrides what is computed
-    and does not declare anew is one of these, whatever its parent said. Both may be properties that
-    use the fields. `course.exact` takes prompts apart and lumps outcomes by these words, and
-    tests/course/test_scope.py derives them by changing what should not be seen.
+    The defaults are "batch" and None: everything may be used. A class that overrides a computation
+    without declaring again gets these defaults, whatever its parent declared. Both may be
+    properties that use the fields. `course.exact` relies on them to enumerate prompts separately
+    and to merge equivalent outcomes. tests/course/test_scope.py checks each declaration by changing
+    what the part should not see.
     """
 
     @property
     def scope(self) -> Scope:
-        """How far it looks; see the class."""
+        """The farthest tokens that may change the result for one token; see the class."""
         return "batch"
 
     @property
     def reads(self) -> tuple[str, ...] | None:
-        """What it uses of other samples; see the class."""
+        """What is used of other samples; None means anything. See the class."""
         return None
 
     def __init_subclass__(cls) -> None:
@@ -75,8 +75,9 @@ class Declares:
 
 
 def _computes(name: str, value: object) -> bool:
-    """Whether this entry of a class may change what the class computes: methods, properties and
-    other callables, unless they only show or check it.
+    """Whether this entry of a class may change what the class computes.
+
+    True for methods, properties and other callables, unless they only display or check the part.
     """
     dunder = name.startswith("__") and name.endswith("__") and name != "__call__"
     return not dunder and name not in HARMLESS and (callable(value) or hasattr(value, "__get__"))
@@ -86,12 +87,13 @@ def _computes(name: str, value: object) -> bool:
 class Part(Declares):
     """One replaceable term of the objective.
 
-    A part of your own subclasses one of its eight kinds and adds `__call__`. Say its `scope` and
-    what it `reads` of other samples (`Declares`), and the microscope takes larger cases.
+    To write a part of your own, subclass one of the eight kinds and define `__call__`. If you also
+    declare its `scope` and what it `reads` of other samples (see `Declares`), the exact microscope
+    can handle larger cases.
 
-    `symbol` is the LaTeX of the term, `plain` its form for a terminal; both may be properties that
-    use the fields. `needs` names the optional fields of the `Rollout` without which the part cannot
-    work, `policy_needs` those of the `Policy`; both may be properties.
+    `symbol` is the LaTeX of the term and `plain` its form for a terminal. `needs` names the
+    optional fields of the `Rollout` that the part cannot work without, `policy_needs` those of the
+    `Policy`. All four may be properties that use the fields.
     """
 
     symbol: ClassVar[str] = ""
@@ -99,22 +101,22 @@ class Part(Declares):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The optional fields of the rollout without which it cannot work."""
+        """The optional fields of the rollout that the part cannot work without."""
         return ()
 
     @property
     def policy_needs(self) -> tuple[str, ...]:
-        """The optional fields of the policy without which it cannot work."""
+        """The optional fields of the policy that the part cannot work without."""
         return ()
 
     @property
     def pieces(self) -> tuple[Declares, ...]:
-        """Itself, and what it is put together from, which declares for itself."""
+        """The part itself and the objects it is made of, each with its own scope."""
         return (self,)
 
     @property
     def latex(self) -> str:
-        """The term in LaTeX; its class name where a part of your own defines no `symbol`."""
+        """The term in LaTeX; the class name if the class defines no `symbol`."""
         return self.symbol or rf"\mathrm{{{type(self).__name__}}}"
 
     @property
@@ -124,7 +126,7 @@ class Part(Declares):
 
     @property
     def short(self) -> str:
-        """The part as one would write it: only the fields that differ from the defaults."""
+        """The part as a Python call with the fields that differ from their defaults."""
         default = {
             f.name: f.default_factory() if callable(f.default_factory) else f.default
             for f in fields(self)
@@ -137,7 +139,7 @@ class Part(Declares):
         return f"{type(self).__name__}({', '.join(given)})"
 
     def check(self, parts: Mapping[str, Part]) -> None:
-        """Raise `Clash` if this part cannot work among the estimator's parts, by their places."""
+        """Raise `Clash` if this part cannot work with the others; `parts` maps place to part."""
 
     def clash(self, other: Part, why: str) -> Clash:
         """The error that names both parts and the reason."""
@@ -145,12 +147,14 @@ class Part(Declares):
 
 
 T = TypeVar("T")
-OWN = "course_own_"  # modules loaded from FILE.py:NAME are called this and their path
+OWN = "course_own_"  # prefix of the module name of a file loaded as FILE.py:NAME; its path follows
 
 
 def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
-    """What `how(*arguments)` of a part answers; whatever it raises is told in one line that names
-    the part and its place in the estimator.
+    """Return `how(*arguments)` of a part.
+
+    Whatever it raises becomes a `CourseError` of one line, with the part and its place in the
+    estimator. A `CourseError` passes through.
     """
     try:
         return how(*arguments)
@@ -166,8 +170,9 @@ def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
 def ask_tensor(
     place: str, part: Part, shape: torch.Size, how: Callable[..., object], *arguments: object
 ) -> Tensor:
-    """`ask` for a floating-point tensor of exactly this shape: another one might broadcast, and
-    compare samples of different prompts.
+    """`ask` for a floating-point tensor of exactly this shape; raises `CourseError` otherwise.
+
+    A tensor of another shape might broadcast and so compare samples of different prompts.
     """
     answer = ask(place, part, how, *arguments)
     if isinstance(answer, Tensor) and answer.shape == shape and answer.is_floating_point():
@@ -176,7 +181,7 @@ def ask_tensor(
 
 
 def wrong_answer(place: str, part: Part, answer: object, allowed: str) -> CourseError:
-    """The error for what a part answered and cannot be used: one line."""
+    """The error for a result of a part that cannot be used."""
     got: object = type(answer).__name__
     if isinstance(answer, Tensor):
         got = f"shape {tuple(answer.shape)} of {answer.dtype}"
@@ -184,14 +189,14 @@ def wrong_answer(place: str, part: Part, answer: object, allowed: str) -> Course
 
 
 def _who(part: Part) -> str:
-    """The part as one would write it, with its file where it was loaded from FILE.py:NAME."""
+    """The part as a Python call, with its file if it was loaded from FILE.py:NAME."""
     module = type(part).__module__
     own = module.startswith(OWN) and f" of {module.removeprefix(OWN)}"
     return f"{part.short}{own or ''}"
 
 
 def number(value: float) -> str:
-    """A coefficient as LaTeX writes it: 0.04, 10^{-6}, 3\\times10^{-4}."""
+    """A coefficient in LaTeX: 0.04, 10^{-6}, 3\\times10^{-4}."""
     text = f"{value:.4g}"
     if "e" not in text:
         return text

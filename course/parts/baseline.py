@@ -1,8 +1,8 @@
-"""Baselines: what is subtracted from the credit, so that a sample is compared and not only praised.
+"""Baselines: what is subtracted from a sample's return to give its advantage.
 
-A baseline that does not depend on the sample itself leaves E[ĝ] as it is; one that does (a mean
-that includes the sample) shrinks it. Each returns b, which broadcasts against the credit [..., Q,
-G, T].
+A baseline that does not depend on the sample itself leaves E[ĝ] unchanged. A baseline that does (a
+mean that includes the sample) shrinks E[ĝ]. Each baseline returns b, which broadcasts against the
+credit [..., Q, G, T].
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from course.rollout import Rollout
 
 @dataclass(frozen=True)
 class Baseline(Part):
-    """Returns R [..., Q, G] of the samples → b, broadcastable to [..., Q, G, T]; `symbol` is b
-    alone.
+    """Returns R [..., Q, G] → b, a number or a tensor that broadcasts to [..., Q, G, T].
+
+    `symbol` is the LaTeX of b alone.
     """
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor | float:
@@ -28,10 +29,12 @@ class Baseline(Part):
 
 
 def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None) -> Tensor:
-    """Where all returns along `dims` are the same number: they compare equal, so nothing can be
-    learned from them. Also where fewer than two samples exist (`exists`, None: all do).
+    """True where all returns along `dims` are equal: zero-variance groups, which teach nothing.
 
-    By max = min and not by a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
+    Also True where fewer than two samples exist (`exists` [..., Q, G] bool; None means that all
+    do). `dims` are kept with length 1.
+
+    The test is max = min, not a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
     """
     low = high = returns
     if exists is not None:
@@ -43,7 +46,7 @@ def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None
 
 
 def mean_of(returns: Tensor, dims: tuple[int, ...], exists: Tensor | None = None) -> Tensor:
-    """Mean over `dims`, kept with length 1, of the samples that exist (None: all), else 0."""
+    """Mean over `dims` (kept with length 1) of the samples that exist; 0 where none does."""
     if exists is None:
         return returns.mean(dims, keepdim=True)
     total = torch.where(exists, returns, torch.zeros_like(returns)).sum(dims, keepdim=True)
@@ -53,8 +56,9 @@ def mean_of(returns: Tensor, dims: tuple[int, ...], exists: Tensor | None = None
 def mean_baseline(
     returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None
 ) -> Tensor:
-    """The mean over `dims`, [..., Q, G] → broadcastable; where all are equal, that very number (so
-    A is exactly 0). Samples that do not exist (`exists`) take no part.
+    """Mean over `dims` of the samples that exist: [..., Q, G] → [..., Q, G].
+
+    Where all of them are equal, b is that very number, so that A is exactly 0.
     """
     return torch.where(silent(returns, dims, exists), returns, mean_of(returns, dims, exists))
 
@@ -62,7 +66,7 @@ def mean_baseline(
 def leave_one_out(returns: Tensor, exists: Tensor | None = None) -> Tensor:
     """b_i = (Σ_j R_j − R_i) / (G − 1): [..., G] → [..., G], over the samples that exist.
 
-    Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline
+    Source: Kool et al. 2019; Ahmadian et al. 2024, eq. 9. eq:leave-one-out-baseline
     """
     group: Tensor | int = returns.shape[-1]
     counted = returns
@@ -76,7 +80,7 @@ def leave_one_out(returns: Tensor, exists: Tensor | None = None) -> Tensor:
 def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
     """b = Σ_j |o_j| R_j / Σ_j |o_j| over the group: [..., G] → [..., 1].
 
-    Hao et al. 2025 (OPO), eq. 8.
+    `length` [..., G] counts chosen tokens. Source: Hao et al. 2025 (OPO), eq. 8.
     """
     weight = length.to(returns.dtype)
     mean = (weight * returns).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)
@@ -84,7 +88,7 @@ def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
 
 
 def need_group(part: Part, returns: Tensor) -> None:
-    """Refuse G = 1 where a part compares the samples of a group with each other."""
+    """Raise `CourseError` if G = 1, since this part compares the samples of a group."""
     if returns.shape[-1] < 2:
         raise CourseError(
             f"{part.short}: got G = 1 sample per prompt; allowed is G ≥ 2, since it compares the"
@@ -106,7 +110,7 @@ class NoBaseline(Baseline):
 
 @dataclass(frozen=True)
 class Constant(Baseline):
-    """The same number for all: E[(R − b)·score] = ∇J whatever it is. eq:constant-baseline"""
+    """One number for every sample: E[(R − b)·∇log π] = ∇J for any b. eq:constant-baseline"""
 
     scope = "token"
     b: float = 0.0
@@ -128,8 +132,9 @@ class Constant(Baseline):
 
 @dataclass(frozen=True)
 class BatchMean(Baseline):
-    """The mean return of all samples of the batch, the sample itself included: one number for all
-    prompts. eq:batch-mean-baseline
+    """The mean return of the whole batch, one number for all prompts. eq:batch-mean-baseline
+
+    The mean includes the sample itself. Raises `CourseError` for a batch of one sample.
     """
 
     scope, reads = "batch", ("returns", "empty")
@@ -148,8 +153,10 @@ class BatchMean(Baseline):
 
 @dataclass(frozen=True)
 class GroupMean(Baseline):
-    """The mean return of the prompt's own group, the sample included (Shao et al. 2024, §4.1.1):
-    estimates V(q). eq:group-mean-baseline
+    """The mean return of the prompt's group, an estimate of V(q). eq:group-mean-baseline
+
+    The mean includes the sample itself, so E[ĝ] shrinks by the factor (G − 1)/G. Raises
+    `CourseError` if G = 1. Source: Shao et al. 2024, §4.1.1.
     """
 
     scope, reads = "group", ("returns", "empty")
@@ -163,8 +170,9 @@ class GroupMean(Baseline):
 
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
-    """The mean return of the others of the group (RLOO: Kool et al. 2019; Ahmadian et al. 2024):
-    unbiased.
+    """The mean return of the other samples of the group, which keeps E[ĝ] unbiased (RLOO).
+
+    Raises `CourseError` if G = 1. Source: Kool et al. 2019; Ahmadian et al. 2024.
     """
 
     scope, reads = "group", ("returns", "empty")
@@ -178,8 +186,9 @@ class LeaveOneOut(Baseline):
 
 @dataclass(frozen=True)
 class Value(Baseline):
-    """The value stored with the sample: a running mean (the smallest critic) or a value head (the
-    largest). eq:value-baseline
+    """The critic's value, as stored in the rollout. eq:value-baseline
+
+    The critic may be a running mean (the smallest one) or a value head of the model (the largest).
     """
 
     scope = "token"
@@ -208,8 +217,10 @@ class Greedy(Baseline):
 
 @dataclass(frozen=True)
 class LengthWeighted(Baseline):
-    """The group mean weighted by length (OPO: Hao et al. 2025): the least-variance baseline if
-    ‖score‖² grows with length.
+    """The group mean weighted by length (OPO: Hao et al. 2025).
+
+    It is the baseline of least variance if ‖∇log π(o)‖² is proportional to the length. Raises
+    `CourseError` if G = 1.
     """
 
     scope, reads = "group", ("returns", "length")

@@ -1,8 +1,7 @@
-"""Credit: from the rewards of a sample to what each of its tokens is credited with, [..., Q, G, T]
-→ [..., Q, G, T].
+"""Credit: rewards per token → return per token, both [..., Q, G, T].
 
-Time runs over the tokens that the policy chose. A token it did not choose (mask False) takes no
-step in time: its reward belongs to the chosen token before it, and values are carried across it.
+A time step is a token that the policy chose. A token that it did not choose (mask False) is no
+step: its reward counts for the chosen token before it, and values are carried across it.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from course.rollout import Rollout
 
 
 def require_share(field: str, value: float) -> None:
-    """Raise unless γ or λ is a number from 0 to 1."""
+    """Raise `CourseError` unless `value` (γ or λ) is a number from 0 to 1."""
     require_number(field, value, "a number from 0 to 1", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
 class Credit(Part):
-    """Rewards → credit per token."""
+    """Rewards [..., Q, G, T] → the return that each token is credited with, [..., Q, G, T]."""
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
         raise NotImplementedError
 
 
 def total_return(reward: Tensor) -> Tensor:
-    """R_i = Σ_t r_{i,t}, for every token alike: [..., T] → [..., T].
+    """R_i = Σ_t r_{i,t}, the same for every token: [..., T] → [..., T].
 
-    Williams 1992 (episodic REINFORCE), eq:sum-of-token-rewards.
+    Source: Williams 1992 (episodic REINFORCE). eq:sum-of-token-rewards
     """
     if reward.shape[-1] == 1:
         return reward
@@ -52,9 +51,10 @@ def lambda_return(
 ) -> Tensor:
     """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
 
-    R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16; λ = 0 gives r_t + γ V_{t+1}, λ =
-    1 the discounted reward-to-go. `bootstrap` [...] is V after the last token (0 for a sample that
-    really ended). eq:gae-sum, computed by eq:lambda-recursion.
+    R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16. λ = 0 gives r_t + γ V_{t+1};
+    λ = 1 gives the discounted reward-to-go. `bootstrap` [...] is V after the last token; it is 0
+    for a sample that really ended, and None means 0 for all. The result is 0 where the mask is
+    False. eq:gae-sum, computed by eq:lambda-recursion.
     """
     next_value = torch.zeros_like(reward[..., 0]) if bootstrap is None else bootstrap
     # R^λ_t = r_t + γ ((1−λ) V_{t+1} + λ R^λ_{t+1}): `next_return` carries R^λ_{t+1}, `pending` the
@@ -74,8 +74,10 @@ def lambda_return(
 
 
 def last_value(rollout: Rollout) -> Tensor | None:
-    """[..., Q, G] the value after the last token: `bootstrap` where the sample was truncated, 0
-    where it ended.
+    """The value after the last token [..., Q, G]: `bootstrap` if truncated, 0 if the sample ended.
+
+    Returns None where no sample was truncated. Raises `CourseError` if one was and the rollout has
+    no `bootstrap`.
     """
     if rollout.truncated is None:
         return None
@@ -94,7 +96,7 @@ def last_value(rollout: Rollout) -> Tensor | None:
 class TotalReturn(Credit):
     """Every token gets the whole return of its sample, eq:answer-return (Williams 1992).
 
-    On outcome rewards it equals `RewardToGo()`.
+    It equals `RewardToGo()` if the only reward is on the last token.
     """
 
     scope = "sample"
@@ -102,7 +104,7 @@ class TotalReturn(Credit):
     plain = "R = Σ_t r"
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
-        # a sample without a chosen token is no sample, and has nothing to be credited with
+        # a sample without a chosen token does not count: its return is 0
         return total_return(
             torch.where(rollout.exists.unsqueeze(-1), reward, torch.zeros_like(reward))
         )
@@ -110,8 +112,10 @@ class TotalReturn(Credit):
 
 @dataclass(frozen=True)
 class RewardToGo(Credit):
-    """A token gets the rewards from itself on, discounted by γ per token (Sutton et al. 1999;
-    causality). eq:reward-to-go
+    """A token gets the sum of the rewards from itself on, discounted by γ per token.
+
+    Earlier rewards cannot depend on the token (causality). Source: Sutton et al. 1999.
+    eq:reward-to-go
     """
 
     scope = "sample"
@@ -135,12 +139,11 @@ class RewardToGo(Credit):
 
 @dataclass(frozen=True)
 class GAE(Credit):
-    """The λ-return, which minus the critic's value is the generalised advantage (Schulman et al.
-    2016, eq. 16).
+    """The λ-return; minus the critic's value it is the generalised advantage estimate.
 
-    It goes with `baseline=Value()` and nothing else. Language models use γ = 1 (the tokens of one
-    answer are one deed). It is the mean of all n-step returns, n with the weight (1 − λ)λ^{n−1}:
-    eq:lambda-average.
+    It is the mean of all n-step returns, weighted by (1 − λ)λ^{n−1}: eq:lambda-average. Language
+    models use γ = 1, since one answer is one action. Raises `Clash` unless the baseline is
+    `Value()`. Source: Schulman et al. 2016, eq. 16.
     """
 
     scope = "sample"
@@ -182,8 +185,9 @@ class GAE(Credit):
 
 @dataclass(frozen=True)
 class TD(GAE):
-    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0 (Sutton & Barto 2018, eq.
-    13.12). eq:one-step-td
+    """One-step temporal difference, r_t + γ V_{t+1}: GAE with λ = 0. eq:one-step-td
+
+    Source: Sutton & Barto 2018, eq. 13.12.
     """
 
     gae_lambda: float = 0.0

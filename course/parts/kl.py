@@ -1,11 +1,11 @@
-"""KL: the penalty that holds the policy near an anchor.
+"""KL: the penalty that holds the policy near an anchor (the reference or the old policy).
 
-Which estimator, where it stands, which anchor.
+A penalty is an estimator (K1, K2, K3, ExactKL) with a place in the objective and an anchor.
 
-For a divergence KL(q‖p) let r = p/q on a sample of q; then k1 = −log r, k2 = ½ (log r)², k3 = r − 1
-− log r (Schulman 2020, "Approximating KL divergence"). Towards the reference, q = π_θ and p =
-π_ref: KL(π_θ‖π_ref). Towards the policy that sampled, q = π_old and p = π_θ: KL(π_old‖π_θ), PPO's
-penalty (Schulman et al. 2017, eq. 8).
+For a divergence KL(q‖p) let r = p/q at a token sampled from q. Then k1 = −log r, k2 = ½ (log r)²
+and k3 = r − 1 − log r (Schulman 2020, "Approximating KL divergence"). With the reference policy as
+anchor, q = π_θ and p = π_ref: KL(π_θ‖π_ref). With the old policy as anchor, q = π_old and p = π_θ:
+KL(π_old‖π_θ), PPO's penalty (Schulman et al. 2017, eq. 8).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from course.rollout import Policy, Rollout, read_places, where_read
 
 
 def k1(log_r: Tensor) -> Tensor:
-    """−log r: unbiased, may be negative; its gradient in a loss has mean 0. `eq:kl-k1-estimate`"""
+    """−log r: unbiased, perhaps negative; its gradient in a loss has mean 0. `eq:kl-k1-estimate`"""
     return -log_r
 
 
@@ -34,25 +34,28 @@ def k2(log_r: Tensor) -> Tensor:
 
 
 def k3(log_r: Tensor) -> Tensor:
-    """r − 1 − log r: unbiased in value and never negative; on policy its gradient is that of
-    KL(ref‖π). `eq:kl-k3-estimate`
+    """r − 1 − log r: unbiased in value and never negative. `eq:kl-k3-estimate`
+
+    On policy its gradient is that of KL(ref‖π).
     """
     return torch.expm1(log_r) - log_r
 
 
 def exact_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Σ_v q_v (log q_v − log p_v) of log-probabilities [..., V] → [...], in nats; 0·log 0 = 0.
+    """KL(q‖p) = Σ_v q_v (log q_v − log p_v): log-probabilities [..., V] → [...], in nats.
 
-    `eq:kl-divergence`
+    0·log 0 counts as 0. `eq:kl-divergence`
     """
-    # selected inside the product: else 0·∞ makes the gradient NaN
+    # where q = 0 the difference is replaced by 0 before the product, else 0·∞ gives a NaN gradient
     difference = torch.where(log_q > -torch.inf, log_q - log_p, torch.zeros_like(log_q))
     return (log_q.exp() * difference).sum(-1)
 
 
 def exact_kl_where(log_q: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
-    """KL(q‖p) of [..., Q, G or 1, T or 1, V] where a chosen token of `mask` [..., Q, G, T] reads
-    it, else 0, whatever is stored there: [..., Q, G or 1, T or 1] in nats.
+    """KL(q‖p) at the places that `mask` uses, 0 elsewhere: [..., Q, G or 1, T or 1], in nats.
+
+    `log_q` and `log_p` are [..., Q, G or 1, T or 1, V]; `mask` is [..., Q, G, T] bool. Places that
+    no chosen token uses may hold anything, also NaN.
     """
     divergence = exact_kl(where_read(log_q, mask), where_read(log_p, mask))
     read = read_places(divergence.unsqueeze(-1), mask)
@@ -61,7 +64,7 @@ def exact_kl_where(log_q: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Place(Declares):
-    """Where the penalty stands in the objective; `uses_ratio` says whether ρ multiplies it."""
+    """Where the penalty appears in the objective; `uses_ratio`: whether ρ multiplies it."""
 
     symbol: ClassVar[str] = ""
     uses_ratio: ClassVar[bool] = False
@@ -69,17 +72,17 @@ class Place(Declares):
 
 @dataclass(frozen=True)
 class InLoss(Place):
-    """Subtracted from the objective as it is (GRPO)."""
+    """Subtracted from the objective of each token, without a ratio (GRPO)."""
 
     scope = "token"
 
 
 @dataclass(frozen=True)
 class InLossTimesRatio(Place):
-    """Subtracted times ρ: corrects for samples of π_old, and turns the gradient of k1 and of k3
-    into that of KL(π‖ref).
+    """Multiplied by ρ, then subtracted from the objective of each token. `eq:kl-times-ratio`
 
-    `eq:kl-times-ratio`
+    The factor ρ corrects for tokens sampled from π_old (importance sampling). It also makes the
+    gradients of k1 and of k3 equal to that of KL(π‖ref).
     """
 
     scope = "token"
@@ -89,8 +92,9 @@ class InLossTimesRatio(Place):
 
 @dataclass(frozen=True)
 class InReward(Place):
-    """Subtracted from the reward of each token when it was sampled (InstructGPT: Ouyang et al.
-    2022, eq. 2). `eq:kl-in-reward`
+    """Subtracted from the reward of each token, at the time of sampling. `eq:kl-in-reward`
+
+    Source: Ouyang et al. 2022 (InstructGPT), eq. 2.
     """
 
     scope = "token"
@@ -98,7 +102,7 @@ class InReward(Place):
 
 @dataclass(frozen=True)
 class Anchor(Declares):
-    """What the policy is held near."""
+    """The policy that the penalty holds the trained policy near."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     exact_needs: ClassVar[tuple[str, ...]] = ()
@@ -109,8 +113,9 @@ class Anchor(Declares):
         raise NotImplementedError
 
     def exact(self, log_dist: Tensor, rollout: Rollout, mask: Tensor) -> Tensor:
-        """KL(q‖p) over the full distribution where `mask` [..., Q, G, T] reads it, else 0: [..., Q,
-        G or 1, T or 1].
+        """KL(q‖p) over the full distribution: [..., Q, G or 1, T or 1], in nats.
+
+        It is 0 at places that no True of `mask` [..., Q, G, T] uses.
         """
         raise NotImplementedError
 
@@ -151,14 +156,14 @@ class OldPolicy(Anchor):
 
 @dataclass(frozen=True)
 class AdaptiveBeta:
-    """PPO's rule: after each rollout, halve β where KL < target/1.5, double it where KL >
-    1.5·target (Schulman et al. 2017, §4).
+    """PPO's adaptive β: halve it if KL < target/1.5, double it if KL > 1.5·target.
 
-    β itself is state: the learner keeps it per run and writes it into the rollout as `kl_coef`.
+    β changes after each rollout. The learner keeps one β per run and writes it into the rollout as
+    `kl_coef`. `target` is in nats. Source: Schulman et al. 2017, §4.
 
-    It stays between initial/reach and initial·reach, which the paper does not say: without bounds
-    a long quiet spell takes β to 0 and a long loud one to ∞, and from neither does doubling or
-    halving ever lead back. With them β is at most log₂(reach) = 20 steps from where it started.
+    β stays between initial/reach and initial·reach, a bound which the paper does not have. Without
+    it a long phase of small KL takes β to 0 and a long phase of large KL takes it to ∞, and no
+    doubling or halving leads back. With it β is at most log₂(reach) = 20 steps from its start.
     """
 
     reach: ClassVar[float] = 2.0**20
@@ -170,7 +175,7 @@ class AdaptiveBeta:
         require_number("AdaptiveBeta.target", self.target, "a number of nats > 0", above=0)
 
     def update(self, beta: Tensor, kl: Tensor) -> Tensor:
-        """β [...] and the measured KL(π_old‖π_θ) [...] in nats → the next β."""
+        """β [...] and the measured KL(π_old‖π_θ) [...], in nats → the next β [...]."""
         halved = torch.where(kl < self.target / 1.5, beta / 2, beta)
         moved = torch.where(kl > self.target * 1.5, beta * 2, halved)
         limits = torch.finfo(beta.dtype)
@@ -180,9 +185,11 @@ class AdaptiveBeta:
 
 @dataclass(frozen=True)
 class KL(Part):
-    """β times an estimate of a KL divergence, subtracted at its place.
+    """β times an estimate of a KL divergence, subtracted at `place`.
 
-    `beta` may adapt (then the anchor is `OldPolicy`).
+    `beta` may be an `AdaptiveBeta`; then the anchor must be `OldPolicy()`. Raises `CourseError` if
+    a setting is out of range, and `Clash` if place, anchor and estimator do not fit together.
+    `accept_bias` allows an estimator in the reward that has the gradient of neither KL there.
     """
 
     beta: float | AdaptiveBeta = 0.04
@@ -228,11 +235,11 @@ class KL(Part):
                 )
 
     def estimate(self, log_r: Tensor) -> Tensor:
-        """log r [..., Q, G, T] → the penalty per token, in nats."""
+        """log r [..., Q, G, T] → the estimate per token [..., Q, G, T], in nats."""
         raise NotImplementedError
 
     def coefficient(self, rollout: Rollout) -> Tensor | float:
-        """β, or the rollout's own [..., 1, 1, 1] where it adapts."""
+        """β; if it is adaptive, the rollout's `kl_coef` as [..., 1, 1, 1]."""
         if not isinstance(self.beta, AdaptiveBeta):
             return self.beta
         if rollout.kl_coef is None:
@@ -241,7 +248,7 @@ class KL(Part):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The rollout's fields that this penalty needs."""
+        """The optional fields of the rollout that this penalty needs."""
         return self.anchor.needs
 
     @property
@@ -256,8 +263,9 @@ class KL(Part):
         return torch.where(felt, log_r, torch.zeros_like(log_r))
 
     def value(self, policy: Policy, rollout: Rollout, felt: Tensor) -> Tensor:
-        """The penalty per token, [..., Q, G, T], without β; what it is where `felt` is False does
-        not matter, but it is finite.
+        """The estimate per token [..., Q, G, T], without β, in nats.
+
+        Where `felt` is False it is finite but has no meaning.
         """
         log_r = self.log_r(policy, rollout, felt)
         return ask_tensor("kl", self, log_r.shape, self.estimate, log_r)
@@ -268,15 +276,16 @@ class KL(Part):
         return times_ratio(log_ratio, beta * estimate)
 
     def felt(self, mask: Tensor, rollout: Rollout) -> Tensor:
-        """The places of `mask` [..., Q, G, T] where β is not 0."""
+        """`mask` [..., Q, G, T], with False for runs whose β is 0."""
         beta = self.coefficient(rollout)
         return mask & (beta != 0) if isinstance(beta, Tensor) else mask
 
     def penalty(
         self, policy: Policy, rollout: Rollout, log_ratio: Tensor, mask: Tensor
     ) -> Tensor | None:
-        """What the objective subtracts per token, [..., Q, G, T]: finite where `mask` [..., Q, G,
-        T] is False, and None where there is nothing to subtract.
+        """What the objective subtracts per token, [..., Q, G, T]; None if it has no penalty.
+
+        Where `mask` [..., Q, G, T] is False the result is finite but has no meaning.
         """
         if self.in_reward or self.beta == 0:
             return None
@@ -286,8 +295,10 @@ class KL(Part):
         return beta * self.value(policy, rollout, felt)
 
     def shape_reward(self, rollout: Rollout) -> Tensor:
-        """The reward, less β·k where the penalty sits in it (k is of π_old then: it was sampled
-        so).
+        """The reward [..., Q, G, T], minus β·k if the penalty is in the reward.
+
+        k then compares π_old, which sampled the tokens, with the reference. Raises `CourseError` if
+        the penalty is not finite.
         """
         if not self.in_reward or self.beta == 0:
             return rollout.reward
@@ -307,7 +318,7 @@ class KL(Part):
 
     @property
     def in_reward(self) -> bool:
-        """Whether the penalty sits in the reward."""
+        """Whether the penalty is subtracted from the reward."""
         return isinstance(self.place, InReward)
 
     @property
@@ -356,11 +367,11 @@ class NoKL(KL):
 
 @dataclass(frozen=True)
 class K1(KL):
-    """−log r.
+    """−log r. `eq:kl-k1-in-loss`
 
-    In the reward: on policy, the gradient of KL(π‖ref), exactly; off policy ρ does not make up for
-    it, since the reward holds log π_old and not log π. In the loss alone: no gradient on average.
-    `eq:kl-k1-in-loss`
+    In the reward, on policy, its gradient is that of KL(π‖ref), exactly. Off policy it is not, even
+    with the ratio, since the reward contains log π_old instead of log π. In the loss its gradient
+    has mean 0.
     """
 
     scope = "token"
@@ -373,7 +384,7 @@ class K1(KL):
 
 @dataclass(frozen=True)
 class K2(KL):
-    """½ (log r)². In the loss: on policy, the gradient of KL(π‖ref). `eq:kl-k2-in-loss`"""
+    """½ (log r)². In the loss, on policy, its gradient is that of KL(π‖ref). `eq:kl-k2-in-loss`"""
 
     scope = "token"
     symbol = "k_2"
@@ -387,10 +398,10 @@ class K2(KL):
 class K3(KL):
     """r − 1 − log r (GRPO: Shao et al. 2024, eq. 4).
 
-    In the loss: on policy, the gradient of KL(ref‖π). `eq:kl-k3-in-loss`
+    In the loss, on policy, its gradient is that of KL(ref‖π). `eq:kl-k3-in-loss`
 
-    `max_log_r` bounds |log r| before the exponential (verl uses 20); None leaves it open, and it
-    overflows where π_ref ≫ π.
+    `max_log_r`, in nats, bounds |log r| before the exponential (verl uses 20). None means no bound;
+    k3 then overflows where π_ref ≫ π.
     """
 
     scope = "token"
@@ -408,11 +419,13 @@ class K3(KL):
         return k3(self._bounded(log_r))
 
     def times_ratio(self, log_r: Tensor, log_ratio: Tensor, beta: Tensor | float) -> Tensor:
-        """ρ · β · k3. Far from r = 1, ρ·r is taken as exp(log ρ + log r): a token that became rare
-        has a small ρ and a large r, one that became likely the other way round, and 0·∞ is NaN.
+        """ρ · β · k3, [..., Q, G, T].
+
+        Far from r = 1, ρ·r is computed as exp(log ρ + log r). A token that became rare has a small
+        ρ and a large r, a token that became likely has the opposite, and 0·∞ would be NaN.
         """
         log_r = self._bounded(log_r)
-        # above, r alone is r − 1 − log r to the last bit; below, −1 − log r is what is left of it
+        # above `high`, k3 rounds to r; below −15, r is negligible and k3 is −1 − log r
         high = log_r > math.log(torch.finfo(log_r.dtype).max) / 2
         low = log_r < -15
         far, nothing = high | low, torch.zeros_like(log_r)
@@ -431,8 +444,9 @@ class K3(KL):
 
 @dataclass(frozen=True)
 class ExactKL(KL):
-    """KL over the full distribution of each token, no sampling: needs `policy.log_dist` and the
-    anchor's distribution.
+    """KL over the full next-token distribution, instead of an estimate from the sampled token.
+
+    It needs `policy.log_dist` and the distribution of the anchor.
     """
 
     scope = "token"

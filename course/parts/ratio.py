@@ -1,6 +1,4 @@
-"""Ratio: how far the policy has moved from the one that sampled, log ρ, per token or
-per sequence.
-"""
+"""Ratio: the importance ratio ρ = π/π_old, as log ρ, per token or per sequence."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from course.parts.base import Part
 
 @dataclass(frozen=True)
 class RatioLevel(Part):
-    """log π − log π_old [..., Q, G, T] (0 where the mask is False) and the mask → log ρ [..., Q, G,
-    T].
+    """log π − log π_old and the mask → log ρ, all [..., Q, G, T].
+
+    log π − log π_old is 0 where the mask is False.
     """
 
     def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
@@ -25,35 +24,37 @@ class RatioLevel(Part):
 
 
 def times_ratio(log_ratio: Tensor, factor: Tensor) -> Tensor:
-    """ρ · factor, elementwise, with 0 for a factor of 0 however large ρ is.
+    """ρ · factor, elementwise; exactly 0 where the factor is 0, however large ρ is.
 
-    exp would overflow there, and 0·∞ is NaN, in the value or in the gradient.
+    Otherwise exp could overflow there, and 0·∞ is NaN, in the value or in the gradient.
     """
     largest = math.log(torch.finfo(log_ratio.dtype).max) - 1
-    # selected before exp: what is multiplied by 0 need not be known
+    # bounded before exp, since a ρ that is multiplied by 0 does not matter
     used = torch.where(factor == 0, log_ratio.clamp(max=largest), log_ratio)
     return used.exp() * factor
 
 
 def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:
-    """log of sg[s]·π_t/sg[π_t]: the sequence's number s for every token, each token's own gradient.
-    [..., T] → [..., T].
+    """log of sg[s]·π_t/sg[π_t], which has the sequence's value s and each token's own gradient.
 
-    So aggregation alone decides the weighting, and Σ_t of the gradients is s·∇log π(sequence).
-    Zheng et al. 2025 (GSPO), eq. 14 ("GSPO-token").
+    `log_ratio` [..., T] and `log_sequence` = log s [..., 1] → [..., T]. The gradients sum over t to
+    s·∇log π(sequence), so the aggregation alone decides how tokens are weighted. Source: Zheng et
+    al. 2025 (GSPO), eq. 14 ("GSPO-token").
     """
     return log_sequence.detach() + (log_ratio - log_ratio.detach())
 
 
 @dataclass(frozen=True)
 class _SequenceLevel(RatioLevel):
-    """`whole` False: token t carries the sequence's number and its own gradient, sg[s]·π_t/sg[π_t]
-    (`sequence_level`).
+    """A ratio s per sequence; `whole` decides which gradient each token's copy of s carries.
 
-    True: every token carries s itself, with the gradient of all tokens (GSPO: Zheng et al. 2025,
-    eq. 5; TRL). For the length-normalised ratio under `SequenceMean` both are one; `whole` with the
-    product and `SequenceMean` is s·A per sample in value and in gradient (TRL's RLOO), and what is
-    multiplied by ρ per token (a KL) then moves all tokens.
+    `whole` False: token t has the value s and its own gradient, sg[s]·π_t/sg[π_t]
+    (`sequence_level`). `whole` True: every token has s itself, with the gradient of all tokens
+    (GSPO: Zheng et al. 2025, eq. 5; TRL).
+
+    For the length-normalised ratio under `SequenceMean` the two agree. `whole` with the product and
+    `SequenceMean` gives s·A per sample, in value and in gradient (TRL's RLOO). A KL that is
+    multiplied by ρ per token then moves all tokens of the sequence.
     """
 
     whole: bool = field(default=False, kw_only=True)
@@ -70,7 +71,7 @@ class _SequenceLevel(RatioLevel):
         return self.plain + (" (with the gradient of all tokens)" if self.whole else "")
 
     def log_sequence(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        """log s [..., 1] of log π − log π_old [..., T], 0 where the mask is False."""
+        """log s [..., 1] from log π − log π_old [..., T], which is 0 where the mask is False."""
         raise NotImplementedError
 
     def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class _SequenceLevel(RatioLevel):
 
 @dataclass(frozen=True)
 class TokenRatio(RatioLevel):
-    """ρ_t = π(token)/π_old(token) (PPO on tokens; Shao et al. 2024, eq. 3)."""
+    """ρ_t = π(o_t)/π_old(o_t), one ratio per token (PPO on tokens; Shao et al. 2024, eq. 3)."""
 
     scope = "token"
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_{i,t})}{\pi_{\text{old}}(o_{i,t})}"
@@ -98,8 +99,9 @@ class TokenRatio(RatioLevel):
 
 @dataclass(frozen=True)
 class SequenceRatio(_SequenceLevel):
-    """ρ = π(o)/π_old(o): the product over the tokens, which is what importance sampling asks for
-    (`eq:sequence-ratio`).
+    """ρ = π(o)/π_old(o), the product of the token ratios (`eq:sequence-ratio`).
+
+    This is the ratio for which importance sampling of whole answers is unbiased.
     """
 
     scope = "sample"
@@ -112,8 +114,9 @@ class SequenceRatio(_SequenceLevel):
 
 @dataclass(frozen=True)
 class SequenceMeanRatio(_SequenceLevel):
-    """s = (π(o)/π_old(o))^{1/|o|}: the geometric mean over the tokens (GSPO: Zheng et al. 2025, eq.
-    7).
+    """s = (π(o)/π_old(o))^{1/|o|}, the geometric mean of the token ratios.
+
+    Source: Zheng et al. 2025 (GSPO), eq. 7.
     """
 
     scope = "sample"

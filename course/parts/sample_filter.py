@@ -1,6 +1,6 @@
-"""Sample filters: which samples count at all.
+"""Sample filters: which samples count in the objective.
 
-Advantages are computed before, from everything that was sampled.
+A filter does not change advantages: they are computed from all samples of the rollout.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from course.rollout import Rollout
 
 @dataclass(frozen=True)
 class SampleFilter(Part):
-    """Rollout → [..., Q, G] bool, True where the sample counts.
+    """Rollout → [..., Q, G] bool, True where the sample counts; None means that all count.
 
-    Reads raw rewards, lengths and truncation.
+    A filter reads raw rewards, lengths and truncation, not advantages.
     """
 
     def __call__(self, rollout: Rollout) -> Tensor | None:
@@ -40,8 +40,9 @@ class AllSamples(SampleFilter):
 
 @dataclass(frozen=True)
 class DropSilentGroups(SampleFilter):
-    """Groups whose raw scores are all equal do not count (DAPO's dynamic sampling: Yu et al. 2025,
-    eq. 11, without the refill).
+    """Drop zero-variance groups, in which all samples have the same raw reward.
+
+    This is DAPO's dynamic sampling (Yu et al. 2025, eq. 11) without the refill by new prompts.
     """
 
     scope, reads = "group", ("total_reward", "empty")
@@ -55,8 +56,9 @@ class DropSilentGroups(SampleFilter):
 
 @dataclass(frozen=True)
 class DropTruncated(SampleFilter):
-    """Samples cut at the generation limit do not count (overlong filtering: Yu et al.
-    2025, §3.4).
+    """Drop samples that were cut off at the generation limit.
+
+    The paper calls it overlong filtering (Yu et al. 2025, §3.4).
     """
 
     scope = "sample"

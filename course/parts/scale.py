@@ -1,7 +1,4 @@
-"""Scale: what the advantage is divided by.
-
-Nothing, or a spread: of the group, of the batch, of all tokens.
-"""
+"""Scale: what the advantage is divided by: nothing, or the spread of a group or of the batch."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ from course.rollout import Rollout
 
 @dataclass(frozen=True)
 class Scale(Part):
-    """Advantage [..., Q, G, T], returns [..., Q, G] → advantage.
+    """Advantage [..., Q, G, T] and returns [..., Q, G] → scaled advantage [..., Q, G, T].
 
-    `wrap` puts the numerator's LaTeX into the fraction.
+    `wrap` puts the LaTeX of the numerator into a fraction.
     """
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
@@ -38,40 +35,43 @@ class Scale(Part):
 
 
 def unit(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The power of two that brings the largest |value| over `dims` (kept as length 1) to between 1
-    and 2; 1 where it is smaller. Squares of what was divided by it do not overflow, and the
-    division is exact.
+    """The power of two that, as a divisor, brings the largest |value| over `dims` into [1, 2).
+
+    It is 1 where no |value| exceeds 1. `dims` are kept with length 1. Dividing by a power of two is
+    exact, and the squares of the quotients do not overflow.
     """
     largest = values.abs().amax(dims, keepdim=True).clamp(min=1)
     return largest / (2 * torch.frexp(largest).mantissa)
 
 
 def inverse_std(values: Tensor, ddof: int, eps: float, exists: Tensor | None = None) -> Tensor:
-    """1 / (std + eps) over the last axis, kept as length 1; exactly 0 where all values are equal.
-    Values that do not exist (`exists`) take no part. [..., N] → [..., 1].
+    """1 / (std + eps) over the last axis: [..., N] → [..., 1]; exactly 0 where all are equal.
+
+    `ddof` 0 divides the squares by N, 1 by N − 1. Values whose `exists` is False are left out.
     """
     quiet = silent(values, exists=exists)
-    if exists is not None:  # what does not exist deviates by 0
+    if exists is not None:  # a missing value is set to the mean, so that it deviates by 0
         values = torch.where(exists, values, mean_of(values, (-1,), exists))
     size = unit(values, (-1,))
     variance = (values / size).var(-1, correction=ddof, keepdim=True)
-    if exists is not None:  # and is not counted: a factor of exactly 1 where all exist
+    if exists is not None:  # nor does it count in the divisor; the factor is 1 where all exist
         counted = (exists.sum(-1, keepdim=True) - ddof).clamp(min=1).to(values.dtype)
         variance = variance * ((values.shape[-1] - ddof) / counted)
     std = variance.sqrt() * size + eps
     if not eps:
-        quiet = quiet | (std == 0)  # without eps, what underflows is silence, too
+        quiet = quiet | (std == 0)  # without eps, a spread that underflows counts as zero variance
     return torch.where(
         quiet, torch.zeros_like(std), 1 / torch.where(quiet, torch.ones_like(std), std)
     )
 
 
 def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor:
-    """(A − mean) / √(var + eps) over all chosen tokens of the batch, per run: [..., Q, G, T] →
-    same. Hu 2025, eq. 5.
+    """(A − mean) / √(var + eps) over all chosen tokens of the batch: [..., Q, G, T] → same shape.
+
+    Each run has its own mean and variance. Source: Hu 2025, eq. 5.
     """
     dims = (-3, -2, -1)
-    # what a critic says of other tokens may be anything
+    # a critic's values at tokens outside the mask are arbitrary, perhaps NaN
     advantage = advantage.masked_fill(~mask, 0.0)
     size = unit(advantage, dims)
     advantage = advantage / size
@@ -88,7 +88,7 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
 
 
 def _check_spread(part: Scale, ddof: int, eps: float) -> None:
-    """Refuse what divides squares by neither n nor n − 1, or adds no number ≥ 0."""
+    """Raise `CourseError` unless ddof is 0 or 1 and eps is a number ≥ 0."""
     name = type(part).__name__
     allowed = "0 (population) or 1 (sample)"
     require_number(f"{name}.ddof", ddof, allowed, at_least=0, at_most=1, whole=True)
@@ -144,8 +144,9 @@ class _Std(Scale):
 class GroupStd(_Std):
     """Divide by the standard deviation of the group's returns (Shao et al. 2024, §4.1.1).
 
-    `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl); `eps` is added to the
-    std. A silent group gets 0. eq:group-std-advantage
+    `ddof` 0 divides the squares by G (population), 1 by G − 1 (TRL, verl). `eps` is added to the
+    std. Advantages of a zero-variance group are exactly 0. Raises `CourseError` if G = 1.
+    eq:group-std-advantage
     """
 
     scope, reads = "group", ("returns", "empty")
@@ -166,8 +167,10 @@ class GroupStd(_Std):
 
 @dataclass(frozen=True)
 class BatchStd(_Std):
-    """Divide by the standard deviation of all returns of the batch: one number for every prompt
-    (TRL's scale_rewards="batch").
+    """Divide by the standard deviation of all returns of the batch, one number for all prompts.
+
+    TRL calls it scale_rewards="batch". `ddof` and `eps` as in `GroupStd`. Raises `CourseError` for
+    a batch of one sample.
     """
 
     scope, reads = "batch", ("returns", "empty")
@@ -191,8 +194,8 @@ class BatchStd(_Std):
 class TokenWhitening(Scale):
     """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5).
 
-    `eps` is added to the variance, under the root; `ddof` 0 divides the squares by the tokens, 1 by
-    one less (verl).
+    `eps` is added to the variance, under the root. `ddof` 0 divides the squares by the number n of
+    tokens, 1 by n − 1 (verl).
     """
 
     scope, reads = "batch", ("advantage", "mask")

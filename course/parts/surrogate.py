@@ -1,6 +1,6 @@
-"""Surrogate: the objective per token, made of ρ, log π and A.
+"""Surrogate: the objective of one token as a function of ρ, log π and A.
 
-The clip of PPO lives here: see `clipped_surrogate`.
+PPO's clip is here: see `clipped_surrogate`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from course.parts.ratio import times_ratio
 
 @dataclass(frozen=True)
 class Surrogate(Part):
-    """log ρ, log π, A, all [..., Q, G, T] → what is maximised, [..., Q, G, T].
+    """log ρ, log π and A → the term that gradient ascent maximises, all [..., Q, G, T].
 
-    `uses_ratio` False says that ρ does not appear in it, and the equation then leaves ρ out.
+    `uses_ratio` False means that ρ does not appear in the term; the equation then leaves ρ out.
     """
 
     uses_ratio: ClassVar[bool] = True
@@ -30,9 +30,7 @@ class Surrogate(Part):
         raise NotImplementedError
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """[..., Q, G, T] bool: where this surrogate is flat in ρ, so that the token pushes no more
-        (A ≠ 0).
-        """
+        """[..., Q, G, T] bool: where A ≠ 0 but the term is flat in ρ, so its gradient is 0."""
         return torch.zeros_like(advantage, dtype=torch.bool)
 
 
@@ -41,10 +39,8 @@ def clipped_surrogate(
 ) -> Tensor:
     """min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A), elementwise (`eq:clipped-surrogate`).
 
-    Schulman et al. 2017 (PPO), eq. 7.
-
-    Flat for A > 0 above 1 + ε_high and for A < 0 below 1 − ε_low; a lower bound of ρA everywhere
-    (`eq:clip-lower-bound`).
+    It is flat in ρ where A > 0 and ρ > 1 + ε_high, and where A < 0 and ρ < 1 − ε_low. It never
+    exceeds ρA (`eq:clip-lower-bound`). Source: Schulman et al. 2017 (PPO), eq. 7.
     """
     return torch.minimum(
         ratio * advantage, ratio.clamp(1 - epsilon_low, 1 + epsilon_high) * advantage
@@ -52,24 +48,26 @@ def clipped_surrogate(
 
 
 def bounded(log_ratio: Tensor, advantage: Tensor, praised: float, blamed: float) -> Tensor:
-    """log ρ, but at most one nat above the ρ beyond which a term is flat: `praised` where A ≥ 0,
-    `blamed` where A < 0 (∞: nowhere). The term and its gradient stay what they are.
+    """log ρ, capped one nat above the ρ beyond which the term is flat.
 
-    Without the bound exp overflows, and ∞ times the slope 0 comes back as NaN in the gradient.
+    The term is flat above ρ = `praised` where A ≥ 0, and above ρ = `blamed` where A < 0; ∞ means
+    nowhere. The cap changes neither the term nor its gradient. Without it exp may overflow, and ∞
+    times the slope 0 is NaN in the gradient.
     """
     ceiling = torch.where(advantage < 0, math.log(blamed) + 1, math.log(praised) + 1)
     return torch.minimum(log_ratio, ceiling.to(log_ratio.dtype))
 
 
 def weighed(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """weight · log π, elementwise, with 0 for a weight of 0 also where log π = −∞."""
+    """weight · log π, elementwise; exactly 0 where the weight is 0, even if log π = −∞."""
     return weight * torch.where(weight == 0, weight, log_prob)
 
 
 def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
-    """(4/τ) σ(τ(ρ − 1)) A with τ by the sign of A, elementwise.
+    """(4/τ) σ(τ(ρ − 1)) A, elementwise.
 
-    Gao et al. 2025 (SAPO), eqs. 5–6.
+    τ is `tau_positive` where A > 0 and `tau_negative` elsewhere. Source: Gao et al. 2025 (SAPO),
+    eqs. 5–6.
     """
     tau = torch.where(advantage > 0, tau_positive, tau_negative).to(ratio.dtype)
     return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantage
@@ -77,9 +75,9 @@ def soft_gate(ratio: Tensor, advantage: Tensor, tau_positive: float, tau_negativ
 
 @dataclass(frozen=True)
 class ScoreFunction(Surrogate):
-    """A·log π, whose gradient is the policy gradient (Williams 1992).
+    """A·log π, whose gradient A∇log π is the policy gradient on policy (Williams 1992).
 
-    A is a constant, never differentiated. eq:score-function-surrogate
+    A is a constant: no gradient flows through it. eq:score-function-surrogate
     """
 
     scope = "token"
@@ -93,10 +91,10 @@ class ScoreFunction(Surrogate):
 
 @dataclass(frozen=True)
 class ImportanceSampling(Surrogate):
-    """ρA: the surrogate of CPI (Kakade & Langford 2002) and TRPO (Schulman et al. 2015, eq. 14),
-    without the constraint.
+    """ρA, the importance-sampling surrogate; its gradient is ρA∇log π (`eq:surrogate-gradient`).
 
-    Its gradient is ρA∇log π (`eq:surrogate-gradient`).
+    It is the surrogate of conservative policy iteration (Kakade & Langford 2002) and of TRPO
+    without its constraint (Schulman et al. 2015, eq. 14).
     """
 
     scope = "token"
@@ -111,12 +109,15 @@ class ImportanceSampling(Surrogate):
 class Clip(Surrogate):
     """PPO's clip: min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high) A) (Schulman et al. 2017, eq. 7).
 
-    `epsilon_high` None means the same as `epsilon_low`; larger is clip-higher (DAPO: Yu et al.
-    2025, eq. 10; `eq:clip-higher`). `ratio_cap` caps ρ inside the min, min(ρ, cap)·A (TRL's
-    `delta`; INTELLECT-2, 2025); `dual_clip` c bounds the whole term from below by c·A where A < 0
-    (Ye et al. 2019; `eq:dual-clip`). Two formulas, and one function wherever the bound is above 1 +
-    ε_high; below it the cap also cuts positive advantages, so `dual_clip` must be above and
-    `ratio_cap` need not.
+    `epsilon_high` None means ε_high = ε_low. A larger ε_high is DAPO's clip-higher (Yu et al. 2025,
+    eq. 10; `eq:clip-higher`).
+
+    `ratio_cap` caps ρ inside the min: min(ρ, cap)·A (TRL's `delta`; INTELLECT-2, 2025). `dual_clip`
+    c bounds the whole term from below by c·A where A < 0 (Ye et al. 2019; `eq:dual-clip`). The two
+    give the same function if the bound is above 1 + ε_high. A smaller cap also cuts terms with
+    A > 0, so `dual_clip` must be above 1 + ε_high; `ratio_cap` may be any number > 0.
+
+    Raises `CourseError` if a setting is out of range.
     """
 
     scope = "token"
@@ -137,12 +138,12 @@ class Clip(Surrogate):
 
     @property
     def high(self) -> float:
-        """ε_high, or ε_low where only one bound was given."""
+        """ε_high; equals ε_low if `epsilon_high` is None."""
         return self.epsilon_low if self.epsilon_high is None else self.epsilon_high
 
     @property
     def flat_above(self) -> tuple[float, float]:
-        """The ρ above which the term is flat: where A > 0, and where A < 0 (∞: nowhere)."""
+        """The ρ above which the term is flat, for A > 0 and for A < 0; ∞ means nowhere."""
         cap = math.inf if self.ratio_cap is None else self.ratio_cap
         dual = math.inf if self.dual_clip is None else self.dual_clip
         return min(1 + self.high, cap), min(max(1 + self.high, cap), dual)
@@ -183,11 +184,11 @@ class Clip(Surrogate):
         return term
 
     def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """[..., Q, G, T] bool: where the gradient of the token is 0 (`eq:clip-flat`)."""
+        """[..., Q, G, T] bool: where A ≠ 0 and the token's gradient is 0 (`eq:clip-flat`)."""
         ratio = log_ratio.exp()
         praised, blamed = self.flat_above
         low = ratio < 1 - self.epsilon_low
-        # ρ only ever moves away from 1 on the flat side: up where A > 0, down where A < 0
+        # the clip is flat where ρ has already moved as A asks: up if A > 0, down if A < 0
         return torch.where(
             advantage > 0, ratio > praised, (advantage < 0) & (low | (ratio > blamed))
         )
@@ -195,10 +196,10 @@ class Clip(Surrogate):
 
 @dataclass(frozen=True)
 class CISPO(Surrogate):
-    """sg[clip(ρ)]·A·log π: the weight is clipped, the gradient never vanishes (`eq:cispo`; MiniMax
-    2025, eqs. 4–5).
+    """sg[clip(ρ)]·A·log π: the weight is clipped, but every token keeps a gradient (`eq:cispo`).
 
-    The bounds are offsets from 1, as in the paper: `epsilon_low` None leaves the lower side open.
+    The bounds are offsets from 1, as in the paper; `epsilon_low` None means no lower bound. Source:
+    MiniMax 2025, eqs. 4–5.
     """
 
     scope = "token"
@@ -231,8 +232,9 @@ class CISPO(Surrogate):
 
 @dataclass(frozen=True)
 class SoftGate(Surrogate):
-    """(4/τ) σ(τ(ρ − 1)) A: a smooth gate in place of the clip, steeper where A < 0 (SAPO: Gao et
-    al. 2025, eqs. 5–6).
+    """(4/τ) σ(τ(ρ − 1)) A: a smooth gate instead of the clip, steeper where A < 0.
+
+    Source: Gao et al. 2025 (SAPO), eqs. 5–6.
     """
 
     scope = "token"
@@ -257,7 +259,7 @@ class SoftGate(Surrogate):
         return f"4/τ·σ(τ(ρ − 1))·A, τ = {self.tau_positive:g} or {self.tau_negative:g}"
 
     def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        # σ is exactly 1 in every float type from about 40 on: there the gate is flat
+        # σ(x) rounds to 1 in every float type for x > 40, where the gate is therefore flat
         praised, blamed = (1 + 800 / tau for tau in (self.tau_positive, self.tau_negative))
         ratio = bounded(log_ratio, advantage, praised, blamed).exp()
         return soft_gate(ratio, advantage, self.tau_positive, self.tau_negative)
