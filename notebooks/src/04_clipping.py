@@ -312,7 +312,7 @@ for name, label in (
     ("clip", "clip"),
     ("clip, no baseline", "clip, no baseline"),
 ):
-    style = {} if name in figures.STYLES else {"color": "#c96f00", "linestyle": figures.DASHDOT}
+    style = {"color": "#c96f00", "linestyle": figures.DASHDOT} if "," in name else {}
     keep = paths[name].steps <= 800
     lines.append(
         figures.band(
