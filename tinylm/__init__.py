@@ -1,3 +1,1 @@
-"""The tiny language model: a from-scratch transformer on arithmetic, trained by the same estimators
-as the bandits.
-"""
+"""The tiny language model: a transformer on arithmetic, trained by the bandits' estimators."""

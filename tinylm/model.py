@@ -1,16 +1,17 @@
 """A decoder-only transformer, written to be read in one sitting: from tokens to `log_probs`.
 
-Pre-norm, RMSNorm, learned or rotary positions, causal attention written out, a ReLU network, no
-dropout, no biases. Deviations from the usual: the output layer is not tied to the embedding; norms
-have no gain, since the linear layer after each can scale for itself; ReLU in place of GELU, which
-at this size costs a tenth of the time and learns no better.
+The architecture is pre-norm with RMSNorm, learned or rotary positions, explicit causal attention
+and a ReLU feed-forward network. It has no dropout and no biases. It departs from the usual choices
+in three ways. The output layer is not tied to the embedding. The norms have no gain, because the
+linear layer after each norm can learn the scale. ReLU replaces GELU, because at this size ReLU
+takes a tenth of GELU's time and learns as well.
 
-Shapes: L tokens of a sequence, d numbers of a hidden state, H heads, V tokens of the vocabulary.
-Weights may lead with run axes [*runs, ...], several models in one program; `...` stands for these
-and any others between them and the last ones, such as prompts and samples.
+Shapes: L tokens in a sequence, d numbers in a hidden state, H heads, V tokens in the vocabulary.
+Weights may have leading run axes [*runs, ...], so that one program trains several models. In other
+tensors `...` stands for the run axes and any axes after them, such as prompts and samples.
 
-This is the definition. Training goes through `tinylm.fast`, which computes the same numbers from
-the same weights and leaves out what is computed twice; tests hold the two together.
+This file defines the model. Training uses `tinylm.fast`, which computes the same numbers from the
+same weights but computes shared prefixes only once. Tests check that the two agree.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from tinylm.tasks import PAD, VOCABULARY
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The shape of a model.
+    """The sizes of a model and its optional parts; raises `CourseError` for a wrong size.
 
-    `context` is in tokens; `value` adds a value head (a critic on the policy's own trunk).
+    `context` is in tokens. `value` adds a value head, a critic that shares the policy's trunk.
     """
 
     width: int = 128  # d, the size of a hidden state
-    layers: int = 2  # blocks
-    heads: int = 4  # of attention
-    hidden: int = 384  # inside the feed-forward network
+    layers: int = 2  # number of blocks
+    heads: int = 4  # attention heads in each block
+    hidden: int = 384  # hidden units of the feed-forward network
     context: int = 32  # longest sequence, in tokens
-    rotary: bool = False  # rotary positions; False: learned ones
-    value: bool = False  # a value head
+    rotary: bool = False  # True: rotary positions; False: learned positions
+    value: bool = False  # True: add a value head
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "hidden", "context"):
@@ -65,8 +66,10 @@ PRESETS = {
 
 
 def beside(weight: Tensor, x: Tensor) -> Tensor:
-    """A weight [*runs, n, m] with an axis of length 1 for every other axis of x [*runs, ..., ·, ·]:
-    prompts and samples of one run share its weights. (One model's fits beside anything.)
+    """Reshape a weight [*runs, n, m] so that it broadcasts against x [*runs, ..., ·, ·].
+
+    The weight gets an axis of length 1 for each axis of x between the run axes and the last two:
+    the prompts and samples of a run share its weights. A weight without run axes is returned as is.
     """
     if weight.dim() == 2:
         return weight
@@ -74,7 +77,7 @@ def beside(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [*runs, ..., L, n] times each run's matrix [*runs, n, m] → [*runs, ..., L, m]."""
+    """Multiply x [*runs, ..., L, n] by each run's matrix [*runs, n, m] → [*runs, ..., L, m]."""
     return x @ beside(weight, x)
 
 
@@ -84,10 +87,10 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + n/2}) of x [..., L, n] by angles that grow with their position.
+    """Rotate the pairs (x_i, x_{i + n/2}) of x [..., L, n] by angles that grow with the position.
 
-    cos, sin [L, n/2]. A product of two such vectors then depends on how far apart they are (Su et
-    al. 2021, eq. 34).
+    `cos` and `sin` are [L, n/2]. The inner product of two rotated vectors depends on their
+    positions only through the distance between them (Su et al. 2021, eq. 34).
     """
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -95,11 +98,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal attention: every token collects from itself and those before it (Vaswani et al. 2017,
-    eq. 1).
+    """Causal attention: every token attends to itself and to the tokens before it.
 
-    `qkv` [*runs, d, 3d] and `out` [*runs, d, d] are its weights; `angles` (cos, sin), each [at
-    least L, d/2H], those of rotary positions, or None.
+    Vaswani et al. 2017, eq. 1. The weights are `qkv` [*runs, d, 3d] and `out` [*runs, d, d].
+    `angles` holds (cos, sin) for rotary positions, each [at least L, d/2H], or None.
     """
 
     qkv: Tensor
@@ -108,47 +110,52 @@ class Attention:
     angles: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Hidden states [*runs, ..., L, d] → what attention adds to them, the same shape."""
+        """Hidden states [*runs, ..., L, d] → what attention adds to them, in the same shape."""
         length = x.shape[-2]
         split = linear(x, self.qkv).unflatten(-1, (3, self.heads, -1))  # [..., L, 3, H, d/H]
         query, key, value = split.transpose(-4, -2).unbind(-3)  # each [..., H, L, d/H]
         if self.angles is not None:
             cos, sin = (table[:length] for table in self.angles)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        scores = query @ key.mT / sqrt(query.shape[-1])  # [..., H, L, L]: row i asks, column j has
+        # scores [..., H, L, L]: row i is the token that attends, column j the token it attends to
+        scores = query @ key.mT / sqrt(query.shape[-1])
         future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         shares = torch.softmax(scores.masked_fill(future, -torch.inf), -1)  # rows sum to 1
         mixed = shares @ value  # [..., H, L, d/H]
-        return linear(mixed.transpose(-3, -2).flatten(-2), self.out)  # heads side by side again
+        concatenated = mixed.transpose(-3, -2).flatten(-2)  # the heads side by side [..., L, d]
+        return linear(concatenated, self.out)
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The feed-forward network, of each token by itself: weights [*runs, d, h], [*runs, h, d]."""
+    """The feed-forward network, applied to each token: weights [*runs, d, h] and [*runs, h, d]."""
 
     up: Tensor
     down: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Hidden states [*runs, ..., L, d] → what it adds to them, the same shape."""
+        """Hidden states [*runs, ..., L, d] → what the network adds to them, in the same shape."""
         return linear(torch.relu(linear(x, self.up)), self.down)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Attention, then the network; each reads the normed stream and adds to it."""
+    """Attention, then the feed-forward network: each adds its output to the hidden states."""
 
     attention: Attention
     mlp: MLP
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Hidden states [*runs, ..., L, d] → the next ones, the same shape."""
+        """Hidden states [*runs, ..., L, d] → the hidden states after this block, same shape."""
         x = x + self.attention(norm(x))
         return x + self.mlp(norm(x))
 
 
 class Transformer:
-    """A model's weights by name, and what they compute."""
+    """A transformer language model: its named weights, and the functions they define.
+
+    `runs` are the run axes. `seed` and `numbers` choose the random initial weights of each run.
+    """
 
     def __init__(
         self,
@@ -188,7 +195,7 @@ class Transformer:
         w, length, most = self.weights, tokens.shape[-1], self.settings.context
         require(length <= most, "tokens", length, f"at most {most} tokens, the model's context")
         one_hot = torch.nn.functional.one_hot(tokens, VOCABULARY).to(w["embedding"].dtype)
-        x = linear(one_hot, w["embedding"])  # each token's row of the table: [*runs, ..., L, d]
+        x = linear(one_hot, w["embedding"])  # each token's row of the embedding [*runs, ..., L, d]
         if not self.settings.rotary:
             x = x + beside(w["positions"][..., :length, :], x)
         for block in self.blocks:
@@ -197,7 +204,7 @@ class Transformer:
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks, in order, made of the weights as they are now."""
+        """The blocks in order, built from the current weights."""
         w, settings = self.weights, self.settings
         angles = self.angles if settings.rotary else None
         return [
@@ -218,13 +225,14 @@ class Transformer:
         return linear(states, weight).squeeze(-1).to(weight.dtype)
 
     def log_probs(self, prompt: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-        """log π of each token, given the prompt and the tokens before it, in nats.
+        """log π of each token given the prompt and the tokens before it, in nats; 0 at padding.
 
-        prompt [*runs, ..., P], tokens [*runs, ..., T], the axes between alike → [*runs, ..., T]; 0
-        at padding.
+        prompt [*runs, ..., P] and tokens [*runs, ..., T], with the same axes in between →
+        [*runs, ..., T].
         """
         states = self.hidden(torch.cat([prompt, tokens], -1))  # [*runs, ..., P + T, d]
-        before = states[..., prompt.shape[-1] - 1 : -1, :]  # of the token before each of the T
+        # the state that predicts each of the T tokens belongs to the token before it
+        before = states[..., prompt.shape[-1] - 1 : -1, :]  # [*runs, ..., T, d]
         log_dist = next_token_log_dist(self.logits(before), temperature)  # [*runs, ..., T, V]
         log_prob = log_dist.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         return torch.where(tokens == PAD, 0.0, log_prob)
@@ -233,12 +241,12 @@ class Transformer:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The weights, each [*runs, ...], in a fixed order."""
+        """The weights in a fixed order, each [*runs, ...]."""
         return list(self.weights.values())
 
     @property
     def size(self) -> int:
-        """How many numbers one run's model has."""
+        """The number of weights of one run's model."""
         return sum(weight.numel() for weight in self.parameters) // prod(self.runs)
 
     def copy(self) -> Transformer:
@@ -249,19 +257,18 @@ class Transformer:
         return twin
 
     def compile(self) -> None:
-        """Have `tinylm.fast` compile its pass over completions, which training spends its time in
-        (needs a C compiler; slow at first).
+        """Compile the forward pass of `tinylm.fast`, where training spends most of its time.
 
-        For a GPU: shapes must not change then, so beginnings that completions share are no longer
-        merged, and on a CPU that is slower. What is compiled has no second derivative, which TRPO
-        needs.
+        Compiling needs a C compiler, and the first call is slow. It pays on a GPU. A compiled pass
+        needs fixed shapes, so completions no longer share their common prefixes, which makes it
+        slower on a CPU. It has no second derivatives, so it cannot be used with TRPO.
         """
         self.compiled = True
 
     def check_finite(self, called: str = "model") -> None:
         """Raise `CourseError` naming the first weight that holds a NaN or an infinity."""
         total = torch.stack([weight.detach().sum() for weight in self.parameters]).sum()
-        if bool(torch.isfinite(total)):  # one number to wait for: this runs at every rollout
+        if bool(torch.isfinite(total)):  # a single transfer from the device: runs every rollout
             return
         for name, weight in self.weights.items():
             bad = (~torch.isfinite(weight)).nonzero()
@@ -276,17 +283,18 @@ class Transformer:
 def next_token_log_dist(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None
 ) -> Tensor:
-    """The distribution that is sampled from: logits [..., V] → log-probabilities [..., V].
+    """The sampling distribution of the next token: logits [..., V] → log-probabilities [..., V].
 
-    Padding is never produced; with `top_k` only the k likeliest tokens are (and ties of the last).
-    In float32 at least. eq:sampling-temperature
+    Padding has probability 0. With `top_k`, so has every token less likely than the k-th most
+    likely one; tokens tied with the k-th are kept. The result is float32 or float64.
+    eq:sampling-temperature
     """
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     padding = torch.arange(logits.shape[-1], device=logits.device) == PAD
     logits = logits.masked_fill(padding, -torch.inf)
     if temperature != 1:
-        # shifted first: a low temperature would overflow
+        # subtract the maximum first: dividing by a low temperature could overflow
         logits = (logits - logits.detach().amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         lowest = logits.topk(top_k, -1).values[..., -1:]
@@ -297,8 +305,9 @@ def next_token_log_dist(
 def _angles(
     settings: ModelSettings, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin [context, d/2H] of every position's angles; base 1000 where long contexts take
-    10,000.
+    """cos and sin of the rotary angles of every position, each [context, d/2H].
+
+    The base is 1,000 rather than the usual 10,000, because contexts here are short.
     """
     half = settings.width // settings.heads // 2
     rate = 1000.0 ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)

@@ -1,6 +1,4 @@
-"""The language model as a problem for the learner: questions in, completions and verifiable rewards
-out.
-"""
+"""The language model as a problem for the learner: prompts in, completions and rewards out."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from tinylm.tasks import Task
 
 
 def require_room(model: Transformer, task: Task) -> None:
-    """Raise `CourseError` unless the model's context holds a prompt and its answer."""
+    """Raise `CourseError` if the model's context is too short for a prompt and its answer."""
     room = model.settings.context
     require(
         task.context <= room,
@@ -39,21 +37,21 @@ def require_room(model: Transformer, task: Task) -> None:
 
 
 def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
-    """Questions [*runs, Q], row numbers of the training split, each run its own."""
+    """Draw training questions: their row numbers [*runs, Q], drawn separately for each run."""
     place = (noise.uniform(prompts) * len(task.train)).long().clamp(max=len(task.train) - 1)
     return task.train[place]
 
 
 class LanguageModel:
-    """Samples completions of `prompts` training questions, `group` each; the reward sits on the
-    last token.
+    """Samples `group` completions of each of `prompts` questions; the last token gets the reward.
 
-    `reference` fills the rollout's reference log-probabilities (None: no reference); `critic` is a
-    transformer with a value head of its own, or the policy itself where its settings have one
-    (shared trunk). `distributions` keeps the full distributions in the rollout, for exact KL.
-    `greedy` adds the greedy answer's reward (ReMax). `scored_temperature` is a sabotage setting:
-    the temperature of log π where it is not the one of sampling, so that ratios are not 1 even
-    before the first update.
+    `reference` is the reference policy whose log-probabilities the rollout holds (None: no
+    reference). `critic` is a transformer with a value head: a separate network, or the policy
+    itself (shared trunk). `distributions` keeps the full next-token distributions, for the exact
+    KL. `greedy` adds the reward of the greedy answer (ReMax). `scored_temperature` breaks the
+    problem on purpose: log π is computed at this temperature instead of the sampling temperature,
+    so the ratios differ from 1 even before the first update. Raises `CourseError` for a wrong
+    setting.
     """
 
     def __init__(
@@ -103,10 +101,10 @@ class LanguageModel:
         distributions: bool = False,
         **settings: Any,
     ) -> Self:
-        """A problem whose rollouts hold what this estimator asks for: a frozen copy as reference,
-        distributions, greedy answers.
+        """A problem whose rollouts hold whatever this estimator needs.
 
-        `settings` are those of the class but these; a critic is among them.
+        That may be a reference policy (a frozen copy of the model), full distributions, or greedy
+        answers. `settings` are the other arguments of the class, the critic among them.
         """
         reference = model.copy() if uses_reference(estimator) else None
         full = distributions or any(name.endswith("_log_dist") for name in estimator.needs)
@@ -121,7 +119,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
-        """New questions, G completions each."""
+        """Sample new questions and G completions of each, with their rewards."""
         question = ask(self.task, noise, self.prompts)
         prompt = self.task.prompt[question]
         limit = self.task.limit
@@ -137,7 +135,7 @@ class LanguageModel:
         )
         log_prob, old_log_dist = made.log_prob, made.log_dist
         if rounds_coarsely(self.model):
-            # by the pass that updates take, so that ρ is 1 before the first of them
+            # use the same forward pass as the updates, so that ρ = 1 before the first update
             full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
             log_prob = chosen_log_probs(full, made.tokens, made.mask)
             old_log_dist = full if keep else None
@@ -170,13 +168,13 @@ class LanguageModel:
         )
 
     def policy(self, rollout: Rollout) -> Policy:
-        """log π of the rollout's tokens under the current weights, with gradients."""
+        """log π of the rollout's tokens under the current weights, with gradients attached."""
         prompt, tokens = rollout.data["prompt"], rollout.data["tokens"]
         temperature = (
             self.temperature if self.scored_temperature is None else self.scored_temperature
         )
         value = None
-        if self.critic is self.model:  # one trunk, one pass
+        if self.critic is self.model:  # shared trunk: one forward pass gives both
             log_dist, value = log_dists_and_values(
                 self.model, prompt, tokens, temperature=temperature
             )
@@ -187,7 +185,7 @@ class LanguageModel:
         return Policy(chosen_log_probs(log_dist, tokens, rollout.mask), log_dist, value)
 
     def metrics(self) -> dict[str, Tensor]:
-        """None of its own: accuracy is measured on held-out questions, by `evaluate`."""
+        """No metrics here: `tinylm.evaluate` measures the accuracy on held-out questions."""
         return {}
 
     def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:

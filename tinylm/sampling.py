@@ -1,5 +1,7 @@
-"""Sampling: a group is decoded side by side, what its completions share is computed once, and what
-is reported is the log-probability under the distribution really sampled from.
+"""Sampling a group of completions per prompt, with the log-probabilities they were drawn with.
+
+The completions of a group are decoded in parallel, and their common prefixes are computed once. The
+log-probabilities are those of the sampling distribution itself, temperature and top-k included.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from tinylm.tasks import CHARACTERS, END, PAD
 class Completions:
     """G completions of each prompt.
 
-    `tokens` [*runs, Q, G, T], PAD after the end; `log_prob` [*runs, Q, G, T] in nats, 0 where the
-    mask is False; `mask` True for chosen tokens, the end token included; `truncated` [*runs, Q, G]
-    no end within T; `log_dist` [*runs, Q, G, T, V] log-probabilities of every token, where asked
-    for, undefined after the end.
+    `tokens` [*runs, Q, G, T]: PAD after the end token. `log_prob` [*runs, Q, G, T]: in nats, 0
+    where the mask is False. `mask` [*runs, Q, G, T]: True for sampled tokens, including the end
+    token. `truncated` [*runs, Q, G]: True if no end token came within T tokens. `log_dist`
+    [*runs, Q, G, T, V]: log-probabilities of all tokens, if requested; undefined after the end
+    token.
     """
 
     tokens: Tensor
@@ -55,12 +58,12 @@ def sample(
     top_k: int | None = None,
     keep_log_dist: bool = False,
 ) -> Completions:
-    """Complete every prompt [*runs, Q, P] `group` times, at most `limit` tokens each. `noise` None:
-    greedy.
+    """Sample `group` completions of at most `limit` tokens for every prompt [*runs, Q, P].
 
-    The keys and values of a prompt are computed once and shared by its group, and so is every
-    beginning that completions have in common. Raises `CourseError` for tokens outside the
-    vocabulary, a sequence longer than the model's context, or weights that are not finite.
+    With `noise` None the decoding is greedy. The keys and values of a prompt are computed once for
+    its whole group, and those of a common prefix once for all completions that share it. Raises
+    `CourseError` for tokens outside the vocabulary, for a sequence longer than the model's context,
+    and for weights that are not finite.
     """
     check_sampling(temperature, top_k)
     _check_prompt(model, prompt, group, limit)
@@ -72,13 +75,13 @@ def sample(
 
     state, cache = prefill(model, prompt)  # one row for each prompt
     alive = torch.ones(shape, dtype=torch.bool, device=device)
-    # the row of `state` that each completion has come to, and the first member it began alike with
+    # each completion's row of `state`, and its twin: the first member with the same tokens so far
     row = torch.arange(prompts, device=device).unsqueeze(-1).expand(shape)
     twin = place = torch.zeros_like(row)
     member = torch.arange(group, device=device)
-    # the rows, over all steps, on the way to each prompt's distinct last tokens: [*runs, Q, M, t]
+    # for each of a prompt's M distinct prefixes, the rows of its t tokens: [*runs, Q, M, t]
     path = torch.zeros(*prompt.shape[:-1], 1, 0, dtype=torch.long, device=device)
-    own: list[Tensor] = []  # keys and values of all rows so far, of each layer
+    own: list[Tensor] = []  # for each layer, the keys and values of all rows so far
     columns = []
     for step in range(limit):
         of_rows = next_token_log_dist(model.logits(state), temperature, top_k)
@@ -94,7 +97,7 @@ def sample(
         alive = alive & (token != END)
         if step + 1 == limit or not bool(alive.any()):
             continue
-        # completions that are alike up to here go on from one state: M nodes for each prompt
+        # completions with the same tokens so far continue from one state: M nodes for each prompt
         twin = twins(twin, token)
         nodes = Nodes.of(alive & (twin == member))
         came_from = place.gather(-1, nodes.where)  # [*runs, Q, M]
@@ -129,17 +132,17 @@ def _check_prompt(model: Transformer, prompt: Tensor, group: int, limit: int) ->
 
 
 def draw(log_dist: Tensor, uniform: Tensor) -> Tensor:
-    """One token each, by inverting the distribution function: log-probabilities [..., V], uniform
-    numbers on [0, 1] [...] → [...].
+    """Draw one token from each distribution by inverting its cumulative distribution function.
 
-    A token of probability 0 is never drawn, also where the uniform number is 0 or 1.
+    Log-probabilities [..., V] and uniform numbers [...] on [0, 1] → tokens [...]. A token of
+    probability 0 is never drawn, even if the uniform number is 0 or 1.
     """
     probability = log_dist.exp()
     up_to = torch.where(probability > 0, probability.cumsum(-1), 0.0)
     total = up_to.amax(-1, keepdim=True)  # 1 up to rounding
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniform.unsqueeze(-1) * total, below_total)
-    return (up_to > threshold).int().argmax(-1)  # the first one beyond
+    return (up_to > threshold).int().argmax(-1)  # the first token whose cumulative sum exceeds it
 
 
 __all__ = ["Completions", "check_sampling", "draw", "sample"]

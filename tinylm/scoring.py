@@ -1,8 +1,7 @@
-"""What a model says of given completions: states, distributions, log-probabilities, by the quick
-path.
+"""Scoring given completions with the fast forward pass: log-probabilities, distributions, values.
 
-prompt [*runs, Q, P], tokens [*runs, Q, G, T] (PAD after the end). `Transformer.log_probs` says the
-same, sequence by sequence.
+Everywhere `prompt` is [*runs, Q, P] and `tokens` [*runs, Q, G, T], PAD after the end token.
+`Transformer.log_probs` computes the same numbers one sequence at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tinylm.tasks import PAD
 def log_probs(
     model: Transformer, prompt: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """log π of the completions' tokens [*runs, Q, G, T] in nats, 0 at padding."""
+    """log π of each token of the completions, [*runs, Q, G, T], in nats; 0 at padding."""
     log_dist = log_dists(model, prompt, tokens, temperature=temperature)
     return chosen_log_probs(log_dist, tokens, tokens != PAD)
 
@@ -27,9 +26,9 @@ def log_probs(
 def log_dists(
     model: Transformer, prompt: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probabilities of every token, before each token of the completions: [*runs, Q, G, T, V].
+    """The next-token distribution at each position of the completions, [*runs, Q, G, T, V].
 
-    Undefined after the end of a completion.
+    Log-probabilities in nats; undefined after the end token.
     """
     packed, before = pack(prompt, tokens, merge=not model.compiled)
     log_dist = next_token_log_dist(model.logits(hidden(model, packed)), temperature)
@@ -39,10 +38,9 @@ def log_dists(
 def log_dists_and_values(
     model: Transformer, prompt: Tensor, tokens: Tensor, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`log_dists`, and the value head's value of the state before each token [*runs, Q, G, T], from
-    one pass.
+    """`log_dists` and `values` [*runs, Q, G, T] from one forward pass, for a shared trunk.
 
-    Both are undefined after the end of a completion.
+    Both are undefined after the end token.
     """
     packed, before = pack(prompt, tokens, merge=not model.compiled)
     states = hidden(model, packed)
@@ -52,36 +50,36 @@ def log_dists_and_values(
 
 
 def states_before(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The model's final hidden state before each token of the completions: [*runs, Q, G, T, d].
+    """The final hidden state before each token of the completions, [*runs, Q, G, T, d].
 
-    Undefined after the end of a completion.
+    Undefined after the end token.
     """
     packed, before = pack(prompt, tokens, merge=not model.compiled)
     return look_up(hidden(model, packed), before)
 
 
 def values(model: Transformer, prompt: Tensor, tokens: Tensor) -> Tensor:
-    """The value head's value of the state before each token of the completions: [*runs, Q, G, T].
+    """The value head's estimate of the state before each token, [*runs, Q, G, T].
 
-    Undefined after the end of a completion.
+    Undefined after the end token.
     """
     return model.values(states_before(model, prompt, tokens))
 
 
 def chosen_log_probs(log_dist: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Of every token's log-probabilities those of the tokens that were chosen, 0 where the mask is
-    False: [..., T, V], [..., T], [..., T] → [..., T].
+    """The log-probabilities of the sampled tokens, 0 where the mask is False.
+
+    `log_dist` [..., T, V], `tokens` [..., T] and `mask` [..., T] → [..., T].
     """
     safe = torch.where(mask, tokens, 0)
     return torch.where(mask, log_dist.gather(-1, safe.unsqueeze(-1)).squeeze(-1), 0.0)
 
 
 def rounds_coarsely(model: Transformer) -> bool:
-    """Whether products are rounded to less than float32 here and now: in bfloat16 under autocast,
-    say.
+    """Whether matrix products are currently less precise than float32, as under bfloat16 autocast.
 
-    Two passes over the same tokens, with a cache and without, then differ by up to a hundredth of a
-    nat, where GSPO clips at 3e-4. In float32 they differ by about 1e-6.
+    Decoding with a cache and scoring without one then give log-probabilities that differ by up to
+    0.01 nats, while GSPO clips at 3e-4. In float32 they differ by about 1e-6.
     """
     dtype, kind = model.weights["head"].dtype, model.weights["head"].device.type
     autocast = torch.is_autocast_enabled(kind)

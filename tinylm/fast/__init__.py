@@ -1,1 +1,1 @@
-"""The quick path of the transformer, proved equal to the plain one."""
+"""The fast forward pass of the transformer. Tests check that it equals `tinylm.model`."""

@@ -1,5 +1,7 @@
-"""One more token after a cache: what sampling computes. Keys and values of a prompt are computed
-once for its group, and those of a beginning once for all completions that share it.
+"""Decoding one token at a time from cached keys and values, as sampling does.
+
+The keys and values of a prompt are computed once for its group, and those of a common prefix once
+for all completions that share it.
 """
 
 from __future__ import annotations
@@ -18,16 +20,14 @@ from tinylm.model import Transformer
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of the prompts, one pair for each layer: each [*runs, Q, H, P, d/H]."""
+    """The prompts' keys and values, one pair for each layer, each [*runs, Q, H, P, d/H]."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
 
 def prefill(model: Transformer, prompt: Tensor) -> tuple[Tensor, Cache]:
-    """Prompts [*runs, Q, P] → the hidden state of their last token [*runs, Q, d], and the cache of
-    all of them.
-    """
+    """Prompts [*runs, Q, P] → the hidden state of the last token [*runs, Q, d], and the cache."""
     state, keys, values = forward.blocks(model, sequences(prompt, 1))
     return state, Cache(tuple(keys), tuple(values))
 
@@ -40,14 +40,13 @@ def extend(
     prompt: Cache,
     own: Sequence[Tensor] = (),
 ) -> tuple[Tensor, list[Tensor]]:
-    """One more token of every completion: it sees its prompt and its own tokens before it.
+    """Add one token to every completion; it attends to its prompt and its completion so far.
 
-    Distinct ones are computed once.
-
-    `token` [*runs, N]; `path` [*runs, Q, M, t] are the rows on the way to the M last tokens of each
-    prompt's completions, counted over all steps so far, and `first` [*runs, N] says which of these
-    each new row is, counted q·M + m. Returns the new rows' hidden states [*runs, N, d], and for
-    each layer keys and values of all rows so far, [*runs, rows, 2d], the next step's `own`.
+    Completions with the same tokens so far share one row. `token` [*runs, N] holds the new rows'
+    tokens. `path` [*runs, Q, M, t] holds, for each of a prompt's M distinct prefixes, the row
+    numbers of its t tokens, counted over all steps. `first` [*runs, N] says which prefix each new
+    row ends, counted as q·M + m. Returns the new rows' hidden states [*runs, N, d] and, for each
+    layer, the keys and values of all rows so far [*runs, rows, 2d]: `own` of the next step.
     """
     count = model.settings.heads
     size = model.settings.width // count
@@ -61,17 +60,18 @@ def extend(
         q, k, v = forward.heads(model, parts, position)  # each [*runs, N, H, 1, d/H]
         rows = torch.cat([k, v], -3).flatten(-3)  # [*runs, N, 2d]
         kept.append(torch.cat([own[i], rows], -2) if own else rows)
-        # what each last token sees of its own completion, [*runs, Q, M, t, H, d/H], and asks
+        # keys and values of each prefix's own tokens [*runs, Q, M, t, H, d/H], and the last query
         on_path = look_up(kept[-1], path).unflatten(-1, (2, count, size))
         k, v = on_path.unbind(-3)
         q = look_up(q.flatten(-3), path[..., -1] - before)
         q = q.unflatten(-1, (count, size))  # [*runs, Q, M, H, d/H]
-        # how much it wants of the prompt, [*runs, Q, H, P, M], and of its own, [*runs, Q, H, t, M]
+        # attention scores on the prompt [*runs, Q, H, P, M] and on its own tokens
+        # [*runs, Q, H, t, M]
         of_prompt = prompt.keys[i] @ q.movedim(-3, -1)
         of_own = (k * q.unsqueeze(-3)).sum(-1).movedim(-3, -1).transpose(-2, -3)
         shares = torch.softmax(torch.cat([of_prompt, of_own], -2), -2)
         on_prompt, on_own = shares.tensor_split([of_prompt.shape[-2]], -2)
-        # what it collects, heads side by side: [*runs, Q, M, d]
+        # attention's output with the heads concatenated: [*runs, Q, M, d]
         mixed = forward.side_by_side(on_prompt.mT @ prompt.values[i])
         on_own = on_own.transpose(-2, -3).movedim(-1, -3).unsqueeze(-1)  # [*runs, Q, M, t, H, 1]
         mixed = mixed + (on_own * v).sum(-3).flatten(-2)

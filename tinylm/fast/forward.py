@@ -1,9 +1,9 @@
-"""The transformer of `tinylm.model` over packed rows: one row for every token that differs from
-the others or follows other ones (see `packing.py`), so that a linear layer is one (batched)
-product.
+"""The forward pass of `tinylm.model` over packed rows, with every common prefix computed once.
 
-Attention is explicit: the fused kernel is slower at this size, and has no second derivative on the
-CPU, which TRPO needs. Shapes: N rows, B sequences of L places that the rows fill, H heads.
+There is one row for each distinct prefix (see `packing.py`), so a linear layer is one (batched)
+matrix product. Attention is explicit, because the fused kernel is slower at this size and has no
+second derivative on the CPU, which TRPO needs. Shapes: N rows, which fill B sequences of L places;
+H heads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinylm.tasks import VOCABULARY
 
 
 def hidden(model: Transformer, packed: Packed) -> Tensor:
-    """Final hidden states [*runs, n, d] of the n rows that are read."""
+    """The final hidden states [*runs, n, d] of the n rows whose states are read."""
     return (_compiled() if model.compiled else _hidden)(model, packed)
 
 
@@ -35,12 +35,13 @@ def _compiled() -> Callable[[Transformer, Packed], Tensor]:
 
 
 def blocks(model: Transformer, packed: Packed) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Final hidden states [*runs, n, d] of the rows that are read; keys and values of all places,
-    one pair for each layer, each [*runs, B, H, L, d/H].
+    """The final hidden states [*runs, n, d] of the rows that are read, and all keys and values.
+
+    Keys and values come as one pair for each layer, each [*runs, B, H, L, d/H].
     """
     x = embed(model, packed.tokens, packed.positions)  # [*runs, N, d]
     hide = torch.zeros(packed.mask.shape, dtype=x.dtype, device=x.device)
-    hide = hide.masked_fill(~packed.mask, -torch.inf).unsqueeze(-3)  # for all heads
+    hide = hide.masked_fill(~packed.mask, -torch.inf).unsqueeze(-3)  # [..., 1, L, L] for all heads
     last = model.settings.layers - 1
     keys, values = [], []
     for i in range(model.settings.layers):
@@ -50,14 +51,14 @@ def blocks(model: Transformer, packed: Packed) -> tuple[Tensor, list[Tensor], li
         keys.append(k)
         values.append(v)
         mixed = torch.softmax(q @ k.transpose(-1, -2) + hide, -1) @ v
-        # places → rows; after the last attention only rows that are read go on
+        # places → rows; after the last attention only the rows that are read are needed
         start = packed.unread if i == last else 0
         x = rest_of_block(model, i, x[..., start:, :], packed.collect(side_by_side(mixed), start))
     return norm(x), keys, values
 
 
 def embed(model: Transformer, tokens: Tensor, positions: Tensor) -> Tensor:
-    """tokens [*runs, N] at positions [N] or [*runs, N] → [*runs, N, d]."""
+    """Embed tokens [*runs, N] at positions [N] or [*runs, N] → [*runs, N, d]."""
     x = look_up(model.weights["embedding"], tokens)
     if model.settings.rotary:
         return x
@@ -65,8 +66,9 @@ def embed(model: Transformer, tokens: Tensor, positions: Tensor) -> Tensor:
 
 
 def apply_weight(model: Transformer, name: str, x: Tensor) -> Tensor:
-    """x [*runs, ..., n] times the weight [*runs, n, m] of that name → [*runs, ..., m], one product
-    for each run.
+    """Multiply x [*runs, ..., n] by the named weight [*runs, n, m] → [*runs, ..., m].
+
+    It is one matrix product for each run.
     """
     weight, runs = model.weights[name], len(model.runs)
     if not runs:
@@ -75,8 +77,10 @@ def apply_weight(model: Transformer, name: str, x: Tensor) -> Tensor:
 
 
 def heads(model: Transformer, parts: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [*runs, B, L, 3d] at positions [L] or [*runs, B, L] → each [*runs,
-    B, H, L, d/H], queries scaled.
+    """Split [*runs, B, L, 3d] into queries, keys and values, each [*runs, B, H, L, d/H].
+
+    `positions` [L] or [*runs, B, L] are for rotary embeddings. The queries are already divided by
+    √(d/H).
     """
     count = model.settings.heads
     size = model.settings.width // count
@@ -88,23 +92,22 @@ def heads(model: Transformer, parts: Tensor, positions: Tensor) -> tuple[Tensor,
 
 
 def side_by_side(mixed: Tensor) -> Tensor:
-    """The heads' results [*runs, B, H, L, d/H] → [*runs, B, L, d]."""
+    """Concatenate the heads' results [*runs, B, H, L, d/H] → [*runs, B, L, d]."""
     return mixed.transpose(-2, -3).flatten(-2)
 
 
 def rest_of_block(model: Transformer, layer: int, x: Tensor, mixed: Tensor) -> Tensor:
-    """Rows x [*runs, N, d] and what their attention collected → the block's output, same shape."""
+    """Rows x and their attention outputs `mixed`, both [*runs, N, d] → the block's output."""
     x = x + apply_weight(model, f"{layer}.out", mixed)
     inner = torch.relu_(apply_weight(model, f"{layer}.up", norm(x)))
     return x + apply_weight(model, f"{layer}.down", inner)
 
 
 def flops_per_token(settings: ModelSettings, length: int, *, read: bool = True) -> float:
-    """Multiply-adds × 2 of one token's forward pass in a sequence of `length`: matrices, and
-    attention to what it sees.
+    """Floating-point operations of one token's forward pass, with attention to `length` tokens.
 
-    `read` False: of a token whose final state nobody reads, which ends at the last block's keys and
-    values.
+    A multiply-add counts as 2. `read` False is for a token whose final state is not read: its pass
+    ends with the keys and values of the last block.
     """
     d, h = settings.width, settings.hidden
     matrices = settings.layers * (4 * d * d + 2 * d * h) + d * VOCABULARY

@@ -1,4 +1,4 @@
-"""RMSNorm with its gradient written out: half the time of torch's own on a CPU."""
+"""RMSNorm with an explicit gradient, which takes half the time of autograd's on a CPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def norm(x: Tensor) -> Tensor:
-    """`tinylm.model.norm`, the same numbers: x [..., d] / √(mean x² + ε)."""
+    """The same numbers as `tinylm.model.norm`: x [..., d] / √(mean x² + ε)."""
     return _RMSNorm.apply(x)[0]  # type: ignore[no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):
     """y = s·x with s = 1/√(mean x² + ε); its gradient is s·(g − y·mean(g·y)).
 
-    s is an output, too, so that the gradient has a gradient (TRPO's products with the Fisher
-    matrix).
+    s is a second output so that the gradient can itself be differentiated, which TRPO needs for its
+    products with the Fisher matrix.
     """
 
     @staticmethod
@@ -30,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_scale: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
-        # g_scale is 0 except where a gradient is differentiated: ds/dx = −s²·y/d
+        # g_scale is not 0 only when a gradient is differentiated: ds/dx = −s²·y/d
         along = (g * y).sum(-1, keepdim=True) + g_scale * scale
         return torch.addcmul(g, y, along, value=-1 / y.shape[-1]).mul_(scale)
 

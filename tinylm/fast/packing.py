@@ -1,9 +1,9 @@
-"""Which tokens one pass computes: what completions of a prompt share, the prompt and every common
-beginning, is computed once.
+"""Packing completions so that the prompt and every common prefix are computed only once.
 
-G completions of a prompt are a tree. Its trunk is the prompt, and two completions part where their
-tokens first differ. Packed as one sequence under a mask, every token of the tree is there once
-and sees those on its way from the root. (Two prompts are two trees, also where they are equal.)
+The G completions of a prompt form a tree. Its trunk is the prompt, and two completions branch where
+their tokens first differ. The tree is packed as one sequence with an attention mask: every node
+appears once and attends to the nodes on its path from the root. Each prompt has its own tree, even
+if two prompts are equal.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from tinylm.tasks import PAD, VOCABULARY
 class Packed:
     """B sequences of L places each, and the N rows that are computed to fill them.
 
-    `tokens` [*runs, N] and `positions` [N] or [*runs, N] of the rows; the first `unread` of them
-    are seen by others and their final states are read by nobody. `places` [L] or [*runs, B, L] are
-    positions, `mask` [L, L] or [*runs, B, L, L] (bool) says which place sees which. `row` [*runs,
-    B, L] is the row that fills a place, and `first` [*runs, N] the place of a row, counted b·L + l;
-    sequences of different length are filled up with places that nobody sees. Both are None where
-    every place is a row of its own, place by place: row l·B + b.
+    `tokens` [*runs, N] and `positions` [N] or [*runs, N] belong to the rows. The final states of
+    the first `unread` rows are not read; other rows only attend to them. `places` [L] or
+    [*runs, B, L] are the positions of the places. `mask` [L, L] or [*runs, B, L, L] (bool) says
+    which place attends to which. `row` [*runs, B, L] is the row that fills each place, and `first`
+    [*runs, N] the place of each row, counted as b·L + l. Shorter sequences are padded with places
+    that no row attends to. `row` and `first` are None if every place has a row of its own: row l·B
+    + b.
     """
 
     tokens: Tensor
@@ -45,16 +46,14 @@ class Packed:
         return rows.unflatten(-2, (self.places.shape[-1], -1)).transpose(-2, -3)
 
     def collect(self, places: Tensor, start: int = 0) -> Tensor:
-        """Places [*runs, B, L, c] → rows from number `start` on [*runs, N − start, c]."""
+        """Places [*runs, B, L, c] → the rows from number `start` on, [*runs, N − start, c]."""
         if self.first is not None:
             return look_up(places.flatten(-3, -2), self.first[..., start:])
         return places.transpose(-2, -3).flatten(-3, -2)[..., start:, :]
 
 
 def sequences(tokens: Tensor, read: int) -> Packed:
-    """Sequences [*runs, B, L] by themselves, each token seeing those before it; the states of the
-    last `read` tokens are asked for.
-    """
+    """Independent causal sequences [*runs, B, L]; only the last `read` tokens' states are read."""
     rows, length = tokens.shape[-2:]
     places = torch.arange(length, device=tokens.device)
     mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
@@ -63,14 +62,13 @@ def sequences(tokens: Tensor, read: int) -> Packed:
 
 
 def pack(prompt: Tensor, tokens: Tensor, *, merge: bool = True) -> tuple[Packed, Tensor]:
-    """Prompts [*runs, Q, P] and their completions [*runs, Q, G, T] → what to compute, and `before`
-    [*runs, Q, G, T].
+    """Prompts [*runs, Q, P] and completions [*runs, Q, G, T] → the packed rows, and `before`.
 
-    `before` is the row, counted from the first one that is read, whose state comes before each
-    token: what the token is drawn from; undefined before padding. Nothing is computed for the last
-    of the T tokens, after which nothing is drawn, and where beginnings are merged,
-    nothing for padding. `merge` False gives every completion a branch of its own, padding included,
-    so that shapes do not depend on what was sampled (for compiled programs); so does G = 1.
+    `before` [*runs, Q, G, T] is the row whose state predicts each token, counted from the first row
+    that is read; it is undefined before padding. The last of the T tokens gets no row, because
+    nothing is drawn after it. With `merge`, padding gets no row either. `merge` False gives every
+    completion a branch of its own, padding included, so that the shapes do not depend on what was
+    sampled, as compiled programs need. With G = 1 there is nothing to merge.
     """
     return (
         _merged(prompt, tokens)
@@ -80,7 +78,7 @@ def pack(prompt: Tensor, tokens: Tensor, *, merge: bool = True) -> tuple[Packed,
 
 
 def _unmerged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
-    """The trunk and G branches that have nothing else in common."""
+    """Pack the prompt as the trunk, with one separate branch for each of the G completions."""
     (prompts, width), (group, limit) = prompt.shape[-2:], tokens.shape[-2:]
     steps = group * (limit - 1)
     places, mask = tree(width, group, limit - 1, prompt.device)
@@ -108,11 +106,10 @@ def _unmerged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
 def tree(
     prompt: int, group: int, tokens: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Positions [L] and mask [L, L] of one prompt and G completions packed as one sequence, L =
-    prompt + G·tokens.
+    """Positions [L] and mask [L, L] of a prompt and G completions packed as one sequence.
 
-    Every completion sees the prompt and itself, and its positions count on from the prompt's end,
-    as if it stood alone.
+    L = prompt + G·tokens. Every completion attends to the prompt and to itself, and its positions
+    continue from the end of the prompt, as if it were the only completion.
     """
     row = torch.arange(prompt + group * tokens, device=device)
     behind = row >= prompt
@@ -125,9 +122,9 @@ def tree(
 
 
 def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
-    """The tree whose branches part where tokens first differ.
+    """Pack the tree whose branches separate where the tokens first differ.
 
-    Node (g, t) represents all members that are alike up to token t.
+    Node (g, t) represents all members with the same tokens up to t, of which g is the first.
     """
     (prompts, width), (group, limit) = prompt.shape[-2:], tokens.shape[-2:]
     device, runs, steps = prompt.device, prompt.shape[:-2], limit - 1
@@ -137,22 +134,20 @@ def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
         twin = twins(twin, inputs[..., step])
         alike.append(twin)
     same = torch.stack(alike, -1)  # [*runs, Q, G, T − 1]
-    goes_on = (
-        torch.zeros_like(same).scatter_reduce(-2, same, asked.long(), "amax") > 0
-    )  # some member that is alike up to here does
+    # True for a node if at least one of the members it represents continues after step t
+    goes_on = torch.zeros_like(same).scatter_reduce(-2, same, asked.long(), "amax") > 0
     lead = goes_on & (same == torch.arange(group, device=device).unsqueeze(-1))
-    same = same * steps + torch.arange(
-        steps, device=device
-    )  # from here on as a node's number, g·(T − 1) + t
+    # from here on `same` holds node numbers g·(T − 1) + t
+    same = same * steps + torch.arange(steps, device=device)
     nodes = Nodes.of(lead.flatten(-2))
     member, step_of = nodes.where // steps, nodes.where % steps  # [*runs, Q, M]
-    # a node sees those that stand for its member at their own step, if that is not later
+    # a node attends to the nodes that represent its member at the same step or earlier
     stands = same.flatten(-2).gather(
         -1, (member.unsqueeze(-1) * steps + step_of.unsqueeze(-2)).flatten(-2)
     )
     seen = stands.unflatten(-1, (step_of.shape[-1], -1)) == nodes.where.unsqueeze(-2)
     seen &= (step_of.unsqueeze(-2) <= step_of.unsqueeze(-1)) & nodes.used.unsqueeze(-2)
-    length = width + step_of.shape[-1]
+    length = width + step_of.shape[-1]  # P places of the prompt, then M of the nodes
     mask = (
         torch.ones(length, length, dtype=torch.bool, device=device)
         .tril()
@@ -168,8 +163,9 @@ def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
     place = torch.cat([trunk.expand(*runs, prompts, -1), width + step_of], -1)
 
     def in_order(trunk: Tensor, branches: Tensor) -> Tensor:
-        """The trunk's place by place, then the nodes': [*runs or (), Q, P] and [*runs or (), Q, M]
-        → [*runs, N].
+        """One entry per row: the trunk's by position, then the nodes'.
+
+        [*runs or (), Q, P] and [*runs or (), Q, M] → [*runs, N].
         """
         return torch.cat(
             [
@@ -195,12 +191,13 @@ def _merged(prompt: Tensor, tokens: Tensor) -> tuple[Packed, Tensor]:
 
 @dataclass(frozen=True)
 class Nodes:
-    """What is computed of each group, numbered twice: M places for each prompt, as many as the
-    largest needs, and N rows in all.
+    """The marked candidates of each group, numbered twice: by place in the group and by row.
 
-    `place` [*runs, Q, S] of everything that is marked; `where` [*runs, Q, M] it stands, `used`
-    [*runs, Q, M], and its row `number` [*runs, Q, M]; `first` [*runs, N] the place of each row,
-    counted q·M + m. N is that of the run with most; others repeat a row that nobody reads.
+    Each prompt has S candidates and M places, where M is the largest count of any prompt. There are
+    N rows in all. `place` [*runs, Q, S] is each marked candidate's place. For each place, `where`
+    [*runs, Q, M] is its candidate, `used` says whether it has one, and `number` is its row. `first`
+    [*runs, N] is the place of each row, counted as q·M + m. N belongs to the run with the most
+    rows; the other runs repeat a row that is not read.
     """
 
     place: Tensor
@@ -211,20 +208,18 @@ class Nodes:
 
     @classmethod
     def of(cls, lead: Tensor) -> Self:
-        """From the marks [*runs, Q, S]."""
+        """Number the candidates that are marked True in `lead` [*runs, Q, S]."""
         place, where = _numbered(lead)
         used = torch.arange(where.shape[-1], device=lead.device) < lead.sum(-1, keepdim=True)
         number, first = _numbered(used.flatten(-2))
         return cls(place, where, used, number.unflatten(-1, used.shape[-2:]), first)
 
     def places(self, stands: Tensor) -> Tensor:
-        """The places of what was marked, by where it stands: `stands` [*runs, Q, ...] from 0 to S −
-        1 → the same shape.
-        """
+        """The places of marked candidates `stands` [*runs, Q, ...], 0 to S − 1 → the same shape."""
         return self._read(self.place, stands)
 
     def rows(self, stands: Tensor) -> Tensor:
-        """Their rows, as `places`."""
+        """The rows of marked candidates `stands` [*runs, Q, ...], 0 to S − 1 → the same shape."""
         return self._read(self.number, self.places(stands))
 
     def _read(self, table: Tensor, index: Tensor) -> Tensor:
@@ -232,8 +227,9 @@ class Nodes:
 
 
 def twins(twin: Tensor, token: Tensor) -> Tensor:
-    """For each member of a group the first one that begins with the same tokens: from what it was
-    up to here [..., G], and the next token [..., G] → [..., G].
+    """For each member of a group, the first member that has the same tokens so far.
+
+    The twins one step earlier [..., G] and the next token [..., G] → the twins now [..., G].
     """
     group = token.shape[-1]
     key = twin * VOCABULARY + token
@@ -243,11 +239,10 @@ def twins(twin: Tensor, token: Tensor) -> Tensor:
 
 
 def _numbered(lead: Tensor) -> tuple[Tensor, Tensor]:
-    """What is marked [..., S] counted along the last axis: the number of each [..., S], and where
-    each number is [..., N].
+    """Number the True entries of `lead` [..., S] along the last axis.
 
-    N is the largest count, at least 1. The number of what is not marked is undefined; shorter
-    rows end in zeros.
+    Returns each entry's number [..., S], undefined for a False entry, and the entry of each number
+    [..., N]. N is the largest count, at least 1; rows with fewer entries end in zeros.
     """
     number = lead.cumsum(-1) - 1
     count = max(1, int(number[..., -1].max()) + 1)
@@ -260,9 +255,9 @@ def _numbered(lead: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of each run's table [*runs, N, c] by their numbers [*runs, ...] → [*runs, ..., c].
+    """Read rows of each run's table [*runs, N, c] at `index` [*runs, ...] → [*runs, ..., c].
 
-    The gradient adds up rows that were read several times in one fixed order, whatever the number
+    The gradient of a row that is read several times is summed in a fixed order, whatever the number
     of threads.
     """
     runs = table.shape[:-2]
