@@ -11,17 +11,12 @@ from typing import Protocol
 from course.parts import (
     KL,
     Aggregation,
-    AllSamples,
     Baseline,
     Credit,
-    NoBaseline,
-    NoKL,
     RatioLevel,
     SampleFilter,
     Scale,
     Surrogate,
-    TokenRatio,
-    TotalReturn,
 )
 from course.parts.base import number
 
@@ -72,21 +67,21 @@ def latex(objective: Objective, changed: Collection[str] = (), colour: str | Non
         lines.append(rf"&{show('ratio', objective.ratio.latex)}")
     if objective.kl.in_reward:
         lines.append(rf"r_{{i,t}}&\leftarrow r_{{i,t}}-{show('kl', objective.kl.latex)}")
-    if not isinstance(objective.sample_filter, AllSamples) or "sample_filter" in coloured:
+    if not objective.sample_filter.implied or "sample_filter" in coloured:
         lines.append(rf"&i:\;{show('sample_filter', objective.sample_filter.latex)}")
     return r"\begin{aligned}" + r"\\ ".join(lines) + r"\end{aligned}"
 
 
 def _returned(objective: Objective) -> str:
     """The return that the advantage starts from: one per sample, or one per token."""
-    return "R_i" if isinstance(objective.credit, TotalReturn) else "R_{i,t}"
+    return "R_i" if objective.credit.implied else "R_{i,t}"
 
 
 def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str:
     """What is summed over tokens, in brackets where it has more than one term."""
     surrogate = show("surrogate", objective.surrogate.latex)
     terms = surrogate
-    if not isinstance(objective.kl, NoKL):
+    if not objective.kl.implied:
         place = show("kl", objective.kl.latex)
         terms += "" if objective.kl.in_reward else rf"-{place}"
     elif "kl" in coloured:
@@ -103,7 +98,7 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
 def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> str:
     """The line that says what A is."""
     numerator = _returned(objective)
-    if not isinstance(objective.baseline, NoBaseline) or "baseline" in coloured:
+    if not objective.baseline.implied or "baseline" in coloured:
         numerator += "-" + show("baseline", objective.baseline.latex)
     scaled = objective.scale.wrap(numerator)
     scaled = show("scale", scaled) if "scale" in coloured else scaled
@@ -113,22 +108,22 @@ def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> s
 def text(objective: Objective) -> str:
     """The objective on one line, for a terminal."""
     terms = objective.surrogate.text
-    if not isinstance(objective.kl, NoKL) and not objective.kl.in_reward:
+    if not objective.kl.implied and not objective.kl.in_reward:
         terms += f" − {objective.kl.text}"
     if objective.entropy_coef:
         terms += f" + {objective.entropy_coef:g}·H"
     if objective.value_coef:
         terms += f" − {objective.value_coef:g}·½(V − R)²"
-    plain = isinstance(objective.baseline, NoBaseline)
+    plain = objective.baseline.implied
     numerator = "R" if plain else f"R − {objective.baseline.text}"
     advantage = objective.scale.wrap_text(numerator)
     line = f"{objective.aggregation.text} [{terms}],  A = {advantage}"
-    if not isinstance(objective.credit, TotalReturn):
+    if not objective.credit.implied:
         line += f",  {objective.credit.text}"
-    if objective.uses_ratio and not isinstance(objective.ratio, TokenRatio):
+    if objective.uses_ratio and not objective.ratio.implied:
         line += f",  {objective.ratio.text}"
     if objective.kl.in_reward:
         line += f",  r ← r − {objective.kl.text}"
-    if not isinstance(objective.sample_filter, AllSamples):
+    if not objective.sample_filter.implied:
         line += f",  {objective.sample_filter.text}"
     return line

@@ -13,7 +13,7 @@ from course.errors import Clash, CourseError
 
 Scope = Literal["token", "sample", "group", "batch"]
 
-DECLARED = ("scope", "reads")
+DECLARED = ("scope", "reads", "implied")
 # names that a class may redefine without changing what it computes
 HARMLESS = (
     *DECLARED, "needs", "policy_needs", "uses_ratio", "check", "clash",
@@ -46,8 +46,11 @@ class Declares:
     result for every sample follows from what it reads. An aggregation's mask is the one that the
     filter left.
 
-    The defaults are "batch" and None: everything may be used. A class that overrides a computation
-    without declaring again gets these defaults, whatever its parent declared. Both may be
+    `implied` True means that an equation leaves the part out, since it is the usual case: no
+    baseline, no KL, all samples, the return of the whole sample, a ratio per token.
+
+    The defaults are "batch", None and False: everything may be used, and the part is named. A class that overrides a computation
+    without declaring again gets these defaults, whatever its parent declared. All may be
     properties that use the fields. `course.exact` relies on them to enumerate prompts separately
     and to merge equivalent outcomes. tests/course/test_scope.py checks each declaration by changing
     what the part should not see.
@@ -62,6 +65,11 @@ class Declares:
     def reads(self) -> tuple[str, ...] | None:
         """What is used of other samples; None means anything. See the class."""
         return None
+
+    @property
+    def implied(self) -> bool:
+        """Whether an equation leaves it out; see the class."""
+        return False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

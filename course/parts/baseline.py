@@ -100,7 +100,7 @@ def need_group(part: Part, returns: Tensor) -> None:
 class NoBaseline(Baseline):
     """b = 0 (Williams 1992)."""
 
-    scope = "token"
+    scope, implied = "token", True
     plain = "0"
     symbol = "0"
 

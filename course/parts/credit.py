@@ -99,7 +99,7 @@ class TotalReturn(Credit):
     It equals `RewardToGo()` if the only reward is on the last token.
     """
 
-    scope = "sample"
+    scope, implied = "sample", True
     symbol = r"R_i=\sum_{t} r_{i,t}"
     plain = "R = Σ_t r"
 

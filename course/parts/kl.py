@@ -340,7 +340,7 @@ class KL(Part):
 class NoKL(KL):
     """No penalty."""
 
-    scope = "token"
+    scope, implied = "token", True
     beta: float | AdaptiveBeta = 0.0
     symbol = "0"
     plain = "0"

@@ -89,7 +89,7 @@ class _SequenceLevel(RatioLevel):
 class TokenRatio(RatioLevel):
     """ρ_t = π(o_t)/π_old(o_t), one ratio per token (PPO on tokens; Shao et al. 2024, eq. 3)."""
 
-    scope = "token"
+    scope, implied = "token", True
     symbol = r"\rho_{i,t}=\frac{\pi_\theta(o_{i,t})}{\pi_{\text{old}}(o_{i,t})}"
     plain = "ρ = π/π_old per token"
 

@@ -30,7 +30,7 @@ class SampleFilter(Part):
 class AllSamples(SampleFilter):
     """Every sample counts."""
 
-    scope = "token"
+    scope, implied = "token", True
     plain = "all"
     symbol = r"\text{all samples}"
 

@@ -22,6 +22,7 @@ from course.parts import (
     GAE,
     K1,
     K3,
+    AllSamples,
     Baseline,
     Clip,
     DropSilentGroups,
@@ -466,3 +467,33 @@ def test_everything_at_once_still_makes_an_equation() -> None:
     assert torch.isfinite(
         whole.freeze(make_rollout([[[1.0], [0.0]]], ref_log_prob=[[[-1.0]] * 2])).weight
     ).all()
+
+
+def test_a_part_of_ones_own_is_named_also_where_it_derives_from_one_that_is_implied() -> None:
+    """No baseline, no KL, every sample, whole returns and token ratios need no words; what only
+    descends from them does.
+    """
+
+    class Half(NoBaseline):
+        plain, symbol = "half", "h"
+
+        def __call__(self, returns: Tensor, rollout: Rollout) -> float:
+            return 0.5
+
+    class Best(AllSamples):
+        plain, symbol = "only the best", "best"
+
+        def __call__(self, rollout: Rollout) -> Tensor:  # type: ignore[override]
+            return rollout.total_reward > 0
+
+    class Renamed(NoBaseline):
+        plain, symbol = "nothing", "n"
+
+    first = Estimator()
+    same = Estimator(baseline=Renamed())
+    assert (same.text(), same.latex()) == (first.text(), first.latex())
+    own = Estimator(baseline=Half(), sample_filter=Best())
+    assert "A = R − half" in own.text()
+    assert own.text().endswith("only the best")
+    assert "R_i-h" in own.latex()
+    assert "best" in own.latex()
