@@ -92,7 +92,7 @@ class Bridge:
     float64, as they are now. `tokens` [K, T], `mask` [K, T], `truncated` [K], `reward` [K]. D is
     the number of the model's weights; a gradient is one vector [D], in the order of
     `model.parameters`. `limit` is T (default: the task's). Raises `CourseError` for several runs,
-    or more completions than can be listed.
+    weights that are no numbers, or more completions than can be listed.
     """
 
     def __init__(
@@ -114,6 +114,8 @@ class Bridge:
                 None if each is None else tuple(each.runs),
                 "(): one model",
             )
+            if each is not None:
+                each.check_finite(name)
         require(
             0 <= question < len(task.prompt),
             "question",
@@ -393,8 +395,10 @@ class Bridge:
         return found
 
     def _inner(self, rows: Tensor) -> Tensor:
-        """[r, K, T] → [r, r] inner products of the gradients Σ row · score."""
-        vectors = torch.stack([self.pull_back(row[None]) for row in rows])
+        """[r, K, T] → [r, r] inner products of the gradients Σ row · score; r may be 0."""
+        vectors = rows.new_zeros(len(rows), self.model.size)
+        for vector, row in zip(vectors, rows, strict=True):
+            vector.copy_(self.pull_back(row[None]))
         return vectors @ vectors.T
 
     # ------------------------------------------------------------------ scoring

@@ -24,7 +24,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require
+from course.errors import CourseError, require, require_flag, require_number
 from course.train.noise import Noise
 from tinylm.tasks import PAD, VOCABULARY
 
@@ -46,9 +46,10 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "hidden", "context"):
-            require(
-                getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a whole number > 0"
-            )
+            value, allowed = getattr(self, name), "a whole number > 0"
+            require_number(f"model.{name}", value, allowed, above=0, whole=True)
+        for name in ("rotary", "value"):
+            require_flag(f"model.{name}", getattr(self, name))
         require(
             self.width % (2 * self.heads) == 0,
             "model.width",

@@ -186,6 +186,13 @@ def test_a_snapshot_stays_where_it_was() -> None:
         ({"width": 0}, r"model\.width: got 0"),
         ({"layers": 0}, r"model\.layers"),
         ({"context": -1}, r"model\.context"),
+        ({"layers": 2.5}, r"model\.layers: got 2\.5; allowed is a whole number > 0"),
+        ({"heads": "8"}, r"model\.heads: got '8'"),
+        ({"hidden": True}, r"model\.hidden: got True"),
+        ({"width": None}, r"model\.width: got None"),
+        ({"context": float("inf")}, r"model\.context: got inf"),
+        ({"rotary": 1}, r"model\.rotary: got 1; allowed is True or False"),
+        ({"value": "yes"}, r"model\.value: got 'yes'"),
         ({"width": 20, "heads": 4}, r"model\.width: got 20; allowed is a multiple of 2·heads = 8"),
     ],
 )
