@@ -15,16 +15,7 @@ from bandits.environments import Environment
 from bandits.flow import expected_gradient
 from course.estimator import Estimator
 from course.exact import group_mean_factor, group_std_weight
-from course.parts import (
-    AllSamples,
-    ConstantLength,
-    GroupMean,
-    GroupStd,
-    NoScale,
-    SequenceMean,
-    SequenceSum,
-    TokenMean,
-)
+from course.parts import Aggregation, GroupMean, GroupStd, NoScale
 
 ANSWERS = ("right, short", "right, long", "wrong, short", "wrong, long")
 UNIFORM = torch.full((4,), 0.25, dtype=torch.float64).log()
@@ -43,47 +34,37 @@ def first_push(estimator: Estimator, lengths: tuple[int, int], group: int) -> Te
 
 def push_by_hand(estimator: Estimator, lengths: tuple[int, int], group: int) -> Tensor | None:
     """[4] the same in closed form: scale · ¼ · (r_a − ½) · weight(|o_a|); None for an estimator
-    with another baseline, scale, aggregation or filter than those below.
+    with another baseline or scale than those below, or with a filter.
 
     At the uniform policy an answer's length says nothing of its reward, so the mean weight of its
     length factors out. The scores' other part, −π, cancels: the four terms add up to 0. `scale` is
     w_G(½) or (G−1)/G.
     """
-    parts = (estimator.baseline, GroupMean), (estimator.sample_filter, AllSamples)
-    if not all(isinstance(part, kind) for part, kind in parts):
+    if type(estimator.baseline) is not GroupMean or not estimator.sample_filter.implied:
         return None
-    if isinstance(estimator.scale, GroupStd):
+    # the very class: what is derived from it may compute another scale
+    if type(estimator.scale) is GroupStd:
         scale = float(group_std_weight(0.5, group, estimator.scale.ddof, estimator.scale.eps))
-    elif isinstance(estimator.scale, NoScale):
+    elif type(estimator.scale) is NoScale:
         scale = group_mean_factor(group)
     else:
         return None
-    aggregation, tokens = estimator.aggregation, torch.tensor([*lengths, *lengths])
-    if isinstance(aggregation, SequenceMean):
-        weight = 1 / tokens.double()
-    elif isinstance(aggregation, ConstantLength):
-        weight = torch.ones(4, dtype=torch.float64) / (aggregation.length or lengths[1])
-    elif isinstance(aggregation, TokenMean):
-        weight = group * torch.tensor(
-            [mean_inverse_tokens(own, lengths, group) for own in tokens.tolist()],
-            dtype=torch.float64,
-        )
-    elif isinstance(aggregation, SequenceSum):
-        weight = torch.ones(4, dtype=torch.float64)
-    else:
-        return None
-    return scale * 0.25 * torch.tensor([0.5, 0.5, -0.5, -0.5], dtype=torch.float64) * weight
+    weight = [mean_weight(estimator.aggregation, own, lengths, group) for own in (*lengths,) * 2]
+    reward = torch.tensor([0.5, 0.5, -0.5, -0.5], dtype=torch.float64)
+    return scale * 0.25 * reward * torch.tensor(weight, dtype=torch.float64)
 
 
-def mean_inverse_tokens(own: int, lengths: tuple[int, int], group: int) -> float:
-    """E[1 / tokens of the group] for a sample of `own` tokens: of the others, each is long with
+def mean_weight(aggregation: Aggregation, own: int, lengths: tuple[int, int], group: int) -> float:
+    """G · E[w] of the first token of a sample of `own` tokens: of the others, each is long with
     probability ½.
     """
-    (short, long), others = lengths, group - 1
-    ways = [math.comb(others, count) / 2**others for count in range(others + 1)]
-    return sum(
-        way / (own + short * (others - count) + long * count) for count, way in enumerate(ways)
-    )
+    (short, long), others, total = lengths, group - 1, 0.0
+    for count in range(others + 1):  # of them are long
+        length = torch.tensor([own, *[short] * (others - count), *[long] * count])
+        mask = torch.arange(long) < length.unsqueeze(-1)  # [G, T]
+        weight = aggregation(mask.unsqueeze(0), long, torch.float64)  # [1, G, T]
+        total += math.comb(others, count) / 2**others * float(weight[0, 0, 0])
+    return group * total
 
 
 def read_off(path: Tensor) -> dict[str, Tensor]:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
 from bandits.ablations import length_bias as ablation
 from bandits.ablations.length_bias import Settings
-from bandits.theory.length_bias import first_push, mean_inverse_tokens, push_by_hand
+from bandits.theory.length_bias import first_push, mean_weight, push_by_hand
 from course import ladder
 from course.errors import CourseError
+from course.estimator import replace
 from course.lab.terminal import QUIET
+from course.parts import (
+    Aggregation,
+    ConstantLength,
+    NoScale,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+)
+from course.rollout import Rollout
 
 SMALL = Settings(group=3, steps=3)
 REWARD, LENGTH = (1, 1, 0, 0), (2, 8, 2, 8)
@@ -57,9 +69,37 @@ def test_the_first_push_is_the_sum_over_pairs(
     )  # the rungs' eps of 1e-6 beside a std of ½
 
 
-def test_mean_inverse_tokens_of_a_pair() -> None:
-    assert mean_inverse_tokens(2, (2, 8), 2) == pytest.approx((1 / 4 + 1 / 10) / 2)
-    assert mean_inverse_tokens(8, (2, 8), 2) == pytest.approx((1 / 10 + 1 / 16) / 2)
+def test_the_mean_weight_of_a_pair_by_hand() -> None:
+    """Twice the first token's weight in a pair whose other sample is short or long."""
+    for own, want in ((2, (1 / 4 + 1 / 10) / 2), (8, (1 / 10 + 1 / 16) / 2)):
+        assert mean_weight(TokenMean(), own, (2, 8), 2) == pytest.approx(2 * want)
+        assert mean_weight(SequenceMean(), own, (2, 8), 2) == pytest.approx(1 / own)
+        assert mean_weight(SequenceSum(), own, (2, 8), 2) == pytest.approx(1)
+        assert mean_weight(ConstantLength(), own, (2, 8), 2) == pytest.approx(1 / 8)
+
+
+@dataclass(frozen=True)
+class Doubled(NoScale):
+    """Twice the advantage, under a known class's name."""
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        return 2 * advantage
+
+
+@dataclass(frozen=True)
+class FirstTokens(Aggregation):
+    """1/√|o| per sample: a weight of one's own is asked for, not looked up."""
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        return mask.to(dtype) / (mask.sum(-1, keepdim=True).sqrt() * self.samples(mask))
+
+
+def test_parts_of_ones_own_are_asked_or_left_alone() -> None:
+    assert push_by_hand(replace(ladder.group_mean, scale=Doubled()), (2, 5), 3) is None
+    own = replace(ladder.group_std, aggregation=FirstTokens())
+    expected = push_by_hand(own, (2, 5), 3)
+    assert expected is not None
+    torch.testing.assert_close(first_push(own, (2, 5), 3), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_whichever_rung_has_a_push_by_hand_has_the_right_one() -> None:
