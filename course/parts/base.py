@@ -49,11 +49,11 @@ class Declares:
     `implied` True means that an equation leaves the part out, since it is the usual case: no
     baseline, no KL, all samples, the return of the whole sample, a ratio per token.
 
-    The defaults are "batch", None and False: everything may be used, and the part is named. A class that overrides a computation
-    without declaring again gets these defaults, whatever its parent declared. All may be
-    properties that use the fields. `course.exact` relies on them to enumerate prompts separately
-    and to merge equivalent outcomes. tests/course/test_scope.py checks each declaration by changing
-    what the part should not see.
+    The defaults are "batch", None and False: everything may be used, and the part is named. A class
+    that overrides a computation without declaring again gets these defaults, whatever its parent
+    declared. All may be properties that use the fields. `course.exact` relies on scope and reads to
+    enumerate prompts separately and to merge equivalent outcomes. tests/course/test_scope.py checks
+    these declarations by changing what the part should not see.
     """
 
     @property
