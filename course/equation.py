@@ -1,6 +1,6 @@
 """The objective of an estimator as an equation: LaTeX for a page, one line of text for a terminal.
 
-Each part knows its own term; here the terms are put together.
+Each part has a formula of its own; the functions here put them together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from course.parts.base import number
 
 
 class Objective(Protocol):
-    """What an equation is written from: the parts and coefficients of an `Estimator`."""
+    """What `latex` and `text` read: the parts and coefficients of an `Estimator`."""
 
     @property
     def credit(self) -> Credit: ...
@@ -56,8 +56,8 @@ def latex(objective: Objective, changed: Collection[str] = (), colour: str | Non
     coloured = changed if colour else ()
 
     def show(name: str, body: str) -> str:
-        # braces outside for LaTeX and KaTeX, where \color runs to the end of its group; inside
-        # for MathJax, where it takes one argument
+        # the outer braces are for LaTeX and KaTeX, where \color holds to the end of its group; the
+        # inner ones are for MathJax, where \color takes one argument
         return rf"{{\color{{{colour}}}{{{body}}}}}" if name in coloured else body
 
     bracket = _bracket(objective, coloured, show)
@@ -73,12 +73,12 @@ def latex(objective: Objective, changed: Collection[str] = (), colour: str | Non
 
 
 def _returned(objective: Objective) -> str:
-    """The return that the advantage starts from: one per sample, or one per token."""
+    """The LaTeX of the return: R_i if it is one per sample, else R_{i,t}."""
     return "R_i" if objective.credit.implied else "R_{i,t}"
 
 
 def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str:
-    """What is summed over tokens, in brackets where it has more than one term."""
+    """The term that is summed over tokens, in brackets if it has several terms."""
     surrogate = show("surrogate", objective.surrogate.latex)
     terms = surrogate
     if not objective.kl.implied:
@@ -96,7 +96,7 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
 
 
 def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> str:
-    """The line that says what A is."""
+    """The line that defines A."""
     numerator = _returned(objective)
     if not objective.baseline.implied or "baseline" in coloured:
         numerator += "-" + show("baseline", objective.baseline.latex)

@@ -1,6 +1,4 @@
-"""The errors the course raises: one line each, saying which field, which value, and what is
-allowed.
-"""
+"""The errors of the course: one line that names the field, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,24 +9,22 @@ from collections.abc import Iterable
 
 
 class CourseError(ValueError):
-    """Bad input, refused at the door.
-
-    The command line prints its one line and exits with status 2.
-    """
+    """Bad input. Commands print its one line and exit with status 2."""
 
 
 class Clash(CourseError):
-    """Two parts of an estimator that cannot work together, named, with the reason."""
+    """Two parts of an estimator cannot work together; the message names both and the reason."""
 
 
 class Diverged(CourseError):
-    """Training met a NaN or an infinity; the message holds the step, the metric and the file with
-    the last good state.
+    """Training met a NaN or an infinity.
+
+    The message names the step, the quantity and the file with the last good state.
     """
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raise `CourseError` unless `condition` holds: «field: got value, allowed is …»."""
+    """Raise `CourseError` ("field: got value; allowed is …") unless `condition` holds."""
     if not condition:
         raise CourseError(f"{field}: got {value!r}; allowed is {allowed}")
 
@@ -45,11 +41,11 @@ def require_number(
     whole: bool = False,
     optional: bool = False,
 ) -> None:
-    """Raise `CourseError` unless `value` is one finite number within the bounds that are given.
+    """Raise `CourseError` unless `value` is one finite number within the given bounds.
 
-    A text, None, a tensor or a list is no number, nor is True or False; NaN and what a float cannot
-    hold are outside of every bound. `whole` takes integers only (numpy's too; 2.0 is not one),
-    `optional` lets None pass.
+    Strings, tensors, lists, True and False do not count as numbers. Nor do NaN and integers too
+    large for a float. `whole` allows integers only (numpy's too, but not 2.0); `optional` allows
+    None.
     """
     if optional and value is None:
         return
@@ -65,7 +61,7 @@ def require_number(
 
 
 def _as_float(value: object, kind: type) -> float:
-    """`value` as a float; NaN where it is none of `kind`, or larger than a float can be."""
+    """`value` as a float; NaN if it is not of `kind`, or too large for a float."""
     if not isinstance(value, kind) or isinstance(value, bool):
         return math.nan
     try:
@@ -80,7 +76,7 @@ def require_flag(field: str, value: object) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> CourseError:
-    """The error for a name nobody registered, with the nearest real ones suggested."""
+    """The error for an unknown name; it suggests the nearest known one, or lists them all."""
     known = list(known)
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)

@@ -1,7 +1,7 @@
 """The ladder: each rung is the rung below with ONE part replaced.
 
-Read top to bottom it is the derivation of GRPO. A rung's one call carries all there is about it:
-name and estimator, title and source, its line in every figure, and what its paper used.
+Read from top to bottom, it derives GRPO. Each rung is one call, which holds its name, estimator,
+title, source, line style in figures, and the settings of its paper.
 """
 
 # fmt: off
@@ -19,7 +19,7 @@ from course.registry import name_of, register, select
 
 rung, descendant, branch = entry("rung"), entry("descendant"), entry("branch")
 
-# papers with several rungs, and what they used
+# papers that several rungs cite, and the settings they used
 _PPO = "Schulman et al. 2017 (PPO, 1707.06347)"
 _GRPO = "Shao et al. 2024 (DeepSeekMath, 2402.03300)"
 _RPP = "Hu 2025 (REINFORCE++, 2501.03262 v9)"
@@ -61,7 +61,7 @@ grpo = rung(
     "GRPO", f"{_GRPO}, eqs. 3 and 4", LineStyle("#b8320f", DASH), **_GRPO_USED)
 
 # --------------------------------------------------- the descendants: one more replaced part each
-# way stations share a colour with where they lead
+# intermediate steps share the colour of the method they lead to
 
 rloo = descendant(
     "rloo", replace(baseline, baseline=LeaveOneOut()),                  # A = R − mean(others)
@@ -97,7 +97,7 @@ token_mean = descendant(
 clip_higher = descendant(
     "clip_higher", replace(token_mean, surrogate=Clip(0.2, 0.28)),      # more room upwards
     "Clip-higher", f"{_DAPO}, eq. 10", LineStyle("#1f5f8b", DASHDOT), **_DAPO_USED)
-dapo = descendant(                                        # silent groups do not dilute the mean
+dapo = descendant(                                        # zero-variance groups are dropped
     "dapo", replace(clip_higher, sample_filter=DropSilentGroups()),
     "DAPO", f"{_DAPO}, eqs. 8 to 12", LineStyle("#1f5f8b", SOLID), **_DAPO_USED)
 sequence_ratio = descendant(                                            # one ρ per answer
@@ -121,7 +121,7 @@ sapo = descendant(                                                      # a soft
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 
-ppo_value = branch(                                       # A = R − V: a critic in the batch's place
+ppo_value = branch(                                       # A = R − V: a critic for the batch mean
     "ppo_value", replace(clip, baseline=Value(), value_coef=0.5),
     "PPO, value baseline", f"{_PPO}, eq. 9", LineStyle("#661100", DOT), **_PPO_USED)
 ppo = branch(                                                           # V for every token
@@ -132,7 +132,7 @@ ppo = branch(                                                           # V for 
 ppo_kl = branch(                                                        # a penalty for the clip
     "ppo_kl", replace(surrogate, kl=ExactKL(beta=1.0, anchor=OldPolicy())),
     "PPO, KL penalty", f"{_PPO}, eq. 8", LineStyle("#5566aa", DOT), beta="0.3, 1, 3 and 10")
-ppo_kl_adaptive = branch(                                               # β by the KL it finds
+ppo_kl_adaptive = branch(                                               # β follows the KL
     "ppo_kl_adaptive",
     replace(ppo_kl, kl=ExactKL(beta=AdaptiveBeta(1.0, 0.01), anchor=OldPolicy())),
     "PPO, adaptive KL", f"{_PPO}, eq. 8 and §4", LineStyle("#5566aa", DASHDOT),

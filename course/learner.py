@@ -1,6 +1,7 @@
-"""The one loop: sample → freeze → several epochs of minibatches → log every k steps.
+"""The training loop, one for every rung and every problem.
 
-It trains every rung on every problem.
+One step samples a rollout, freezes its advantages, takes several epochs of minibatch updates, and
+logs metrics.
 """
 
 from __future__ import annotations
@@ -29,20 +30,23 @@ from course.train.optim import Closures, Optimizer, clip_gradients, per_run_dot
 class Learner:
     """Trains a problem with an estimator and an optimiser.
 
-    One step: sample a rollout, freeze its advantages, then `epochs` times over it in `minibatches`
-    along Q (shuffled by a generator of the learner's own), one update each. A minibatch's loss is
-    multiplied by their number, so that a learning rate means the same whatever the split. Every
-    `log_every`-th step is logged; metrics of updates are those of the last epoch, seen before each
-    update, and pooled over its minibatches.
+    One step samples a rollout and freezes its advantages. It then goes through the rollout `epochs`
+    times, each time in `minibatches` along Q, with one update per minibatch. The learner's own
+    generator shuffles the prompts. The loss of a minibatch is multiplied by the number of
+    minibatches, so that a learning rate means the same for every split. Every `log_every`-th step
+    is logged. Metrics of updates come from the last epoch: they are taken before each update and
+    pooled over its minibatches.
 
-    `kl_stop` ends a rollout's epochs early, run by run: before each epoch but the first, runs whose
-    KL(π_old‖π), in nats per chosen token, exceeds it keep their parameters until the next rollout.
-    It takes one more forward pass an epoch, and logs how many `updates` a rollout was used for.
+    `kl_stop` ends the epochs of a rollout early, for each run separately. Before each epoch but the
+    first, a run whose KL(π_old‖π), in nats per chosen token, exceeds it keeps its parameters until
+    the next rollout. This costs one more forward pass per epoch, and logs the number of `updates`.
 
     A NaN or infinity in rewards, loss or gradients raises `Diverged` before it reaches the
-    parameters, and the state is saved to `rescue` (a path) if one is given; then an update that
-    overflows is undone, too. With `halt_diverged` only the runs whose loss, gradient or parameters
-    met it stop, where they are, and the others go on (for sweeps): `halted` [...] says which.
+    parameters. If `rescue` is a path, the state is saved there first, and an update that overflows
+    is undone as well. With `halt_diverged` (for sweeps) only the runs whose loss, gradient or
+    parameters are affected stop, and the others go on; `halted` [...] says which have stopped.
+
+    Raises `CourseError` if a setting is out of range.
     """
 
     problem: Problem
@@ -52,14 +56,14 @@ class Learner:
     _: KW_ONLY
     epochs: int = 1  # over each rollout
     minibatches: int = 1  # an epoch, one update each
-    max_grad_norm: float | None = None  # of each run's gradient; None: it is not clipped
-    kl_stop: float | None = None  # nats per token; None: all epochs are used
-    critic: RunningMean | None = None  # writes the value into rollouts of a problem without one
+    max_grad_norm: float | None = None  # of each run's gradient; None: no clipping
+    kl_stop: float | None = None  # nats per token; None: no early stop
+    critic: RunningMean | None = None  # writes values into the rollouts, if the problem does not
     log_every: int = 1  # steps
-    shuffle_seed: int = 0  # of the minibatches
+    shuffle_seed: int = 0  # for the minibatches
     rescue: str | Path | None = None
     halt_diverged: bool = False
-    steps: int = field(default=0, init=False)  # finished ones
+    steps: int = field(default=0, init=False)  # finished steps
     kl_coef: Tensor | None = field(
         default=None, init=False
     )  # [...] the adaptive β, if there is one
@@ -67,9 +71,9 @@ class Learner:
     def train(
         self, steps: int, progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps
     ) -> History:
-        """Take `steps` more steps; returns the whole history.
+        """Take `steps` more steps; returns the history of all steps so far.
 
-        `progress` wraps the range of steps (a bar, say).
+        `progress` wraps the range of steps, for example in a progress bar.
         """
         require_number("steps", steps, "a whole number > 0", above=0, whole=True)
         last = self.steps + steps
@@ -78,7 +82,7 @@ class Learner:
         return self.history
 
     def step(self, log: bool = False) -> None:
-        """One rollout and all its updates."""
+        """Sample one rollout and take all its updates; `log` adds a row to the history."""
         rollout = self._sample()
         frozen = self._freeze(rollout)
         logged: dict[str, Tensor] = {}
@@ -103,11 +107,9 @@ class Learner:
     # ------------------------------------------------------------------ the rollout
 
     def _sample(self) -> Rollout:
-        """New samples, with what the learner knows of them: a running mean's value, the adaptive
-        β.
-        """
+        """A new rollout, with the running mean as value and the adaptive β, if there are any."""
         rollout = self.problem.sample(self.noise)
-        # a reward that is not finite would spoil the mean for good
+        # a reward that is not finite would stay in the running mean for ever
         if self.critic is not None and bool(torch.isfinite(rollout.reward.sum())):
             rollout = self.critic.write(rollout)
         return rollout if self.kl_coef is None else replace(rollout, kl_coef=self.kl_coef)
@@ -121,8 +123,10 @@ class Learner:
             raise self._ended(str(error)) from None  # the policy or its critic is lost
 
     def _epochs(self, rollout: Rollout) -> Iterator[tuple[Tensor | None, bool]]:
-        """For each epoch: the runs that take part, [...] bool (None: all of them), and whether it
-        may be the last of one of them.
+        """Yield for each epoch (active, last).
+
+        `active` [...] bool marks the runs that take part; None means all. `last` is True if it may
+        be the last epoch of one of them.
         """
         if self.kl_stop is None:
             for epoch in range(self.epochs):
@@ -137,11 +141,12 @@ class Learner:
             if bool(active.any()):
                 yield active, True
             elif self.minibatches > 1:
-                # the shuffling goes on, so that a run alone is shuffled as it is among others
+                # draw a permutation all the same, so that a run alone sees the same shuffling as
+                # it does among others
                 self.shuffle.permutation(rollout.reward.shape[-3])
 
     def _minibatches(self, frozen: Frozen) -> Iterator[Frozen]:
-        """The frozen rollout cut along its prompts, in a new order."""
+        """The frozen rollout cut into minibatches of prompts, in a new random order."""
         if self.minibatches == 1:
             yield frozen
             return
@@ -155,8 +160,10 @@ class Learner:
     # ------------------------------------------------------------------ one update
 
     def _differentiate(self, batch: Frozen) -> tuple[Policy, Tensor, Sequence[Tensor]]:
-        """What the policy says now, the loss [...] and its gradients; the loss is summed over
-        runs, eq:runs-apart.
+        """The current policy on the batch, the loss [...] and its gradients.
+
+        The gradients are of the loss summed over runs, which do not share parameters:
+        eq:runs-apart.
         """
         policy = self.problem.policy(batch.rollout)
         loss = -self.estimator.objective(policy, batch)
@@ -170,7 +177,7 @@ class Learner:
     def _update(
         self, batch: Frozen, loss: Tensor, gradients: Sequence[Tensor], active: Tensor | None
     ) -> dict[str, Tensor]:
-        """Check, clip, and step; returns the optimiser's own metrics."""
+        """Check and clip the gradients, take the step; returns the optimiser's metrics."""
         runs = len(self.problem.runs)
         gradients = self.guard.gradients(loss, gradients)
         if self.max_grad_norm is not None:
@@ -206,13 +213,13 @@ class Learner:
         )
 
     def _metrics(self, policy: Policy, batch: Frozen) -> dict[str, Tensor]:
-        """What an update sees: the metrics of every rung, and those of the problem's own."""
+        """The metrics of an update: those of every rung, and those that the problem adds."""
         seen = metrics.of_update(self.estimator, policy, batch)
         own = getattr(self.problem, "metrics_of_update", None)
         return seen if own is None else seen | own(policy, batch.rollout)
 
     def _adapted(self, kl_coef: Tensor, rollout: Rollout) -> Tensor:
-        """The adaptive β for the next rollout, from how far this one's updates went."""
+        """The adaptive β [...] for the next rollout, from KL(π_old‖π) after this one's updates."""
         beta = self.estimator.kl.beta
         assert isinstance(beta, AdaptiveBeta)
         with torch.no_grad():
@@ -223,7 +230,7 @@ class Learner:
 
     @property
     def halted(self) -> Tensor | None:
-        """[...] bool: the runs that stand still for good; None where none does. May be set."""
+        """[...] bool: the runs that have stopped for good; None if there are none. May be set."""
         return self.guard.halted
 
     @halted.setter
@@ -231,9 +238,7 @@ class Learner:
         self.guard.halted = runs
 
     def _ended(self, what: str) -> Diverged:
-        """The error that ends training; the state, still a good one, is saved first where a path
-        was given.
-        """
+        """The error that ends training; saves the last good state first if `rescue` is a path."""
         saved = ""
         if self.rescue is not None:
             try:
@@ -243,20 +248,22 @@ class Learner:
         return Diverged(f"training stopped at step {self.steps + 1}: {what}{saved}")
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, by name."""
+        """All tensors that the next step depends on, by name."""
         return saved_state.state(self)
 
     def about(self) -> dict[str, Any]:
-        """What a saved state is of, JSON-able."""
+        """A description of the state for JSON: steps, shuffling and the learner's settings."""
         return saved_state.about(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the state to a file, whole or not at all."""
+        """Write the state to `path`, completely or not at all; returns the path."""
         return checkpoint.write(path, self.state(), self.about())
 
     def load(self, path: str | Path) -> None:
-        """Go on from a saved state, to the bit; refuses one of a learner that was made of something
-        else: another estimator, optimiser, critic, setting or shape.
+        """Go on from a saved state, bit for bit.
+
+        Raises `CourseError` if the learner that saved it had another estimator, optimiser, critic,
+        setting or shape.
         """
         tensors, about = checkpoint.read(path)
         self.restore(tensors, about, str(path))
@@ -264,8 +271,9 @@ class Learner:
     def restore(
         self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: str = "saved state"
     ) -> None:
-        """Go on from `state()` and `about()` of a learner like this one; `path` is named in a
-        refusal.
+        """Go on from the `state()` and `about()` of a learner with the same settings.
+
+        Raises `CourseError`, which names `path`, if the settings differ.
         """
         saved_state.restore(self, tensors, about, path)
 
@@ -287,11 +295,13 @@ class Learner:
 class Problem(Protocol):
     """What the learner trains: a bandit with its policy, or a transformer with its task.
 
-    `parameters` are leaf tensors that lead with the run axes `runs`; the learner changes them in
-    place. A problem that moves by itself also has `state()` and `load(state)`, as optimisers have,
-    so that a saved run can go on; settings that must be the same then may be named in `made_with`.
-    One that measures more of an update has
-    `metrics_of_update(policy, rollout)`, name → [...], means over the chosen tokens.
+    `parameters` are leaf tensors whose first axes are the run axes `runs`; the learner changes them
+    in place.
+
+    Three members are optional. A problem with a state of its own has `state()` and `load(state)`,
+    as optimisers do, so that a saved run can go on. `made_with` names the settings that must then
+    be equal. `metrics_of_update(policy, rollout)` returns further metrics of an update, name →
+    [...], as means over the chosen tokens.
     """
 
     parameters: Sequence[Tensor]
@@ -302,18 +312,20 @@ class Problem(Protocol):
         ...
 
     def policy(self, rollout: Rollout) -> Policy:
-        """What the current policy says of them, with gradients."""
+        """The current policy evaluated on the rollout, with gradients."""
         ...
 
     def metrics(self) -> dict[str, Tensor]:
-        """Metrics of the problem's own after a step, name → [...]; may be empty."""
+        """The problem's own metrics after a step, name → [...]; may be empty."""
         ...
 
 
 @dataclass
 class History:
-    """What was logged: `steps` counts finished rollouts, `values[name]` are tensors [logs, ...],
-    one row per log. `keep` bounds the memory: only so many rows, the latest (None: all).
+    """The logged metrics: `history[name]` is a tensor [logs, ...] with one row per log.
+
+    `steps` holds the number of finished steps at each log. `keep` is the number of latest rows to
+    keep; None keeps all.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -321,9 +333,7 @@ class History:
     keep: int | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        """[logs, ...] the metric's values; raises `CourseError` for a metric that was
-        not logged.
-        """
+        """The values of a metric [logs, ...]; raises `CourseError` if it was not logged."""
         if not self.rows or name not in self.rows[0]:
             raise CourseError(
                 f"metric: got {name!r}; allowed is one of"
@@ -337,7 +347,7 @@ class History:
         return list(self.rows[0]) if self.rows else []
 
     def add(self, step: int, row: dict[str, Tensor]) -> None:
-        """One more row."""
+        """Append one row; what exceeds `keep` is dropped."""
         self.steps.append(step)
         self.rows.append({name: value.detach() for name, value in row.items()})
         if self.keep is not None:
@@ -345,7 +355,7 @@ class History:
 
 
 def _check(learner: Learner) -> None:
-    """Refuse what a learner cannot be made of, by name."""
+    """Raise `CourseError` if an argument of the learner is of the wrong kind or out of range."""
     problem, estimator, optimizer = learner.problem, learner.estimator, learner.optimizer
     for name, thing, members in (
         ("problem", problem, ("parameters", "runs", "sample", "policy", "metrics")),
@@ -385,7 +395,7 @@ def _check(learner: Learner) -> None:
 
 
 def _check_per_run(name: str, value: object, runs: torch.Size) -> None:
-    """Refuse numbers per run that would be lined up with other axes than the runs."""
+    """Raise `CourseError` if a tensor of one number per run does not fit the axes of the runs."""
     if isinstance(value, Tensor) and value.dim() > 0:
         shape = tuple(value.shape)
         fits = len(shape) == len(runs) and all(

@@ -1,6 +1,4 @@
-"""The registry behind the ladder: estimators by name, with where they come from, the settings
-their papers use, and how figures draw them.
-"""
+"""The registry of rungs: estimators by name, with source, paper settings and line style."""
 
 from __future__ import annotations
 
@@ -29,9 +27,10 @@ DASHDOT: Dashes = (0, (6, 1.6, 1.2, 1.6))
 class LineStyle(NamedTuple):
     """How every figure draws a rung.
 
-    Colours of the eight rungs keep a contrast of 3 to white and stay apart for every kind of colour
-    blindness; after Okabe & Ito 2008 and Tol 2021, darkened. Rungs that may coincide stand on
-    neighbouring places of the ladder: a dashed one over a solid one leaves both visible.
+    The colours of the eight rungs have a contrast of at least 3 with white and differ for every
+    kind of colour blindness. They are darkened colours of Okabe & Ito 2008 and Tol 2021. Rungs
+    whose curves may coincide are neighbours on the ladder: one is dashed and the other solid, so
+    both stay visible.
     """
 
     colour: str  # #rrggbb
@@ -40,8 +39,10 @@ class LineStyle(NamedTuple):
 
 @dataclass(frozen=True)
 class Rung:
-    """An estimator with its name, where it comes from, the rung it stands on, the settings its
-    paper uses, and its style in figures (None: one that its name alone decides).
+    """An estimator with its name, title, source, the settings of its paper, and its style.
+
+    `kind` is "rung", "descendant", "branch" or "own". `style` None gives a style that depends on
+    the name only. Raises `CourseError` if `kind` or `style` is not allowed.
     """
 
     name: str
@@ -70,13 +71,13 @@ class Rung:
 
     @property
     def on(self) -> str | None:
-        """The name of the rung it stands on."""
+        """The name of the rung below; None if it is the first, or the one below has no name."""
         below = self.estimator.below
         return None if below is None else name_of(below)
 
     @property
     def replaced(self) -> str:
-        """What was replaced, for a table: «baseline: GroupMean()»."""
+        """The parts that differ from the rung below, for a table: "baseline: GroupMean()"."""
         changed = sorted(
             self.estimator.changed, key=list(self.estimator.__dataclass_fields__).index
         )
@@ -96,9 +97,9 @@ def register(
     paper: Paper | None = None,
     style: LineStyle | None = None,
 ) -> Rung:
-    """Enter an estimator under a name, so that every ablation, figure and lesson widget takes it.
+    """Register an estimator under a name, for use in every ablation, figure and lesson widget.
 
-    Raises if the name is taken.
+    Raises `CourseError` if another estimator has the name, or it is not a Python identifier.
     """
     require(name.isidentifier(), "rung name", name, "a Python identifier")
     known = RUNGS.get(name)
@@ -118,7 +119,7 @@ def register(
 
 
 class Entry(Protocol):
-    """A call that enters a rung of the course and returns its estimator."""
+    """A function that registers a rung of the course and returns its estimator."""
 
     def __call__(
         self,
@@ -132,7 +133,7 @@ class Entry(Protocol):
 
 
 def entry(kind: str) -> Entry:
-    """How the ladder enters its rungs of that kind; what the paper used comes last, by name."""
+    """A function that registers rungs of this kind; keyword arguments are the paper's settings."""
 
     def enter(
         name: str,
@@ -148,7 +149,10 @@ def entry(kind: str) -> Entry:
 
 
 def get(name: str) -> Rung:
-    """The rung of that name; «file.py:name» loads an estimator of your own from a Python file."""
+    """The rung `name`; "file.py:name" loads an estimator of your own from a Python file.
+
+    Raises `CourseError` for an unknown name or a file that does not run.
+    """
     if ".py:" in name:
         return _load(*name.rsplit(":", 1))
     if name not in RUNGS:
@@ -157,7 +161,7 @@ def get(name: str) -> Rung:
 
 
 def select(names: Iterable[str] | None = None) -> list[Rung]:
-    """The rungs of those names, in that order; None gives the eight of the ladder."""
+    """The rungs with these names, in this order; None gives the eight rungs of the ladder."""
     if names is None:
         return [rung for rung in RUNGS.values() if rung.kind == "rung"]
     chosen = [get(name.strip()) for name in names]

@@ -1,6 +1,4 @@
-"""The microscope: what can happen, what an estimator makes of it on average, exactly, and closed
-forms as the second way.
-"""
+"""Exact moments of estimators by enumeration (the microscope), and closed forms to check them."""
 
 from course.exact.closed_forms import (
     KLMoments,

@@ -1,4 +1,4 @@
-"""Closed forms: the second way to the numbers of the microscope."""
+"""Closed forms: a second, independent way to the numbers of the microscope."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from course.exact.outcomes import Outcomes, log_reference_ratio, probability
 def group_std_weight(
     p: Tensor | float, group_size: float, ddof: int = 0, eps: float = 0.0
 ) -> Tensor:
-    """w_G(p) of E[ĝ] = w_G(p) ∇p: Bernoulli rewards with success probability p, on policy, group
-    mean and std. [...] → [...].
+    """The weight w_G(p) in E[ĝ] = w_G(p) ∇p, with group mean and std: p [...] → [...].
 
-    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p); silent groups
-    give 0. At G = ∞ 1/(√(p(1−p)) + eps). `p` from 0 to 1, both included (there the limit);
-    `group_size` ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞; Mroueh 2025
-    (2503.06639); here for every G. `eq:group-std-weight`
+    Rewards are Bernoulli with success probability p, samples are on policy.
+
+    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p). Zero-variance
+    groups contribute 0. For G = ∞, w = 1/(√(p(1−p)) + eps). `p` is from 0 to 1; at both ends w is
+    the limit. `group_size` is ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞;
+    Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
     """
     p = _float64(p)
     check_group_size(group_size, 2, infinite=True)
@@ -31,7 +32,7 @@ def group_std_weight(
     size = int(group_size)
     n = torch.arange(1, size, dtype=torch.float64, device=p.device)
     v = n * (size - n) / size**2
-    # P(N = n)/(p(1−p)) with the division carried out, so that p = 0 and p = 1 are no special cases
+    # P(N = n)/(p(1−p)) with the factors cancelled, so that p = 0 and p = 1 need no special case
     log_ways = math.lgamma(size + 1) - torch.lgamma(n + 1) - torch.lgamma(size - n + 1)
     q = p.unsqueeze(-1)
     weight = (log_ways + torch.xlogy(n - 1, q) + torch.xlogy(size - n - 1, 1 - q)).exp()
@@ -39,7 +40,7 @@ def group_std_weight(
 
 
 def group_mean_factor(group_size: float) -> float:
-    """(G − 1)/G: E[ĝ] = (G−1)/G ∇J when the group's mean includes the sample itself.
+    """(G − 1)/G, the factor in E[ĝ] = (G−1)/G ∇J if the group mean includes the sample itself.
 
     `eq:group-mean-factor`
     """
@@ -48,8 +49,9 @@ def group_mean_factor(group_size: float) -> float:
 
 
 def silent_probability(p: Tensor | float, group_size: float) -> Tensor:
-    """p^G + (1−p)^G: the chance that all G Bernoulli(p) rewards of a group are equal. [...] →
-    [...]. `eq:silent-groups`
+    """p^G + (1−p)^G, the probability of a zero-variance group: p [...] → [...].
+
+    All G Bernoulli(p) rewards of such a group are equal. `eq:silent-groups`
     """
     check_group_size(group_size, infinite=True)
     p = _float64(p)
@@ -57,17 +59,18 @@ def silent_probability(p: Tensor | float, group_size: float) -> Tensor:
 
 
 def optimal_baseline(outcomes: Outcomes) -> Tensor:
-    """[Q] b* = E[R‖s‖²] / E‖s‖², the least total variance (Weaver & Tao 2001; Greensmith et al.
-    2004). `eq:best-constant-baseline`
+    """b* = E[R‖s‖²] / E‖s‖² [Q], the constant baseline of least total variance.
+
+    Source: Weaver & Tao 2001; Greensmith et al. 2004. `eq:best-constant-baseline`
     """
     p, square = on_policy_probability(outcomes), outcomes.total_score.square().sum(-1)
     return (p * outcomes.total_reward * square).sum(-1) / (p * square).sum(-1)
 
 
 def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
-    """[Q, D] b*_d = E[R s_d²] / E[s_d²], one per parameter; NaN for one without influence.
+    """b*_d = E[R s_d²] / E[s_d²] [Q, D], one baseline per parameter.
 
-    `eq:best-baseline-per-logit`
+    NaN for a parameter that does not influence the policy. `eq:best-baseline-per-logit`
     """
     p, square = on_policy_probability(outcomes), outcomes.total_score.square()
     return torch.einsum("qk,qkd->qd", p * outcomes.total_reward, square) / torch.einsum(
@@ -76,11 +79,11 @@ def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
 
 
 def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
-    """[Q, D, D] covariance of (R − b)·s for ONE sample of each prompt; b a number, [Q], or [Q, D]
-    one per parameter.
+    """Covariance [Q, D, D] of (R − b)·s for ONE sample of each prompt.
 
-    A batch of G samples has 1/G of it. With b = J(prompt) its trace is the V_J of
-    `rloo_covariance`. `eq:variance-at-baseline`
+    `baseline` b is a number, one per prompt [Q], or one per parameter [Q, D]. The mean of G samples
+    has 1/G of this covariance. With b = J(prompt) it is the C_J of `rloo_covariance`.
+    `eq:variance-at-baseline`
     """
     p, score = on_policy_probability(outcomes), outcomes.total_score
     b = _float64(baseline)
@@ -91,21 +94,18 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
 
 
 def variance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
-    """[Q] total variance of one sample's gradient (R − b)·s: the trace of
-    `covariance_at_baseline`.
-    """
+    """Total variance [Q] of one sample's gradient (R − b)·s: trace of `covariance_at_baseline`."""
     return covariance_at_baseline(outcomes, baseline).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def rloo_covariance(outcomes: Outcomes, group_size: float) -> Tensor:
-    """[Q, D, D] covariance of the leave-one-out gradient of one group: C_J/G + (σ²F +
-    ∇J∇Jᵀ)/(G(G−1)).
+    """Covariance [Q, D, D] of one group's leave-one-out gradient: C_J/G + (σ²F + ∇J∇Jᵀ)/(G(G−1)).
 
-    C_J is one sample's with b = J, σ² = Var R, F = E[ssᵀ]. It follows from ĝ = (1/G) Σ (R_i − J)
-    s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated.
+    C_J is one sample's covariance with b = J, σ² = Var R and F = E[ssᵀ]. The formula follows from
+    ĝ = (1/G) Σ (R_i − J) s_i − Σ_{i≠j} (R_i − J) s_j / (G(G−1)), whose two sums are uncorrelated.
     `eq:leave-one-out-variance`
     """
-    check_group_size(group_size, 2, infinite=True)  # each needs others
+    check_group_size(group_size, 2, infinite=True)  # leave-one-out needs another sample
     p, score, reward = on_policy_probability(outcomes), outcomes.total_score, outcomes.total_reward
     mean = (p * reward).sum(-1)
     return covariance_at_baseline(outcomes, mean) / group_size + _exchange(p, score, reward) / (
@@ -114,9 +114,9 @@ def rloo_covariance(outcomes: Outcomes, group_size: float) -> Tensor:
 
 
 def rloo_crossover(outcomes: Outcomes) -> Tensor:
-    """[Q] the G at which leave-one-out is as noisy as no baseline at all (total variance); it is
-    quieter above. inf: never.
+    """The G [Q] at which leave-one-out has the same total variance as no baseline.
 
+    For larger G leave-one-out has less variance; inf means that it never has.
     V_0/G = V_J/G + c/(G(G−1)) ⇔ G = 1 + c/(V_0 − V_J), with c = σ²E‖s‖² + ‖∇J‖².
     `eq:leave-one-out-crossover`
     """
@@ -129,7 +129,7 @@ def rloo_crossover(outcomes: Outcomes) -> Tensor:
 
 
 def _exchange(p: Tensor, score: Tensor, reward: Tensor) -> Tensor:
-    """[Q, D, D] σ²F + ∇J∇Jᵀ: what comparing with a noisy baseline adds."""
+    """σ²F + ∇J∇Jᵀ [Q, D, D], which the noise of the baseline adds to the covariance."""
     centred = reward - (p * reward).sum(-1, keepdim=True)
     gradient = torch.einsum("qk,qkd->qd", p * centred, score)
     fisher = torch.einsum("qk,qkd,qke->qde", p, score, score)
@@ -149,17 +149,17 @@ def on_policy_probability(outcomes: Outcomes) -> Tensor:
 
 
 class KLMoments(NamedTuple):
-    """Bias and standard deviation of one sample's KL estimate, both over the true KL."""
+    """Bias and standard deviation of one sample's KL estimate, both divided by the true KL."""
 
     bias: Tensor
     std: Tensor
 
 
 def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
-    """k1, k2, k3 of KL(q‖p) = μ²/2 for q = N(0, 1), p = N(μ, 1), sampled from q; and k1 + λ*(r −
-    1), the least noisy. [...].
+    """Bias and std of k1, k2, k3 for q = N(0, 1), p = N(μ, 1), sampled from q: μ [...] → [...].
 
-    Settings of Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms.
+    Here KL(q‖p) = μ²/2. "best" is k1 + λ*(r − 1), the one of least variance. The setting is that of
+    Schulman 2020, "Approximating KL divergence", whose table rounds these closed forms.
     `eq:kl-gaussian-moments`
     """
     mu = _float64(mu)
@@ -174,16 +174,18 @@ def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
 
 
 def gaussian_control_variate(mu: Tensor | float) -> Tensor:
-    """λ* = μ²/(e^{μ²} − 1): the λ of −log r + λ(r − 1) with the least variance (k3 takes λ = 1, for
-    its sign). [...].
+    """λ* = μ²/(e^{μ²} − 1), which gives −log r + λ(r − 1) its least variance: μ [...] → [...].
+
+    k3 uses λ = 1 instead, which makes it nonnegative.
     """
     square = _float64(mu) ** 2
     return square / torch.expm1(square)
 
 
 def control_variate(outcomes: Outcomes) -> Tensor:
-    """[Q] λ* = Cov(log r, r)/Var(r), r = ref/π of whole answers: the same for any outcomes, on
-    policy. `eq:kl-control-variate`
+    """λ* = Cov(log r, r)/Var(r) [Q] for any outcomes, on policy. `eq:kl-control-variate`
+
+    r = π_ref/π of whole answers; λ* gives −log r + λ(r − 1) its least variance.
     """
     log_r, p, _ = log_reference_ratio(outcomes, "reverse")
     centred = log_r.exp() - (p * log_r.exp()).sum(-1, keepdim=True)
@@ -191,21 +193,22 @@ def control_variate(outcomes: Outcomes) -> Tensor:
 
 
 def control_variate_minimum(coefficient: float) -> float:
-    """log λ + 1 − λ: the least value over r > 0 of −log r + λ(r − 1), at r = 1/λ; 0 at λ = 1 alone,
-    which is k3.
+    """log λ + 1 − λ, the minimum of −log r + λ(r − 1) over r > 0, reached at r = 1/λ.
+
+    It is 0 only for λ = 1, which is k3, and negative otherwise.
     """
     return math.log(coefficient) + 1 - coefficient
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ / ‖b‖, or ‖a‖ where b = 0."""
+    """‖a − b‖ / ‖b‖; ‖a‖ if b = 0."""
     return float((a - b).norm() / (b.norm() if bool(b.any()) else 1.0))
 
 
 def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
     """Σ_{i<j} (r_i − r_j)(s_i − s_j) / (G(G−1)): rewards [M, G], scores [M, G, D] → [M, D].
 
-    Every pair counts twice here, hence the 2.
+    The code sums over ordered pairs, so every pair counts twice: hence its factor 2.
 
     eq:pairs-of-samples
     """

@@ -1,4 +1,4 @@
-"""Counting what can happen: compositions, multisets and their probabilities."""
+"""Combinatorics of groups: compositions, multisets and their probabilities."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ CHUNK = 200_000  # cells per pass: the pass stays in the cache
 
 
 def check_group_size(group_size: float, at_least: int = 1, infinite: bool = False) -> float:
-    """G itself; raises `CourseError` on what is no whole number of samples, or too few. `infinite`
-    lets math.inf pass.
+    """Return `group_size`; raises `CourseError` unless it is a whole number ≥ `at_least`.
+
+    `infinite` also allows math.inf.
     """
     if infinite and isinstance(group_size, float) and group_size == math.inf:
         return group_size
@@ -25,14 +26,15 @@ def check_group_size(group_size: float, at_least: int = 1, infinite: bool = Fals
 
 
 def compositions(total: int, kinds: int, device: torch.device | None = None) -> Tensor:
-    """Every way to have `total` things of `kinds` kinds: counts [M, kinds], M = C(total + kinds −
-    1, total).
+    """All ways to split `total` into `kinds` counts: [M, kinds].
+
+    M = C(total + kinds − 1, total).
     """
     if total == 0:
         return torch.zeros((1, kinds), dtype=torch.long, device=device)
     counts = torch.full(
         (1, 1), total, device=device
-    )  # the last column holds what is left to hand out
+    )  # the last column holds what is not yet distributed
     for _ in range(kinds - 1):
         ways = counts[:, -1] + 1
         parent = torch.arange(len(ways), device=device).repeat_interleave(ways)
@@ -45,16 +47,14 @@ def compositions(total: int, kinds: int, device: torch.device | None = None) -> 
 
 
 def members(counts: Tensor, total: int) -> Tensor:
-    """Counts [M, kinds], each summing to `total` → the members themselves, [M, total] numbers of
-    kinds in order.
-    """
+    """Counts [M, kinds], each row summing to `total` → the kind of each member, [M, total]."""
     kinds = torch.arange(counts.shape[1], device=counts.device).repeat(len(counts))
     return kinds.repeat_interleave(counts.flatten()).view(len(counts), total)
 
 
 def log_multinomial(counts: Tensor, log_p: Tensor) -> Tensor:
     """log of N!/Π n_k! · Π p_k^{n_k}: counts [M, kinds] and log p [kinds] → [M]."""
-    counts = counts.double()  # whole numbers would go through lgamma in float32
+    counts = counts.double()  # lgamma of integers would be computed in float32
     log_ways = torch.lgamma(counts.sum(-1) + 1) - torch.lgamma(counts + 1).sum(-1)
     return log_ways + (counts * log_p).sum(-1)
 
@@ -67,7 +67,7 @@ def chunks(total: int, cells_each: int, device: torch.device) -> Iterator[Tensor
 
 
 def mixed_digits(number: Tensor, sizes: list[int]) -> list[Tensor]:
-    """A number below Π sizes → its digits in that mixed base, first digit slowest."""
+    """Numbers below Π sizes → their digits in the mixed base `sizes`; the last varies fastest."""
     digits = []
     for size in reversed(sizes):
         digits.append(number % size)

@@ -1,7 +1,8 @@
 """The limit of large groups: G = ∞, where a group holds every outcome in exact proportion.
 
-A rollout then holds each outcome once, and the parts that compare samples know how large its share
-is. These are closed forms, one for each part whose limit is known; all others are refused by name.
+A rollout then holds each outcome once, and the parts that compare samples weight it by its
+probability. Each part whose limit is known has a closed form here; for all others `in_the_limit`
+raises `CourseError`.
 """
 
 from __future__ import annotations
@@ -44,10 +45,9 @@ GROUP, BATCH = (-1,), (-2, -1)
 
 
 def in_the_limit(estimator: Estimator, outcomes: Outcomes) -> tuple[View, Moments]:
-    """Coefficients and value for G → ∞: the law of large numbers leaves no spread, so the
-    covariance is 0.
+    """Coefficients and value for G → ∞; the covariance is 0 by the law of large numbers.
 
-    Raises `CourseError` where the limit of a part is not known.
+    Raises `CourseError` if the limit of a part is not known.
     """
     name = type(estimator).__name__
     allowed = (
@@ -67,12 +67,12 @@ def in_the_limit(estimator: Estimator, outcomes: Outcomes) -> tuple[View, Moment
 
 
 def _limit(place: str, part: Part, share: Tensor) -> Part:
-    """The part at its place in the limit; one that looks no further than a sample stays itself."""
-    make = LIMITS.get(type(part))  # the very class: what is derived from it may compute another
+    """The limit of a part; a part whose scope is a token or a sample stays the same."""
+    make = LIMITS.get(type(part))  # not its subclasses, which may compute something else
     if make is not None:
         return make(part, share)
     near = all(piece.scope in ("token", "sample") for piece in part.pieces)
-    if near and place != "aggregation":  # a weight is one of all samples' in any case
+    if near and place != "aggregation":  # the weight of a sample always depends on all samples
         return part
     raise CourseError(
         f"group_size: got inf; allowed is a whole number ≥ 1, since the limit of {part.short} for"
@@ -81,7 +81,7 @@ def _limit(place: str, part: Part, share: Tensor) -> Part:
 
 
 def _mean(values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Σ w x / Σ w over `dims`, kept with length 1; 0 where nothing has weight."""
+    """Σ w x / Σ w over `dims` (kept with length 1); 0 where all weights are 0."""
     total = weight.sum(dims, keepdim=True)
     mean = (weight * values).sum(dims, keepdim=True) / torch.where(total > 0, total, 1.0)
     return torch.where(total > 0, mean, 0.0)
@@ -89,7 +89,7 @@ def _mean(values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Mean(Baseline):
-    """The expected return: of the prompt, or of all prompts; weighted by length if asked."""
+    """The expected return of the prompt or of all prompts; with `by_length`, weighted by length."""
 
     share: Tensor
     dims: tuple[int, ...]
@@ -103,7 +103,7 @@ class _Mean(Baseline):
 
 @dataclass(frozen=True, eq=False)
 class _Std(Scale):
-    """Divide by the standard deviation of the prompt's returns, or of all prompts'."""
+    """Divide by the standard deviation of the returns of the prompt, or of all prompts."""
 
     share: Tensor
     dims: tuple[int, ...]
@@ -120,7 +120,7 @@ class _Std(Scale):
 
 @dataclass(frozen=True, eq=False)
 class _Whitening(Scale):
-    """Centre and scale by the moments of all tokens."""
+    """Centre and scale by the mean and variance over all tokens."""
 
     share: Tensor
     eps: float
@@ -139,7 +139,7 @@ class _Whitening(Scale):
 
 @dataclass(frozen=True, eq=False)
 class _Weight(Aggregation):
-    """A sample's own weight times its share of all samples, or of all tokens."""
+    """The weight within a sample, times the sample's share of all samples or of all tokens."""
 
     share: Tensor
     part: Aggregation
@@ -158,7 +158,7 @@ class _Weight(Aggregation):
 
 @dataclass(frozen=True, eq=False)
 class _NoSilent(SampleFilter):
-    """A prompt all of whose outcomes earn the same does not count."""
+    """Drop prompts whose outcomes all have the same reward."""
 
     share: Tensor
 

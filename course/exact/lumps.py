@@ -1,5 +1,6 @@
-"""Larger groups: a sample's own outcome, and the others of its group in classes that no part can
-tell apart.
+"""Exact moments for larger groups, by merging outcomes that no part can tell apart (lumping).
+
+Each sample keeps its own outcome; the other samples of its group count by classes.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ PAIRS = 2_000_000  # numbers up to which the second moments of all pairs of outc
 
 
 class Lumps(NamedTuple):
-    """The outcomes of one prompt in classes that no part can tell apart among the others of a
-    group.
+    """The outcomes of one prompt, in classes.
+
+    No part can tell outcomes of one class apart when they are other samples of a group.
     """
 
-    alive: Tensor  # [n] the outcomes that can happen
+    alive: Tensor  # [n] the possible outcomes
     p: Tensor  # [n] their probabilities
     label: Tensor  # [n] the class of each
     example: Tensor  # [classes] an outcome of each class
     log_class: Tensor  # [classes] log-probability of each class
-    each: int  # cells per sample: columns, and prompts that are computed beside it
+    each: int  # cells per sample: columns × prompts of the batch
 
     @classmethod
     def of(cls, view: View) -> Lumps:
-        """The classes of the one prompt that `view` looks at."""
+        """The classes of the outcomes of the one prompt that `view` looks at."""
         alive, label = view.alive[0], view.classes()
         p, classes = view.probability[0][alive], int(label.max()) + 1
         number = torch.arange(len(label), device=label.device)
@@ -51,15 +53,15 @@ class Lumps(NamedTuple):
         return cls(alive, p, label, alive[first], log_class, view.columns * view.width)
 
     def runs(self, group: int, own: int = 1) -> int:
-        """How many ways there are for `own` samples of their own and classes of the others."""
+        """The number of ways to give `own` samples an outcome and all others a class."""
         return len(self.alive) ** own * math.comb(len(self.example) + group - own - 1, group - own)
 
     def cells(self, group: int, own: int = 1) -> int:
-        """Cells to compute: runs × prompts × samples × columns."""
+        """The number of cells to compute: runs × prompts × samples × columns."""
         return self.runs(group, own) * group * self.each
 
     def refuse_too_many(self, group: int) -> None:
-        """Raise `CourseError` where there is too much to list."""
+        """Raise `CourseError` if there is too much to list."""
         refuse_above_largest(
             self.cells(group),
             f"{self.runs(group):,} compositions of {group} samples in {len(self.example)} classes",
@@ -67,15 +69,16 @@ class Lumps(NamedTuple):
 
 
 class _Listed(NamedTuple):
-    mine: list[Tensor]  # the outcomes of the samples of their own, [M] each, numbers among `alive`
-    weight: Tensor  # [M] the probability of all this
+    mine: list[Tensor]  # per own sample: its outcome [M], as a number within `alive`
+    weight: Tensor  # [M] the probability of the group
     coefficient: Tensor  # [M, own, P]
     gain: Tensor  # [M, own]
 
 
 def _listed(view: View, lumps: Lumps, group: int, own: int) -> Iterator[_Listed]:
-    """Chunks of groups: `own` samples with outcomes of their own, beside all compositions of the
-    others in classes (outcomes slowest).
+    """Yield chunks of groups: outcomes for `own` samples, classes for all others.
+
+    Compositions of the others vary fastest.
     """
     others = compositions(group - own, len(lumps.example), lumps.alive.device)
     weight = log_multinomial(others, lumps.log_class).exp()
@@ -89,8 +92,10 @@ def _listed(view: View, lumps: Lumps, group: int, own: int) -> Iterator[_Listed]
 
 
 def by_lumps(view: View, lumps: Lumps, group: int, covariance: bool) -> Moments:
-    """E[ĝ] = G E[c_i s_i] and E[ĝĝᵀ] = G E[c_i² s_i s_iᵀ] + G(G−1) E[c_i c_j s_i s_jᵀ], with the
-    others in classes. The objective's value is G times what one sample adds to it.
+    """The moments of one prompt, with the other samples of a group in classes.
+
+    E[ĝ] = G E[c_i s_i] and E[ĝĝᵀ] = G E[c_i² s_i s_iᵀ] + G(G−1) E[c_i c_j s_i s_jᵀ]. The value of
+    the objective is G times what one sample adds to it.
     """
     alive, kinds, columns = lumps.alive, len(lumps.alive), view.columns
     covariance = (
@@ -124,21 +129,24 @@ def by_lumps(view: View, lumps: Lumps, group: int, covariance: bool) -> Moments:
 
 
 class AmongOthers(NamedTuple):
-    """The samples of ONE prompt, each among every kind of others that its group can have: n
-    outcomes, C classes, M kinds of others.
+    """The samples of ONE prompt, each with every possible composition of its G − 1 others.
+
+    There are n outcomes, C classes of outcomes, and M compositions.
     """
 
-    outcome: Tensor  # [n] the outcomes that can happen, by number
-    chance: Tensor  # [n] the probability that a sample is this outcome
+    outcome: Tensor  # [n] the possible outcomes, by number
+    chance: Tensor  # [n] the probability of each outcome
     label: Tensor  # [n] its class: no part can tell outcomes of a class apart as others of a group
-    others: Tensor  # [M, C] how many of the G − 1 others are of each class
-    weight: Tensor  # [M] the probability of that
-    coefficient: Tensor  # [n, M, P] its own part of ĝ is Σ_P coefficient · score
+    others: Tensor  # [M, C] how many of the G − 1 others are in each class
+    weight: Tensor  # [M] the probability of each composition
+    coefficient: Tensor  # [n, M, P] the sample's part of ĝ is Σ_P coefficient · score
 
 
 def among_others(estimator: Estimator, outcomes: Outcomes, group_size: int) -> AmongOthers:
-    """What the lumped microscope averages over, for one prompt: E[ĝ] = G Σ_n chance Σ_M weight ·
-    coefficient · score.
+    """What the lumped microscope averages over, for one prompt.
+
+    E[ĝ] = G Σ_n chance Σ_M weight · coefficient · score. Raises `CourseError` for several prompts,
+    or if there is too much to list.
     """
     require(
         len(outcomes.reward) == 1,
@@ -164,23 +172,22 @@ def among_others(estimator: Estimator, outcomes: Outcomes, group_size: int) -> A
 
 
 def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: Tensor) -> float:
-    """E‖ĝ − E[ĝ]‖² without a list of pairs of outcomes, and without the scores themselves: the law
-    of total variance.
+    """E‖ĝ − E[ĝ]‖² by the law of total variance, without listing pairs of outcomes.
 
-    Once it is known how many samples of each class a group has, its samples are independent, and
-    those of a class alike:
+    Given the number of samples of each class in a group, the samples are independent, and those of
+    one class identically distributed:
 
         E‖ĝ − Eĝ‖² = Σ_counts P(counts) ‖Σ_c count_c v_c − Eĝ‖²  +  G Σ_c,others P(c) P(others)
         (E[‖g‖² | c, others] − ‖v_c‖²)
 
-    with g a sample's own part of ĝ and v_c(others) its mean in class c. `inner` maps rows [r, K, P]
-    to the inner products [r, r] of the vectors Σ_{K,P} row · score; `own` [K, P, P] holds those of
-    the scores of one outcome's own columns.
+    Here g is one sample's part of ĝ, and v_c(others) is its mean in class c. `inner` maps rows
+    [r, K, P] to the inner products [r, r] of the vectors Σ_{K,P} row · score. `own` [K, P, P] holds
+    the inner products between the score columns of each outcome.
     """
     group, classes = int(among.others[0].sum()) + 1, among.others.shape[1]
     p_class = torch.stack([among.chance[among.label == c].sum() for c in range(classes)])
     weights, basis = [], []
-    for c in range(classes):  # v_c(others), as sums of a few directions
+    for c in range(classes):  # v_c(others) as linear combinations of a few directions
         mine = among.label == c
         rows = (among.chance[mine] / p_class[c])[:, None, None] * among.coefficient[mine]
         weight, direction = _factor(rows.transpose(0, 1).flatten(1))
@@ -215,8 +222,9 @@ def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: T
 
 
 def _factor(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows [M, N] → weights [M, r] and directions [r, N] whose product they are, r small:
-    Gram–Schmidt, largest remainder first.
+    """Factor rows [M, N] into weights [M, r] times directions [r, N], with small r.
+
+    The method is Gram–Schmidt with pivoting: the row with the largest remainder comes first.
     """
     left, weights, directions = rows.clone(), [], []
     largest = norms = left.norm(dim=1)

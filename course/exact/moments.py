@@ -1,11 +1,9 @@
-"""The microscope: exact J, ∇J, E[ĝ], bias and covariance of any estimator, by listing everything
-that can happen.
+"""The microscope: exact J, ∇J, E[ĝ], bias and covariance of any estimator, by enumeration.
 
-List the outcomes of a policy (an answer and the reward it met) once, as `Outcomes`; `microscope`
-then asks the estimator itself: every possible group becomes one run on the leading axis and goes
-through the very same `freeze` and `objective` that training uses. Nothing is sampled.
-`closed_forms` is the second way to the same numbers. All of it is in float64; log-probabilities and
-KL are in nats.
+`Outcomes` lists all outcomes of a policy; an outcome is an answer with its reward. `microscope`
+makes every possible group a run on the leading axis and passes it through the `freeze` and
+`objective` that training uses. Nothing is sampled. `closed_forms` gives the same numbers in a
+second way. Everything is in float64; log-probabilities and KL are in nats.
 """
 
 from __future__ import annotations
@@ -25,24 +23,27 @@ from course.exact.lumps import Lumps, by_lumps
 from course.exact.outcomes import Outcomes, gradient, objective
 from course.exact.view import Moments, View, refuse_above_largest
 
-# cells (runs × prompts × samples × columns) up to which "auto" lists every multiset: within a
-# second
+# "auto" lists every multiset up to this number of cells (runs × prompts × samples × columns), which
+# takes less than a second
 SMALL = 2_000_000
 
 
 @dataclass(frozen=True)
 class Microscope:
-    """What an estimator does on average, exactly, beside what it should do.
+    """The exact mean and covariance of an estimator's gradient, next to the true gradient.
 
-    `objective` J and `gradient` ∇J [D] are the current policy's; `expected` E[ĝ] and `covariance`
-    [D, D] are of the gradient of one batch (Q prompts, G samples each) drawn from the sampling
-    policy. `coefficient` [Q, K, T] is the expected coefficient of each token's score, and
-    `dist_coefficient` [Q, K, T, V] that of each entry of `log_dist` (None where the estimator does
-    not use it): E[ĝ] = Σ coefficient·score + Σ dist_coefficient·log_dist_score. `covariance` is
-    None where it was not asked for or is too large to list; then `trace` is its trace where that is
-    known (`total_variance`), else NaN, and so is `std`. `value` is the expected value of the
-    estimator's own objective for a batch, of which ĝ is the derivative; it need not be J, and a
-    surrogate's is not. `method` says what was listed.
+    - `objective` J and `gradient` ∇J [D] of the current policy;
+    - `expected` E[ĝ] [D] and `covariance` [D, D] of the gradient of one batch, which has Q prompts
+      with G samples each, drawn from the sampling policy. `covariance` is None if it was not
+      requested or is too large;
+    - `coefficient` [Q, K, T]: the expected coefficient of each token's score, and
+      `dist_coefficient` [Q, K, T, V] that of each entry of `log_dist` (None if the estimator does
+      not use it). E[ĝ] = Σ coefficient·score + Σ dist_coefficient·log_dist_score;
+    - `value`: the expected value of the estimator's own objective on a batch. ĝ is the derivative
+      of that objective, which need not be J: the value of a surrogate is not;
+    - `method`: what was enumerated;
+    - `trace`: the trace of the covariance if `covariance` is None and `total_variance` gave it;
+      else NaN, and then `std` is NaN too.
     """
 
     objective: float
@@ -57,7 +58,7 @@ class Microscope:
 
     @property
     def bias(self) -> Tensor:
-        """[D] E[ĝ] − ∇J. eq:gradient-bias"""
+        """E[ĝ] − ∇J [D]. eq:gradient-bias"""
         return self.expected - self.gradient
 
     @property
@@ -67,17 +68,17 @@ class Microscope:
 
     @property
     def std(self) -> float:
-        """Root of the trace of the covariance: how far one batch's gradient is from E[ĝ]."""
+        """√(trace of the covariance): the typical distance of one batch's gradient from E[ĝ]."""
         return math.sqrt(max(self.variance, 0.0)) if not math.isnan(self.variance) else math.nan
 
     @property
     def relative_bias(self) -> float:
-        """‖E[ĝ] − ∇J‖ / ‖∇J‖; NaN or inf where ∇J = 0."""
+        """‖E[ĝ] − ∇J‖ / ‖∇J‖; NaN or inf if ∇J = 0."""
         return float(self.bias.norm() / self.gradient.norm())
 
     @property
     def cosine(self) -> float:
-        """Cosine between E[ĝ] and ∇J; NaN where one of them is 0."""
+        """Cosine of the angle between E[ĝ] and ∇J; NaN if one of them is 0."""
         return float(self.expected @ self.gradient / (self.expected.norm() * self.gradient.norm()))
 
 
@@ -88,23 +89,21 @@ def microscope(
     method: str = "auto",
     covariance: bool = True,
 ) -> Microscope:
-    """Exact moments of the estimator's gradient for batches of Q prompts with `group_size` samples
-    each.
+    """Exact moments of the estimator's gradient on batches of Q prompts × `group_size` samples.
 
-    "multisets" lists every multiset of G outcomes of each prompt, and their product over prompts.
-    "lumped" (one prompt) lists the sample's own outcome and what the OTHERS of its group look like
-    to it: E[ĝ] = G·E[own coefficient × score], with outcomes that no part can tell apart counted as
-    one class; covariance from pairs. "auto" takes the multisets where they are few, else lumps, and
-    takes prompts apart where no part looks across them. What a part looks at, it declares itself
-    (`course.parts.base.Declares`). An estimator of a class derived from `Estimator`, which may
-    compute anything, is always listed.
+    `method` "multisets" lists every multiset of G outcomes of each prompt, and their product over
+    prompts. "lumped" (for one prompt) lists the outcome of one sample together with the classes of
+    the OTHER samples of its group: E[ĝ] = G·E[own coefficient × score]. Outcomes that no part can
+    tell apart form one class, and the covariance comes from pairs of samples. "auto" uses multisets
+    if they are few and lumps otherwise; it treats prompts separately if no part looks across
+    prompts. Parts declare what they look at (`course.parts.base.Declares`). For a subclass of
+    `Estimator`, which may compute anything, all multisets are listed.
 
-    `group_size` math.inf is the limit of large groups, in closed form: the group's mean is J then,
-    its std that of all outcomes, and a batch has no spread. Parts whose limit is not known are
-    refused by name.
+    `group_size` math.inf gives the limit of large groups in closed form. There the group's mean is
+    J, its std is that of all outcomes, and the covariance is 0.
 
-    The order of the samples must not matter to the estimator; an adaptive β stands at its initial
-    value. Raises `CourseError` where there is too much to list, with numbers.
+    The estimator must not depend on the order of the samples. An adaptive β has its initial value.
+    Raises `CourseError` if there is too much to list, or the limit of a part is not known.
     """
     require(
         method in ("auto", "multisets", "lumped"),
@@ -143,7 +142,7 @@ def microscope(
 
 
 def _moments(view: View, group: int, method: str, covariance: bool) -> tuple[Moments, str]:
-    """The moments of what one view looks at, and what was listed."""
+    """The moments of one view, and a description of what was listed."""
     cells, what = multisets.cells(view, group)
     lumps = None
     if method == "lumped" or (method == "auto" and cells > SMALL and view.may_lump):
@@ -158,7 +157,7 @@ def _moments(view: View, group: int, method: str, covariance: bool) -> tuple[Mom
 
 
 def _finish(views: list[View], found: list[tuple[Moments, str]]) -> Microscope:
-    """All prompts at once, or each by itself: then gradients are independent and add up."""
+    """Combine the views: one of all prompts, or one per prompt, whose gradients are independent."""
     each, listed = [moments for moments, _ in found], sorted({what for _, what in found})
     outcomes, tokens = views[0].outcomes, views[0].tokens
     coefficient = torch.cat([one.coefficient for one in each])

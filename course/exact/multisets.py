@@ -1,4 +1,4 @@
-"""Every batch there can be, order aside: all multisets of outcomes of each prompt."""
+"""Enumerate all possible batches, regardless of order: multisets of each prompt's outcomes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from course.exact.view import Moments, View, refuse_above_largest
 
 
 class Groups(NamedTuple):
-    """Every batch there can be, order aside: M of them, one per run."""
+    """All M possible batches, regardless of the order of their samples."""
 
-    outcome: Tensor  # [M, Q, G] which outcome each of its samples is, by number within the prompt
-    chance: Tensor  # [M] its probability; they sum to 1
-    gradient: Tensor  # [M, D] the gradient ĝ that the estimator makes of it
+    outcome: Tensor  # [M, Q, G] the outcome of each sample, by its number within the prompt
+    chance: Tensor  # [M] the probability of each batch; they sum to 1
+    gradient: Tensor  # [M, D] the estimator's gradient ĝ for each batch
 
 
 def every_group(estimator: Estimator, outcomes: Outcomes, group_size: int) -> Groups:
-    """What `microscope` averages over, one by one: for identities that hold sample by sample, and
-    for conditional means.
+    """The batches that `microscope` averages over, with probabilities and gradients.
+
+    Use it for identities that hold for every batch, and for conditional means. Raises `CourseError`
+    if there are too many batches.
     """
     group = int(check_group_size(group_size))
     view = View(estimator, outcomes)
@@ -46,20 +48,22 @@ def every_group(estimator: Estimator, outcomes: Outcomes, group_size: int) -> Gr
 
 
 def count(view: View, group: int) -> int:
-    """How many multisets there are."""
+    """The number of multisets, over all prompts."""
     return math.prod(math.comb(len(alive) + group - 1, group) for alive in view.alive)
 
 
 def cells(view: View, group: int) -> tuple[int, str]:
-    """Cells to compute (runs × prompts × samples × columns), and what they are."""
+    """The number of cells to compute (runs × prompts × samples × columns), and a description."""
     found = count(view, group)
     number = found * view.width * max(group, view.kinds) * view.columns
     return number, f"{found:,} multisets of {group} outcomes"
 
 
 def every_multiset(view: View, group: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Chunks of multisets [M, Q, G], their probability [M], their coefficients summed by outcome
-    [M, Q·K, P], and the objective's value [M].
+    """Yield chunks of M multisets: (outcomes, probability, coefficient, value).
+
+    Outcomes are [M, Q, G], probabilities [M], coefficients summed per outcome [M, Q·K, P], and
+    values of the objective [M].
     """
     tables = [compositions(group, len(alive), alive.device) for alive in view.alive]
     weights = [
@@ -83,7 +87,7 @@ def every_multiset(view: View, group: int) -> Iterator[tuple[Tensor, Tensor, Ten
 
 
 def by_multisets(view: View, group: int, covariance: bool) -> Moments:
-    """Every multiset of outcomes is a run, weighed with its multinomial probability."""
+    """Moments over all multisets: each is a run, weighted by its multinomial probability."""
     scores = view.scores().flatten(0, 2)
     size = scores.shape[1] if covariance else 0
     mean, spread, total = scores.new_zeros(size), scores.new_zeros((size, size)), 0.0
@@ -100,8 +104,9 @@ def by_multisets(view: View, group: int, covariance: bool) -> Moments:
 def _merge(
     mean: Tensor, spread: Tensor, total: float, values: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """Weighted mean and covariance of what came before and of `values` [M, D] together (Chan et al.
-    1979, eq. 2.1).
+    """Update a weighted mean [D] and sum of squares [D, D] with new `values` [M, D].
+
+    Source: Chan et al. 1979, eq. 2.1.
     """
     here = float(weight.sum())
     if here == 0:

@@ -1,7 +1,6 @@
-"""What can happen: every outcome of a policy, an answer and the reward it met, and the exact J, ∇J
-and KL of it.
+"""All outcomes of a policy (an answer with its reward), and its exact J, ∇J and KL.
 
-All of it is in float64; log-probabilities and KL are in nats.
+Everything is in float64; log-probabilities and KL are in nats.
 """
 
 from __future__ import annotations
@@ -30,20 +29,23 @@ DISTS = ("log_dist", "old_log_dist", "ref_log_dist")
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Everything that can happen for each prompt: K outcomes, an answer and the reward it met.
+    """The K possible outcomes of each prompt; an outcome is an answer with its reward.
 
-    `log_prob` [Q, K, T] log π of each token under the CURRENT policy, in nats; `score` [Q, K, T, D]
-    its gradient with respect to the D parameters (D = 0: leave the gradients out and use
-    `Microscope.coefficient`); `reward` [Q, K, T]; `mask` [Q, K, T] bool, True where the policy
-    chose the token; `chance` [Q, K] the environment's part of the probability, P(reward | answer):
-    1 where rewards are deterministic, 0 on a row that only pads the table. `old_log_prob` [Q, K, T]
-    belongs to the policy that samples (None: on policy). The other fields are the `Rollout`'s with
-    K in the place of G: `ref_log_prob`, `value` [Q, K, T]; `truncated`, `bootstrap` [Q, K];
-    `greedy_reward` [Q]; `log_dist`, `old_log_dist`, `ref_log_dist` [Q, K or 1, T or 1, V], with
-    `log_dist_score` [Q, K or 1, T or 1, V, D] the gradient of `log_dist`. `of_arms` and
-    `of_sequences` fill in what is usual.
+    - `log_prob` [Q, K, T]: log π of each token under the CURRENT policy, in nats;
+    - `score` [Q, K, T, D]: its gradient with respect to the D parameters. D = 0 leaves the
+      gradients out; then use `Microscope.coefficient`;
+    - `reward` [Q, K, T];
+    - `mask` [Q, K, T] bool: True where the policy chose the token;
+    - `chance` [Q, K]: P(reward | answer), the environment's factor of the probability: 1 if
+      rewards are deterministic, 0 for a row that only pads the table;
+    - `old_log_prob` [Q, K, T]: under the policy that samples; None means on policy.
 
-    Raises `CourseError` where a shape is wrong or the probabilities of a prompt do not sum to 1.
+    The other fields are those of `Rollout` with K instead of G: `ref_log_prob`, `value` [Q, K, T];
+    `truncated`, `bootstrap` [Q, K]; `greedy_reward` [Q]; `log_dist`, `old_log_dist`, `ref_log_dist`
+    [Q, K or 1, T or 1, V]. `log_dist_score` [Q, K or 1, T or 1, V, D] is the gradient of
+    `log_dist`. `of_arms` and `of_sequences` make outcomes with the usual defaults.
+
+    Raises `CourseError` if a shape is wrong or the probabilities of a prompt do not sum to 1.
     """
 
     log_prob: Tensor
@@ -137,9 +139,10 @@ class Outcomes:
         chance: Tensor | None = None,
         **optional: Any,
     ) -> Outcomes:
-        """Outcomes of several tokens, [Q, K, T].
+        """Outcomes of several tokens [Q, K, T].
 
-        Default: every token chosen, deterministic rewards, no scores (D = 0).
+        By default every token is chosen, rewards are deterministic, and there are no scores (D =
+        0).
         """
         mask = torch.ones_like(reward, dtype=torch.bool) if mask is None else mask
         chance = reward.new_ones(reward.shape[:2]) if chance is None else chance
@@ -160,14 +163,15 @@ class Outcomes:
         chance: Tensor | None = None,
         **optional: Any,
     ) -> Outcomes:
-        """Answers of one token.
+        """Outcomes of a bandit: answers of one token.
 
-        `log_prob` [Q, A] or, for one prompt, [A]; `score` [.., A, D] (default: `tabular_score`).
+        `log_prob` is [Q, A] or, for one prompt, [A]. `score` is [.., A, D]; the default is
+        `tabular_score`.
 
-        `reward` has the shape of `log_prob`, and then K = A; or one more axis [.., A, R], with
-        `chance` [.., A, R] the probability of each of the R rewards that the answer may meet, and
-        then K = A·R. `old_log_prob`, `ref_log_prob` and the other fields that belong to a sample
-        are shaped as `log_prob`; `greedy_reward` [Q] and the distributions as in the class.
+        If `reward` has the shape of `log_prob`, K = A. It may have one more axis [.., A, R]; then
+        `chance` [.., A, R] is the probability of each of the R rewards of an answer, and K = A·R.
+        `old_log_prob`, `ref_log_prob` and the other fields of a sample have the shape of
+        `log_prob`; `greedy_reward` [Q] and the distributions are as in the class.
         """
         per_arm = {name: optional.pop(name) for name in PER_ARM if optional.get(name) is not None}
         per_arm |= {"log_prob": log_prob, "reward": reward}
@@ -200,24 +204,24 @@ class Outcomes:
 
     @property
     def old(self) -> Tensor:
-        """[Q, K, T] log-probability under the policy that samples."""
+        """The log-probability [Q, K, T] under the policy that samples."""
         return self.log_prob if self.old_log_prob is None else self.old_log_prob
 
     @property
     def total_reward(self) -> Tensor:
-        """[Q, K] the reward of an outcome, summed over its tokens."""
+        """The reward of each outcome [Q, K], summed over its tokens."""
         return self.reward.sum(-1)
 
     @property
     def total_score(self) -> Tensor:
-        """[Q, K, D] the score of an outcome: ∇ log π of the whole answer.
+        """The score of each outcome [Q, K, D]: ∇ log π of the whole answer.
 
         eq:answer-score, eq:token-scores-add
         """
         return (self.score * self.mask.unsqueeze(-1)).sum(-2)
 
     def prompt(self, q: int) -> Outcomes:
-        """The outcomes of prompt number `q` alone, Q = 1."""
+        """The outcomes of prompt number `q` only; Q = 1."""
         changes = {
             f.name: getattr(self, f.name)[q : q + 1]
             for f in fields(self)
@@ -227,9 +231,9 @@ class Outcomes:
 
 
 def softmax_score(log_prob: Tensor) -> Tensor:
-    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b: the score of a softmax over its logits.
+    """∂ log π_a / ∂ logit_b = 1[a = b] − π_b, the score of a softmax: [..., A] → [..., A, A].
 
-    [..., A] → [..., A, A]. eq:softmax-score
+    eq:softmax-score
     """
     return torch.eye(
         log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device
@@ -237,8 +241,9 @@ def softmax_score(log_prob: Tensor) -> Tensor:
 
 
 def tabular_score(log_prob: Tensor) -> Tensor:
-    """The score when every prompt has logits of its own, D = Q·A: [Q, A] → [Q, A, Q·A], 0 for other
-    prompts' logits.
+    """The score if every prompt has its own logits, D = Q·A: [Q, A] → [Q, A, Q·A].
+
+    It is 0 for the logits of other prompts.
     """
     prompts, arms = log_prob.shape
     own = torch.eye(prompts, dtype=log_prob.dtype, device=log_prob.device)
@@ -248,38 +253,41 @@ def tabular_score(log_prob: Tensor) -> Tensor:
 
 
 def probability(outcomes: Outcomes) -> Tensor:
-    """[Q, K] probability of each outcome under the current policy: P(reward | answer)
-    · π(answer).
+    """The probability of each outcome [Q, K] under the current policy.
+
+    It is P(reward | answer) · π(answer).
     """
     return outcomes._probability(outcomes.log_prob)
 
 
 def sampling_probability(outcomes: Outcomes) -> Tensor:
-    """[Q, K] probability of each outcome under the policy that samples."""
+    """The probability of each outcome [Q, K] under the policy that samples."""
     return outcomes._probability(outcomes.old)
 
 
 def objective(outcomes: Outcomes) -> float:
-    """J = mean over prompts of Σ_k p_k R_k, for the current policy. eq:expected-reward"""
+    """J of the current policy: the mean over prompts of Σ_k p_k R_k. eq:expected-reward"""
     return float((probability(outcomes) * outcomes.total_reward).sum(-1).mean())
 
 
 def gradient_coefficient(outcomes: Outcomes) -> Tensor:
-    """[Q, K, T] the coefficient of each token's score in ∇J: p_k R_k / Q on chosen tokens."""
+    """The coefficient of each token's score in ∇J [Q, K, T]: p_k R_k / Q on chosen tokens."""
     weight = probability(outcomes) * outcomes.total_reward / len(outcomes.reward)
     return weight.unsqueeze(-1) * outcomes.mask
 
 
 def gradient(outcomes: Outcomes) -> Tensor:
-    """[D] ∇J = mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k) (Williams 1992, theorem
-    1). eq:one-step-policy-gradient
+    """∇J [D]: the mean over prompts of Σ_k p_k R_k Σ_t ∇log π(token t of k).
+
+    Source: Williams 1992, theorem 1. eq:one-step-policy-gradient
     """
     return torch.einsum("qkt,qktd->d", gradient_coefficient(outcomes), outcomes.score)
 
 
 def kl(outcomes: Outcomes, direction: str = "reverse") -> float:
-    """Mean over prompts of the KL of whole answers, in nats: "reverse" KL(π‖ref), "forward"
-    KL(ref‖π).
+    """Mean over prompts of the KL of whole answers, in nats.
+
+    `direction` "reverse" is KL(π‖ref), "forward" is KL(ref‖π).
     """
     log_r, p, ref = log_reference_ratio(outcomes, direction)
     q, log_q_over_p = (p, -log_r) if direction == "reverse" else (ref, log_r)
@@ -287,8 +295,9 @@ def kl(outcomes: Outcomes, direction: str = "reverse") -> float:
 
 
 def kl_coefficient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[Q, K, T] the coefficient of each token's score in ∇ of `kl`: p log(π/ref) / Q for "reverse",
-    −ref / Q for "forward".
+    """The coefficient of each token's score in the gradient of `kl`, [Q, K, T].
+
+    It is p log(π/ref) / Q for "reverse" and −ref / Q for "forward".
     """
     log_r, p, ref = log_reference_ratio(outcomes, direction)
     weight = torch.where(p > 0, p * -log_r, 0.0) if direction == "reverse" else -ref
@@ -296,8 +305,9 @@ def kl_coefficient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
 
 
 def kl_gradient(outcomes: Outcomes, direction: str = "reverse") -> Tensor:
-    """[D] ∇ of `kl`: E_π[log(π/ref) s] for "reverse", −E_ref[s] for "forward"; s is the whole
-    answer's score. `eq:kl-two-gradients`
+    """The gradient of `kl` [D], with s the score of the whole answer. `eq:kl-two-gradients`
+
+    It is E_π[log(π/ref) s] for "reverse" and −E_ref[s] for "forward".
     """
     return torch.einsum("qkt,qktd->d", kl_coefficient(outcomes, direction), outcomes.score)
 

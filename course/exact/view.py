@@ -1,6 +1,4 @@
-"""An estimator looking at outcomes: its coefficients on any groups of them, and which outcomes it
-cannot tell apart.
-"""
+"""An estimator applied to outcomes: its coefficients on groups, and which outcomes it merges."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ from course.estimator import Estimator, first_chosen
 from course.exact.outcomes import DISTS, PER_SAMPLE, Outcomes, sampling_probability
 from course.rollout import Policy, Rollout
 
-LARGEST = 40_000_000  # cells above which a request is refused: several seconds
+LARGEST = 40_000_000  # the most cells of a request, which take several seconds
 
 
 def refuse_above_largest(cells: int, what: str) -> None:
-    """Raise `CourseError` where there is too much to list; `what` names it with numbers."""
+    """Raise `CourseError` if there are too many cells; `what` describes them, with numbers."""
     if cells > LARGEST:
         raise CourseError(
             f"microscope: got {what}, {cells:,} cells to compute; allowed is {LARGEST:,}: fewer"
@@ -29,15 +27,15 @@ def refuse_above_largest(cells: int, what: str) -> None:
 
 
 class Seen(NamedTuple):
-    """What an estimator makes of M batches."""
+    """An estimator's results on M batches."""
 
-    coefficient: Tensor  # [M, Q, G, P] the derivative of its objective by each column of a sample
-    gain: Tensor  # [M, Q, G] what each sample adds to its objective
-    value: Tensor  # [M] its objective
+    coefficient: Tensor  # [M, Q, G, P] derivative of the objective with respect to each column
+    gain: Tensor  # [M, Q, G] what each sample adds to the objective
+    value: Tensor  # [M] the objective
 
 
 class Moments(NamedTuple):
-    """What every way of listing finds."""
+    """The result of every method of enumeration."""
 
     coefficient: Tensor  # [Q, K, P] expected coefficient of each column
     covariance: Tensor | None  # [D, D] of the gradient of a batch
@@ -45,26 +43,25 @@ class Moments(NamedTuple):
 
 
 class View:
-    """Outcomes as tables of rows [Q·K, ...], and an estimator that is asked for its coefficients on
-    any groups of them.
+    """An estimator with the outcomes it is applied to, stored as tables of rows [Q·K, ...].
 
-    A column is whatever ĝ is linear in, P per sample: T scores and, where the estimator uses
-    `log_dist`, T·V scores of it.
+    ĝ is linear in P columns per sample: the T scores and, if the estimator uses `log_dist`, its T·V
+    scores.
 
-    `prompt` None looks at all prompts. A number looks at that prompt's samples alone, and all
-    shapes here have Q = 1; the other prompts are there (a mean over Q prompts stays one), each with
-    one and the same outcome. That is right where no part looks across them.
+    `prompt` None looks at all prompts. A number looks at that prompt only, and all shapes here have
+    Q = 1. The other prompts still belong to the batch, so that a mean over Q prompts stays one, but
+    each has one fixed outcome. This is correct only if no part looks across prompts.
     """
 
     def __init__(self, estimator: Estimator, outcomes: Outcomes, prompt: int | None = None) -> None:
         self.estimator, self.outcomes, self.prompt = estimator, outcomes, prompt
         everything, self.kinds, self.tokens = outcomes.reward.shape
-        self.width = everything  # prompts that are computed, looked at or not
+        self.width = everything  # the number of prompts in the batch, looked at or not
         self.shown = slice(None) if prompt is None else slice(prompt, prompt + 1)
         probability = sampling_probability(outcomes)
         self.probability = probability[self.shown]
         self.prompts = len(self.probability)
-        # what never happens is never listed
+        # outcomes of probability 0 are never listed
         self.alive = [row.nonzero().squeeze(-1) for row in self.probability > 0]
         self._idle = probability.argmax(-1)  # [all prompts] the outcome of those not looked at
         device = outcomes.reward.device
@@ -81,7 +78,7 @@ class View:
 
     @cached_property
     def columns(self) -> int:
-        """P, found by asking for one group."""
+        """P, the number of columns, measured on one group."""
         happens = sampling_probability(self.outcomes) > 0
         longest = (self.outcomes.mask.sum(-1) * happens).argmax(-1)[self.shown]
         example = longest[None, :, None].expand(1, self.prompts, 2)
@@ -89,28 +86,24 @@ class View:
 
     @property
     def listed_only(self) -> bool:
-        """Whether nothing is known of what it looks at: a class derived from `Estimator` may
-        compute anything, so that all its batches are listed.
-        """
+        """Whether all batches must be listed: a subclass of `Estimator` may compute anything."""
         return type(self.estimator) is not Estimator
 
     @property
     def may_lump(self) -> bool:
-        """Whether samples of one prompt are looked at, by an estimator whose parts say how."""
+        """Whether lumping is possible: one prompt, and parts that declare what they look at."""
         return self.prompts == 1 and not self.listed_only
 
     def place(self, index: Tensor) -> Tensor:
-        """[M, Q, G] numbers of outcomes within their prompt → within all that are looked at."""
+        """Outcome numbers [M, Q, G] within their prompt → numbers among all prompts looked at."""
         return index + self._first_row[: self.prompts]
 
     def rollout(self, index: Tensor) -> Rollout:
-        """The groups `index` [M, Q, G], numbers of outcomes within their prompt, as M runs of one
-        rollout of all prompts.
-        """
+        """The groups `index` [M, Q, G] of outcome numbers, as a rollout of M runs."""
         return self._rollout(self._take(index))
 
     def _take(self, index: Tensor) -> Tensor:
-        """[M, Q, G] → rows of the tables [M, all prompts, G]."""
+        """Outcome numbers [M, Q, G] → rows of the tables [M, all prompts, G]."""
         if self.prompt is not None:
             idle = self._idle[:, None].expand(len(index), -1, index.shape[-1]).clone()
             idle[:, self.shown] = index
@@ -132,15 +125,16 @@ class View:
         )
 
     def ask(self, index: Tensor) -> Seen:
-        """What the estimator makes of the groups `index` [M, Q, G]: each a run that goes through
-        the very same `freeze` and `objective` as in training.
+        """The estimator's results on the groups `index` [M, Q, G].
+
+        Each group is a run that passes through the `freeze` and `objective` of training.
         """
         take = self._take(index)
         frozen = self.estimator.freeze(self._rollout(take))
         by = {"log_prob": self.rows["log_prob"][take]}
         if "log_dist" in self.rows:
             by["log_dist"] = self.rows["log_dist"][take]
-        if not self.listed_only:  # objective = Σ weight · gain, and so gain is a derivative, too
+        if not self.listed_only:  # objective = Σ weight · gain, so gain = ∂objective/∂weight
             by["weight"] = frozen.weight.clone()
         leaves = {name: tensor.requires_grad_() for name, tensor in by.items()}
         with torch.enable_grad():
@@ -168,7 +162,7 @@ class View:
         return Seen(coefficient[:, self.shown], gain[:, self.shown], objective.detach())
 
     def scores(self) -> Tensor:
-        """[Q, K, P, D] the gradient of each column with respect to the parameters."""
+        """The gradient of each column with respect to the parameters, [Q, K, P, D]."""
         score = self.outcomes.score[self.shown]
         if not self.uses_dist:
             return score
@@ -180,16 +174,17 @@ class View:
     # ------------------------------------------------------------------ what is looked at
 
     def looks_across_prompts(self) -> bool:
-        """Whether what happens at one prompt may change what is made of another's samples.
+        """Whether the outcome at one prompt may change the coefficients at another prompt.
 
-        A part of scope "batch" sees nothing where all that it reads is the same in every outcome.
+        It cannot if every quantity that parts of scope "batch" read is the same in all outcomes.
         """
         keys = None if self.listed_only else self._keys("batch")
         return keys is None or bool((keys != keys[:1]).any())
 
     def classes(self) -> Tensor:
-        """[n] class of each outcome that can happen at the one prompt: alike where no part can tell
-        them apart as others of a group.
+        """The class [n] of each possible outcome of the one prompt.
+
+        Two outcomes have the same class if no part can tell them apart as other samples of a group.
         """
         alive = self.alive[0]
         if self.listed_only:
@@ -203,8 +198,9 @@ class View:
         return torch.unique(keys, dim=0, return_inverse=True)[1]
 
     def _keys(self, *scopes: str) -> Tensor | None:
-        """[n, ...] what parts of these scopes read of each outcome that can happen; None where one
-        of them may read anything.
+        """What parts of these scopes read of each possible outcome, [n, ...].
+
+        None if one of the parts may read anything.
         """
         every = torch.arange(self.kinds, device=self._idle.device) + self._first_row
         found = Keys(self.estimator, self._rollout(every.unsqueeze(0))).of(*scopes)
@@ -216,17 +212,17 @@ class View:
 
 
 class Keys:
-    """What the parts of an estimator read of other samples, as `scope` and `reads` declare it, in
-    numbers: samples with equal numbers are alike to them.
+    """The quantities that an estimator's parts read of other samples, as they declare them.
 
-    `rollout` holds every outcome once, [1, Q, K, T]; so do the tensors found here, [1, Q, K, ...].
+    Samples with equal quantities are interchangeable as others of a group. `rollout` holds every
+    outcome once, [1, Q, K, T]; so do the tensors found here, [1, Q, K, ...].
     """
 
     def __init__(self, estimator: Estimator, rollout: Rollout) -> None:
         self.estimator, self.rollout = estimator, rollout
 
     def of(self, *scopes: str) -> list[Tensor] | None:
-        """All that parts of these scopes read; None where that may be anything."""
+        """All that parts of these scopes read; None if that may be anything."""
         found: list[Tensor] = []
         for name, part in self.estimator.parts.items():
             for piece in part.pieces:
@@ -238,10 +234,10 @@ class Keys:
         return found
 
     def _read(self, name: str) -> list[Tensor] | None:
-        """What the part at this place reads."""
+        """What the part at this place reads; None if that may be anything."""
         part = self.estimator.parts[name]
         if name not in ("baseline", "scale", "aggregation", "sample_filter") or part.reads is None:
-            return None  # what a far-sighted ratio or surrogate makes of others is not followed up
+            return None  # a ratio, surrogate or KL that uses other samples is not analysed
         found: list[Tensor] = []
         for word in part.reads:
             keys = self._word(name, word)
@@ -264,15 +260,15 @@ class Keys:
         )
         tensor = getattr(self.rollout, word)
         by_sample = isinstance(tensor, Tensor) and tensor.shape[:3] == self.rollout.reward.shape[:3]
-        return [tensor] if by_sample else []  # the rest is the same whatever happens
+        return [tensor] if by_sample else []  # other fields are the same for all outcomes
 
     def _near(self, *names: str) -> bool:
-        """Whether these parts look no further than the sample itself."""
+        """Whether these parts use no other sample."""
         parts = [self.estimator.parts[name] for name in names]
         return all(piece.scope in ("token", "sample") for part in parts for piece in part.pieces)
 
     def _credited(self, word: str) -> list[Tensor] | None:
-        """The returns, or the advantages of chosen tokens before they are scaled."""
+        """The returns, or the advantages of chosen tokens before scaling."""
         if not self._near("kl", "credit"):
             return None
         rollout, mask = self.rollout, self.rollout.mask
@@ -283,18 +279,18 @@ class Keys:
         base: list[Tensor] | None = []
         if self._near("baseline"):
             credit = credit - self.estimator.baseline(returns, rollout)
-        else:  # it follows from what the baseline reads
+        else:  # then the baseline is a function of what it reads
             base = self._read("baseline")
         return None if base is None else [torch.where(mask, credit, 0.0), mask, *base]
 
     def _mask(self, word: str, left: bool) -> list[Tensor] | None:
-        """The mask, or how much of it is asked for; `left` by the filter or as it was sampled."""
+        """The mask, or its "length" or "empty"; with `left`, after the filter."""
         mask = self.rollout.mask
         beside: list[Tensor] | None = []
         if left and self._near("sample_filter"):
             keep = self.estimator.sample_filter(self.rollout)
             mask = mask if keep is None else mask & keep.unsqueeze(-1)
-        elif left:  # whom it drops follows from what the filter reads
+        elif left:  # then which samples it drops is a function of what the filter reads
             beside = self._read("sample_filter")
         shown = {"mask": mask, "length": mask.sum(-1), "empty": mask.any(-1)}[word]
         return None if beside is None else [shown, *beside]

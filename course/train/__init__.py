@@ -1,1 +1,1 @@
-"""What the loop trains with: optimisers, a critic, streams of noise, metrics, saved state."""
+"""What the training loop uses: optimisers, a critic, random streams, metrics, saved state."""

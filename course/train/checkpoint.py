@@ -1,5 +1,6 @@
-"""Saved state: tensors in one safetensors file with its description inside, written whole or not at
-all. Nothing is unpickled.
+"""Saved state: tensors and their description in one safetensors file, without pickle.
+
+A file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ FORMAT = "pg-ladder state 2"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Write tensors and a JSON-able description to `path`; returns it."""
+    """Write tensors and a description for JSON to `path`; returns the path."""
     path = Path(path)
     replace_files({path: as_bytes(tensors, about)})
     return path
 
 
 def as_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """The file of a state: equal states give equal bytes, in every process.
+    """The bytes of the file of a state; equal states give equal bytes in every process.
 
-    The format keeps tensors in an order of its own, and its metadata in none: so there is one entry
-    of it, a JSON with sorted keys.
+    The format sorts its tensors, but not its metadata. So the metadata has a single entry, a JSON
+    with sorted keys.
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     described = json.dumps(dict(about), sort_keys=True)
@@ -41,8 +42,9 @@ def as_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the description; a damaged or foreign file is
-    refused by name.
+    """The tensors (on the CPU) and the description of a saved state.
+
+    Raises `CourseError`, which names the file, if it is missing, damaged or of another format.
     """
     settle(Path(path).parent)
     try:
@@ -52,8 +54,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise CourseError(
                     f"{path}: got a file of format {head.get('format')!r}; allowed is {FORMAT!r}"
                 )
-            # copied: they would otherwise be views of the file, and change when somebody writes
-            # into it
+            # cloned, since they are views of the file and would change if the file were rewritten
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if _checksum(tensors, head["about"]) != head["sum"]:
                 raise CourseError(f"{path}: damaged: the checksum is not that of its contents")
@@ -62,7 +63,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CourseError(f"{path}: no such file") from error
     except CourseError:
         raise
-    # what the library, the disk and a header that somebody else wrote may raise
+    # all that the library, the disk and a foreign header may raise
     except (
         SafetensorError,
         OSError,
@@ -76,8 +77,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
-    """CRC-32 over names, shapes, types and bytes, since the format itself notices a cut file but no
-    flipped bit.
+    """CRC-32 over names, shapes, types and bytes.
+
+    The format itself detects a file that was cut off, but not a flipped bit.
     """
     total = zlib.crc32(described.encode())
     for name in sorted(tensors):
@@ -88,12 +90,12 @@ def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names with «prefix.» before them, so that several states share one file."""
+    """The tensors with "prefix." before their names, so that several states fit in one file."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with «prefix.», without it."""
+    """The tensors whose names begin with "prefix.", under the rest of the name."""
     return {
         name[len(prefix) + 1 :]: tensor
         for name, tensor in tensors.items()
@@ -102,5 +104,5 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def equal_states(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Whether two states are the same to the bit."""
+    """Whether two states are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,6 +1,4 @@
-"""The smallest critic: a running mean of the rewards, kept per run and prompt and written into the
-rollout as its value.
-"""
+"""The smallest critic: a running mean of the rewards per run and prompt, used as the value."""
 
 from __future__ import annotations
 
@@ -15,19 +13,19 @@ from course.rollout import Rollout
 
 
 class RunningMean:
-    """V = mean of the rewards so far, [..., Q].
+    """V = the mean of the rewards so far, [..., Q].
 
-    Three rules for what "so far" means are in use, and they differ:
+    Three meanings of "so far" are in use, and they differ:
 
-    - `include_current=True`: this rollout's rewards are in the mean that judges them (the widely
-      run replication);
-    - `include_current=False, first="reward"`: rewards before now, and the first is judged by itself
-      (Sutton & Barto 2018, §2.8);
-    - `include_current=False, first="zero"`: rewards before now, and the first is judged by 0: never
-      depends on the sample.
+    - `include_current=True`: the mean includes the rewards of the rollout that it is the baseline
+      of (as in a widely used replication);
+    - `include_current=False, first="reward"`: the mean of earlier rewards; the baseline of the
+      first rollout is its own reward (Sutton & Barto 2018, §2.8);
+    - `include_current=False, first="zero"`: the mean of earlier rewards; the baseline of the first
+      rollout is 0. Only this one never depends on the sample.
 
     `per_prompt=False` keeps one mean for all prompts of a run. `share` (a number, or one per run
-    [...]) multiplies V, so that runs with a baseline (1) and without (0) can stand on one axis.
+    [...]) multiplies V, so that runs with a baseline (1) and without (0) fit in one tensor.
     """
 
     made_with = ("include_current", "first", "per_prompt", "share")
@@ -51,7 +49,10 @@ class RunningMean:
         self.count = 0
 
     def write(self, rollout: Rollout) -> Rollout:
-        """The rollout with `value` filled in; the mean takes in its rewards."""
+        """The rollout with `value` filled in; its rewards are added to the mean.
+
+        Raises `CourseError` if `share` does not fit the runs.
+        """
         if isinstance(self.share, Tensor):
             fits = self.share.dim() == len(rollout.runs) + 1 and all(
                 n in (1, m) for n, m in zip(self.share.shape, rollout.runs, strict=False)
@@ -62,7 +63,7 @@ class RunningMean:
                 tuple(self.share.shape[:-1]),
                 f"a number or one for each of the runs {tuple(rollout.runs)}",
             )
-        # a sample without a chosen token is no sample; a prompt without any keeps its mean
+        # samples without a chosen token do not count; a prompt with no other keeps its mean
         there = rollout.exists.any(-1)
         now = mean_of(rollout.total_reward, (-1,), rollout.exists).squeeze(-1)
         if not self.per_prompt:
@@ -78,7 +79,7 @@ class RunningMean:
         return replace(rollout, value=before[..., None, None].expand(rollout.reward.shape))
 
     def state(self) -> dict[str, Tensor]:
-        """The mean and the number of rollouts behind it."""
+        """The mean and the number of rollouts that it averages."""
         saved = {"count": torch.tensor(self.count, device="cpu")}
         return saved if self.mean is None else saved | {"mean": self.mean.clone()}
 

@@ -1,4 +1,4 @@
-"""Which device to compute on: the one asked for, or the best there is."""
+"""Choose the device to compute on: the requested one, or the best available one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from course.errors import CourseError
 
 
 def available() -> list[str]:
-    """The devices of this machine by the names torch gives them; the CPU always comes first."""
+    """The devices of this machine, by their torch names; the CPU comes first."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
@@ -21,9 +21,9 @@ def available() -> list[str]:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called `name`; None and "auto" give the GPU where there is one.
+    """The device called `name`; None and "auto" give a CUDA GPU if there is one, else the CPU.
 
-    Raises `CourseError` if it is not there.
+    Raises `CourseError` if this machine does not have the device.
     """
     names = available()
     if name is None or name == "auto":
@@ -36,11 +36,10 @@ def pick_device(name: str | None = None) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Ask the C library to keep freed memory for the next tensor (glibc only; elsewhere nothing
-    happens).
+    """Ask the C library to keep freed memory for the next tensor (glibc only, else no effect).
 
-    It would give large blocks back to the system and fault every page in again: about a tenth of
-    the time of a small transformer's training on a CPU.
+    By default it returns large blocks to the system, and every page must be faulted in again. That
+    takes about a tenth of the time of training a small transformer on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,8 +1,8 @@
-"""The one writer of files: whole or not at all, several of them together or none.
+"""Write files completely or not at all, and several files all together or none.
 
-A file is written beside its place and renamed into it. Several are renamed one after the other; a
-journal says what they replace, so that whoever reads or writes in the folder next can undo a change
-that was killed half-way.
+A file is written under a temporary name in the same folder and then renamed. Several files are
+renamed one after the other. A journal lists what they replace, so that the next process that reads
+or writes in the folder can undo a change that was killed half-way.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 from course.errors import CourseError
 
 LOCK, JOURNAL = ".course.lock", ".course.journal"
-NEW, OLD = ".course.tmp", ".course.old"  # how the files beside a file's place end
+NEW, OLD = ".course.tmp", ".course.old"  # endings of temporary files: new content, old content
 PATIENCE = 10.0  # seconds to wait for another process that is writing in the same folder
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write several files so that either all are new or all are as before, whatever stops it.
+    """Write several files so that either all are new or all are unchanged, whatever interrupts it.
 
-    That includes `kill -9` between two renames, for readers that call `settle` before they read.
-    Folders are made if need be; litter of killed processes is removed. Raises `CourseError`, naming
-    the file, where it cannot be written.
+    This holds even for `kill -9` between two renames, if readers call `settle` before they read.
+    Missing folders are created, and temporary files of killed processes are removed. Raises
+    `CourseError`, which names the file, if it cannot be written.
     """
     files = {Path(os.path.realpath(path)): content for path, content in contents.items()}
     home = next(iter(files)).parent  # the journal's folder
@@ -57,17 +57,18 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def settle(folder: Path | str) -> None:
-    """Undo what a process that was killed in the middle of `replace_files` left in the folder, so
-    that the files in it belong together. Call it before reading several of them.
+    """Undo a `replace_files` that was killed half-way, so that the files of a folder match.
+
+    Call it before reading several files of the folder.
     """
     folder = Path(os.path.realpath(folder))
     if (folder / JOURNAL).exists():
-        with suppress(OSError), _writing(folder):  # a folder that nobody can write is read as it is
+        with suppress(OSError), _writing(folder):  # a read-only folder is left unchanged
             _settle(folder)
 
 
 def check_writable(folder: Path | str) -> Path:
-    """Make sure, before a long run, that files can be written to `folder` (made if need be).
+    """Check, before a long run, that files can be written to `folder`; creates it if missing.
 
     Raises `CourseError` if not.
     """
@@ -86,10 +87,10 @@ def check_writable(folder: Path | str) -> Path:
 
 @contextmanager
 def locked(path: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path`, which is gone afterwards; `CourseError(taken)` where another
-    process holds it longer than `wait` seconds.
+    """Hold the lock file `path`, and remove it afterwards.
 
-    It is the operating system's lock: a process that was killed holds none.
+    Raises `CourseError(taken)` if another process holds it for more than `wait` seconds. The lock
+    is the operating system's, so a killed process does not keep it.
     """
     from filelock import FileLock, Timeout
 
@@ -101,8 +102,8 @@ def locked(path: Path, taken: str, wait: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is held: whoever waits for the removed file notices, and makes a new one; Windows
-        # does not remove what is open, but there releasing does
+        # removed while it is held: a process that waits for the removed file notices and makes a
+        # new one. Windows cannot remove an open file, but there releasing the lock removes it
         _remove(path)
         lock.release()
 
@@ -116,15 +117,16 @@ def unwritable(path: Path, error: OSError) -> CourseError:
 
 
 def _writing(folder: Path) -> AbstractContextManager[None]:
-    """Only one process at a time changes files in a folder, so what lies there half-done is of
-    none that lives.
+    """Lock a folder: only one process at a time changes files in it.
+
+    Half-written files in a locked folder therefore belong to a process that was killed.
     """
     taken = f"{folder}: got a folder that another process is writing to; try again"
     return locked(folder / LOCK, taken, PATIENCE)
 
 
 def _settle(folder: Path) -> None:
-    """Put back what a journal names, and remove litter."""
+    """Put back the files that a journal names, and remove temporary files."""
     journal = folder / JOURNAL
     if journal.exists():
         for name, existed in json.loads(journal.read_text(encoding="utf-8")):
@@ -153,7 +155,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _keep(path: Path) -> None:
-    """A second name for what is in a file now, or a copy where there are no second names."""
+    """Keep a file's present content under a second name: a hard link, or else a copy."""
     try:
         os.link(path, _beside(path, OLD))
     except OSError:

@@ -1,5 +1,6 @@
-"""The divergence guard: a NaN or an infinity never reaches the parameters. It ends training, or
-halts the runs that met it while the others go on.
+"""The divergence guard: it keeps NaN and infinity out of the parameters.
+
+Such a number ends training, or stops the affected runs while the others go on.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from course.train.optim import over_runs, put_back
 
 
 class Guard:
-    """Checks what goes into an update and what comes out of it.
+    """Checks the gradients before an update and the parameters after it.
 
-    `halted` [...] bool (None: no run) are the runs that stand still for good. With `halts`, a run
-    that meets a number that is not finite joins them; without, `ended` makes the error that ends
-    training from what happened. `undoes` also checks parameters after the update, and puts back
-    those that overflowed; it costs a copy of all parameters.
+    `halted` [...] bool marks the runs that have stopped for good; None means none. With `halts`, a
+    run that meets a NaN or infinity is added to them. Without it, `ended` turns a description into
+    the error that ends training. `undoes` also checks the parameters after the update and restores
+    those that overflowed, which costs a copy of all parameters.
     """
 
     def __init__(self, *, halts: bool, undoes: bool, ended: Callable[[str], Diverged]) -> None:
@@ -27,14 +28,14 @@ class Guard:
         self.halted: Tensor | None = None
 
     def gradients(self, loss: Tensor, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients [..., *rest], if they and the loss [...] are finite; those of halted runs
-        are zeros.
+        """The gradients [..., *rest], with zeros for halted runs.
 
-        Raises `Diverged` where a number is not finite and runs are not halted for it.
+        If a gradient or the loss [...] is not finite, its run is halted; raises `Diverged` instead
+        if runs are not halted.
         """
         loss = loss.detach()
-        # one number, so one wait for the device: sums are finite wherever all their terms are,
-        # unless they overflow
+        # checking one sum means one wait for the device; it is finite if all terms are, unless the
+        # sum itself overflows
         if torch.isfinite(loss.sum() + sum(gradient.sum() for gradient in gradients)):
             return gradients
         named = [("loss", loss)]
@@ -55,10 +56,10 @@ class Guard:
         step: Callable[[], dict[str, Tensor]],
         active: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Take `step`, which changes the parameters [..., *rest] in place; returns what it logs.
+        """Call `step`, which changes the parameters [..., *rest] in place; returns what it logs.
 
-        Halted runs, and those that are not `active` [...] (None: all are), keep their parameters;
-        so do runs in which the step overflowed. Raises `Diverged` for these, or halts them.
+        Runs that are halted or not `active` [...] (None: all are active) keep their parameters. So
+        do runs in which the step overflowed; these are halted, or `Diverged` is raised.
         """
         if not self.undoes and self.halted is None and active is None:
             return step()
@@ -73,7 +74,7 @@ class Guard:
             if bool(torch.isfinite(torch.stack([p.sum() for p in parameters]).sum())):
                 return logged
             lost = not_finite(parameters, runs)
-            if bool(lost.any()):  # else finite numbers whose sum overflowed
+            if bool(lost.any()):  # else all numbers are finite and only their sum overflowed
                 put_back(parameters, before, lost)
                 if not self.halts:
                     raise self.ended("a parameter became infinite or NaN in the update")
@@ -86,8 +87,9 @@ class Guard:
 
 
 def not_finite(tensors: Sequence[Tensor], runs: int) -> Tensor:
-    """[...] bool: the runs in which one of the tensors [..., *rest], with `runs` run axes, holds a
-    NaN or an infinity.
+    """[...] bool: True for runs in which one of the tensors holds a NaN or an infinity.
+
+    The tensors are [..., *rest] with `runs` run axes.
     """
     finite = [torch.isfinite(tensor) for tensor in tensors]
     return ~torch.stack(

@@ -1,6 +1,4 @@
-"""The metrics that every rung logs, each defined once: the glossary that docs, logs and figures
-share.
-"""
+"""The logged metrics, each defined once in the glossary that docs, logs and figures share."""
 
 from __future__ import annotations
 
@@ -18,26 +16,28 @@ from course.train.optim import per_run_dot
 
 
 def token_mean(values: Tensor, tokens: Tensor) -> Tensor:
-    """Means over the chosen tokens of n minibatches [n, ...] → the mean over all their tokens;
-    `tokens` [n, ...] counts them.
+    """Token means of n minibatches [n, ...] → the mean over all their tokens [...].
+
+    `tokens` [n, ...] counts the chosen tokens of each minibatch.
     """
-    known = torch.where(tokens > 0, values, torch.zeros_like(values))  # no token: a mean of nothing
+    # the mean of a minibatch without chosen tokens is undefined
+    known = torch.where(tokens > 0, values, torch.zeros_like(values))
     weight = tokens.to(values.dtype)
     return (known * weight).sum(0) / weight.sum(0)
 
 
 def update_mean(values: Tensor, tokens: Tensor) -> Tensor:
-    """One number per update [n, ...] → their mean, every update counted once."""
+    """One number per update [n, ...] → their mean [...]; every update has the same weight."""
     return values.mean(0)
 
 
 def smallest(values: Tensor, tokens: Tensor) -> Tensor:
-    """[n, ...] → the smallest."""
+    """One number per update [n, ...] → the smallest [...]."""
     return values.amin(0)
 
 
 def largest(values: Tensor, tokens: Tensor) -> Tensor:
-    """[n, ...] → the largest."""
+    """One number per update [n, ...] → the largest [...]."""
     return values.amax(0)
 
 
@@ -45,7 +45,7 @@ def largest(values: Tensor, tokens: Tensor) -> Tensor:
 class Metric:
     """A logged quantity, one number per run [...].
 
-    `pool` puts the numbers of an epoch's minibatches together, so that the split does not show.
+    `pool` combines the numbers of an epoch's minibatches into one, as if they were a single batch.
     """
 
     name: str
@@ -143,24 +143,25 @@ GLOSSARY: dict[str, Metric] = {
 
 
 def chosen_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the chosen tokens, per run: [..., Q, G or 1, T or 1] and the mask → [...]; 0 where
-    a minibatch has none.
+    """Mean over the chosen tokens of each run: values [..., Q, G or 1, T or 1] → [...].
 
-    Selected and not multiplied by the mask: what is stored elsewhere may be NaN.
+    It is 0 if a run has no chosen token. Values outside the mask may be NaN, so they are replaced,
+    not multiplied by 0.
     """
     chosen = torch.where(mask, values, torch.zeros_like(values))
     return chosen.sum((-3, -2, -1)) / mask.sum((-3, -2, -1)).clamp(min=1)
 
 
 def mean_kl(log_q: Tensor, log_p: Tensor, mask: Tensor) -> Tensor:
-    """KL(q‖p) of log-probabilities [..., Q, G or 1, T or 1, V], mean over chosen tokens → [...] in
-    nats. eq:mean-token-kl
+    """The mean KL(q‖p) over chosen tokens [...], in nats. eq:mean-token-kl
+
+    `log_q` and `log_p` are log-probabilities [..., Q, G or 1, T or 1, V].
     """
     return chosen_mean(exact_kl_where(log_q, log_p, mask), mask)
 
 
 def of_rollout(rollout: Rollout) -> dict[str, Tensor]:
-    """What the samples alone say, name → [...]; samples without a chosen token are none."""
+    """The metrics of the samples, name → [...]; samples without a chosen token do not count."""
     rollout = rollout.widened()
     score, exists = rollout.total_reward, rollout.exists
 
@@ -181,7 +182,7 @@ def of_rollout(rollout: Rollout) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str, Tensor]:
-    """What one update sees before it is applied, name → [...]."""
+    """The metrics of one update, taken before it is applied, name → [...]."""
     rollout, mask, policy = frozen.rollout, frozen.rollout.mask, policy.widened()
     log_ratio = estimator.log_ratio(policy, rollout)
     ratio = log_ratio.exp()
@@ -206,26 +207,27 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str,
 
 
 def kl_to_old(policy: Policy, rollout: Rollout) -> Tensor:
-    """KL(π_old‖π) per chosen token [...], exact where both distributions are known, else the mean
-    of k3 (unbiased).
+    """KL(π_old‖π) per chosen token [...], in nats.
+
+    Exact if both distributions are known, else the mean of k3, which is unbiased.
     """
     if policy.log_dist is not None and rollout.old_log_dist is not None:
         if (
             policy.log_dist.data_ptr() == rollout.old_log_dist.data_ptr()
             and policy.log_dist.shape == rollout.old_log_dist.shape
         ):
-            return rollout.reward.new_zeros(rollout.runs)  # the very tensor that was sampled from
+            return rollout.reward.new_zeros(rollout.runs)  # both are the same tensor
         return mean_kl(rollout.old_log_dist, policy.log_dist, rollout.mask)
     return chosen_mean(k3(policy.log_prob - rollout.log_prob), rollout.mask)
 
 
 @dataclass
 class Epoch:
-    """What the updates of one epoch saw: its minibatches are logged as if they were one batch.
+    """The metrics of one epoch: its minibatches are logged as if they were one batch.
 
-    They differ in their numbers of tokens, so means over tokens are weighted by these
-    (`Metric.pool`); their gradients are averaged before the length is taken. `active` [...] bool
-    are the runs that took part (None: all of them).
+    Minibatches differ in their number of tokens, so token means are weighted by it (`Metric.pool`).
+    Gradients are averaged before their norm is taken. `active` [...] bool marks the runs that took
+    part; None means all.
     """
 
     active: Tensor | None = None
@@ -234,7 +236,7 @@ class Epoch:
     gradient: Sequence[Tensor] = ()  # the sum of the minibatches' [..., *rest]
 
     def add(self, seen: Mapping[str, Tensor], mask: Tensor, gradients: Sequence[Tensor]) -> None:
-        """One update: metrics by name [...], the mask of its minibatch, its gradients."""
+        """Add one update: its metrics (name → [...]), the mask of its minibatch, its gradients."""
         self.rows.append(dict(seen))
         self.tokens.append(mask.sum((-3, -2, -1)))
         if self.gradient:
@@ -242,7 +244,7 @@ class Epoch:
         self.gradient = gradients
 
     def pooled(self) -> dict[str, Tensor]:
-        """Name → [...], of the whole epoch."""
+        """The metrics of the whole epoch, name → [...]."""
         count, tokens = len(self.rows), torch.stack(self.tokens)
         norm = per_run_dot(self.gradient, self.gradient, tokens.dim() - 1).sqrt()
         logged = {"gradient_norm": norm / count}
@@ -253,8 +255,9 @@ class Epoch:
         return logged
 
     def after(self, earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`pooled`, and for runs that took no part what `earlier` epochs say; with the number of
-        updates so far, where runs may stop early.
+        """`pooled`, but with the metrics of `earlier` epochs for runs that took no part.
+
+        If runs may stop early, it also has the number of `updates` so far.
         """
         now = self.pooled()
         if self.active is None:

@@ -1,4 +1,4 @@
-"""Random numbers: one stream for each run, so that a run alone gives what it gives among others."""
+"""Random numbers: one stream per run, so that a run gives the same result alone and in a sweep."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from course.errors import CourseError, require, require_number
 
-# numbers drawn ahead per run; a constant, since it decides how a stream is shared between kinds
+# numbers drawn ahead per run. It must not change: it decides how uniform and normal numbers share
+# the stream of a run
 BLOCK = 512
 
 
 class Noise:
-    """Uniform and normal numbers for runs [...], each run from a generator of its own, seeded by
-    (seed, run's number).
+    """Uniform and normal numbers for runs [...]; each run has its own generator.
 
-    `numbers` says which runs of a larger experiment these are (default 0, 1, 2 …): `Noise((1,),
-    seed, numbers=[7])` gives the eighth run its numbers again. Drawn in float64 and converted, so
-    both dtypes see the same stream.
+    The generator of a run is seeded by (seed, number of the run). `numbers` says which runs of a
+    larger experiment these are (default 0, 1, 2 …): `Noise((1,), seed, numbers=[7])` repeats the
+    numbers of the eighth run. Numbers are drawn in float64 and converted, so all dtypes see the
+    same stream. Raises `CourseError` if an argument is out of range.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class Noise:
         self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
 
     def uniform(self, *shape: int) -> Tensor:
-        """[..., *shape] uniform on [0, 1] (float32 may round up to 1)."""
+        """Uniform numbers on [0, 1], [..., *shape] (float32 may round up to 1)."""
         return self._draw("uniform", shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """[..., *shape] standard normal."""
+        """Standard normal numbers, [..., *shape]."""
         return self._draw("normal", shape)
 
     def _draw(self, kind: str, shape: tuple[int, ...]) -> Tensor:
@@ -83,7 +84,7 @@ class Noise:
         taken = ahead[:need].reshape(*shape, *self.runs)
         return taken.permute(
             *range(len(shape), taken.dim()), *range(len(shape))
-        )  # runs first, yet last in memory
+        )  # the runs are the first axes, but the fastest in memory
 
     def _refill(self, kind: str, size: int) -> None:
         fresh = np.empty((self.count, size))
@@ -107,7 +108,7 @@ class Noise:
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a saved `state`, to the bit."""
+        """Go on from a saved `state`, bit for bit."""
         words = state["generators"].numpy().view(np.uint64)
         if len(words) != self.count:
             raise CourseError(f"noise state: got {len(words)} runs; allowed is {self.count}")
@@ -120,7 +121,7 @@ class Noise:
 
 
 class _Words(ISeedSequence):
-    """Three seed words as they are: the master's stream has mixed them already."""
+    """Three seed words, used unchanged, since they come from the stream of the master generator."""
 
     def __init__(self, words: np.ndarray) -> None:
         self.words = words

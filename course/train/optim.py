@@ -1,8 +1,8 @@
-"""Optimisers over runs: every parameter leads with the run axes, and no run sees another's numbers.
+"""Optimisers for many independent runs: the first axes of every parameter are the run axes.
 
-Learning rates are a number or a tensor [...], one per run. Each optimiser gets the gradients
-(already clipped) and the closures, because some need more than a gradient: see `trust_region.py`
-for the natural gradient and TRPO.
+A learning rate is a number or a tensor [...], one per run. Each optimiser gets the gradients
+(already clipped) and closures, since some need more than a gradient: see `trust_region.py` for the
+natural gradient and TRPO.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Closures:
-    """What one update may ask for, at the parameters as they are at the time of the call.
+    """What an optimiser may compute in one update, at the current parameters.
 
-    `loss()` → [...] per run. `log_dist()` → log-probabilities [..., Q, G or 1, T or 1, V],
-    differentiable. `mean_kl(q, p)` → [...] KL(q‖p) in nats, the mean over the rollout's chosen
-    tokens. `old_log_dist` is π_old, the policy that sampled. `active` [...] bool are the runs that
-    take this update (None: all of them); the learner gives the others their parameters back, and
-    what an optimiser remembers of them should stay as it is.
+    `loss()` → the loss [...] of each run. `log_dist()` → log-probabilities [..., Q, G or 1, T or 1,
+    V], differentiable. `mean_kl(q, p)` → KL(q‖p) [...] in nats, the mean over the rollout's chosen
+    tokens. `old_log_dist` belongs to π_old, the policy that sampled. `active` [...] bool marks the
+    runs that take this update; None means all. The learner restores the parameters of the other
+    runs, and an optimiser should leave their state unchanged.
     """
 
     parameters: Sequence[Tensor]
@@ -39,11 +39,10 @@ class Closures:
 
 
 class Optimizer(Protocol):
-    """Changes the parameters in place, once per call; may return metrics of its own,
-    name → [...].
+    """`step` changes the parameters in place, and may return metrics, name → [...].
 
-    `state` is what it remembers, which a saved learner keeps. What it was made with may be named in
-    a class variable `made_with`: a saved learner does not go on with others.
+    `state` returns what the optimiser remembers; a saved learner keeps it. The class variable
+    `made_with` may name settings; a saved learner goes on only if they are equal.
     """
 
     def step(self, gradients: Sequence[Tensor], closures: Closures) -> dict[str, Tensor]: ...
@@ -55,7 +54,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The learning rate as it was given."""
+    """A constant learning rate."""
 
     def __call__(self, step: int) -> float:
         return 1.0
@@ -63,8 +62,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """From the full learning rate to `final` of it over `steps` updates, after `warmup` updates of
-    rise. eq:learning-rate-schedule
+    """Linear warm-up, then linear decay of the learning rate. eq:learning-rate-schedule
+
+    The rate rises for `warmup` updates to its full value, then falls to the share `final` of it at
+    update `steps`. Raises `CourseError` if a setting is out of range.
     """
 
     steps: int
@@ -107,22 +108,20 @@ def over_runs(per_run: float, parameter: Tensor) -> float: ...
 
 
 def over_runs(per_run: Tensor | float, parameter: Tensor) -> Tensor | float:
-    """A number per run [...], shaped to multiply a parameter [..., *rest]."""
+    """One number per run [...], reshaped to multiply a parameter [..., *rest]."""
     if not isinstance(per_run, Tensor) or per_run.dim() == 0:
         return per_run
     return per_run.reshape(*per_run.shape, *(1,) * (parameter.dim() - per_run.dim()))
 
 
 def put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], which: Tensor) -> None:
-    """Give the tensors [..., *rest] what they held `before`, in place, in the runs `which` [...]
-    alone.
-    """
+    """Restore the tensors [..., *rest] to `before`, in place, for the runs in `which` [...]."""
     for tensor, old in zip(tensors, before, strict=True):
         tensor.copy_(torch.where(over_runs(which, tensor), old, tensor))
 
 
 def per_run_dot(a: Sequence[Tensor], b: Sequence[Tensor], runs: int) -> Tensor:
-    """Σ a·b over everything but the run axes: two lists of [..., *rest] → [...]."""
+    """Σ a·b over all axes except the run axes: two lists of [..., *rest] → [...]."""
     total: Tensor | None = None
     for x, y in zip(a, b, strict=True):
         product = x * y
@@ -142,9 +141,7 @@ def clip_gradients(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -
 
 
 def require_per_run(field: str, value: object, unit: str) -> None:
-    """Raise `CourseError` unless `value` is a finite number > 0, or a tensor of them, one
-    per run.
-    """
+    """Raise `CourseError` unless `value` is a finite number > 0, or a tensor of such numbers."""
     allowed = f"{unit} > 0 (or a tensor of them, one per run)"
     if not isinstance(value, Tensor):
         require_number(field, value, allowed, above=0)
@@ -157,10 +154,10 @@ def require_per_run(field: str, value: object, unit: str) -> None:
 
 
 class _FirstOrder:
-    """What optimisers with a learning rate share: the rate, its schedule, and counting updates.
+    """What optimisers with a learning rate share: the rate, its schedule and a count of updates.
 
-    Runs that stop early (`Closures.active`) have fewer updates behind them than others, and a rate
-    of their own.
+    A run that stops early (`Closures.active`) has taken fewer updates than others, so the schedule
+    gives it its own rate.
     """
 
     made_with: tuple[str, ...] = ("lr", "schedule")
@@ -175,10 +172,10 @@ class _FirstOrder:
         )
         self.lr, self.schedule = lr, schedule or Constant()
         self.updates = 0  # calls of `step`
-        self.taken: Tensor | None = None  # [...] updates of each run, once runs may stop early
+        self.taken: Tensor | None = None  # [...] updates of each run; None if all took the same
 
     def _rate(self, closures: Closures) -> float | Tensor:
-        """The learning rate of this update, which it counts: a number, or one per run."""
+        """The learning rate of this update: a number, or one per run. It also counts the update."""
         if closures.active is not None and self.taken is None:
             self.taken = torch.full(closures.active.shape, self.updates, device="cpu")
         share = self._after_updates(self._share, closures.parameters[0])
@@ -190,7 +187,7 @@ class _FirstOrder:
         return self.lr if not isinstance(share, Tensor) and share == 1 else self.lr * share
 
     def _after_updates(self, value: Callable[[int], float], like: Tensor) -> float | Tensor:
-        """`value(n)` of the number n of updates taken so far: one number, or [...] per run."""
+        """`value(n)` for the number n of updates so far: one number, or one per run [...]."""
         if self.taken is None:
             return value(self.updates)
         per_run = [value(n) for n in self.taken.flatten().tolist()]
@@ -225,10 +222,10 @@ class SGD(_FirstOrder):
 
 
 class Adam(_FirstOrder):
-    """Adam (Kingma & Ba 2015, algorithm 1), elementwise and therefore per run; `weight_decay` is
-    decoupled (AdamW).
+    """Adam (Kingma & Ba 2015, algorithm 1); `weight_decay` is decoupled (AdamW). eq:adam-step
 
-    eq:adam-step
+    Adam works elementwise, so runs do not influence each other. Raises `CourseError` if a setting
+    is out of range.
     """
 
     made_with = (*_FirstOrder.made_with, "betas", "eps", "weight_decay")
@@ -262,7 +259,7 @@ class Adam(_FirstOrder):
         rate = self._rate(closures)
         first = closures.parameters[0]
         beta1, beta2 = self.betas
-        # both moments start at 0 and are too small by these factors
+        # both moments start at 0, so they are too small by these factors
         of_mean = self._after_updates(lambda n: 1 - beta1**n, first)
         of_square = self._after_updates(lambda n: 1 - beta2**n, first)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a saved learner consists of, what it must have been made of, and how it goes on."""
+"""The state of a learner: what is saved, which settings must match, and how training goes on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from course.train import checkpoint
 if TYPE_CHECKING:
     from course.learner import Learner
 
-SHOWN = 16  # numbers of a tensor that are written out; longer ones get a checksum
+SHOWN = 16  # tensors of at most this many numbers are written out; longer ones get a checksum
 
 
 def state(learner: Learner) -> dict[str, Tensor]:
-    """Everything the next step depends on, by name."""
+    """All tensors that the next step depends on, by name."""
     tensors = {f"parameters.{i}": p.detach() for i, p in enumerate(learner.problem.parameters)}
     tensors |= checkpoint.prefixed("optimizer", learner.optimizer.state())
     tensors |= checkpoint.prefixed("noise", learner.noise.state())
@@ -36,18 +36,15 @@ def state(learner: Learner) -> dict[str, Tensor]:
 
 
 def about(learner: Learner) -> dict[str, Any]:
-    """What a saved state is of, JSON-able: steps, the shuffling generator, and what the learner is
-    made of.
-    """
+    """A description of the state for JSON: steps, the shuffling generator and the settings."""
     shuffle = learner.shuffle.bit_generator.state
     return {"steps": learner.steps, "shuffle": shuffle, **made_of(learner)}
 
 
 def made_of(learner: Learner) -> dict[str, str]:
-    """What a learner must share with the one that was saved to go on as it would have, name →
-    description.
+    """The settings that a learner must share with the saved one to go on: name → description.
 
-    Settings, and no beginnings: parameters, seeds and streams come out of the saved state.
+    Initial parameters, seeds and random streams are not settings: the saved state replaces them.
     """
     estimator, problem = learner.estimator, learner.problem
     described = {"estimator": type(estimator).__name__}
@@ -78,8 +75,9 @@ def restore(
     about: Mapping[str, Any],
     path: str,
 ) -> None:
-    """Go on from `state` and `about` of a learner like this one; raises `CourseError`, naming
-    `path`, for one that was made of something else.
+    """Go on from the `state` and `about` of a learner with the same settings.
+
+    Raises `CourseError`, which names `path`, if the settings differ.
     """
     for name, mine in made_of(learner).items():
         require(about.get(name) == mine, f"{path}: {name}", about.get(name), mine)
@@ -102,7 +100,7 @@ def restore(
 
 
 def _text(value: object) -> str:
-    """A setting as text that is the same in every process."""
+    """A setting as text; equal settings give equal text in every process."""
     if isinstance(value, Part):
         return value.short
     if isinstance(value, Tensor):

@@ -1,10 +1,8 @@
-"""Natural gradient and TRPO: steps measured in KL, not in parameters.
+"""Natural gradient and TRPO: optimisers whose step length is measured in KL.
 
-Optimisers, and not losses; all runs in lockstep.
-
-Conjugate gradient on Fisher-vector products: the Fisher matrix is the Hessian of KL(sg[π]‖π) at π
-itself, so its product with a vector is two backward passes (Schulman et al. 2015, TRPO, appendix
-C).
+They use conjugate gradients on Fisher-vector products. The Fisher matrix is the Hessian of
+KL(sg[π]‖π) at π itself, so its product with a vector takes two backward passes (Schulman et al.
+2015, TRPO, appendix C). All runs are computed together.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ Vector = list[Tensor]
 
 
 def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Tensor]], Vector]:
-    """v → (F + damping·1) v, per run: lists of [..., *rest] → the same.
+    """The function v → (F + damping·1) v, per run; vectors are lists of [..., *rest].
 
-    Refuses what F says nothing of: a critic's gradient.
-
-    F = E[s sᵀ] is the Hessian of the KL at the policy itself (`eq:fisher-kl`).
+    F = E[s sᵀ] is the Hessian of the KL at the policy itself (`eq:fisher-kl`). The function raises
+    `CourseError` if v has a gradient of parameters that the policy does not depend on (a critic's).
     """
     log_dist = closures.log_dist()
     kl = closures.mean_kl(log_dist.detach(), log_dist).sum()
@@ -59,16 +56,16 @@ def fisher_product(closures: Closures, damping: float) -> Callable[[Sequence[Ten
 def conjugate_gradient(
     product: Callable[[Sequence[Tensor]], Vector], b: Sequence[Tensor], runs: int, iterations: int
 ) -> Vector:
-    """Solve A x = b from x = 0, every run for itself (Hestenes & Stiefel 1952); a run that has
-    converged stands still.
+    """Solve A x = b from x = 0 for each run separately; a run that has converged does not change.
 
-    The iteration is `eq:conjugate-gradient`.
+    `b` and x are lists of [..., *rest] with `runs` run axes. The iteration is
+    `eq:conjugate-gradient` (Hestenes & Stiefel 1952).
     """
     x = [torch.zeros_like(part) for part in b]
     residual, direction = [part.clone() for part in b], [part.clone() for part in b]
     size = start = per_run_dot(residual, residual, runs)
-    # below this the residual is rounding, and where F is singular 1/damping would blow it up: runs
-    # alone and together would part
+    # a smaller residual is rounding error, which 1/damping would amplify where F is singular; runs
+    # alone and together would then differ
     tiny = (100 * torch.finfo(start.dtype).eps) ** 2
     for _ in range(iterations):
         image = product(direction)
@@ -91,8 +88,10 @@ def conjugate_gradient(
 
 
 class NaturalGradient(_FirstOrder):
-    """θ ← θ + lr·F⁻¹g with F of the current policy (Kakade 2001): the same step whatever the
-    parametrisation.
+    """θ ← θ + lr·F⁻¹g, with the Fisher matrix F of the current policy (Kakade 2001).
+
+    To first order the step does not depend on how the policy is parametrised. Raises `CourseError`
+    if a setting is out of range.
     """
 
     made_with = (*_FirstOrder.made_with, "iterations", "damping")
@@ -122,10 +121,13 @@ class NaturalGradient(_FirstOrder):
 
 
 class TRPO:
-    """One step of TRPO: the natural direction at the length where KL = max_kl, then backtracking
-    until both hold: the surrogate rises and KL(π_old‖π) ≤ max_kl (Schulman et al. 2015, §6 and
-    appendix C). A run that finds no such step stays. It solves `eq:trust-region-problem`, to second
-    order in the step and then by the true KL. `max_kl` is a number or a tensor [...], one per run.
+    """TRPO: the natural gradient direction, with a step length that keeps KL(π_old‖π) ≤ max_kl.
+
+    It solves `eq:trust-region-problem`. The first length has KL = max_kl to second order. Then
+    backtracking shrinks it until the surrogate rises and the true KL is at most max_kl. A run
+    without such a step keeps its parameters. `max_kl`, in nats, is a number or a tensor [...], one
+    per run. Raises `CourseError` if a setting is out of range. Source: Schulman et al. 2015, §6 and
+    appendix C.
     """
 
     made_with = ("max_kl", "iterations", "damping", "backtracks", "shrink")
@@ -200,6 +202,6 @@ class TRPO:
 
 
 def _require_solver(name: str, iterations: int, damping: float) -> None:
-    """Refuse settings that the conjugate gradient cannot use."""
+    """Raise `CourseError` unless `iterations` is a whole number > 0 and `damping` is ≥ 0."""
     require_number(f"{name}.iterations", iterations, "a whole number > 0", above=0, whole=True)
     require_number(f"{name}.damping", damping, "a number ≥ 0", at_least=0)
