@@ -2,7 +2,7 @@
 
 import sys
 
-from course.lab.interrupt import quiet
+from course.lab.interrupt import leave, quiet
 
 quiet()  # before anything else is loaded
 
@@ -16,4 +16,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(_command))
+    leave(guarded(_command))

@@ -19,7 +19,7 @@ from bandits.problem import Bandit
 from course import ladder
 from course.estimator import uses_critic
 from course.lab.statistics import interval
-from course.lab.sweep import Choice, choose
+from course.lab.sweep import Choice, choose, finished
 from course.learner import Learner
 from course.train.noise import Noise
 from course.train.optim import SGD
@@ -58,10 +58,20 @@ def ground(contest: Contest, values: int) -> tuple[Noise, Metered]:
     return noise, Metered(Bernoulli(noise.uniform(1, contest.arms)), every=contest.every)
 
 
+@dataclass(frozen=True)
+class Played:
+    """The meter [values, R] of an algorithm that has had its pulls, and which of its runs diverged,
+    [values, R] bool.
+    """
+
+    arms: Metered
+    halted: Tensor
+
+
 def played(
     contest: Contest, name: str, values: Sequence[float], group: int, bar: Bar = quiet
-) -> Metered:
-    """The meter [values, R] after an algorithm has had its pulls at every value of its setting.
+) -> Played:
+    """An algorithm has its pulls, at every value of its setting.
 
     `name` is one of `CLASSICAL`, which pull one at a time (Thompson sampling has nothing to set:
     its prior is the truth), or a rung with learning rates as its values and `group` pulls per
@@ -76,7 +86,7 @@ def played(
             "thompson": lambda: BetaThompson(noise, 1, contest.arms),
         }
         play(make[name](), arms, contest.pulls, noise, bar)
-        return arms
+        return Played(arms, torch.zeros(noise.runs, dtype=torch.bool))
     estimator = ladder.get(name).estimator
     greedy = "rollout.greedy_reward" in estimator.needs
     bandit = Bandit(
@@ -90,7 +100,7 @@ def played(
     updates = contest.pulls // group
     learner = Learner(bandit, estimator, SGD(value), noise, log_every=updates, halt_diverged=True)
     learner.train(updates, bar)
-    return arms
+    return Played(arms, learner.diverged)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Judged:
     """An algorithm at its own best value, on the runs that did not choose it; all [runs].
 
     `regret` at the end, `tail` per pull of the second half, `last` the regret at the end of the
-    sweep, at its largest value; `series` is what a figure shows.
+    sweep, at its largest value; `series` is what a figure shows; `halted` bool says who diverged.
     """
 
     choice: Choice
@@ -106,13 +116,14 @@ class Judged:
     tail: Tensor
     last: Tensor
     series: Mapping[str, Any]
+    halted: Tensor
 
 
-def judge(contest: Contest, values: Sequence[float], arms: Metered) -> Judged:
+def judge(contest: Contest, values: Sequence[float], found: Played) -> Judged:
     """Choose the value with the smallest regret on the tuning runs, report on the others."""
-    final = arms.regret.double()  # [values, R]
-    tuning, judging = final.split([contest.tuning_runs, contest.runs], -1)
-    choice = choose(-tuning, values)
+    arms, final = found.arms, found.arms.regret.double()  # [values, R]
+    judging = final[:, contest.tuning_runs :]
+    choice = choose(finished(-final, found.halted)[:, : contest.tuning_runs], values)
     course = arms.regrets[:, choice.index, contest.tuning_runs :].double()  # [marks, runs]
     middle = (torch.tensor(arms.marks) - contest.pulls / 2).abs().argmin()
     tail = (course[-1] - course[middle]) / (arms.marks[-1] - arms.marks[middle])
@@ -127,7 +138,8 @@ def judge(contest: Contest, values: Sequence[float], arms: Metered) -> Judged:
         "sweep_half": sweep_half,
         "tail": tail.quantile(torch.linspace(0, 1, 101, dtype=tail.dtype)),
     }
-    return Judged(choice, course[-1], tail, judging[-1], series)
+    halted = found.halted[choice.index, contest.tuning_runs :]
+    return Judged(choice, course[-1], tail, judging[-1], series, halted)
 
 
 def uniform_cost(arms: int) -> float:

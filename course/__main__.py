@@ -1,17 +1,18 @@
 """The command `course`, and `python -m course`."""
 
 import sys
+from typing import NoReturn
 
-from course.lab.interrupt import quiet
+from course.lab.interrupt import leave, quiet
 
 quiet()  # before anything else is loaded
 
 from course.lab.terminal import guarded  # noqa: E402
 
 
-def main() -> int:
-    """Run the command; returns its exit status."""
-    return guarded(_command)
+def main() -> NoReturn:
+    """Run the command, and end with its exit status."""
+    leave(guarded(_command))
 
 
 def _command() -> int:
@@ -21,4 +22,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

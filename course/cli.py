@@ -251,7 +251,7 @@ def lessons_table() -> str:
     """
     from course.lesson.syllabus import SYLLABUS, index
 
-    seconds = {number: entry["seconds"] for number, entry in index().items()}
+    seconds = {number: entry.get("seconds", "–") for number, entry in index().items()}
     rows = ["| | lesson | the one thing to take away | computes |", "| --- | --- | --- | --- |"]
     for number, lesson in SYLLABUS.items():
         picture = f'<img src="figures/{lesson.figure}.png" width="150" alt="{lesson.title}">'
@@ -303,6 +303,7 @@ def _progress(argv: Sequence[str]) -> int:
         said = "deleted" if progress.delete() else "there was nothing to delete"
         print(f"{progress.path()}: {said}")
         return OK
+    progress.check()
     done, asked = progress.read(), index()
     rows = []
     for number, lesson in SYLLABUS.items():

@@ -237,6 +237,13 @@ class Learner:
     def halted(self, runs: Tensor | None) -> None:
         self.guard.halted = runs
 
+    @property
+    def diverged(self) -> Tensor:
+        """[...] bool, on the CPU: the halted runs; all False where none is."""
+        if self.halted is None:
+            return torch.zeros(tuple(self.problem.runs), dtype=torch.bool)
+        return self.halted.cpu()
+
     def _ended(self, what: str) -> Diverged:
         """The error that ends training; saves the last good state first if `rescue` is a path."""
         saved = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from course.registry import RUNGS
 
+# what tests answer in lessons is not the user's progress; their subprocesses inherit it
+os.environ["PG_LADDER_PROGRESS"] = os.path.join(tempfile.mkdtemp(), "progress.json")
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 

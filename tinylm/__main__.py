@@ -4,7 +4,7 @@ ablation; no name lists them.
 
 import sys
 
-from course.lab.interrupt import quiet
+from course.lab.interrupt import leave, quiet
 
 quiet()  # before anything else is loaded
 
@@ -18,4 +18,4 @@ def _command() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(_command))
+    leave(guarded(_command))

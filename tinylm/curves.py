@@ -91,9 +91,7 @@ class Curves:
     @property
     def halted(self) -> Tensor:
         """[L, S] bool: the runs that diverged and stand where they did."""
-        found = self.learner.halted
-        none = torch.zeros(tuple(self.problem.runs), dtype=torch.bool)
-        return none if found is None else found.cpu()
+        return self.learner.diverged
 
     @property
     def final(self) -> Tensor:

@@ -58,6 +58,8 @@ class Budget(Checked):
     # forgotten
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0  # of each run
+    # nats per token from the policy that sampled, beyond which a rollout gets no further epoch
+    kl_stop: float | None = None
     temperature: float = 1.0  # of sampling, and of scoring
     critic: str = "own"  # own network or shared trunk, where the rung has a critic
     seed: int = 0  # of everything
@@ -73,6 +75,7 @@ class Budget(Checked):
             allowed = "a number from 0 to below 1"
             require_number(name, getattr(self, name), allowed, at_least=0, below=1)
         require_number("max_grad_norm", self.max_grad_norm, "a number > 0", above=0)
+        require_number("kl_stop", self.kl_stop, "a number > 0, or none", above=0, optional=True)
         check_sampling(self.temperature)
         require(
             self.rollouts > 0 or self.warm_target > 0,
@@ -213,6 +216,7 @@ def train_learner(
         epochs=budget.epochs,
         minibatches=budget.minibatches,
         max_grad_norm=budget.max_grad_norm,
+        kl_stop=budget.kl_stop,
         shuffle_seed=budget.seed,
         halt_diverged=halt_diverged,
     )

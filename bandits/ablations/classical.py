@@ -33,7 +33,7 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import interval, paired_error, share_error
-from course.lab.sweep import edges
+from course.lab.sweep import edges, told
 from course.lab.terminal import Progress
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         for name in SYMBOLS
     ]
     caption = " ".join([CAPTION, edges(choices, settings.learning_rates), *said]).split()
-    return Result(series=series, facts=_facts(settings, judged), caption=" ".join(caption))
+    result = Result(series=series, facts=_facts(settings, judged), caption=" ".join(caption))
+    return told(result, {name: one.halted for name, one in judged.items()})
 
 
 # ---------------------------------------------------------------- facts

@@ -61,11 +61,11 @@ class Settings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.group >= 2, "group", self.group, "a whole number ≥ 2")
-        for share in (self.share, *self.shares):
+        for name, share in [("share", self.share), *(("shares", each) for each in self.shares)]:
             whole = abs(share * self.group - round(share * self.group)) < 1e-9
             require(
                 0 < share < 1 and whole,
-                "share",
+                name,
                 share,
                 f"a multiple of 1/{self.group} above 0 and below 1",
             )

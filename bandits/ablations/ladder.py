@@ -29,7 +29,7 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
-from course.lab.sweep import Choice, choose, edges
+from course.lab.sweep import Choice, choose, edges, finished
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
@@ -123,9 +123,8 @@ def train(
     history = learner.train(
         settings.steps, lambda steps: progress(steps, "rollouts", total=settings.steps)
     )
-    halted = torch.zeros(runs, dtype=torch.bool) if learner.halted is None else learner.halted.cpu()
     reward = (history["expected_reward"].cpu() - offset) / scale
-    return Climb(history.steps, reward, history["kl_ref"].cpu(), halted)
+    return Climb(history.steps, reward, history["kl_ref"].cpu(), learner.diverged)
 
 
 def pick(swept: Climb, settings: Settings) -> Choice:
@@ -133,9 +132,7 @@ def pick(swept: Climb, settings: Settings) -> Choice:
     only where none is without.
     """
     final = swept.reward[-1].double()
-    finished = torch.where(swept.halted, torch.nan, final)
-    values = final if bool(finished.isnan().any(-1).all()) else finished
-    tuning, judging = values[:, : settings.runs], final[:, settings.runs :]
+    tuning, judging = finished(final, swept.halted)[:, : settings.runs], final[:, settings.runs :]
     return choose(tuning, settings.learning_rates, judging)
 
 

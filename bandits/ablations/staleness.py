@@ -44,7 +44,7 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
-from course.lab.sweep import Choice, choose, edges
+from course.lab.sweep import Choice, choose, edges, finished, told
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import K3, ExactKL, NoKL
@@ -125,9 +125,9 @@ def train(
     rates: Sequence[float],
     numbers: range,
     offsets: Sequence[float] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Expected reward after training [L, R], at L learning rates and for the R run `numbers`, all
-    rewards shifted by `offsets` [L] while training (default: none).
+    rewards shifted by `offsets` [L] while training (default: none); and which runs diverged, bool.
     """
     sizes = settings.prompts, settings.arms, settings.features
     offset = torch.tensor([0.0] * len(rates) if offsets is None else offsets, dtype=torch.float64)
@@ -136,20 +136,23 @@ def train(
     bandit, noise = linear_bandit(sizes, offset, numbers, settings.group, settings.seed, **wired)
     rate = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
     loop: dict[str, Any] = {"log_every": settings.rollouts, "halt_diverged": True}
-    Learner(bandit, estimator, SGD(rate), noise, epochs=epochs, **loop).train(settings.rollouts)
-    return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1)
+    learner = Learner(bandit, estimator, SGD(rate), noise, epochs=epochs, **loop)
+    learner.train(settings.rollouts)
+    return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1), learner.diverged
 
 
 @dataclass(frozen=True)
 class Rung:
     """One rung's judging runs, [epochs, runs]: at the rate `fixed` that is best with one update per
     rollout, and at each number of updates' own best rate; and at every rate, [epochs, rates, runs].
+    `halted` [epochs, runs] bool: diverged at `fixed`.
     """
 
     fixed: Choice
     own: list[Choice]
     kept: Tensor
     every: Tensor
+    halted: Tensor
 
 
 def sweep(settings: Settings, progress: Progress) -> dict[str, Rung]:
@@ -157,14 +160,17 @@ def sweep(settings: Settings, progress: Progress) -> dict[str, Rung]:
     found, half = {}, settings.runs
     for name in progress(settings.rungs, "rungs"):
         estimator, rates = ladder.get(name).estimator, settings.learning_rates
-        final = torch.stack(
-            [
-                train(estimator, settings, epochs, rates, range(2 * half))
-                for epochs in progress(settings.epochs, name)
-            ]
-        )
-        own = [choose(each[:, :half], rates, each[:, half:]) for each in final]
-        found[name] = Rung(own[0], own, final[:, own[0].index, half:], final[:, :, half:])
+        trained = [
+            train(estimator, settings, epochs, rates, range(2 * half))
+            for epochs in progress(settings.epochs, name)
+        ]
+        final, lost = (torch.stack(each) for each in zip(*trained, strict=True))
+        own = [
+            choose(finished(each, gone)[:, :half], rates, each[:, half:])
+            for each, gone in zip(final, lost, strict=True)
+        ]
+        at = own[0].index
+        found[name] = Rung(own[0], own, final[:, at, half:], final[:, :, half:], lost[:, at, half:])
     return found
 
 
@@ -182,13 +188,13 @@ def run(settings: Settings, progress: Progress) -> Result:
         # GRPO with |log r| of its k3 bounded, at the learning rate of GRPO itself
         capped = replace(ladder.grpo, kl=K3(beta=0.04, max_log_r=MAX_LOG_R))
         rate = found["grpo"].fixed.rate
-        each = [train(capped, s, epochs, [rate], judging)[0] for epochs in s.epochs]
+        each = [train(capped, s, epochs, [rate], judging)[0][0] for epochs in s.epochs]
         kept[BOUNDED] = torch.stack(each)
     rate = found["reinforce"].fixed.rate if "reinforce" in found else s.learning_rates[-1]
     rates = [rate] * len(s.offsets)
     shifted = torch.stack(  # [epochs, offsets, runs]: REINFORCE, its rewards shifted
         [
-            train(ladder.reinforce, s, epochs, rates, judging, s.offsets)
+            train(ladder.reinforce, s, epochs, rates, judging, s.offsets)[0]
             for epochs in progress(s.epochs, "signs")
         ]
     )
@@ -221,7 +227,12 @@ def run(settings: Settings, progress: Progress) -> Result:
     caption = f"{CAPTION} Bands: {described(s.runs)}. {edges(own, s.learning_rates)}".strip()
     facts = [*_agreement_facts(), *_stale_facts(s, path_of, centred)]
     facts += _training_facts(s, found, kept, shifted)
-    return Result(series=series, facts=facts, caption=caption)
+    halted = {
+        f"{name} with {epochs} updates": gone
+        for name, rung in found.items()
+        for epochs, gone in zip(s.epochs, rung.halted, strict=True)
+    }
+    return told(Result(series=series, facts=facts, caption=caption), halted)
 
 
 def _judged(choice: Choice) -> Tensor:

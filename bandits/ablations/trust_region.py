@@ -30,7 +30,7 @@ from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
-from course.lab.sweep import Choice, choose, edges
+from course.lab.sweep import Choice, choose, edges, finished, told
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts.kl import exact_kl
@@ -110,11 +110,12 @@ class Watched(Bandit):
 @dataclass(frozen=True)
 class Climb:
     """One method, trained: [rollouts, step sizes, 2·runs] each. `fraction` is TRPO's, of the full
-    step (0: none taken).
+    step (0: none taken). `halted` [step sizes, 2·runs] bool: diverged.
     """
 
     reward: Tensor
     moved: Tensor
+    halted: Tensor
     fraction: Tensor | None
     claimed: Tensor | None
 
@@ -142,11 +143,12 @@ def train(
     size = torch.tensor(sizes, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
     optimizer: Optimizer = TRPO(size) if hard else SGD(size)
     loop: dict[str, Any] = {"epochs": 1 if hard else settings.epochs, "halt_diverged": True}
-    history = Learner(bandit, estimator, optimizer, noise, **loop).train(
+    learner = Learner(bandit, estimator, optimizer, noise, **loop)
+    history = learner.train(
         settings.rollouts, lambda steps: progress(steps, name, total=settings.rollouts)
     )
     of_search = (history["step_fraction"], history["trust_region_kl"]) if hard else (None, None)
-    return Climb(history["expected_reward"], history["moved"], *of_search)
+    return Climb(history["expected_reward"], history["moved"], learner.diverged, *of_search)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
@@ -159,9 +161,12 @@ def run(settings: Settings, progress: Progress) -> Result:
         climbs[name] = train(ladder.get(name).estimator, s.learning_rates, False, s, progress, name)
     series: dict[str, dict[str, object]] = {}
     best: dict[str, Choice] = {}
+    halted: dict[str, Tensor] = {}
     for name, climb in climbs.items():
         final, sizes = climb.reward[-1], s.bounds if name == "trpo" else s.learning_rates
-        chosen = best[name] = choose(final[:, : s.runs], sizes, final[:, s.runs :])
+        values = finished(final, climb.halted)[:, : s.runs]
+        chosen = best[name] = choose(values, sizes, final[:, s.runs :])
+        halted[name] = climb.halted[chosen.index, s.runs :]
         moved, at = climb.moved[:, :, s.runs :], chosen.index
         series[name] = {
             "best": chosen.rate,
@@ -184,7 +189,7 @@ def run(settings: Settings, progress: Progress) -> Result:
     others = {name: choice for name, choice in best.items() if name != "trpo"}
     ends = edges({"TRPO": best["trpo"]}, s.bounds, "bound"), edges(others, s.learning_rates)
     caption = " ".join([CAPTION, f"Bands: {described(s.runs)}.", *filter(None, ends)])
-    return Result(series=found, facts=_facts(s, climbs, best), caption=caption)
+    return told(Result(series=found, facts=_facts(s, climbs, best), caption=caption), halted)
 
 
 def _facts(s: Settings, climbs: Mapping[str, Climb], best: Mapping[str, Choice]) -> list[Fact]:

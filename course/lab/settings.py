@@ -26,6 +26,7 @@ LARGEST_COUNT = 10_000_000  # more would not fit into the memory of any machine 
 LARGEST_SEED = 2**32 - 1  # leaves room for the offsets and factors that make streams of it
 # of the whole numbers: 0 means none, or never
 MAY_BE_ZERO = ("rollouts", "lr_warmup", "eval_every", "sync_reference")
+TRUTH = "true|false|none"  # what the help calls a flag that may be left to the program
 RATES = ("lr", "lrs", "rate", "rates")  # the last word of a learning rate's name
 
 
@@ -88,7 +89,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
     elif kind is str:
         require(isinstance(value, str) and value != "", name, value, "a text")
         if name in ("rung", "rungs"):
-            _check_rung(value)
+            _check_rung(name, value)
 
 
 def _check_whole(name: str, value: Any) -> None:
@@ -101,10 +102,13 @@ def _check_whole(name: str, value: Any) -> None:
     require(value <= LARGEST_COUNT, name, value, f"at most {LARGEST_COUNT}")
 
 
-def _check_rung(name: str) -> None:
+def _check_rung(field: str, name: str) -> None:
     from course import ladder  # here: settings are read by light commands too
 
-    ladder.get(name)
+    if ".py:" in name or name in ladder.RUNGS:
+        ladder.get(name)
+    else:
+        raise CourseError(f"{field}: got {unknown('rung', name, ladder.RUNGS)}")
 
 
 # ---------------------------------------------------------------- read from a command line
@@ -218,10 +222,11 @@ def _constructor(info: Any) -> Any:
     if reader is None:
         return None
     metavar, parse = reader
+    bare = "true" if metavar == TRUTH else ""  # --flag alone
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*" if metavar.endswith("…") else 1,
+        nargs="*" if metavar.endswith("…") else (0, 1) if metavar == TRUTH else 1,
         metavar=metavar,
-        instance_from_str=lambda words: parse(",".join(words)),
+        instance_from_str=lambda words: parse(",".join(words) if words else bare),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [written(value)],
     )
@@ -241,7 +246,7 @@ def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
         return READERS[kind]
     if origin in (typing.Union, types.UnionType) and len(inner) == 2 and type(None) in inner:
         (kind,) = (part for part in inner if part is not type(None))
-        one = ("true|false", _truth) if kind is bool else _reader(kind)
+        one = (TRUTH, _truth) if kind is bool else _reader(kind)
         return one and (one[0], lambda text: None if text.lower() == "none" else one[1](text))
     if origin is tuple and all(part in (*READERS, Ellipsis) for part in inner):
         return ",".join(READERS[part][0] for part in inner if part is not Ellipsis) + ",…", (

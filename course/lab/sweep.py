@@ -5,7 +5,7 @@ the sweep is said to be there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Generic, TypeVar
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from course.errors import CourseError, require
+from course.lab.facts import Fact
+from course.lab.result import Result
 
 Trained = TypeVar("Trained")  # whatever a training returns
 
@@ -72,6 +74,36 @@ def choose(values: Tensor, rates: Sequence[float], judged: Tensor | None = None)
     )
 
 
+def finished(values: Tensor, halted: Tensor) -> Tensor:
+    """`values` [L, S] of the runs that did not diverge, NaN where one did, for `choose`; where a
+    run diverged at every rate, as they are: halted runs have a last good value.
+    """
+    kept = torch.where(halted, torch.nan, values)
+    return values if bool(kept.isnan().any(-1).all()) else kept
+
+
+def told(found: Result, halted: Mapping[str, Tensor]) -> Result:
+    """The result of runs of which `halted` [...] bool diverged, arm by arm.
+
+    A halted run keeps its last good policy, and what is measured of that looks like a number. So
+    where there is one, a sentence of the caption and a fact that does not hold say how many of
+    which arm: an arm that lost all runs has no result. Unchanged where no run diverged.
+    """
+    lost = {name: (int(runs.sum()), runs.numel()) for name, runs in halted.items()}
+    said = [
+        f"{name} {count} of {runs}{', so no result' if count == runs else ''}"
+        for name, (count, runs) in lost.items()
+        if count
+    ]
+    if not said:
+        return found
+    which = "; ".join(said)
+    caption = f"{found.caption} Diverged and were halted: {which}."
+    count = sum(count for count, _ in lost.values())
+    fact = Fact.exact(f"No run diverged and was halted ({which})", "this course", count, 0)
+    return replace(found, caption=caption.strip(), facts=[*found.facts, fact])
+
+
 @dataclass(frozen=True)
 class Swept(Generic[Trained]):
     """What `sweep` found: `tried` at every rate on the tuning runs (None: there was one rate, and
@@ -129,4 +161,4 @@ def edges(
     )
 
 
-__all__ = ["Choice", "Swept", "choose", "edges", "sweep"]
+__all__ = ["Choice", "Swept", "choose", "edges", "finished", "sweep", "told"]

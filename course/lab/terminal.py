@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from course.errors import CourseError
-from course.lab.interrupt import end
+from course.lab.interrupt import INTERRUPTED, end
 
-OK, FACT_FAILED, BAD_INPUT, MISTAKE, INTERRUPTED = 0, 1, 2, 70, 130  # exit statuses
+OK, FACT_FAILED, BAD_INPUT, MISTAKE = 0, 1, 2, 70  # exit statuses
 # a reader that has gone away; Windows calls it an invalid argument
 GONE = {errno.EPIPE, errno.ESHUTDOWN} | ({errno.EINVAL} if os.name == "nt" else set())
 NO_MEMORY = re.compile(

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import CourseError, require
-from course.lesson import Lesson
-from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, info
+from course.lesson import Lesson, progress
+from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, index, info
 from course.lesson.view import WIDGET
 from course.train.files import replace_files
 
@@ -102,7 +102,8 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     )
     began = time.perf_counter()
     try:
-        client.execute()
+        with progress.nowhere():
+            client.execute()
     except CellExecutionError as error:
         raise CourseError(
             f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}"
@@ -200,10 +201,8 @@ def index_path() -> Path:
 
 
 def read_index() -> dict[str, Any]:
-    """lessons.json, or nothing."""
-    return (
-        dict(json.loads(index_path().read_text(encoding="utf-8"))) if index_path().is_file() else {}
-    )
+    """lessons.json, or nothing; raises `CourseError` where it is damaged."""
+    return dict(index())
 
 
 def refresh_index(names: Sequence[str] = ()) -> None:
@@ -235,7 +234,8 @@ def collect(lesson: LessonInfo) -> Lesson:
     module = types.ModuleType(f"lesson_{lesson.number}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look their module up
-    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is for the notebook
+    # what it prints is for the notebook, and nobody has answered its questions
+    with progress.nowhere(), contextlib.redirect_stdout(io.StringIO()):
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
     found = [thing for thing in vars(module).values() if isinstance(thing, Lesson)]
     require(len(found) == 1, f"{path}", f"{len(found)} lessons", 'one call of course.setup("NN")')

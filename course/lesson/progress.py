@@ -7,15 +7,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from course.errors import CourseError
 from course.lesson.syllabus import folder
-from course.train.files import replace_files
+from course.train.files import locked, replace_files
 
 Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and "exercises" → names
 FILE = "PG_LADDER_PROGRESS"  # an environment variable that puts the file somewhere else
+LOCK, PATIENCE = ".progress.lock", 5.0  # beside it; seconds to wait for another notebook
 KINDS = ("questions", "exercises")
 
 
@@ -71,24 +75,53 @@ def _load(place: Path | None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def check() -> None:
+    """Raise `CourseError` where the file is there and damaged."""
+    here = path()
+    if here.exists() and _load(here) is None:
+        raise CourseError(
+            f"{here}: got a damaged file; allowed is what the lessons write: the next answer sets"
+            " it aside, `course progress --delete` removes it"
+        )
+
+
+@contextmanager
+def nowhere() -> Iterator[None]:
+    """What is noted inside, also by processes started there, is nobody's progress: the lessons are
+    built, not learned.
+    """
+    before = os.environ.get(FILE)
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ[FILE] = str(Path(empty) / "progress.json")
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[FILE]
+            else:
+                os.environ[FILE] = before
+
+
 def record(lesson: str, kind: str, name: str) -> None:
     """Note that a question (kind «questions») was answered right or an exercise («exercises»)
     passed. Never raises: it is a convenience.
 
-    A file that is damaged is set aside as progress.json.damaged; entries that are none stay.
+    A file that is damaged is set aside as progress.json.damaged; entries that are none stay, and
+    so does what another notebook notes at the same time.
     """
     if name in read().get(lesson, {}).get(kind, ()):
         return
     here = path()
-    body = _load(here)
     with suppress(OSError, ValueError):  # what cannot be written loses progress, not the lesson
         here.parent.mkdir(parents=True, exist_ok=True)
-        if body is None and here.exists():
-            here.replace(_free(here.with_name(f"{here.name}.damaged")))
-        body = body or {}
-        _slot(_slot(body, lesson, dict), kind, list).append(name)
-        text = json.dumps(body, indent=1, sort_keys=True) + "\n"
-        replace_files({here: text.encode("utf-8")})
+        with locked(here.with_name(LOCK), f"{here}: another notebook writes", PATIENCE):
+            body = _load(here)
+            if body is None and here.exists():
+                here.replace(_free(here.with_name(f"{here.name}.damaged")))
+            body = body or {}
+            _slot(_slot(body, lesson, dict), kind, list).append(name)
+            text = json.dumps(body, indent=1, sort_keys=True) + "\n"
+            replace_files({here: text.encode("utf-8")})
 
 
 def _slot(body: dict[str, Any], key: str, kind: type) -> Any:

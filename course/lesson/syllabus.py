@@ -131,7 +131,7 @@ def folder() -> Path:
     return Path.cwd() if root is None else root / "notebooks"
 
 
-def index() -> Mapping[str, Mapping[str, Any]]:
+def index() -> Mapping[str, dict[str, Any]]:
     """What the last build measured and counted, lesson number → seconds, questions, exercises
     (notebooks/lessons.json).
 
@@ -149,11 +149,14 @@ def index() -> Mapping[str, Mapping[str, Any]]:
             names = entry.get(kind, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise _damaged(path, f"{number}.{kind} that is no list of names")
+        seconds = entry.get("seconds", 0)
+        if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 0:
+            raise _damaged(path, f"{number}.seconds that is no whole number")
     return found
 
 
 def _damaged(path: Path, what: str) -> CourseError:
     return CourseError(
-        f"{path}: got a damaged file ({what}); allowed is what `course notebooks` writes: build the"
-        " lessons again"
+        f"{path}: got a damaged file ({what}); allowed is what `course notebooks` writes: move it"
+        " away and build the lessons again"
     )

@@ -768,7 +768,7 @@ COMMANDS = {
     ),
     "wrong setting": (
         "-m bandits policy_variance --group 1",
-        "--group: got 1; allowed is at least 2",
+        "--group: got 1; allowed is a whole number > 1",
     ),
     "unwritable folder": (
         "-m bandits policy_variance --out mine.py/figures",

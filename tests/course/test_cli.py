@@ -182,7 +182,10 @@ def test_an_unwritable_folder_is_refused_before_the_run(
         (["coin", "--seed", "-1"], "--seed: got -1; allowed is a whole number from 0"),
         (["coin", "--seed"], "'--seed'"),
         (["--seed", "1", "coin"], "allowed is the NAME of an ablation first"),
-        (["coin", "--rungs", "clip,grop"], "unknown rung 'grop': did you mean 'grpo'?"),
+        (
+            ["coin", "--rungs", "clip,grop"],
+            "--rungs: got unknown rung 'grop': did you",
+        ),
         (["coin", "--rungs", ","], "--rungs: got (); allowed is at least one value"),
         (["coin", "--rungs", "none.py:mine"], "'none.py', which is no file"),
         (["coin", "--device", "cuda:99"], "allowed is what this machine has: cpu"),
@@ -263,22 +266,24 @@ def test_an_incomplete_ablation_says_what_is_missing(lab: str, tmp_path: Path) -
 
 def test_ctrl_c_leaves_no_file_and_status_130(lab: str, tmp_path: Path) -> None:
     code = (
-        f"import sys; from course.lab.command import main; sys.exit(main({lab!r}, 'lab', ['coin',"
-        " '--wait', '60', '--out', 'out']))"
+        # a shell starts what runs in its background with Ctrl-C ignored, and the tests may be that
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from course.lab.command import main; from course.lab.interrupt import leave;"
+        f"leave(main({lab!r}, 'lab', ['coin', '--wait', '60', '--out', 'out']))"
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()  # it says what it does before it starts
-    process.stdout.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it says what it does before it starts
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -28,6 +28,7 @@ class Everything(Checked):
     rates: tuple[float, ...] = (0.1, 0.4)
     pair: tuple[int, str] = (1, "a")
     limit: int | None = None
+    maybe: bool | None = None
     rule: Literal["mean", "none"] = "mean"
     rungs: tuple[str, ...] = ("clip", "grpo")
     table: dict[str, int] | None = None
@@ -55,7 +56,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("pair", (1, 2), "pair: got 2; allowed is a text"),
     ("limit", 0, "limit: got 0"),
     ("rule", "median", "rule: got 'median'; allowed is one of mean, none"),
-    ("rungs", ("grop",), r"unknown rung 'grop': did you mean 'grpo'\?"),
+    ("rungs", ("grop",), r"^rungs: got unknown rung 'grop': did you mean 'grpo'\?"),
     ("seed", -1, "seed: got -1; allowed is a whole number from 0 to 4294967295"),
     ("seed", LARGEST_SEED + 1, "seed: got 4294967296"),
 ]
@@ -118,6 +119,9 @@ def test_every_setting_of_every_ablation_is_checked(name: str) -> None:
         ("--limit none", "limit", None),
         ("--limit 7", "limit", 7),
         ("--rule none", "rule", "none"),
+        ("--maybe", "maybe", True),
+        ("--maybe false", "maybe", False),
+        ("--maybe none", "maybe", None),
     ],
 )
 def test_settings_are_options_read_by_type(argv: str, field: str, value: object) -> None:

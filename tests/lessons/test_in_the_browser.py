@@ -64,7 +64,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
     }
-    os.environ[progress.FILE] = environment[progress.FILE]
+    before, os.environ[progress.FILE] = os.environ[progress.FILE], environment[progress.FILE]
     command = [
         sys.executable,
         "-m",
@@ -94,7 +94,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.5)
         yield address
     finally:
-        del os.environ[progress.FILE]
+        os.environ[progress.FILE] = before
         server.terminate()
         server.wait(20)
 

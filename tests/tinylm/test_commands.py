@@ -425,7 +425,7 @@ def test_questions_that_the_task_does_not_know_are_refused(
 def test_an_error_ends_the_process_with_2_and_one_line(tmp_path: Path) -> None:
     said = typed("train", "--rung", "gprpo", cwd=tmp_path)
     assert said.returncode == 2
-    assert said.stderr == "error: unknown rung 'gprpo': did you mean 'grpo'?\n"
+    assert said.stderr == "error: --rung: got unknown rung 'gprpo': did you mean 'grpo'?\n"
     assert said.stdout == ""
     assert os.listdir(tmp_path) == []
 

@@ -35,7 +35,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error
-from course.lab.sweep import Swept, edges
+from course.lab.sweep import Swept, edges, told
 from course.lab.terminal import QUIET, Progress
 from course.parts import GAE
 from course.rollout import Rollout
@@ -181,12 +181,12 @@ def with_lambda(number: float) -> Estimator:
 def run(settings: Settings, progress: Progress) -> Result:
     """The group, and each critic at each λ, from one warm start; then what each costs."""
     start = warm_start(settings, settings.models, progress)
-    choices = {}
+    choices, halted = {}, {}
 
     def arm(name: str, estimator: Estimator, place: str = "own") -> Swept[Curves]:
         budget = replace(settings, critic=place)
         found = sweep_rates(budget, estimator, start, progress, asks=Watched, text=name)
-        choices[name] = found.choice
+        choices[name], halted[name] = found.choice, found.judged.halted
         return found
 
     group = arm(settings.rung, ladder.get(settings.rung).estimator)
@@ -209,7 +209,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         f" {described(settings.seeds)}. Times are ratios within one run."
         f" {edges(choices, settings.rates)}"
     )
-    return Result(series=series, facts=_facts(settings, series), caption=caption.strip())
+    result = Result(series=series, facts=_facts(settings, series), caption=caption.strip())
+    return told(result, halted)
 
 
 def summary(swept: Swept[Curves], settings: Settings) -> dict[str, Any]:

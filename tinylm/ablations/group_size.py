@@ -25,7 +25,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error
-from course.lab.sweep import Swept, edges
+from course.lab.sweep import Swept, edges, told
 from course.lab.terminal import Progress
 from course.rollout import Rollout
 from course.train.metrics import of_rollout
@@ -127,7 +127,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         f" {edges(said, settings.rates)}"
     )
     series = {"sizes": sizes, "start": start.accuracy, "rates": settings.rates}
-    return Result(series=series, facts=_facts(settings, sizes), caption=caption.strip())
+    result = Result(series=series, facts=_facts(settings, sizes), caption=caption.strip())
+    return told(result, {f"G = {size}": swept.judged.halted for size, swept in found.items()})
 
 
 def summary(swept: Swept[Curves], settings: Settings) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, mean_error
+from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.parts import K1, K2, K3, KL, ExactKL, InLossTimesRatio, InReward
 from tinylm import tasks
@@ -150,8 +151,10 @@ def run(settings: Settings, progress: Progress) -> Result:
     others = held_out(replace(start.task, held_out=others), settings.judged).to(settings.device)
     base = ladder.get("length_mean").estimator  # GRPO less its KL
 
+    halted: dict[str, Tensor] = {}
+
     def trained(estimator: Estimator, text: str) -> Curves:
-        return train(
+        curves = train(
             settings,
             estimator,
             start,
@@ -161,6 +164,8 @@ def run(settings: Settings, progress: Progress) -> Result:
             also={KEPT: others},
             text=text,
         )
+        halted[text] = curves.halted
+        return curves
 
     free = trained(base, "no KL")
     found: dict[str, dict[str, Any]] = {}
@@ -181,7 +186,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         "sampled": start.accuracy,
     }
     caption = f"{CAPTION} Intervals: {described(settings.seeds)}."
-    return Result(series=series, facts=_facts(settings, found, none, before), caption=caption)
+    result = Result(series=series, facts=_facts(settings, found, none, before), caption=caption)
+    return told(result, halted)
 
 
 def _facts(

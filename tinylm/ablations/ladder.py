@@ -16,7 +16,7 @@ from course import ladder
 from course.lab import figures
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_interval
-from course.lab.sweep import Choice, Swept, edges
+from course.lab.sweep import Choice, Swept, edges, told
 from course.lab.terminal import Progress
 from tinylm.curves import Curves, SweptBudget, peak_bytes, sweep_rates
 from tinylm.warm_start import warm_start
@@ -65,10 +65,9 @@ def run(settings: Settings, progress: Progress) -> Result:
         f"Bands and bars: {described(settings.seeds)}. Each rung at its best learning rate, chosen"
         f" on {settings.tuning} other models and other questions. {edges(choices, settings.rates)}"
     )
-    return Result(
-        series={"rungs": series, "start": start.accuracy, "rates": settings.rates},
-        caption=caption.strip(),
-    )
+    shown = {"rungs": series, "start": start.accuracy, "rates": settings.rates}
+    result = Result(series=shown, caption=caption.strip())
+    return told(result, {name: swept.judged.halted for name, swept in found.items()})
 
 
 def summary(swept: Swept[Curves], first: Curves, settings: Settings) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, mean_error
+from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.train.trust_region import TRPO
 from tinylm.curves import CHANCE, AblationBudget, Curves, train
@@ -64,6 +65,7 @@ def run(settings: Settings, progress: Progress) -> Result:
     start, numbers = warm_start(settings, settings.seeds, progress), range(settings.seeds)
     series: dict[str, dict[str, Any]] = {}
     curves: Curves | None = None
+    halted: dict[str, Tensor] = {}
     for name in progress(settings.rungs, "estimators"):
         ends = []
         for updates in progress(settings.updates, name):
@@ -71,30 +73,30 @@ def run(settings: Settings, progress: Progress) -> Result:
             estimator = ladder.get(name).estimator
             curves = train(budget, estimator, start, (settings.rate,), numbers, progress)
             ends.append(_end(curves))
+            halted[f"{name}, {updates} updates"] = curves.halted
         series[name] = {
             key: torch.stack([torch.as_tensor(e[key]) for e in ends]) for key in ends[0]
         }
     trpo: dict[str, Any] = {}
     if settings.max_kl:
-        trpo = _end(
-            train(
-                replace(settings, epochs=1),
-                ladder.get("surrogate").estimator,
-                start,
-                (settings.rate,),
-                numbers,
-                progress,
-                optimizer=TRPO(settings.max_kl),
-                text="TRPO",
-            )
+        constrained = train(
+            replace(settings, epochs=1),
+            ladder.get("surrogate").estimator,
+            start,
+            (settings.rate,),
+            numbers,
+            progress,
+            optimizer=TRPO(settings.max_kl),
+            text="TRPO",
         )
+        trpo, halted["TRPO"] = _end(constrained), constrained.halted
     assert curves is not None
     before = curves.values["accuracy"][0, 0]  # greedy, as all the others
     caption = (
         f"{described(settings.seeds)[0].upper()}{described(settings.seeds)[1:]}; rollouts and"
         f" learning rate ({settings.rate:g}, not swept) equal for all."
     )
-    return Result(
+    result = Result(
         series={
             "estimators": series,
             "updates": settings.updates,
@@ -105,6 +107,7 @@ def run(settings: Settings, progress: Progress) -> Result:
         facts=_facts(settings, series, trpo, before),
         caption=caption,
     )
+    return told(result, halted)
 
 
 def _end(curves: Curves) -> dict[str, Any]:

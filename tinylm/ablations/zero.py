@@ -31,6 +31,7 @@ from course.lab import figures
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error, share_error
+from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.train import metrics
 from tinylm.curves import CHANCE, AblationBudget, Curves, train
@@ -124,6 +125,7 @@ def run(settings: Settings, progress: Progress) -> Result:
     start = warm_start(settings, settings.seeds, progress)
     estimator = swap(ladder.get("group_std").estimator, entropy_coef=settings.entropy_coef)
     found: dict[str, dict[str, Any]] = {}
+    halted: dict[str, Tensor] = {}
     for name in settings.rewards:
         curves = train(
             replace(settings, reward=name),
@@ -136,12 +138,13 @@ def run(settings: Settings, progress: Progress) -> Result:
             also={TRAINED: start.task.train},
             text=name,
         )
-        found[name] = kept(curves, settings)
+        found[name], halted[name] = kept(curves, settings), curves.halted
     p = chance(start)
     expected = (p**settings.group + (1 - p) ** settings.group).mean()
     series = {"rewards": found, "chance": p.mean(), "silent_expected": expected}
     caption = f"{CAPTION} Thick: {described(settings.seeds)}."
-    return Result(series=series, facts=_facts(settings, found, start, expected), caption=caption)
+    facts = _facts(settings, found, start, expected)
+    return told(Result(series=series, facts=facts, caption=caption), halted)
 
 
 def kept(curves: Curves, settings: Settings) -> dict[str, Any]:

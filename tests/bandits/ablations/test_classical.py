@@ -10,7 +10,7 @@ import torch
 from bandits.ablations import classical as ablation
 from bandits.ablations.classical import Settings
 from bandits.agents import Metered
-from bandits.contest import Contest, ground, judge, played, uniform_cost
+from bandits.contest import Contest, Played, ground, judge, played, uniform_cost
 from bandits.environments import Bernoulli
 from course.errors import CourseError
 from course.lab.statistics import mean_error
@@ -34,24 +34,24 @@ SMALL = Settings(
     [("group_std", 8), ("grpo", 2), ("remax", 8), ("reinforce", 8), ("ppo_value", 8)],
 )
 def test_every_policy_gradient_gets_exactly_the_pulls(name, group):
-    arms = played(SMALL.contest, name, SMALL.learning_rates, group)
+    arms = played(SMALL.contest, name, SMALL.learning_rates, group).arms
     assert arms.pulls == SMALL.pulls
     assert arms.regret.shape == (2, 200)
 
 
 @pytest.mark.parametrize("name", ablation.LABELS)
 def test_so_does_every_classical_algorithm(name):
-    assert played(SMALL.contest, name, SMALL.sweeps[name], 1).pulls == SMALL.pulls
+    assert played(SMALL.contest, name, SMALL.sweeps[name], 1).arms.pulls == SMALL.pulls
 
 
 def test_who_learns_nothing_pays_the_closed_form():
     assert uniform_cost(10) == pytest.approx(10 / 11 - 1 / 2)
-    for arms, place in (
+    for found, place in (
         (played(SMALL.contest, "epsilon_greedy", SMALL.epsilons, 1), 1),
         (played(SMALL.contest, "ucb", SMALL.bonuses, 1), 1),
         (played(SMALL.contest, "group_std", (1e-9,), 8), 0),
     ):
-        mean, error = mean_error(arms.regret[place] / SMALL.pulls)
+        mean, error = mean_error(found.arms.regret[place] / SMALL.pulls)
         assert abs(mean - uniform_cost(10)) < 4 * error
 
 
@@ -70,7 +70,8 @@ def test_the_setting_is_chosen_on_the_tuning_runs_alone():
     )  # the first value is better on the tuning runs only
     arms._rows = [mark * per_pull for mark in arms.marks]
     arms.regret = arms._rows[-1]
-    judged = judge(contest, (0.5, 2.0), arms)
+    sound = torch.zeros(2, 5, dtype=torch.bool)
+    judged = judge(contest, (0.5, 2.0), Played(arms, sound))
     assert judged.choice.rate == 0.5
     assert not judged.choice.interior
     assert judged.regret.tolist() == [144.0] * 3
