@@ -79,7 +79,7 @@ ABLATIONS = {
     for package in ("bandits", "tinylm")
     for name, module in discover(f"{package}.ablations").items()
 }
-BROKEN = {int: 2.5, float: math.nan, str: "", bool: "yes"}
+BROKEN = {int: 2.5, float: math.nan, str: "", bool: "yes", type(None): math.nan}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
