@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from course.lab.interrupt import leave, quiet
 
-quiet()  # before anything else is loaded
+quiet()  # before any other import, so that Ctrl-C while loading shows no traceback
 
 from course.lab.terminal import guarded  # noqa: E402
 

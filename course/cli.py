@@ -1,6 +1,4 @@
-"""The command `course`: climb the ladder, open the lessons, show the rungs, and count the claims
-that were reproduced.
-"""
+"""The command `course` and its subcommands: ladder, ablations, lessons, rungs, facts."""
 
 from __future__ import annotations
 
@@ -33,12 +31,12 @@ HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status, see `guarded`."""
+    """Run the command; returns the exit status (see `guarded`)."""
     return guarded(lambda: command(sys.argv[1:] if argv is None else argv))
 
 
 def command(argv: Sequence[str]) -> int:
-    """What `course …` does: 0, or 1 where a fact does not hold."""
+    """Run `course` with these arguments; returns 0, or 1 if a fact does not hold."""
     if not argv or argv[0] in HELP:
         print(overview())
         return OK
@@ -53,7 +51,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def overview() -> str:
-    """What there is, on one page."""
+    """The overview of all commands and ablations, on one page."""
     rows = [(f"  {name}", about) for name, (about, _) in COMMANDS.items()]
     width = max(len(name) for name, _ in rows) + 2
     lines = "\n".join(f"{name:<{width}}{about}" for name, about in rows)
@@ -80,13 +78,14 @@ the course's own; 130 Ctrl-C, which leaves whole files or none"""
 
 @dataclass(frozen=True)
 class Ladder(Checked):
-    """Put every rung under the microscope, climb the ladder on a contextual bandit, then on a tiny
-    language model.
+    """Run every rung of the ladder: under the microscope, on a contextual bandit, on a tiny model.
+
+    The microscope gives the exact bias and spread of the gradient.
     """
 
-    # the estimators to compare, a,b,mine.py:mine (none: the eight rungs)
+    # the estimators to compare, such as clip,grpo,mine.py:mine (none: the eight rungs)
     rungs: tuple[str, ...] | None = None
-    runs: int | None = None  # independent runs of each (none: the ablation's own number)
+    runs: int | None = None  # independent runs of each rung (none: the ablation's default)
     seed: int = 0  # of all random streams
     device: str | None = None  # cpu, cuda or auto (none: cpu)
     out: Path | None = None  # folder for the files (none: figures/)
@@ -156,14 +155,14 @@ def _tinylm(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """Print the ledger: every claim that a result in the folder measured.
+    """Print every claim that the results in a folder measured, and whether it holds.
 
     The exit status is 1 if one does not hold.
     """
 
     folder: Path | None = None  # where the results are (none: figures/)
-    # write the generated parts of a file, README.md where none is named: this count, the tables of
-    # the ladder and the lessons
+    # also write the generated parts of this file (README.md if you name none): the number of
+    # claims, the tables of the ladder and of the lessons
     readme: Path | None = None
 
 
@@ -191,9 +190,7 @@ def _facts(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Rungs:
-    """Show every estimator: the rung it stands on, the part it replaces, its equation in one line,
-    its source.
-    """
+    """Show every estimator: the rung below it, the replaced part, its equation and its source."""
 
 
 def _rungs(argv: Sequence[str]) -> int:
@@ -217,7 +214,7 @@ def _rungs(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The glossary: every metric that is logged, its unit, and its definition."""
+    """Show the glossary: every logged metric with its unit and definition."""
 
 
 def _metrics(argv: Sequence[str]) -> int:
@@ -246,9 +243,7 @@ def ladder_table() -> str:
 
 
 def lessons_table() -> str:
-    """The lessons as a Markdown table: a picture, the lesson, what to take away, the
-    measured time.
-    """
+    """The lessons as a Markdown table: picture, title, what to take away, measured time."""
     from course.lesson.syllabus import SYLLABUS, index
 
     seconds = {number: entry.get("seconds", "–") for number, entry in index().items()}
@@ -280,18 +275,19 @@ def _lab(argv: Sequence[str]) -> int:
             "lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab"
         )
     lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(lessons[0]), *argv])
-    while True:  # Ctrl-C is for JupyterLab, which asks before it ends
+    while True:  # Ctrl-C also reaches JupyterLab, which asks before it stops; so keep waiting
         with suppress(KeyboardInterrupt):
             return lab.wait()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Show which questions you have answered and which exercises you have passed; they are kept in
-    one file, which this can delete.
+    """Show how many questions you have answered and how many exercises you have passed.
+
+    Your progress is kept in one file, which --delete removes.
     """
 
-    delete: bool = False  # forget it all
+    delete: bool = False  # delete all progress
 
 
 def _progress(argv: Sequence[str]) -> int:
@@ -320,12 +316,13 @@ def _progress(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Notebooks:
-    """Build the notebooks from notebooks/src/: execute, save, measure the time; then write the
-    generated pages.
+    """Execute the lessons in notebooks/src/, save them as notebooks, and write the generated pages.
+
+    The measured time of each lesson is saved too.
     """
 
-    lessons: tyro.conf.Positional[tuple[str, ...]] = ()  # which, as 04 (none: all)
-    pages: bool = False  # only the generated pages and the index, nothing is executed
+    lessons: tyro.conf.Positional[tuple[str, ...]] = ()  # numbers, such as 04 (none: all)
+    pages: bool = False  # write only the generated pages and the index, execute nothing
 
 
 def _notebooks(argv: Sequence[str]) -> int:
@@ -363,7 +360,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 
 
 def _completion(argv: Sequence[str]) -> int:
-    """Print the script that completes every command, ablation and setting in a shell."""
+    """Print the shell script that completes commands, ablations and settings."""
     from course.lab.command import options
     from tinylm import commands
 
@@ -384,12 +381,12 @@ def _completion(argv: Sequence[str]) -> int:
 
 
 def _one_of(name: str, kinds: dict[str, Any]) -> Any:
-    """A command whose first word is one of several names."""
+    """A command whose first argument is one of several names."""
     words: Any = tyro.conf.OmitSubcommandPrefixes
     return dataclasses.make_dataclass(name, [("name", words[_union(kinds)])])
 
 
 def _union(kinds: dict[str, Any]) -> Any:
-    """Any of these classes, each under its name."""
+    """A subcommand for each of these classes, under its name."""
     named = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()]
     return Union[tuple(named)]  # noqa: UP007

@@ -1,1 +1,1 @@
-"""What experiments are made of: ablations, facts, results, figures, and the terminal."""
+"""The tools of experiments: ablations, facts, results, figures, and terminal output."""

@@ -1,17 +1,17 @@
-"""Ablations: a module with settings, a run and a plot is a command, a figure, and facts on file.
+"""Ablations: find them by name, run them, and draw their figures again.
 
 An ablation is a module of `bandits.ablations` or `tinylm.ablations` with
 
-    TITLE             one line: what one sees
-    EXPECTED_SECONDS  of `run` with the default settings, on two CPU cores
-    SETTINGS          an instance of a frozen dataclass on `course.lab.settings.Checked`; the
-                      comment behind or above a field is its help
-    THREADS           of the CPU (optional; 1: small tensors are no faster on more, and one gives
-                      everybody the same numbers)
-    FIGURE            the name of its files, where it is not the module's own (optional)
-    run(settings, progress) → Result     measures (no drawing)
-    plot(result) → Figure                draws (no measuring): a figure can be drawn again from its
-    JSON
+    TITLE             one line that says what the figure shows
+    EXPECTED_SECONDS  the time of `run` with the default settings, on two CPU cores
+    SETTINGS          an instance of a frozen subclass of `course.lab.settings.Checked`; the
+                      comment above or after a field is its help
+    THREADS           the number of CPU threads (optional, default 1: small tensors are no faster
+                      on more threads, and one thread gives everybody the same numbers)
+    FIGURE            the name of its files, if it differs from the module's (optional)
+    run(settings, progress) → Result     measures, but does not draw
+    plot(result) → Figure                draws, but does not measure, so that the figure can be
+                                         drawn again from the JSON
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from course.train import files
 
 
 def load(package: str, name: str) -> ModuleType:
-    """The ablation of that name.
+    """The module of the ablation `name`.
 
-    Raises `CourseError` for an unknown name (the nearest is suggested) or an incomplete module.
+    Raises `CourseError` for an unknown name (and suggests the nearest) or an incomplete module.
     """
     known = names(package)
     if name not in known:
@@ -68,13 +68,13 @@ def load(package: str, name: str) -> ModuleType:
 
 
 def discover(package: str | ModuleType) -> dict[str, ModuleType]:
-    """Every ablation of a package: name → module."""
+    """All ablations of a package: name → module."""
     path = package if isinstance(package, str) else package.__name__
     return {name: load(path, name) for name in names(path)}
 
 
 def figure_name(module: ModuleType) -> str:
-    """The name of an ablation's files: its FIGURE, or its own name where it has none."""
+    """The name of an ablation's files: its FIGURE, or else the name of its module."""
     return str(getattr(module, "FIGURE", module.__name__.rpartition(".")[2]))
 
 
@@ -91,11 +91,8 @@ def run_ablation(
 ) -> Result:
     """Run an ablation, and write NAME.png and NAME.json to `folder` (None: write nothing).
 
-    `settings`: default SETTINGS.
-
-    `name`: another name for the files than the ablation's own, where something else runs it.
-
-    Raises `CourseError` before the run if the folder cannot be written.
+    `settings` None uses SETTINGS of the module; `name` None uses `figure_name`. Raises
+    `CourseError`, before the run, if a setting is wrong or the folder cannot be written.
     """
     settings = module.SETTINGS if settings is None else settings
     check(settings)
@@ -128,10 +125,10 @@ def run_ablation(
 
 
 def redraw(module: ModuleType, folder: Path | str) -> Path:
-    """Draw the figure again from the JSON in `folder`, without running; the JSON stays as it is.
+    """Draw the figure again from the JSON in `folder`, without running; the JSON is not changed.
 
-    Returns the picture's path. Raises `CourseError` where the JSON is damaged, or holds what the
-    ablation cannot draw.
+    Returns the path of the picture. Raises `CourseError` if the JSON is damaged or its data cannot
+    be drawn.
     """
     from course.lab.figures import png
 
@@ -142,7 +139,7 @@ def redraw(module: ModuleType, folder: Path | str) -> Path:
         picture = png(module.plot(found))
     except CourseError as error:
         raise CourseError(f"{path}: {error}") from None
-    except Exception as error:  # whatever foreign data makes of a plot
+    except Exception as error:  # foreign data may make the plot raise anything
         raise CourseError(
             f"{path}: got data that {name} cannot draw ({type(error).__name__}: {error}); allowed"
             " is what it has written: run it again"

@@ -1,4 +1,4 @@
-"""The course's numbered list of claims: what a fact's number stands for, and who says so."""
+"""The numbered list of claims of the course, each with its source."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a climb of the ladder found, put side by side: one table and one figure for any number of
-problems.
-"""
+"""The results of a climb of the ladder on several problems, in one table and one figure."""
 
 from __future__ import annotations
 
@@ -20,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Climbed:
-    """One problem's climb: its result with `series["rungs"][name]`, and how to read it.
+    """The climb on one problem: its result, with `series["rungs"][name]`, and how to show it.
 
-    `curve` names the series over `samples` that is drawn (with `curve`_half), `unit` says what it
-    is; `columns` adds columns to the table, heading → rung's name → text.
+    `curve` names the series that is drawn over `samples`, with its interval `curve`_half; `unit`
+    describes it. `columns` adds columns to the table: heading → name of the rung → text.
     """
 
     problem: str
@@ -34,8 +32,10 @@ class Climbed:
 
 
 def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
-    """One row for each rung: what it replaces, then for each problem how it ended ± half its 95 %
-    interval, and its columns.
+    """The table of a climb, with one row per rung.
+
+    A row has the replaced part and, for each problem, the final value ± half its 95 % interval and
+    the columns of the problem.
     """
     header, columns = (
         ["rung", "replaced part"],
@@ -49,9 +49,7 @@ def table(rungs: Sequence[str], climbed: Sequence[Climbed]) -> str:
 
 
 def _end(one: Climbed, name: str) -> str:
-    """How a rung ended. Runs that diverged and were halted are said; where all were, there is no
-    number.
-    """
+    """The final value of a rung, with the number of halted runs; no value if all were halted."""
     mean, half = (
         one.result.array("rungs", name, key)[-1] for key in (one.curve, f"{one.curve}_half")
     )
@@ -63,13 +61,13 @@ def _end(one: Climbed, name: str) -> str:
 
 
 def _halted(one: Climbed, name: str) -> tuple[int, int]:
-    """(runs that diverged and were halted, all runs) of a rung."""
+    """(number of runs that diverged and were halted, number of all runs) of a rung."""
     runs = int(one.result.settings.get("runs", one.result.settings.get("seeds", 1)))
     return round(float(one.result.array("rungs", name, "halted")) * runs), runs
 
 
 def without_result(rungs: Sequence[str], climbed: Sequence[Climbed]) -> list[str]:
-    """What has no number: «problem: rung» wherever all runs diverged."""
+    """The rungs without a result, as "problem: rung": those of which all runs diverged."""
     found = []
     for one in climbed:
         lost = [name for name in rungs for halted, runs in [_halted(one, name)] if halted == runs]
@@ -101,7 +99,7 @@ def together(rungs: Sequence[str], climbed: Sequence[Climbed]) -> Result:
 
 
 def plot(result: Result) -> Figure:
-    """A panel for each problem, the same colour and line for a rung in all of them."""
+    """One panel per problem; a rung has the same colour and line style in all panels."""
     problems = list(result.series)
     figure, panels = figures.new_figure(1, len(problems), width=6.2 * len(problems), height=4.6)
     for ax, problem in zip(panels, problems, strict=True):

@@ -1,5 +1,6 @@
-"""The command of a package of ablations, `python -m bandits` or `python -m tinylm`: list them, run
-one, or draw its figure again.
+"""The command of a package of ablations: list them, run one, or draw its figure again.
+
+It is behind `python -m bandits` and `python -m tinylm`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ HELP = ("-h", "--help")
 
 
 def main(package: str, prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run the command in its own process; returns the exit status, see `guarded`."""
+    """Run the command in its own process; returns the exit status (see `guarded`)."""
     return guarded(lambda: command(package, prog, sys.argv[1:] if argv is None else argv))
 
 
 def command(package: str, prog: str, argv: Sequence[str]) -> int:
-    """List the ablations of `package`, or run one: 0 where all its facts hold, 1 where one does not
-    (the files are written).
+    """List the ablations of `package`, or run one.
+
+    Returns 0, or 1 if a fact does not hold; the files are written in both cases.
     """
     if not argv or argv[0] in HELP:
         print(listing(package, prog))
@@ -70,7 +72,10 @@ def command(package: str, prog: str, argv: Sequence[str]) -> int:
 
 
 def on_device(settings: Any) -> Any:
-    """The same settings with their device, where they have one, as this machine calls it."""
+    """The settings, with their device (if they have one) replaced by the one that is used.
+
+    Raises `CourseError` if this machine does not have the device.
+    """
     if not hasattr(settings, "device"):
         return settings
     try:
@@ -80,7 +85,7 @@ def on_device(settings: Any) -> Any:
 
 
 def report(found: Result) -> None:
-    """Print the facts of a result, those that do not hold marked, and their count."""
+    """Print the facts of a result and how many hold; "NO" marks those that do not."""
     if found.facts:
         rows = [
             ("yes" if fact.holds else "NO", fact.found, fact.wanted, fact.claim)
@@ -91,7 +96,7 @@ def report(found: Result) -> None:
 
 
 def listing(package: str, prog: str) -> str:
-    """Every ablation with its title and expected time, as a table, and how to run one."""
+    """A table of the ablations with title and expected time, and how to run one."""
     modules = discover(package)
     if not modules:
         return f"{prog}: no ablations here yet"
@@ -107,12 +112,12 @@ def listing(package: str, prog: str) -> str:
 
 
 def options(package: str) -> dict[str, type[Any]]:
-    """Name → what can be given on the command line, of every ablation of a package."""
+    """The command-line options of every ablation of a package: name → dataclass."""
     return {name: _options(module) for name, module in discover(package).items()}
 
 
 def _options(module: ModuleType) -> type[Any]:
-    """The settings of an ablation, and what every ablation takes beside them."""
+    """A dataclass of the settings of an ablation and the options that every ablation has."""
     settings, flat = module.SETTINGS, cast(Any, tyro.conf.OmitArgPrefixes)
     out = Annotated[Path | None, tyro.conf.arg(help="folder for the files, instead of figures/")]
     again = Annotated[bool, tyro.conf.arg(help="draw again from the JSON, without running")]

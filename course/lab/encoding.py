@@ -1,6 +1,4 @@
-"""Into JSON and back: tensors as nested lists, short lists on one line, and names for what JSON has
-no number for.
-"""
+"""JSON encoding of results: tensors as nested lists, NaN and infinities as strings."""
 
 from __future__ import annotations
 
@@ -27,11 +25,10 @@ SPECIAL = {
 
 
 def plain(value: Any, digits: int | None = None, where: str = "value") -> Any:
-    """`value` in what JSON knows: tensors and arrays become nested lists, dataclasses and mappings
-    dicts with text keys.
+    """`value` in the types of JSON: tensors and arrays become nested lists, dataclasses dicts.
 
-    Floats are rounded to `digits` significant digits (None: kept). Raises `CourseError` naming the
-    place of anything else.
+    Keys of mappings become strings. Floats are rounded to `digits` significant digits (None: not
+    rounded). Raises `CourseError`, which names the place, for any other type.
     """
     if isinstance(value, str):
         require(value not in SPECIAL, where, value, f"any text but {', '.join(SPECIAL)}")
@@ -72,7 +69,7 @@ def plain(value: Any, digits: int | None = None, where: str = "value") -> Any:
 def rounded(value: float, digits: int | None) -> float:
     return (
         value if digits is None or not math.isfinite(value) else float(f"{value:.{digits}g}") + 0.0
-    )  # + 0.0: no minus zero
+    )  # + 0.0 turns −0.0 into 0.0
 
 
 def is_number(value: object) -> bool:
@@ -80,7 +77,7 @@ def is_number(value: object) -> bool:
 
 
 def decode(value: Any) -> Any:
-    """Undo the strings that stand for NaN and the infinities."""
+    """Turn the strings for NaN and the infinities back into floats."""
     if isinstance(value, str):
         return SPECIAL.get(value, value)
     if isinstance(value, list):
@@ -89,7 +86,7 @@ def decode(value: Any) -> Any:
 
 
 def dump(value: Any, indent: str = "") -> str:
-    """JSON: an entry of a dict or a list of lists on each line, plain lists 12 to a line."""
+    """JSON text: one line per entry of a dict or nested list, and 12 numbers per line in others."""
     deeper = indent + " "
     if isinstance(value, dict) and value:
         items = [

@@ -1,6 +1,4 @@
-"""Facts: a claim beside what was measured, with its error, what was expected, and
-whether it holds.
-"""
+"""Facts: a claim with the measured value, its error, the expected value, and whether it holds."""
 
 from __future__ import annotations
 
@@ -16,29 +14,33 @@ from course.lab.encoding import SPECIAL, decode, is_number, rounded
 from course.lab.statistics import student
 
 RELATIONS = {"equal": "=", "above": ">", "below": "<"}
-ERRORS = 4.0  # a fact may be off by this many standard errors, where they are known
-# The chance of a larger normal error, in either direction: about 1 in 16,000. Estimated from few
-# runs, the same chance takes more standard errors: 5.1 with 20 runs, 17 with 5.
+ERRORS = 4.0  # a fact may be off by this many standard errors, if they are known
+# The chance of a larger normal error, in either direction: about 1 in 16,000. If the standard error
+# is estimated from few runs, the same chance takes more of them: 5.1 with 20 runs, 17 with 5.
 CHANCE = math.erfc(ERRORS / math.sqrt(2))
-FACT_DIGITS = 12  # and of a fact's numbers
+FACT_DIGITS = 12  # significant digits of a fact's numbers
 Value = float | int | bool | str
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A claim compared with what was measured.
+    """A claim compared with a measurement.
 
-    `number` is its place in the course's list of claims (None: not on the list), `source` who says
-    so, with the equation. `measured` and `expected` are in the claim's own unit; `standard_error`
-    is that of `measured` (0: exact). `relation`: measured is "equal" to expected within
-    `tolerance`, or "above" or "below" it by more than `tolerance`. Use the constructors (`exact`,
-    `simulated`, `published`, `above`, `below`): there the tolerance follows from the stated errors,
-    the number of independent `runs` that they were estimated from (None: known errors, or so many
-    runs that it does not matter) and the `chance` that an error exceeds it, in either direction
-    (None: nothing is left to chance, or the tolerance was set by hand).
-    Numbers are rounded to 12 significant digits first, so what is judged is what is written. Raises
-    `CourseError` on a negative error, an unknown relation, or words where only numbers can be
-    compared.
+    - `number`: the number of the claim in the course's list; None if it is not on the list;
+    - `source`: who makes the claim, with the equation;
+    - `measured`, `expected`: in the unit of the claim; `standard_error` is that of `measured`, and
+      0 means exact;
+    - `relation`: "equal" if measured equals expected within `tolerance`, "above" or "below" if it
+      differs by more than `tolerance` in that direction;
+    - `runs`: how many independent runs the errors were estimated from; None for known errors, or so
+      many runs that it does not matter;
+    - `chance`: the probability that an error exceeds the tolerance, in either direction; None if
+      the values are exact or the tolerance was set by hand.
+
+    Use the constructors (`exact`, `simulated`, `published`, `above`, `below`), which derive the
+    tolerance from the errors, `runs` and `chance`. Numbers are rounded to 12 significant digits
+    first, so that the comparison uses what is written. Raises `CourseError` for a negative error,
+    an unknown relation, or text compared by "above" or "below".
     """
 
     claim: str
@@ -98,7 +100,7 @@ class Fact:
     def holds(self) -> bool:
         """Whether the claim was reproduced.
 
-        What is not a number (NaN) never is, nor what has an infinite tolerance.
+        Never True for NaN or for an infinite tolerance.
         """
         measured, expected = self.measured, self.expected
         if not (is_number(measured) and is_number(expected)):
@@ -127,11 +129,10 @@ class Fact:
         scale: float | None = None,
         number: int | None = None,
     ) -> Fact:
-        """Two computations of one number, equal to `digits` significant digits: tolerance =
-        10^−digits · scale.
+        """Two computations of one number that agree to `digits` significant digits.
 
-        `scale` is the size of the terms that are added up; default |expected|, or 1 where 0 is
-        expected. Words and truth values are compared as they are.
+        The tolerance is 10^−digits · scale. `scale` is the size of the terms that are added up; the
+        default is |expected|, or 1 if that is 0. Strings and truth values must be equal.
         """
         require(0 < digits < FACT_DIGITS, "fact.digits", digits, f"1 … {FACT_DIGITS - 1}")
         want = _scalar("expected", expected)
@@ -153,10 +154,11 @@ class Fact:
         runs: int | None = None,
         chance: float = CHANCE,
     ) -> Fact:
-        """A simulation against a formula or another simulation: tolerance = t·√(standard_error² +
-        expected_error²), where t is passed with `chance`: 4 for known errors (`runs` None).
+        """A simulation compared with a formula or with another simulation.
 
-        With two estimated errors `runs` is the smaller number, which makes t too large at most.
+        The tolerance is t·√(standard_error² + expected_error²), and an error exceeds t standard
+        errors with probability `chance`. For known errors (`runs` None) t = 4. If both errors are
+        estimated, pass the smaller number of runs: t may then be too large, but not too small.
         """
         errors = float(standard_error), float(expected_error)
         for name, error in zip(("standard_error", "expected_error"), errors, strict=True):
@@ -183,10 +185,10 @@ class Fact:
         runs: int | None = None,
         chance: float = CHANCE,
     ) -> Fact:
-        """A simulation against print: tolerance = t·standard_error + rounding, t as in `simulated`.
+        """A simulation compared with a published number.
 
-        `rounding` is half a unit of the last published digit (.73 → .005), or the error of reading
-        the number off a figure.
+        The tolerance is t·standard_error + rounding, with t as in `simulated`. `rounding` is half a
+        unit of the last published digit (.73 → .005), or the error of reading a figure.
         """
         require(
             rounding >= 0, "fact.rounding", rounding, "half a unit of the last published digit, ≥ 0"
@@ -258,14 +260,14 @@ class Fact:
         rounding: float = 0.0,
         relation: str = "equal",
     ) -> Fact:
-        """A fact whose tolerance is as many standard errors as are exceeded with this chance."""
-        if error == 0 and runs is None:  # nothing was estimated, nothing is left to chance
+        """A fact whose tolerance is exceeded by a random error with probability `chance`."""
+        if error == 0 and runs is None:  # nothing was estimated
             return cls(*given, rounding, relation, number)
         tolerance = rounding + (student(chance, runs) * error if error else 0.0)
         return cls(*given, tolerance, relation, number, runs, chance)
 
     def as_json(self) -> dict[str, Any]:
-        """The fact as it is written, the verdict included."""
+        """The fact as it is written to JSON, with the verdict."""
         return {
             "number": self.number,
             **{k: v for k, v in asdict(self).items() if k != "number"},
@@ -276,8 +278,8 @@ class Fact:
     def from_json(cls, data: Any) -> Fact:
         """Read a fact back.
 
-        Raises `CourseError` if a field is missing or foreign, or the written verdict is not what
-        the numbers say. Older files have neither runs nor chance.
+        Raises `CourseError` if a field is missing or unknown, or the written verdict contradicts
+        the numbers. Older files have neither `runs` nor `chance`.
         """
         names = [f.name for f in fields(cls)]
         require(isinstance(data, dict), "fact", type(data).__name__, "a JSON object")
@@ -302,12 +304,12 @@ class Fact:
 
     @property
     def found(self) -> str:
-        """measured ± standard error, for a table."""
+        """The text "measured ± standard error", for a table."""
         return _with_error(self.measured, self.standard_error)
 
     @property
     def wanted(self) -> str:
-        """The relation, what was expected, and the tolerance, for a table."""
+        """The relation, the expected value and the tolerance, for a table."""
         exact = self.tolerance == 0 or not is_number(self.expected)
         close = isinstance(self.expected, int | float) and 0 < self.tolerance <= 1e-6 * abs(
             self.expected
@@ -318,7 +320,7 @@ class Fact:
 
 
 def _scalar(name: str, value: Any) -> Any:
-    """One number, truth value or word out of whatever holds it."""
+    """The single number, truth value or string in `value`, also from a tensor or array."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         require(
             int(np.prod(value.shape)) == 1,

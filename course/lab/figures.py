@@ -1,9 +1,8 @@
-"""The house style of the figures: one colour and line style per rung, intervals, expectations,
-labels at the ends of lines.
+"""The common style of all figures: one style per rung, intervals, expectations, line labels.
 
-Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot: nothing global is
-touched, and matplotlib is imported when the first figure is made, not before. Colours and line
-styles of the rungs are those of the registry.
+Figures are `matplotlib.figure.Figure` objects drawn by Agg, without pyplot, so no global state
+changes. matplotlib is imported when the first figure is made. The colours and line styles of the
+rungs come from the registry.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SMALLEST_FONT = 10.0
 INK = "#222222"  # text, axes, expectations
 Style = dict[str, Any]
 
-# what the rungs are compared with; their own styles stand in the registry
+# styles of methods that are not rungs; the styles of rungs are in the registry
 OTHER_STYLES: dict[str, LineStyle] = {
     "trpo": LineStyle("#225522", SOLID),
     "natural_gradient": LineStyle("#225522", DASHDOT),
@@ -67,8 +66,9 @@ OWN_DASHES: tuple[Dashes, ...] = (
 
 
 def style_of(name: str) -> Style:
-    """`color` and `linestyle` of a rung, the same in every figure; a rung of your own that brings
-    no style gets one of 50 by its name alone.
+    """`color` and `linestyle` of a rung, the same in every figure.
+
+    A rung of your own without a style gets one of 50, which depends on its name only.
     """
     given = RUNGS[name].style if name in RUNGS else OTHER_STYLES.get(name)
     if given is not None:
@@ -81,8 +81,9 @@ def style_of(name: str) -> Style:
 
 
 def shades(count: int) -> list[str]:
-    """`count` colours from dark to light for an ordered setting (group sizes, learning rates), all
-    readable on white.
+    """`count` colours from dark to light, all readable on white, for an ordered setting.
+
+    Examples are group sizes and learning rates.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -99,11 +100,10 @@ def new_figure(
     height: float | None = None,
     **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` × `cols` panels and its axes in reading order, styled.
+    """A styled figure of `rows` × `cols` panels, and its axes in reading order.
 
-    `width` and `height` in inches.
-
-    `options` go to `Figure.subplots` (sharex, sharey, width_ratios …).
+    `width` and `height` are in inches. `options` go to `Figure.subplots` (sharex, sharey,
+    width_ratios …).
     """
     from matplotlib.figure import Figure
 
@@ -116,7 +116,7 @@ def new_figure(
 
 
 def describe(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """Title (flush left) and axis labels, with units, of a panel."""
+    """Set the title (on the left) and the axis labels, with units, of a panel."""
     ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK)
     ax.set_xlabel(x, fontsize=FONT, color=INK)
     ax.set_ylabel(y, fontsize=FONT, color=INK)
@@ -131,11 +131,10 @@ def band(
     label: str | None = None,
     **line: Any,
 ) -> Line2D:
-    """A curve with an interval: mean ± half_width, all [n].
+    """Draw a curve with an interval: mean ± half_width, all [n]; returns the line.
 
-    `name` decides the style, `label` (default: the name) names it.
-
-    `line` overrides (color, linestyle, linewidth …). Returns the line, for `label_ends`.
+    `name` decides the style, `label` (default: `name`) is the text, and `line` overrides details of
+    the style (color, linestyle, linewidth …).
     """
     x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
     require(
@@ -161,11 +160,10 @@ def expectation(
     label: str | None = None,
     marker: str | None = None,
 ) -> Line2D:
-    """What is expected, published or in closed form, as a thin dark dashed line over the
-    measurement.
+    """Draw an expected value, published or in closed form, as a thin dark dashed line.
 
-    `y` alone is a level, `x` alone a place, both together a curve; with `marker` ("D", "o" …)
-    hollow points in place of a line.
+    `y` alone gives a horizontal line, `x` alone a vertical one, both together a curve. With
+    `marker` ("D", "o" …) they are hollow points instead of a line.
     """
     style: Style = {
         "color": INK,
@@ -212,10 +210,10 @@ def points(
     across: bool = False,
     **style: Any,
 ) -> None:
-    """Points with their intervals, all [n]: y ± half_width, or x ± half_width where `across`.
+    """Draw points with intervals, all [n]: y ± half_width, or x ± half_width with `across`.
 
-    `name` decides the colour, `label` (default: none) names them in a legend; `style` overrides
-    (color, marker, markersize …).
+    `name` decides the colour, `label` (default: none) is the text of the legend, and `style`
+    overrides details (color, marker, markersize …).
     """
     look: Style = {
         "color": style_of(name)["color"],
@@ -241,10 +239,10 @@ def rows(
     aside: float = 0.0,
     **style: Any,
 ) -> None:
-    """A row per name, the first at the top: middle ± half_width [n], each in its own colour.
+    """Draw one row per name, the first at the top: middle ± half_width [n].
 
-    `labels` (default: the names) stand at the rows. A second call with another marker, and `aside`
-    (in rows) where the two would cover each other, adds a second quantity to the same rows.
+    `labels` (default: the names) are the texts of the rows. A second call with another marker adds
+    a second quantity to the same rows; `aside` (in rows) moves it where points would overlap.
     """
     values = np.asarray(middle, dtype=float)
     shown = list(names) if labels is None else list(labels)
@@ -271,8 +269,9 @@ def dots_on_curve(
     colour: str,
     label: str,
 ) -> Line2D:
-    """What was measured as dots [n], on the curve of its formula [m]. Returns the curve, which
-    carries the label.
+    """Draw measured values as dots [n] on the curve of their formula [m].
+
+    Returns the curve, which has the label.
     """
     ax.plot(np.asarray(x), np.asarray(measured), "o", color=colour, markersize=4.5, label="_dots")
     [curve] = ax.plot(
@@ -284,8 +283,10 @@ def dots_on_curve(
 def reference(
     ax: Axes, y: float | None = None, x: float | None = None, label: str = "", **line: Any
 ) -> None:
-    """A thin grey line that curves are read against (0, one half, the start): a level `y` with its
-    label above the right end, or a place `x` with its label at the top.
+    """Draw a thin grey reference line for the curves (such as 0, one half, the start).
+
+    With `y` it is horizontal, with its label above the right end; with `x` it is vertical, with its
+    label at the top.
     """
     require((y is None) != (x is None), "reference", f"y={y}, x={x}", "one of the two")
     style: Style = {"color": "#777777", "linewidth": 1.0, "zorder": 1.0, **line}
@@ -306,8 +307,9 @@ def log_axis(
     labels: Sequence[str] | None = None,
     base: float = 10.0,
 ) -> None:
-    """A logarithmic "x" or "y" axis; where `places` are given, ticks at these alone, written out
-    (`labels`, default: the numbers).
+    """Make the "x" or "y" axis logarithmic.
+
+    `places` are the only ticks, if they are given; `labels` are their texts (default: the numbers).
     """
     from matplotlib.ticker import NullLocator
 
@@ -333,9 +335,10 @@ def note(
     line: bool = False,
     **style: Any,
 ) -> None:
-    """A few words at a place of the data, moved by `shift` points; `line` joins the two.
+    """Write a short text at a place in data coordinates, moved by `shift` points.
 
-    `style` overrides (color, ha, va, xycoords …); a colour is darkened until it can be read.
+    `line` joins the text with the place. `style` overrides details (color, ha, va, xycoords …). The
+    colour is darkened until it is readable.
     """
     look: Style = {"color": INK, "fontsize": 10, "annotation_clip": False, **style}
     look["color"] = readable(look["color"])
@@ -355,11 +358,10 @@ def label_ends(
     labels: Sequence[str] | None = None,
     size: float = 10.0,
 ) -> None:
-    """Write each line's label beside its right end, in its colour, moved apart where labels would
-    overlap.
+    """Write the label of each line next to its right end, in its colour, without overlaps.
 
-    Call it last for a panel, when limits and scales are set. Default: every labelled line of the
-    panel.
+    Call it last for a panel, after limits and scales are set. `lines` None takes every labelled
+    line of the panel.
     """
     from matplotlib.transforms import ScaledTranslation
 
@@ -373,7 +375,7 @@ def label_ends(
         raise CourseError(
             "label_ends: got a panel without a figure; allowed is one that `new_figure` made"
         )
-    figure.draw_without_rendering()  # settles the panel's height
+    figure.draw_without_rendering()  # fixes the height of the panel
     box, points = ax.get_window_extent(), 72.0 / figure.dpi
     ends = []
     for line, name in zip(chosen, names, strict=True):
@@ -419,11 +421,10 @@ def label_ends(
 def spread(
     wanted: ArrayLike, gap: float, low: float = -np.inf, high: float = np.inf
 ) -> NDArray[np.float64]:
-    """Places as near as can be (least squares) to the `wanted` ones [n], at least `gap` apart and
-    within [low, high].
+    """Places closest to the `wanted` ones [n] that are at least `gap` apart and in [low, high].
 
-    With z_i = y_i − i·gap this is isotonic regression, solved by pooling neighbours. Where n labels
-    do not fit, `gap` shrinks.
+    "Closest" means least squares. With z_i = y_i − i·gap this is isotonic regression, solved by
+    pooling neighbours. If n labels do not fit, `gap` shrinks.
     """
     wanted = np.asarray(wanted, dtype=float)
     count = len(wanted)
@@ -448,7 +449,7 @@ def spread(
 
 
 def readable(colour: Any, contrast: float = 4.5) -> str:
-    """The colour, darkened until text in it has that contrast to white (WCAG 2.1, §1.4.3)."""
+    """The colour, darkened until text has this contrast with white (WCAG 2.1, §1.4.3)."""
     from matplotlib.colors import to_hex, to_rgb
 
     rgb = np.array(to_rgb(colour))
@@ -458,15 +459,16 @@ def readable(colour: Any, contrast: float = 4.5) -> str:
 
 
 def contrast_to_white(rgb: ArrayLike) -> float:
-    """The contrast ratio 1 … 21 of an sRGB colour [3] in 0 … 1 to white (WCAG 2.1)."""
+    """The contrast ratio, from 1 to 21, of an sRGB colour [3] in 0 … 1 with white (WCAG 2.1)."""
     rgb = np.asarray(rgb, dtype=float)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(1.05 / (linear @ np.array([0.2126, 0.7152, 0.0722]) + 0.05))
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG: opaque, fixed resolution, no text under 10 points, no date or program
-    name inside.
+    """The figure as a PNG: opaque, at a fixed resolution, with no text below 10 points.
+
+    The file has no date and no program name, so equal figures give equal bytes.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -490,7 +492,7 @@ def png(figure: Figure) -> bytes:
 
 
 def _dress(ax: Axes) -> None:
-    """Spines, grid and fonts of the house."""
+    """Set the spines, grid and fonts of the common style."""
     ax.set_facecolor("white")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -503,7 +505,7 @@ def _dress(ax: Axes) -> None:
 
 
 def _right_end(line: Line2D) -> NDArray[np.float64] | None:
-    """The last finite point of a line in pixels [2], or None if it has none."""
+    """The rightmost finite point of a line, in pixels [2]; None if it has none."""
     data = np.column_stack(
         [
             np.asarray(line.get_xdata(orig=False), float),

@@ -15,12 +15,12 @@ INTERRUPTED = 130  # the exit status
 
 
 def end(number: int, frame: object) -> None:
-    """What Ctrl-C does before there is anything to lose."""
+    """The handler of Ctrl-C while nothing can be lost: end the process."""
     os._exit(INTERRUPTED)
 
 
 def quiet() -> None:
-    """From now on, unless somebody else has decided what Ctrl-C does."""
+    """Install `end` as the handler of Ctrl-C, unless another handler is already installed."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
 

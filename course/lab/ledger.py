@@ -1,6 +1,4 @@
-"""The ledger: every fact of a folder of results, in the order of the course's list of claims, and
-the README's generated parts.
-"""
+"""The ledger: all facts of a folder of results, and the generated parts of the README."""
 
 from __future__ import annotations
 
@@ -20,25 +18,23 @@ from course.train.files import replace_files
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every fact of a folder of results, as (name of the result, fact), in the order of the
-    course's list of claims.
-    """
+    """All facts of a folder of results, as (name of the result, fact), in the order of claims."""
 
     entries: Sequence[tuple[str, Fact]]
 
     @property
     def held(self) -> int:
-        """How many facts hold."""
+        """The number of facts that hold."""
         return sum(fact.holds for _, fact in self.entries)
 
     @property
     def summary(self) -> str:
-        """«N of M claims reproduced»."""
+        """The sentence "N of M claims reproduced"."""
         return f"{self.held} of {len(self.entries)} claims reproduced"
 
     @property
     def failures(self) -> str:
-        """What did not hold, as a Markdown list; a sentence where everything did."""
+        """The facts that do not hold, as a Markdown list; a sentence if all hold."""
         rows = [f"- {fact.claim} ({name}.json)" for name, fact in self.entries if not fact.holds]
         return "\n".join(["These do not:", "", *rows]) if rows else "At present all of them hold."
 
@@ -92,10 +88,10 @@ def ledger(folder: Path | str) -> Ledger:
 
 
 def update_readme(path: Path | str, pieces: Mapping[str, str]) -> bool:
-    """Write each piece between its markers, `<!-- name -->` and `<!-- /name -->`, of a text file;
-    True if that changed it.
+    """Write each piece between its markers `<!-- name -->` and `<!-- /name -->` in a text file.
 
-    Raises `CourseError` where the file or a pair of markers is missing; then nothing is written.
+    Returns True if that changed the file. Raises `CourseError`, and writes nothing, if the file or
+    a pair of markers is missing.
     """
     path = Path(path)
     try:

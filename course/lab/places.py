@@ -1,5 +1,6 @@
-"""Where things are: the folder of the course one stands in, where figures go, and which ablations
-there are. Light: nothing is loaded for it.
+"""Paths: the folder of the course, the folder of figures, and the names of ablations.
+
+This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ PROJECT = "pg-ladder"
 
 
 def project_root(start: Path | None = None) -> Path | None:
-    """The folder of this course's pyproject.toml at or above `start` (default: the current folder);
-    None outside of it.
+    """The folder with this course's pyproject.toml, at or above `start`; None if there is none.
 
-    A pyproject.toml that cannot be read, or is no text, is not this course's.
+    `start` None is the current folder. A pyproject.toml that cannot be read is ignored.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -30,15 +30,13 @@ def project_root(start: Path | None = None) -> Path | None:
 
 
 def default_folder() -> Path:
-    """Where figures go: `figures/` of the course one stands in, otherwise of the current folder."""
+    """Where figures go: `figures/` of the course, or of the current folder outside a checkout."""
     root = project_root()
     return Path("figures") if root is None or root == Path.cwd().resolve() else root / "figures"
 
 
 def names(package: str) -> list[str]:
-    """The ablations of a package by name, none of them imported; empty where there is no such
-    package.
-    """
+    """The names of a package's ablations, without importing them; empty if there is no package."""
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:

@@ -1,6 +1,6 @@
 """Results: one schema for everything that is measured.
 
-A JSON beside each figure holds its data and the facts it checked.
+Next to each figure, a JSON holds its data and the facts that were checked.
 """
 
 from __future__ import annotations
@@ -33,13 +33,17 @@ SCHEMA = "pg-ladder result 1"
 
 @dataclass(frozen=True)
 class Result:
-    """All that one ablation found: what its figure is drawn from, and what can be checked later.
+    """The result of one ablation: the data of its figure, and the facts that were checked.
 
-    `settings` field → value, `series` name → number or nested lists (tensors and arrays are
-    converted, numbers rounded to 7 significant digits: a figure drawn from the JSON is the figure
-    drawn at once). `seconds` is the time of the run, `environment` what `environment()` gives,
-    `caption` one sentence for below the figure. An ablation returns `Result(series=…, facts=…,
-    caption=…)`; what runs it fills in the rest. Raises `CourseError` on what JSON cannot hold.
+    - `settings`: field → value;
+    - `series`: name → number or nested lists. Tensors and arrays are converted, and numbers rounded
+      to 7 significant digits, so that a figure drawn from the JSON is the same as the first one;
+    - `environment`: see `environment()`;
+    - `seconds`: the time of the run;
+    - `caption`: one sentence below the figure.
+
+    An ablation returns `Result(series=…, facts=…, caption=…)`, and `run_ablation` fills in the
+    rest. Raises `CourseError` for a value that JSON cannot hold.
     """
 
     name: str = ""
@@ -79,7 +83,7 @@ class Result:
     def array(self, *keys: str) -> NDArray[np.float64]:
         """The series under `keys` (one per level) as an array of float64.
 
-        Raises `CourseError` naming the series there are.
+        Raises `CourseError`, which lists the known series, if there is none under these keys.
         """
         level: Any = self.series
         for key in map(str, keys):
@@ -99,11 +103,11 @@ class Result:
 
     @property
     def held(self) -> int:
-        """How many of the facts hold."""
+        """The number of facts that hold."""
         return sum(fact.holds for fact in self.facts)
 
     def text(self) -> str:
-        """The JSON text: one line per list of up to 12 numbers, so that diffs stay readable."""
+        """The JSON text, with at most 12 numbers per line, so that diffs stay readable."""
         body = {
             "schema": SCHEMA,
             "name": self.name,
@@ -120,11 +124,8 @@ class Result:
     def save(self, folder: Path | str, figure: Figure | bytes) -> tuple[Path, Path]:
         """Write NAME.png and NAME.json, both or neither, and return their paths.
 
-        `figure`: a Figure, or a PNG's bytes.
-
-        The picture is rendered first; both files are then written beside their places and renamed
-        into them. Whatever stops this (Ctrl-C too) leaves what was there before. Raises
-        `CourseError` if the folder cannot be written.
+        `figure` is a Figure or the bytes of a PNG. If anything interrupts this (Ctrl-C too), the
+        earlier files stay. Raises `CourseError` if the folder cannot be written.
         """
         require(self.name != "", "result.name", self.name, "a name to save it under")
         picture = figure if isinstance(figure, bytes) else _render(figure)
@@ -137,11 +138,11 @@ class Result:
     def load(cls, path: Path | str) -> Result:
         """Read a result back.
 
-        Raises `CourseError`, naming the file, if it is missing, damaged or no result of this
-        course.
+        Raises `CourseError`, which names the file, if it is missing, damaged or not a result of
+        this course.
         """
         path = Path(path)
-        settle(path.parent)  # a picture and its numbers belong together
+        settle(path.parent)  # so that the picture and its numbers match
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -178,8 +179,9 @@ class Result:
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, hardware and threads that numbers may depend on; no date, so the same run gives the
-    same text.
+    """Versions, hardware and threads, on which numbers may depend.
+
+    There is no date, so that the same run gives the same text.
     """
     packages = {
         "torch": torch.__version__,
@@ -203,7 +205,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 def _render(figure: Figure) -> bytes:
     from course.lab.figures import (
         png,
-    )  # here, so that `import course.lab.result` stays free of matplotlib
+    )  # imported late, so that `import course.lab.result` does not load matplotlib
 
     return png(figure)
 

@@ -1,7 +1,7 @@
-"""Settings: what every settings dataclass has in common, and how a command line is read into one.
+"""Settings: checked frozen dataclasses, and reading them from a command line.
 
-Settings are frozen dataclasses. A wrong value is refused when they are made (`Checked`), in the
-same words wherever it comes from; `read` fills them from a command line through tyro.
+`Checked` raises for a wrong value when the object is made, with the same message for every origin.
+`read` fills the fields from a command line, by means of tyro.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from course.lab.terminal import Shown
 
 Read = TypeVar("Read")
 
-LARGEST_COUNT = 10_000_000  # more would not fit into the memory of any machine this runs on
-LARGEST_SEED = 2**32 - 1  # leaves room for the offsets and factors that make streams of it
-# of the whole numbers: 0 means none, or never
+LARGEST_COUNT = 10_000_000  # more would not fit in memory
+LARGEST_SEED = 2**32 - 1  # leaves room for the offsets and factors that turn it into streams
+# fields whose whole number may be 0, which means none or never
 MAY_BE_ZERO = ("rollouts", "lr_warmup", "eval_every", "sync_reference")
 TRUTH = "true|false|none"  # what the help calls a flag that may be left to the program
 RATES = ("lr", "lrs", "rate", "rates")  # the last word of a learning rate's name
@@ -35,9 +35,9 @@ RATES = ("lr", "lrs", "rate", "rates")  # the last word of a learning rate's nam
 
 @dataclass(frozen=True)
 class Checked:
-    """The base of all settings: every field is checked by its type and its name, see `check`.
+    """The base class of all settings: it checks every field by type and name (see `check`).
 
-    A class with rules of its own extends `__post_init__` and calls this one first.
+    A subclass with further rules extends `__post_init__` and calls this one first.
     """
 
     def __post_init__(self) -> None:
@@ -45,13 +45,16 @@ class Checked:
 
 
 def check(settings: Any) -> None:
-    """Raise `CourseError`, naming the field, unless every field of a settings dataclass is what its
-    type and its name say.
+    """Raise `CourseError`, which names the field, if a field does not fit its type and name.
 
-    A whole number is an `int` > 0 (≥ 0 for a seed and where 0 means none; True and 2.5 are none); a
-    `float` field holds a finite number, > 0 where it is a learning rate; a tuple is not empty, and
-    each of its items is checked; rungs are known names; a Literal is one of its values. What other
-    types a field may have is left to its own class.
+    - `int`: a whole number > 0, or ≥ 0 for a seed and for fields where 0 means none. True and 2.5
+      do not count;
+    - `float`: a finite number, > 0 if it is a learning rate;
+    - tuple: not empty, and every item is checked;
+    - Literal: one of its values;
+    - `rung`, `rungs`: known names of estimators.
+
+    Other types are left to the class itself.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -59,7 +62,7 @@ def check(settings: Any) -> None:
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
-    """One value: `kind` is its type as the class declares it."""
+    """Check one value; `kind` is the declared type of the field."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
@@ -103,7 +106,7 @@ def _check_whole(name: str, value: Any) -> None:
 
 
 def _check_rung(field: str, name: str) -> None:
-    from course import ladder  # here: settings are read by light commands too
+    from course import ladder  # imported late, so that light commands stay fast
 
     if ".py:" in name or name in ladder.RUNGS:
         ladder.get(name)
@@ -117,15 +120,16 @@ def _check_rung(field: str, name: str) -> None:
 def read(
     kind: type[Read], argv: Sequence[str], prog: str, about: str = "", default: Read | None = None
 ) -> Read:
-    """A dataclass filled from «--field value …» by tyro; the comment behind or above a field is its
-    help.
+    """A dataclass filled from the arguments "--field value …", by means of tyro.
 
-    A list is written a,b,c (or a b c), «none» is None where the type allows it, and FILE.py:NAME is
-    a rung of the user's own, registered under NAME. `default` None: the class's own defaults. Shows
-    the help and raises `Shown` for --help; raises `CourseError`, naming the option as it is
-    typed, for anything that is not understood.
+    The comment above or after a field is its help. A list is written a,b,c (or a b c). "none" means
+    None if the type allows it. FILE.py:NAME is an estimator of the user's own, which is registered
+    under NAME. `default` None takes the defaults of the class.
+
+    For --help it shows the help and raises `Shown`. Raises `CourseError`, which names the option as
+    it is typed, for anything that it does not understand.
     """
-    import tyro  # here: a listing needs none
+    import tyro  # imported late: a listing does not need it
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_constructor)
@@ -136,7 +140,7 @@ def read(
             found, further = tyro.cli(
                 typing.cast(Any, kind),
                 prog=prog,
-                description=about or None,  # None: the class says it
+                description=about or None,  # None: the docstring of the class
                 args=list(argv),
                 return_unknown_args=True,
                 registry=registry,
@@ -152,18 +156,18 @@ def read(
 
 
 def given(argv: Sequence[str]) -> list[str]:
-    """The options that a command line names, as field names: «--held-out .1» is held_out."""
+    """The options of a command line as field names: "--held-out .1" gives held_out."""
     words = [word.partition("=")[0] for word in argv if word.startswith("--")]
     return [word[2:].removeprefix("no-").replace("-", "_") for word in words]
 
 
 def option(field: str) -> str:
-    """A field's name as it is typed: --held-out."""
+    """The name of a field as it is typed: held_out → --held-out."""
     return f"--{field.replace('_', '-')}"
 
 
 def named(error: CourseError, kind: Any) -> CourseError:
-    """The same error, where it begins with fields of a settings class naming the options."""
+    """The same error, but if it begins with fields of a settings class, with their options."""
     fields, sign, rest = str(error).partition(": got ")
     names = [name.strip().rpartition(".")[2] for name in fields.split(",")]
     known = option_names(kind)
@@ -173,7 +177,7 @@ def named(error: CourseError, kind: Any) -> CourseError:
 
 
 def option_names(kind: Any) -> list[str]:
-    """The fields of a settings class, and of the settings that it holds."""
+    """The fields of a settings class and of the settings nested in it."""
     found = []
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -183,7 +187,7 @@ def option_names(kind: Any) -> list[str]:
 
 
 def _unknown(words: Sequence[str], kind: Any) -> CourseError:
-    """The error for words that are left over."""
+    """The error for arguments that no option takes."""
     word = next((word for word in words if word.startswith("-")), words[0])
     if word == "--set":
         field, _, value = ([*words, "field=value"][words.index(word) + 1]).partition("=")
@@ -197,15 +201,17 @@ def _unknown(words: Sequence[str], kind: Any) -> CourseError:
 
 
 def _refusal(ended: SystemExit, shown: str, kind: Any, prog: str) -> CourseError:
-    """What tyro refused, in one line: the error that a setting itself raised, or what stands in
-    tyro's box between its title and its next rule.
+    """What tyro rejected, as an error of one line.
+
+    It is the error that a setting itself raised, or else the text in tyro's box between its title
+    and the next rule.
     """
     cause: BaseException | None = ended
     while cause is not None:
         if isinstance(cause, CourseError):
             return named(cause, kind)
         cause = cause.__context__
-    boxed = "╭" in shown  # the title is in the border then, otherwise above the first rule
+    boxed = "╭" in shown  # then the title is in the border; otherwise it is above the first rule
     lines = [line.strip(" │|") for line in shown.splitlines() if not re.search("[╭╰]", line)]
     parts = re.split(r"\n[-─]{3,}\n", "\n".join(line for line in lines if line))
     said = " ".join(parts[0 if boxed else min(1, len(parts) - 1)].split())
@@ -240,7 +246,7 @@ def written(value: Any) -> str:
 
 
 def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
-    """(what the help calls it, text → value) of a type; the reader raises ValueError."""
+    """(name in the help, function text → value) for a type; the function raises ValueError."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind in READERS:
         return READERS[kind]
@@ -285,7 +291,7 @@ def _truth(text: str) -> bool:
 
 
 def _text(text: str) -> str:
-    """A text; FILE.py:NAME becomes the name under which that estimator is registered now."""
+    """A string; FILE.py:NAME registers that estimator and becomes its name."""
     if ".py:" not in text:
         return text
     from course import ladder

@@ -1,5 +1,6 @@
-"""Statistics of independent runs: means, paired differences and shares, with Student's t and
-Wilson's intervals for the real number of runs (SciPy's).
+"""Statistics of independent runs: means, paired differences and shares, with intervals.
+
+Intervals are Student's t and Wilson's, for the actual number of runs; quantiles come from SciPy.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ LEVEL = 0.95  # of every interval that is drawn or printed
 
 
 def student(chance: float, runs: int | None) -> float:
-    """How many standard errors the mean of `runs` normal values is off by more than with this
-    chance, in one direction or the other.
+    """The two-sided quantile t of Student's distribution for `runs` normal values.
 
-    `runs` None: the standard error is known, so the normal quantile. One run has no standard
-    error: infinite. Student 1908.
+    With probability `chance` their mean is off by more than t standard errors, in either direction.
+    `runs` None means that the standard error is known, and gives the normal quantile. One run has
+    no standard error, and gives inf. Source: Student 1908.
     """
     from scipy.special import ndtri, stdtrit
 
@@ -37,10 +38,9 @@ def student(chance: float, runs: int | None) -> float:
 
 
 def mean_error(samples: Any) -> tuple[Any, Any]:
-    """Mean and standard error over the first axis (independent runs) of `samples` [n, …], n ≥ 2:
-    floats, or arrays [...].
+    """Mean and standard error over the first axis (independent runs): [n, …] → floats or [...].
 
-    eq:seed-standard-error
+    Raises `CourseError` if n < 2. eq:seed-standard-error
     """
     values = _array(samples)
     require(
@@ -54,11 +54,10 @@ def mean_error(samples: Any) -> tuple[Any, Any]:
 
 
 def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
-    """Mean over the last axis (independent runs) of `values` [..., n] and half the width of its
-    95 % interval: floats, or arrays [...].
+    """Mean over the last axis (independent runs) and half the width of its 95 % interval.
 
-    Student's t with n − 1 degrees of freedom. One run has no interval: half is NaN, and
-    `described` says so.
+    `values` [..., n] → floats or arrays [...]. The interval is Student's t with n − 1 degrees of
+    freedom. One run has no interval: half is NaN, and `described` says so.
     """
     array = _array(values)
     require(
@@ -77,13 +76,13 @@ def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
 
 
 def named_interval(name: str, values: Any) -> dict[str, Any]:
-    """`interval` as the two series of a result: `name` and `name`_half."""
+    """`interval` as two series of a result, `name` and `name`_half."""
     mean, half = interval(values)
     return {name: mean, f"{name}_half": half}
 
 
 def described(runs: int) -> str:
-    """What a caption says of `interval` over this many runs."""
+    """The words of a caption for an `interval` over this many runs."""
     if runs == 1:
         return "one run, so no interval"
     return f"mean of {runs} runs and its 95 % interval (Student's t)"
@@ -92,7 +91,7 @@ def described(runs: int) -> str:
 def paired_error(first: Any, second: Any) -> tuple[Any, Any]:
     """Mean and standard error of first − second over the first axis, run by run.
 
-    Both [n, …], run i of both from the same start and streams, so that what they share cancels.
+    Both are [n, …]. Run i of both has the same start and random streams, so shared noise cancels.
     """
     return mean_error(_differences(first, second))
 
@@ -103,8 +102,9 @@ def paired_interval(first: Any, second: Any, level: float = LEVEL) -> tuple[Any,
 
 
 def share_error(hits: int, total: int) -> tuple[float, float]:
-    """A share and its standard error after Agresti & Coull 1998 (two hits and two misses added),
-    which is never 0.
+    """A share and its standard error, which is never 0.
+
+    Two hits and two misses are added before it is computed (Agresti & Coull 1998).
     """
     require(0 <= hits <= total and total > 0, "hits", hits, f"0 … {total}")
     adjusted = (hits + 2) / (total + 4)
@@ -112,8 +112,9 @@ def share_error(hits: int, total: int) -> tuple[float, float]:
 
 
 def share_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """The 95 % interval of a share, `hits` of `total` independent tries (Wilson 1927), which also
-    behaves at 0 and 1.
+    """The 95 % interval of a share, `hits` of `total` independent tries (Wilson 1927).
+
+    It is also valid for shares of 0 and 1.
     """
     from scipy.stats import binomtest
 
@@ -126,9 +127,10 @@ def share_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, 
 def mean_share_interval(shares: Any, samples: int = 1, level: float = LEVEL) -> tuple[float, float]:
     """The 95 % interval of the mean of shares [N], one per question, each out of `samples` draws.
 
-    Wilson's for as many independent draws as would scatter as much as the questions' mean does:
-    N·p(1 − p)/s² in whole draws, between N and N·samples. Questions are the units, so it says what
-    other questions would give, too.
+    It is Wilson's interval for an effective number of independent draws, N·p(1 − p)/s², rounded
+    down to a whole number between N and N·samples. With that number the mean of independent draws
+    has the same variance as the mean over questions. Questions are the units, so the interval also
+    covers the choice of questions.
     """
     values = _array(shares)
     require(
@@ -141,7 +143,7 @@ def mean_share_interval(shares: Any, samples: int = 1, level: float = LEVEL) -> 
     require(samples > 0, "samples", samples, "a whole number > 0")
     count, mean = len(values), float(values.mean())
     spread = float(values.var(ddof=1)) if count > 1 else 0.0
-    # all alike: what the draws of one question say, and no more
+    # if all shares are equal, count each question as one draw
     draws = count * mean * (1 - mean) / spread if spread > 0 else count
     draws = math.floor(min(max(draws, count), count * samples) + 1e-9)
     return share_interval(round(mean * draws), draws, level)

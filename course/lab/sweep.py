@@ -1,5 +1,6 @@
-"""Sweeps: a learning rate is chosen on some runs and judged on others, and a best one at the end of
-the sweep is said to be there.
+"""Sweeps: choose a learning rate on some runs, and evaluate it on others.
+
+`edges` reports rates that were best at an end of the sweep.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Trained = TypeVar("Trained")  # whatever a training returns
 
 @dataclass(frozen=True)
 class Choice:
-    """The rate that did best on the tuning runs.
+    """The rate that was best on the tuning runs.
 
-    `index` is its place in the sweep; `interior`: it lies between two rates that were tried, so
-    that the sweep holds a summit. `judged` [S'] are the judging runs' values at that rate, where
-    they were given.
+    `index` is its place in the sweep. `interior` is True if it is between two rates that were
+    tried, so that the sweep contains a maximum. `judged` [S'] are the values of the judging runs at
+    that rate, if they were given.
     """
 
     rate: float
@@ -37,9 +38,9 @@ class Choice:
 def choose(values: Tensor, rates: Sequence[float], judged: Tensor | None = None) -> Choice:
     """The rate with the highest mean of `values` [L, S] (L rates, S tuning runs).
 
-    `judged` [L, S'] are the same values of other runs, which have no say. A rate at which a run
-    has no value (NaN, diverged) is not chosen; of equals, the smaller rate is. Pass −values where
-    less is better. Raises `CourseError` if the rates do not increase or no rate has a value.
+    `judged` [L, S'] are the values of other runs, which do not influence the choice. A rate at
+    which a run diverged (NaN) is not chosen; of equal rates, the smaller one is. If less is better,
+    pass −values. Raises `CourseError` if the rates do not increase, or a run diverged at each.
     """
     require(values.dim() == 2 and values.shape[1] > 0, "values", tuple(values.shape), "[L, S]")
     require(
@@ -106,8 +107,10 @@ def told(found: Result, halted: Mapping[str, Tensor]) -> Result:
 
 @dataclass(frozen=True)
 class Swept(Generic[Trained]):
-    """What `sweep` found: `tried` at every rate on the tuning runs (None: there was one rate, and
-    nothing to choose), `judged` at the chosen rate on the judging runs.
+    """The result of a sweep.
+
+    `tried` holds the tuning runs at every rate (None if there was only one rate), `judged` the
+    judging runs at the chosen rate.
     """
 
     choice: Choice
@@ -122,12 +125,12 @@ def sweep(
     tuning: range,
     judging: range,
 ) -> Swept[Trained]:
-    """Train at all rates on the run numbers `tuning`, then at the best of them on `judging`.
+    """Train at all rates on the run numbers `tuning`, then at the best rate on `judging`.
 
-    `train(rates, numbers)` trains L × S runs; run n takes its start and its streams from n alone,
-    so that arms swept with the same numbers are paired, run by run. `value` gives their [L, S]
-    values, more is better. One rate is not swept. Raises `CourseError` if a run number would both
-    choose and judge.
+    `train(rates, numbers)` trains L × S runs. The start and the random streams of run n depend on n
+    only, so methods that are swept with the same numbers are paired run by run. `value` returns the
+    values [L, S] of the runs; more is better. A single rate needs no tuning runs. Raises
+    `CourseError` if a run number is in both ranges.
     """
     if len(rates) == 1:
         return Swept(Choice(float(rates[0]), 0, interior=False), None, train(rates, judging))
@@ -146,8 +149,9 @@ def sweep(
 def edges(
     choices: Mapping[str, Choice], rates: Sequence[float], what: str = "learning rate"
 ) -> str:
-    """A sentence for the caption that names who chose a rate at an end of the sweep, where a wider
-    sweep might find a better one; empty where nobody did.
+    """A sentence for the caption that names the methods whose best rate is at an end of the sweep.
+
+    For them a wider sweep might find a better rate. It is empty if there are none.
     """
     outer = [name for name, choice in choices.items() if not choice.interior]
     if not outer:

@@ -1,7 +1,6 @@
-"""What the commands share: progress bars, tables in plain text, and errors as one line with an exit
-status.
+"""Terminal output of commands: progress bars, tables, and errors as one line with an exit status.
 
-It imports next to nothing, so that a command is guarded from its first moment on.
+It imports almost nothing, so that a command is guarded from the start.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from course.errors import CourseError
 from course.lab.interrupt import INTERRUPTED, end
 
 OK, FACT_FAILED, BAD_INPUT, MISTAKE = 0, 1, 2, 70  # exit statuses
-# a reader that has gone away; Windows calls it an invalid argument
+# errors of a pipe whose reader has closed it; Windows reports an invalid argument
 GONE = {errno.EPIPE, errno.ESHUTDOWN} | ({errno.EINVAL} if os.name == "nt" else set())
 NO_MEMORY = re.compile(
     "can't allocate|not enough memory|out ?of ?memory|Storage size calculation overflowed"
@@ -55,10 +54,10 @@ Item = TypeVar("Item")
 class Progress:
     """Progress bars on stderr, with the time left.
 
-    `silent=True` shows nothing (tests, notebooks' saved outputs).
+    `silent=True` shows nothing (for tests and for the saved outputs of notebooks).
 
-    `for seed in progress(seeds, "seeds"): …` wraps an iterable; `with progress.bar(total, "steps")
-    as bar: bar.update(10)` is moved by hand. Bars vanish when they are done.
+    `for seed in progress(seeds, "seeds"): …` wraps an iterable. `with progress.bar(total, "steps")
+    as bar: bar.update(10)` is advanced by hand. Bars disappear when they are finished.
     """
 
     def __init__(self, silent: bool = False) -> None:
@@ -68,28 +67,26 @@ class Progress:
     def __call__(
         self, iterable: Iterable[Item], text: str = "", total: int | None = None
     ) -> Iterator[Item]:
-        """The items of `iterable`, one after another, with a bar beside them."""
+        """Yield the items of `iterable` and advance a bar."""
         with self._make(text, total, iterable) as bar:
             yield from bar
 
     def bar(self, total: int, text: str = "") -> Any:
-        """A bar of `total` steps to be moved by `bar.update(n)`; a context manager."""
+        """A bar of `total` steps, advanced by `bar.update(n)`; a context manager."""
         return self._make(text, total, None)
 
     def close(self) -> None:
-        """Take away the bars that an error or Ctrl-C left open, so that what is printed next starts
-        on a clean line.
-        """
+        """Remove the bars that an error or Ctrl-C left open."""
         for bar in reversed(self._open):
             bar.close()
         self._open.clear()
 
     def _make(self, text: str, total: int | None, iterable: Iterable[Any] | None) -> Any:
-        from tqdm import tqdm  # here: what nobody looks at costs nothing
+        from tqdm import tqdm  # imported only if a bar is shown
 
         pause = (
             0.1 if sys.stderr.isatty() else 10.0
-        )  # a log file gets a line now and then, not ten a second
+        )  # a log file gets a line every ten seconds, not ten lines a second
         bar = tqdm(
             iterable,
             desc=text or None,
@@ -110,16 +107,16 @@ QUIET = Progress(silent=True)
 
 
 class Shown(Exception):
-    """There is nothing more to do: the help was asked for, and shown."""
+    """The help was requested and shown, so the command ends with status 0."""
 
 
 def guarded(body: Callable[[], int]) -> int:
-    """The exit status of a command: what `body` returns, and one line on stderr where it fails.
+    """Run `body` and return the exit status of the command; an error gives one line on stderr.
 
-    2 for a `CourseError` and for what the machine refuses (files, memory, a full output device);
-    130 after Ctrl-C; 70, with a traceback, for a mistake of the course's own. Output that cannot be
-    encoded is spelled in ASCII; a stream that is missing, or whose reader has gone, does not stop
-    the work.
+    The status is what `body` returns; 2 after a `CourseError` or an error of the machine (files,
+    memory, a full output device); 130 after Ctrl-C; 70, with a traceback, for a bug of the course.
+    Characters that cannot be encoded are spelled in ASCII. A missing stream, or one whose reader
+    has closed it, does not stop the command.
     """
     _prepare_streams()
     try:
@@ -131,7 +128,7 @@ def guarded(body: Callable[[], int]) -> int:
         status = _interrupted()
     except BaseException as error:
         said = explain(error)
-        if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
+        if interrupts:  # libraries may turn a Ctrl-C while they load into another error
             status = _interrupted()
         elif said is None:
             _say(f"{traceback.format_exc()}\nThis is a mistake of the course, not of yours.")
@@ -143,9 +140,7 @@ def guarded(body: Callable[[], int]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """What to tell the user, in one line, about bad input or about what the machine refused; None
-    for a mistake of the course's own.
-    """
+    """One line that explains bad input or an error of the machine; None for a bug of the course."""
     text = " ".join(str(error).split())
     if isinstance(error, CourseError):
         return text
@@ -165,7 +160,7 @@ def explain(error: BaseException) -> str | None:
 
 @contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """A list that holds whatever Ctrl-C has come; each raises KeyboardInterrupt as ever."""
+    """Yield a list to which every Ctrl-C is appended; each also raises KeyboardInterrupt."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -190,13 +185,13 @@ def _interrupted() -> int:
 
 
 def _say(text: str) -> None:
-    """One more line on stderr, which may be gone or full."""
+    """Print a line on stderr, which may be closed or full."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def _finish(status: int) -> int:
-    """`status`, unless what was printed could not be written: then 2."""
+    """`status`, or 2 if the output could not be written."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     failed = sys.stdout.failed if isinstance(sys.stdout, _Patient) else None
@@ -207,8 +202,9 @@ def _finish(status: int) -> int:
 
 
 class _Patient:
-    """A text stream that goes on when it cannot be written to: the first failure is kept in
-    `failed`, and from then on everything goes to nowhere.
+    """A text stream that never raises: after a first failure, which `failed` keeps, it drops all.
+
+    What is written later goes to the null device.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -218,14 +214,14 @@ class _Patient:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or give up for good."""
+        """Write, or drop everything from now on."""
         try:
             return int(self.stream.write(text))
         except OSError as error:
             return self._give_up(error) or len(text)
 
     def flush(self) -> None:
-        """Flush, or give up for good."""
+        """Flush, or drop everything from now on."""
         try:
             self.stream.flush()
         except OSError as error:
@@ -234,18 +230,19 @@ class _Patient:
     def _give_up(self, error: OSError) -> int:
         self.failed = self.failed or error
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())  # so that what is still buffered goes there as well
+        os.dup2(nowhere, self.stream.fileno())  # what is still buffered is dropped as well
         os.close(nowhere)
         return 0
 
 
 def _prepare_streams() -> None:
-    """Make stdout and stderr take whatever is printed. Streams that somebody else has put in place
-    (a notebook, a test) are left alone.
+    """Make stdout and stderr accept every character and survive a write error.
+
+    Streams that a notebook or a test has replaced are left unchanged.
     """
     codecs.register_error("spelled", _spelled)
     nowhere = os.open(os.devnull, os.O_RDWR)
-    while nowhere <= 2:  # a closed stream's number would be given to the next file that is opened
+    while nowhere <= 2:  # else the next file to be opened would get a closed stream's number
         nowhere = os.open(os.devnull, os.O_RDWR)
     os.close(nowhere)
     for name in ("stdout", "stderr"):
@@ -258,14 +255,14 @@ def _prepare_streams() -> None:
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of encodings: «ρ ≥ ½» becomes «rho >= 1/2»."""
+    """An error handler for encodings: "ρ ≥ ½" becomes "rho >= 1/2"."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(spell, error.object[error.start : error.end])), error.end
 
 
 def spell(character: str) -> str:
-    """A character in ASCII: by its meaning, its name in Greek, its plain form, or its number."""
+    """A character in ASCII: its meaning, its Greek name, its form without accent, or its code."""
     if character in SPELLED:
         return SPELLED[character]
     greek = re.match(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
@@ -284,9 +281,7 @@ def spell(character: str) -> str:
 def text_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[int] = ()
 ) -> str:
-    """A table in plain text, columns padded to their widest cell; the columns whose index is in
-    `right` end flush.
-    """
+    """A table in plain text; columns whose index is in `right` are aligned to the right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     flush = set(right)
@@ -308,7 +303,7 @@ def text_table(
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 0.4 s, 40 s, 3 min."""
+    """A time that is easy to read: 0.4 s, 40 s, 3 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

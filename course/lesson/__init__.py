@@ -1,9 +1,8 @@
-"""What lessons are made of: equations and source from the running objects, questions, explorable
-figures, exercises, progress.
+"""The tools of lessons: source code, questions, explorable figures, exercises and progress.
 
 A lesson is notebooks/src/NN_name.py in percent format; `python -m course notebooks` builds the
-notebook from it. Its first cell calls `course.setup("NN")`, and what it is given does all that
-follows. Nothing here knows of bandits or transformers.
+notebook from it. Its first cell calls `course.setup("NN")`, which returns the `Lesson` that all
+later cells use. Nothing here depends on bandits or transformers.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Lesson:
-    """One lesson on the page. Everything it asks is kept by name, so that tests find it."""
+    """One lesson; it keeps its questions, explores and exercises by name, so tests find them."""
 
     def __init__(self, about: LessonInfo, seed: int = 0) -> None:
         self.about, self.seed = about, seed
@@ -46,16 +45,14 @@ class Lesson:
         use: int = 0,
         numbers: Sequence[int] | None = None,
     ) -> Noise:
-        """Random streams for runs [...]; another `use` gives other numbers.
+        """Random streams for runs [...]; each `use` gives different numbers.
 
-        `numbers`: which stream each run gets (default 0, 1, 2 …).
+        `numbers` says which stream each run gets (default 0, 1, 2 …).
         """
         return Noise(runs, self.seed + use, numbers=numbers, dtype=dtype)
 
     def code(self, *things: Any) -> None:
-        """Show the source of functions, classes or methods of the package, under the place where it
-        stands.
-        """
+        """Show the source of functions, classes or methods, under their file and name."""
         for thing in things:
             source = textwrap.dedent(inspect.getsource(thing))
             path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
@@ -70,11 +67,11 @@ class Lesson:
             )
 
     def picture(self, figure: Figure, text: str) -> None:
-        """Show a figure; `text` says what is to be seen, for those who cannot see it."""
+        """Show a figure; `text` describes it for readers who cannot see it."""
         show(text=text, picture=image(figure))
 
     def ask(self, name: str, text: str, choices: Mapping[str, str], answer: str) -> None:
-        """A question to be answered before the reveal: choice → feedback."""
+        """Ask a question that is answered before the solution is shown; choice → feedback."""
         self._new(name, self.questions)
         question = self.questions[name] = Question(name, text, dict(choices), answer)
         live = (
@@ -87,7 +84,7 @@ class Lesson:
     def explore(
         self, name: str, draw: Callable[..., Figure], text: str, **controls: Control
     ) -> None:
-        """Sliders over a figure: `draw(**values) → Figure`; `text` says what to look for."""
+        """Show a figure with sliders: `draw(**values)` → Figure; `text` says what to look for."""
         self._new(name, self.explores)
         unknown = set(controls) - set(inspect.signature(draw).parameters)
         require(not unknown, f"explore {name}", sorted(unknown), "parameters of its draw function")
@@ -105,7 +102,7 @@ class Lesson:
         wrong: Sequence[Attempt],
         hints: Sequence[str],
     ) -> Exercise:
-        """An exercise; call `.check(attempt)` of what this returns in the cell of the stub."""
+        """Make an exercise; the cell of the stub calls `.check(attempt)` of the returned object."""
         self._new(name, self.exercises)
         made = Exercise(
             name,
@@ -144,8 +141,10 @@ class Lesson:
 
 
 def setup(number: str, seed: int = 0) -> Lesson:
-    """Begin a lesson: one CPU thread, so that your numbers are the saved ones; returns what the
-    lesson is told with.
+    """Begin lesson `number` and return its `Lesson`.
+
+    It sets one CPU thread, so that your numbers equal the saved ones. Raises `CourseError` for an
+    unknown lesson.
     """
     torch.set_num_threads(1)
     return Lesson(info(number), seed)
@@ -156,7 +155,7 @@ def _highlighted(source: str) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    # colours of one style on its own light ground, so that it reads on dark pages, too
+    # a light background of its own, so that the colours are readable on dark pages too
     ground = "background:#f3f3f3;color:#222"
     formatter = HtmlFormatter(
         noclasses=True,

@@ -1,9 +1,8 @@
-"""`python -m course notebooks`: from notebooks/src/NN_name.py (percent format) to the executed,
-saved notebook beside it.
+"""Build the executed notebooks from notebooks/src/NN_name.py (`python -m course notebooks`).
 
-Cell ids stay where a cell did not change its place, widget state and timestamps are left out,
-execution counts are 1..N, and the measured running time goes into notebooks/lessons.json, from
-where the lesson's opening takes it.
+The source is in percent format. A cell that keeps its place keeps its id. Widget state and
+timestamps are left out, and execution counts are 1..N. The measured time is written to
+notebooks/lessons.json, and the opening of the lesson shows it.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from course.lesson.view import WIDGET
 from course.train.files import replace_files
 
 LIMIT = 500_000  # bytes of a saved notebook
-TIME = "{{time}}"  # in a lesson's opening
+TIME = "{{time}}"  # the placeholder in a lesson's opening
 CELL_SECONDS = 120
-KEPT = ("jupyter", "tags")  # of a cell's metadata
+KEPT = ("jupyter", "tags")  # the metadata of a cell that are kept
 
 
 def source(lesson: LessonInfo) -> Path:
-    """The text that people edit."""
+    """The path of the source, which people edit."""
     return folder() / "src" / f"{lesson.file}.py"
 
 
 def target(lesson: LessonInfo) -> Path:
-    """The notebook that is built."""
+    """The path of the notebook, which is built."""
     return folder() / f"{lesson.file}.ipynb"
 
 
@@ -47,8 +46,9 @@ def written() -> list[LessonInfo]:
 
 
 def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
-    """The source as a notebook without outputs; with `times` (lessons.json) the opening says how
-    long it runs.
+    """The source as a notebook without outputs.
+
+    With `times` (the contents of lessons.json) the opening says how long the lesson computes.
     """
     import jupytext
 
@@ -68,9 +68,9 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
 
 
 def build(names: Sequence[str] = (), report: Callable[[str], None] = print) -> list[Path]:
-    """Execute and save the lessons named (default: all that are written).
+    """Execute and save the named lessons (default: all that have a source); returns their paths.
 
-    Raises `CourseError` where a cell fails.
+    Raises `CourseError` if a cell fails or a source is missing.
     """
     chosen = [info(name) for name in names] or written()
     saved = []
@@ -109,12 +109,12 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
             f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}"
         ) from None
     seconds = time.perf_counter() - began
-    times = read_index()  # anew: another lesson may have been built meanwhile
+    times = read_index()  # read again, since another lesson may have been built meanwhile
     times[lesson.number] = {
         **times.get(lesson.number, {}),
         "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds")),
     }
-    again = cells(lesson, times)  # the opening may have been told its time just now
+    again = cells(lesson, times)  # with the measured time in the opening
     require(
         len(again.cells) == len(notebook.cells),
         str(source(lesson)),
@@ -132,8 +132,10 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
 
 
 def tidy(notebook: Any, old: Any = None) -> None:
-    """Leave out what differs from build to build: ids follow the old notebook by place, no
-    timestamps, no widgets, counts 1..N.
+    """Remove what differs from build to build.
+
+    Cell ids are those of the old notebook at the same place. There are no timestamps and no
+    widgets, and execution counts are 1..N.
     """
     notebook.metadata.pop("widgets", None)
     before = [cell.get("id") for cell in old.cells] if old is not None else []
@@ -163,7 +165,7 @@ def tidy(notebook: Any, old: Any = None) -> None:
 
 
 def _whole_streams(outputs: list[Any]) -> list[Any]:
-    """What was printed in a row as one output, however many pieces it arrived in."""
+    """Merge consecutive pieces of one output stream."""
     whole: list[Any] = []
     for output in outputs:
         before = whole[-1] if whole else None
@@ -179,15 +181,16 @@ def _whole_streams(outputs: list[Any]) -> list[Any]:
 
 
 def _rounded(seconds: float, known: int | None) -> int:
-    """Upwards to whole five seconds; what is written already stays while it is not far off, since
-    machines are noisy.
+    """Round up to a multiple of five seconds; keep the known time if it is close.
+
+    Times of a machine are noisy, and the saved one should not change with each build.
     """
     rounded = max(5, 5 * math.ceil(seconds / 5))
     return known if known is not None and abs(known - rounded) <= max(5, known // 4) else rounded
 
 
 def counted(asked: Lesson) -> dict[str, Any]:
-    """What a lesson asks, by name."""
+    """The names of a lesson's questions, exercises and explores."""
     return {
         "questions": list(asked.questions),
         "exercises": list(asked.exercises),
@@ -196,7 +199,7 @@ def counted(asked: Lesson) -> dict[str, Any]:
 
 
 def index_path() -> Path:
-    """Where the measured times and the names of questions and exercises are."""
+    """The path of lessons.json: the measured times and the names of questions and exercises."""
     return folder() / "lessons.json"
 
 
@@ -206,7 +209,7 @@ def read_index() -> dict[str, Any]:
 
 
 def refresh_index(names: Sequence[str] = ()) -> None:
-    """Write down anew what the lessons named (default: all) ask; times stay."""
+    """Update the names of questions and exercises of the lessons (default: all); keep the times."""
     times = read_index()
     for lesson in [info(name) for name in names] or written():
         times[lesson.number] = {**times.get(lesson.number, {}), **counted(collect(lesson))}
@@ -218,8 +221,9 @@ def _index_file(times: dict[str, Any]) -> dict[Path, bytes]:
 
 
 def collect(lesson: LessonInfo) -> Lesson:
-    """Run a lesson's source as a plain program, without a notebook, and return what it asked: for
-    tests and the index.
+    """Run the source of a lesson as a plain program and return its `Lesson`.
+
+    Tests and the index use it.
     """
     import linecache
 
@@ -230,7 +234,7 @@ def collect(lesson: LessonInfo) -> Lesson:
         None,
         text.splitlines(keepends=True),
         str(path),
-    )  # so that inspect finds its functions
+    )  # so that inspect finds the source of its functions
     module = types.ModuleType(f"lesson_{lesson.number}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where dataclasses look their module up
@@ -243,7 +247,7 @@ def collect(lesson: LessonInfo) -> Lesson:
 
 
 def prose(lesson: LessonInfo) -> Iterator[tuple[str, str]]:
-    """(heading, text) of every Markdown cell, the heading being the last one at or before it."""
+    """Yield (heading, text) of every Markdown cell; the heading is the last one up to the cell."""
     heading = lesson.title
     for cell in cells(lesson).cells:
         if cell.cell_type == "markdown":

@@ -1,5 +1,6 @@
-"""What people who train with these methods ask again and again, and where they asked it
-(project#number of a public issue).
+"""Questions that people who train with these methods often ask, with the public issues.
+
+An issue is written as project#number.
 """
 
 CONFUSIONS: dict[int, tuple[str, str]] = {

@@ -1,6 +1,4 @@
-"""Do: an exercise whose checker compares with an exact answer and replies to a wrong try with a
-counter-example.
-"""
+"""Exercises: a checker compares an attempt with an exact answer and gives a counter-example."""
 
 from __future__ import annotations
 
@@ -20,10 +18,10 @@ NOT_ATTEMPTED = "not attempted"
 
 @dataclass(frozen=True)
 class Exercise:
-    """`test(attempt)` returns None where all is right, else a sentence with a counter-example.
+    """An exercise; `test(attempt)` returns None if it is right, else a counter-example.
 
-    `solution` is a right attempt, `wrong` are at least two plausible wrong ones (tests run the
-    checker on all of them and on an untouched stub, which returns NotImplemented), `hints` are
+    `solution` is a right attempt, and `wrong` has at least two plausible wrong ones. Tests run the
+    checker on all of them and on an unchanged stub, which returns NotImplemented. `hints` are
     three, from a nudge to nearly the answer.
     """
 
@@ -45,10 +43,9 @@ class Exercise:
         )
 
     def verdict(self, attempt: Attempt) -> str | None:
-        """None: right.
+        """None if the attempt is right, "not attempted" for the unchanged stub, else what is wrong.
 
-        «not attempted»: the stub. Else what is wrong, with a counter-example, or the error that it
-        raised.
+        What is wrong is a counter-example or the error that the attempt raised.
         """
         tried = False
 
@@ -95,7 +92,7 @@ class Exercise:
 
 
 def source_of(thing: Any) -> str:
-    """Source text of a function or class; of one that a test executed, too."""
+    """The source of a function or class; its name if the source is not available."""
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slider:
-    """A number from `low` to `high` in steps, starting at `value`; whole numbers where all of them
-    are. `log`: powers of ten.
+    """A slider from `low` to `high` in steps of `step`, starting at `value`.
+
+    It gives whole numbers if all four are whole. With `log`, the number x gives 10^x. Raises
+    `CourseError` if a number is out of range.
     """
 
     low: float
@@ -47,12 +49,12 @@ class Slider:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values a test tries: both ends, as they reach the draw function."""
+        """Both ends of the slider, as the draw function gets them; tests try them."""
         return (10.0**self.low, 10.0**self.high) if self.log else (self.low, self.high)
 
     @property
     def start(self) -> Any:
-        """The value it starts with, as it reaches the draw function."""
+        """The starting value, as the draw function gets it."""
         return 10.0**self.value if self.log else self.value
 
     def widget(self, name: str) -> Widget:
@@ -77,9 +79,7 @@ class Slider:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several options (any values that print themselves), starting at `value` (default: the
-    first).
-    """
+    """A menu of options, starting at `value` (default: the first); options are shown as text."""
 
     options: Sequence[Any]
     value: Any = None
@@ -87,12 +87,12 @@ class Choice:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """All options: a test tries each."""
+        """All options; tests try each of them."""
         return tuple(self.options)
 
     @property
     def start(self) -> Any:
-        """The option it starts with."""
+        """The starting option."""
         return self.options[0] if self.value is None else self.value
 
     def widget(self, name: str) -> Widget:
@@ -113,7 +113,7 @@ Control = Slider | Choice
 
 @dataclass(frozen=True)
 class Explore:
-    """A draw function and its controls, name → control; names are the function's parameters."""
+    """A draw function with its controls: name of a parameter → control."""
 
     name: str
     draw: Callable[..., Figure]
@@ -121,7 +121,7 @@ class Explore:
 
     @property
     def start(self) -> dict[str, Any]:
-        """The values that the static picture shows."""
+        """The values of the static picture."""
         return {name: control.start for name, control in self.controls.items()}
 
     def corners(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +131,7 @@ class Explore:
             yield dict(zip(names, values, strict=True))
 
     def picture(self, **values: Any) -> bytes:
-        """The PNG at these values (default: the starting ones)."""
+        """The figure at these values (default: the starting values), as a PNG."""
         return image(self.draw(**self.start | values))
 
     def widget(self) -> Widget:

@@ -1,6 +1,4 @@
-"""The map of the course: the ladder and the lessons as HTML with links, and what the learner has
-done of them.
-"""
+"""The map of the course: the ladder and the lessons as HTML with links, and the progress table."""
 
 from __future__ import annotations
 
@@ -15,13 +13,15 @@ from course.registry import Rung
 
 
 def lesson_of(rung: str) -> LessonInfo | None:
-    """The lesson that climbs a rung: the first that names it."""
+    """The first lesson with this rung; None if there is none."""
     return next((lesson for lesson in SYLLABUS.values() if rung in lesson.rungs), None)
 
 
 def ladder_map() -> tuple[str, str]:
-    """(text, HTML): the eight rungs from the top down, each with its replaced part and its lesson;
-    the other estimators; all lessons.
+    """(text, HTML) of the map.
+
+    It lists the eight rungs from the top down, each with its replaced part and its lesson, then the
+    other estimators and all lessons.
     """
     rungs = ladder.select()
     lines = [
@@ -45,9 +45,7 @@ def ladder_map() -> tuple[str, str]:
 
 
 def progress_table() -> tuple[str, str]:
-    """(text, HTML): for each lesson how long it computes, and how many of its questions and
-    exercises are done.
-    """
+    """(text, HTML): the computing time of each lesson, and its questions and exercises done."""
     done, known = progress.read(), index()
     lines, rows = [], ""
     for lesson in SYLLABUS.values():

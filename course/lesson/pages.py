@@ -1,5 +1,6 @@
-"""The generated pages of notebooks/: the map equation ↔ function ↔ test with the symbols, the cheat
-sheet, who answers which confusion.
+"""The generated pages of notebooks/: equations with functions and tests, confusions, cheat sheet.
+
+The list of claims is generated here as well.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ SYMBOLS = (  # symbol, variable, shape, unit, meaning
 )
 
 
-# what a problem has to keep for an estimator, and the fields of rollout and policy that ask for it
+# what a problem must provide for an estimator, and the fields of rollout and policy that need it
 NEEDS = (
     ("critic", ("rollout.value", "policy.value")),
     ("reference", ("rollout.ref_log_prob", "rollout.ref_log_dist")),
@@ -127,14 +128,14 @@ NEEDS = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tag stands: the file and the function or class around it."""
+    """Where a tag is: the file, and the function or class around it."""
 
     file: str
     name: str
 
 
 def tags_in_lessons() -> dict[str, list[str]]:
-    """Equation id → numbers of the lessons whose prose holds it (each id belongs to one)."""
+    """Equation id → numbers of the lessons whose prose has it (each id belongs to one)."""
     found: dict[str, list[str]] = {}
     for lesson in build.written():
         for _, text in build.prose(lesson):
@@ -144,7 +145,7 @@ def tags_in_lessons() -> dict[str, list[str]]:
 
 
 def tags_in_code(packages: tuple[str, ...] = PACKAGES) -> dict[str, list[Place]]:
-    """Equation id → the functions and classes of the packages whose source holds it."""
+    """Equation id → the functions and classes of the packages whose source has it."""
     root = folder().parent
     found: dict[str, list[Place]] = {}
     for package in packages:
@@ -159,7 +160,7 @@ def tags_in_code(packages: tuple[str, ...] = PACKAGES) -> dict[str, list[Place]]
 
 
 def _tagged(text: str) -> Iterator[tuple[str, str]]:
-    """(id, innermost function or class) of every tag in a module."""
+    """Yield (id, innermost function or class) of every tag in a module."""
     spans = [
         (node.lineno, node.end_lineno or node.lineno, name)
         for name, node in _definitions(ast.parse(text), "")
@@ -179,9 +180,7 @@ def _definitions(node: ast.AST, above: str) -> Iterator[tuple[str, ast.FunctionD
 
 
 def equations_page() -> str:
-    """EQUATIONS.md: every equation id with its lesson, its function and its tests; then the
-    symbols.
-    """
+    """EQUATIONS.md: every equation id with its lesson, functions and tests; then the symbols."""
     lessons, code, tests = tags_in_lessons(), tags_in_code(), tags_in_code(("tests",))
     lines = [
         "# Equations, functions, tests\n",
@@ -207,7 +206,7 @@ def equations_page() -> str:
 
 
 def confusions_page() -> str:
-    """CONFUSIONS.md: which lesson and heading answers each question that people ask."""
+    """CONFUSIONS.md: the lesson and heading that answer each common question."""
     where: dict[int, list[str]] = {}
     for lesson in build.written():
         for heading, text in build.prose(lesson):
@@ -242,8 +241,9 @@ def claims_page() -> str:
 
 
 def cheat_sheet() -> str:
-    """CHEATSHEET.md: every objective of the registry, what it needs, its bias and spread on B3, its
-    names in TRL and verl.
+    """CHEATSHEET.md: every objective, what it needs, its bias and spread, its TRL and verl names.
+
+    Bias and spread are exact, on the bandit B3.
     """
     exact, names = on_b3(), library_names()
     lines = [
@@ -282,8 +282,8 @@ def cheat_sheet() -> str:
 
 
 def on_b3() -> dict[str, tuple[float, float]]:
-    """Rung → bias and spread of its gradient on B3, as shares of ‖∇J‖: exact, by enumeration."""
-    from bandits.theory.cases import cases  # here: the core knows no bandit
+    """Rung → bias and spread of its gradient on B3, divided by ‖∇J‖; exact, by enumeration."""
+    from bandits.theory.cases import cases  # imported late: the core does not depend on bandits
 
     on_policy = cases()["on policy"]
     found = {}
@@ -294,7 +294,7 @@ def on_b3() -> dict[str, tuple[float, float]]:
 
 
 def library_names() -> dict[str, tuple[str, str]]:
-    """Rung → what selects it in TRL and in verl, from the second table of course/CONVENTIONS.md."""
+    """Rung → its options in TRL and in verl, from the second table of course/CONVENTIONS.md."""
     text = (
         (folder().parent / "course" / "CONVENTIONS.md")
         .read_text(encoding="utf-8")

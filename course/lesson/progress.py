@@ -1,5 +1,6 @@
-"""What a learner has answered and passed: one small JSON file of the learner's own, wherever the
-lessons are opened, which can be deleted at any time.
+"""A learner's progress: one small JSON file of the user, which may be deleted at any time.
+
+It is the same file wherever the lessons are opened.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from course.lesson.syllabus import folder
 from course.train.files import locked, replace_files
 
 Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and "exercises" → names
-FILE = "PG_LADDER_PROGRESS"  # an environment variable that puts the file somewhere else
+FILE = "PG_LADDER_PROGRESS"  # the environment variable that sets another path
 LOCK, PATIENCE = ".progress.lock", 5.0  # beside it; seconds to wait for another notebook
 KINDS = ("questions", "exercises")
 
 
 def path() -> Path:
-    """Where progress is kept: the file that PG_LADDER_PROGRESS names, else pg-ladder/progress.json
-    where the system keeps what belongs to a user.
+    """The path of the progress file: PG_LADDER_PROGRESS, or pg-ladder/progress.json.
+
+    The latter is in the folder where the system keeps the data of programs for a user.
     """
     if os.environ.get(FILE):
         return Path(os.environ[FILE])
@@ -33,7 +35,7 @@ def path() -> Path:
 
 
 def _user_data() -> Path:
-    """The user's folder for the data of programs."""
+    """The folder where the system keeps the data of programs for this user."""
     home = Path(os.path.expanduser("~"))
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -43,14 +45,12 @@ def _user_data() -> Path:
 
 
 def _older() -> Path | None:
-    """Where earlier versions kept it: beside the notebooks."""
+    """Where earlier versions kept the file: next to the notebooks."""
     return None if os.environ.get(FILE) else folder() / ".progress.json"
 
 
 def read() -> Progress:
-    """What was done so far, here and beside the notebooks; empty where there is nothing, or a file
-    that is damaged.
-    """
+    """The progress so far, also from the file of earlier versions; damaged files are ignored."""
     done: Progress = {}
     for place in (path(), _older()):
         for lesson, kinds in (_load(place) or {}).items():
@@ -65,9 +65,7 @@ def read() -> Progress:
 
 
 def _load(place: Path | None) -> dict[str, Any] | None:
-    """The file as it is, entries nobody understands among it; None where there is none, or one
-    that is damaged.
-    """
+    """The contents of the file, also unknown entries; None if it is missing or damaged."""
     try:
         found = json.loads(place.read_text(encoding="utf-8")) if place is not None else None
     except (OSError, ValueError, RecursionError):
@@ -112,7 +110,7 @@ def record(lesson: str, kind: str, name: str) -> None:
     if name in read().get(lesson, {}).get(kind, ()):
         return
     here = path()
-    with suppress(OSError, ValueError):  # what cannot be written loses progress, not the lesson
+    with suppress(OSError, ValueError):  # a failed write must not stop the lesson
         here.parent.mkdir(parents=True, exist_ok=True)
         with locked(here.with_name(LOCK), f"{here}: another notebook writes", PATIENCE):
             body = _load(here)
@@ -125,14 +123,14 @@ def record(lesson: str, kind: str, name: str) -> None:
 
 
 def _slot(body: dict[str, Any], key: str, kind: type) -> Any:
-    """`body[key]`, made where it is missing; something else that is there moves to «key, odd»."""
+    """`body[key]`, created if missing; a value of another type moves to "key, odd"."""
     if key in body and not isinstance(body[key], kind):
         body[f"{key}, odd"] = body.pop(key)
     return body.setdefault(key, kind())
 
 
 def _free(place: Path) -> Path:
-    """This path, or the first of place.2, place.3 … that nothing is at."""
+    """This path, or the first of place.2, place.3 … that does not exist."""
     number, found = 2, place
     while found.exists():
         found, number = place.with_name(f"{place.name}.{number}"), number + 1
@@ -140,7 +138,7 @@ def _free(place: Path) -> Path:
 
 
 def delete() -> bool:
-    """Forget everything; True if there was something."""
+    """Delete all progress; returns True if there was any."""
     places = [place for place in (path(), _older()) if place is not None and place.exists()]
     for place in places:
         place.unlink()

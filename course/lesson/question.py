@@ -1,6 +1,4 @@
-"""Predict, then run: a question that is answered before the reveal, with feedback for
-every choice.
-"""
+"""Questions that are answered before the solution is shown, with feedback for every choice."""
 
 from __future__ import annotations
 
@@ -19,7 +17,11 @@ RIGHT, WRONG = "#00875f", "#b8320f"
 
 @dataclass(frozen=True)
 class Question:
-    """`choices` maps each choice to its feedback; `answer` is the right one."""
+    """A multiple-choice question; `choices` maps each choice to its feedback.
+
+    `answer` is the right choice. Raises `CourseError` if it is not among them, or a feedback is
+    empty.
+    """
 
     name: str
     text: str
@@ -57,7 +59,7 @@ class Question:
 
     @property
     def static(self) -> str:
-        """HTML for a page without a kernel: choose, then unfold."""
+        """HTML for a page without a kernel: each choice unfolds its feedback."""
         folded = "".join(fold(choice, self.feedback(choice)) for choice in self.choices)
         return box(
             f"<b>Predict.</b> {rich(self.text)} <i>Choose, then unfold your choice.</i>{folded}",
@@ -65,7 +67,7 @@ class Question:
         )
 
     def widget(self, done: Callable[[], None]) -> Widget:
-        """The live form: choose, commit, read. `done` is called at the first right answer."""
+        """The live form: choose, commit, read the feedback. A right answer calls `done`."""
         import ipywidgets as widgets
 
         head = widgets.HTML(f'<div style="line-height:1.5"><b>Predict.</b> {rich(self.text)}</div>')

@@ -1,6 +1,4 @@
-"""The lessons: number, file, title, what to take away, the rungs they climb, and the figure that
-stands for them.
-"""
+"""The syllabus: number, file, title, take-away, rungs and figure of every lesson."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from course.lab.places import project_root
 
 @dataclass(frozen=True)
 class LessonInfo:
-    """One row of the syllabus; `figure` is a file of figures/, without its ending."""
+    """One row of the syllabus; `figure` is the name of a file in figures/, without extension."""
 
     number: str
     name: str
@@ -27,7 +25,7 @@ class LessonInfo:
 
     @property
     def file(self) -> str:
-        """The stem of its files: notebooks/src/FILE.py and notebooks/FILE.ipynb."""
+        """FILE in notebooks/src/FILE.py and notebooks/FILE.ipynb."""
         return f"{self.number}_{self.name}"
 
 
@@ -117,8 +115,9 @@ SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}
 
 
 def info(number: str) -> LessonInfo:
-    """The syllabus row of lesson «01» (also taken: 1, «01_policy_gradient»); raises `CourseError`
-    for one that is not there.
+    """The syllabus row of a lesson, by "01", 1 or "01_policy_gradient".
+
+    Raises `CourseError` for an unknown lesson.
     """
     key = str(number).partition("_")[0].zfill(2)
     require(key in SYLLABUS, "lesson", number, ", ".join(SYLLABUS))
@@ -126,16 +125,15 @@ def info(number: str) -> LessonInfo:
 
 
 def folder() -> Path:
-    """notebooks/ of the course one stands in, else the current folder."""
+    """The folder notebooks/ of the course; outside a checkout, the current folder."""
     root = project_root()
     return Path.cwd() if root is None else root / "notebooks"
 
 
 def index() -> Mapping[str, dict[str, Any]]:
-    """What the last build measured and counted, lesson number → seconds, questions, exercises
-    (notebooks/lessons.json).
+    """The contents of notebooks/lessons.json: lesson number → seconds, questions, exercises.
 
-    Raises `CourseError` where that file is damaged.
+    The last build wrote it. Raises `CourseError` if the file is damaged.
     """
     path = folder() / "lessons.json"
     try:

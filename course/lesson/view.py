@@ -1,8 +1,7 @@
-"""What a lesson puts on the page: in a notebook a rich bundle, elsewhere (tests, a terminal)
-nothing.
+"""Display of lessons: rich output in a notebook, nothing elsewhere (tests, a terminal).
 
-A bundle carries a widget for a live kernel and a static form of the same thing, which is what a
-saved notebook keeps.
+Each output has a widget for a live kernel, and a static form of the same thing, which a saved
+notebook keeps.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, drawn in well under 200 ms
+PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, and drawn in less than 200 ms
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs us."""
+    """Whether this process is a Jupyter kernel."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
@@ -37,7 +36,7 @@ def show(
     picture: bytes | None = None,
     widget: Widget | None = None,
 ) -> None:
-    """Display one bundle: plain `text`, HTML `markup`, a PNG `picture`, a live `widget`."""
+    """Display one output as plain `text`, HTML `markup`, a PNG `picture` and a live `widget`."""
     if not in_notebook():
         return
     from IPython.display import display
@@ -54,7 +53,7 @@ def show(
 
 
 def image(figure: Figure) -> bytes:
-    """A figure as an opaque PNG at the lessons' resolution."""
+    """A figure as an opaque PNG, at the resolution of lessons."""
     import io
 
     buffer = io.BytesIO()
@@ -74,16 +73,14 @@ def fold(summary: str, body: str) -> str:
 
 
 def box(body: str, colour: str) -> str:
-    """HTML with a coloured edge; readable on light and dark pages, since it sets no
-    other colour.
-    """
+    """HTML with a coloured edge and no other colour, so readable on light and dark pages."""
     return (
         f'<div style="border-left:4px solid {colour};padding:.2em .9em;margin:.4em 0">{body}</div>'
     )
 
 
 def rich(text: str) -> str:
-    """Text as HTML: `code` in backticks and **bold** are all that is understood."""
+    """Text as HTML; the only markup is `code` in backticks and **bold**."""
     import re
 
     safe = html.escape(text, quote=False)
