@@ -1,3 +1,1 @@
-"""Bandits: environments, policies, exact answers and ablations, run through the shared core of
-`course`.
-"""
+"""Bandits: environments, policies, exact results and ablations, built on the core of `course`."""

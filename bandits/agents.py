@@ -1,8 +1,9 @@
 """Classical bandit algorithms, for comparison at equal pulls: ε-greedy, UCB and Thompson sampling.
 
-They keep an estimate per arm where a policy gradient keeps logits. Batched like everything else
-over runs and prompts [..., Q], every run with random numbers of its own; settings may be tensors
-[...], one number per run. A new one is a class with `act` and `learn`.
+These algorithms keep an estimate for each arm, where a policy gradient keeps logits. They are
+batched over runs and prompts [..., Q], and every run has its own random numbers. A setting may be a
+tensor [...] with one number per run. To write another algorithm, write a class with `act` and
+`learn`.
 """
 
 from __future__ import annotations
@@ -20,30 +21,28 @@ from course.train.noise import Noise
 from course.train.optim import over_runs
 
 Setting = float | Tensor
-CANDIDATES = (
-    4  # proposals per gamma number: all are rejected with a chance of at most (1 − 0.9517)^4 < 6e-6
-)
+# proposals per gamma number: all are rejected with probability at most (1 − 0.9517)^4 < 6e-6
+CANDIDATES = 4
 
 
 class Agent(Protocol):
-    """Pulls one arm of every prompt at a time and learns from what it paid."""
+    """Pulls one arm of every prompt at a time and learns from its reward."""
 
     def act(self, noise: Noise) -> Tensor:
-        """Arms [..., Q, 1] to pull now."""
+        """The arms [..., Q, 1] to pull now."""
         ...
 
     def learn(self, action: Tensor, reward: Tensor) -> None:
-        """Take in the rewards [..., Q, 1] of the arms `action` [..., Q, 1]."""
+        """Learn from the rewards [..., Q, 1] of the arms `action` [..., Q, 1]."""
         ...
 
 
 class Metered(Environment):
-    """An environment with a meter, so that every algorithm's bill is written by one hand, whatever
-    it does with its pulls.
+    """An environment that measures the regret, in the same way for every algorithm.
 
-    `pulls` per prompt so far, and `regret` [...] Σ (μ* − μ_a) from the exact means of the moment,
-    averaged over prompts (eq:regret). Every `every` pulls they are noted down: `marks`, and
-    `regrets` [marks, ...].
+    `pulls` counts the pulls per prompt so far. `regret` [...] is Σ (μ* − μ_a), averaged over
+    prompts, with the exact means at the time of each pull (eq:regret). Every `every` pulls both are
+    recorded in `marks` and `regrets` [marks, ...].
     """
 
     def __init__(self, inner: Environment, every: int = 1) -> None:
@@ -85,7 +84,7 @@ class Metered(Environment):
 
     @property
     def regrets(self) -> Tensor:
-        """[marks, ...] the regret so far at each of `marks`."""
+        """The regret so far at each of `marks`, [marks, ...]."""
         return torch.stack(self._rows)
 
 
@@ -96,9 +95,9 @@ def play(
     noise: Noise,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> None:
-    """The loop of all of them: act, be paid, learn, `pulls` times.
+    """Let an agent act, receive the reward and learn, `pulls` times.
 
-    `progress` wraps the range of pulls (a bar, say).
+    `progress` wraps the range of pulls, for example with a progress bar.
     """
     require(isinstance(pulls, int) and pulls > 0, "pulls", pulls, "a whole number > 0")
     for _ in progress(range(pulls)):
@@ -108,11 +107,12 @@ def play(
 
 
 class ActionValues:
-    """What ε-greedy and UCB share: pulls `count` and estimates `value` of every arm, [..., Q, K].
+    """What ε-greedy and UCB share: each arm's number of pulls and estimated value, [..., Q, K].
 
-    `step_size` None gives the sample average, n-th reward weighted 1/n (Sutton & Barto 2018, eq.
-    2.3); a number in (0, 1] an average that forgets (eq. 2.5). Ties go by an order of the arms that
-    each run draws for itself at the start.
+    `count` holds the pulls and `value` the estimates. `step_size` None gives the sample average,
+    with step 1/n for the n-th reward (Sutton & Barto 2018, eq. 2.3). A number in (0, 1] gives an
+    exponentially weighted average (eq. 2.5). Ties are broken by an order of the arms that each run
+    draws at the start.
     """
 
     def __init__(
@@ -160,11 +160,11 @@ class ActionValues:
 
 
 class EpsilonGreedy(ActionValues):
-    """With probability ε any arm, else the best so far.
+    """With probability ε a uniformly random arm, otherwise the arm with the highest estimate.
 
-    ε = 0 with a high `initial` value explores by disappointment.
-
-    Sutton & Barto 2018, §2.2 and §2.6. `epsilon` and `initial` may be tensors [...].
+    With ε = 0 and a high `initial` value it still explores, because every arm pulled disappoints
+    (optimistic initial values). Sutton & Barto 2018, §2.2 and §2.6. `epsilon` and `initial` may be
+    tensors [...].
     """
 
     def __init__(
@@ -195,11 +195,11 @@ class EpsilonGreedy(ActionValues):
 
 
 class UCB(ActionValues):
-    """The arm with the highest value + c·√(ln t / n), t the pull's number; every arm once first
-    (Sutton & Barto 2018, eq. 2.10).
+    """Pulls every arm once, then the arm with the highest value + c·√(ln t / n).
 
-    c = √2 is UCB1 for rewards in [0, 1] (Auer et al. 2002, theorem 1; there t counts the pulls
-    before, so this starts one ahead). `c` may be a tensor [...].
+    t is the number of this pull (Sutton & Barto 2018, eq. 2.10). c = √2 is UCB1 for rewards in
+    [0, 1] (Auer et al. 2002, theorem 1, where t counts only the previous pulls and so is 1 less).
+    `c` may be a tensor [...].
     """
 
     def __init__(self, noise: Noise, prompts: int, arms: int, c: Setting = math.sqrt(2)) -> None:
@@ -219,11 +219,10 @@ class UCB(ActionValues):
 
 
 class BetaThompson:
-    """Thompson sampling for rewards 0 and 1: a draw from every arm's posterior, and the arm whose
-    draw is the highest.
+    """Thompson sampling for rewards 0 and 1: pull the arm with the highest posterior draw.
 
-    From the uniform prior the posterior is Beta(1 + successes, 1 + failures); `wins` and `losses`
-    are those two parameters, [..., Q, K]. Thompson 1933; Chapelle & Li 2011, algorithm 2.
+    With a uniform prior the posterior is Beta(1 + successes, 1 + failures). `wins` and `losses` are
+    these two parameters, [..., Q, K]. Thompson 1933; Chapelle & Li 2011, algorithm 2.
     """
 
     def __init__(self, noise: Noise, prompts: int, arms: int) -> None:
@@ -247,11 +246,11 @@ class BetaThompson:
 
 
 class GaussianThompson:
-    """Thompson sampling for rewards N(μ_a, `std`²) from the prior μ_a ~ N(`prior_mean`,
-    `prior_std`²).
+    """Thompson sampling for Gaussian rewards with a Gaussian prior on each arm's mean.
 
-    The posterior is N(`mean`, 1/`precision`), both [..., Q, K]: precisions add up, means are
-    weighted by them.
+    Rewards are N(μ_a, `std`²) and the prior is μ_a ~ N(`prior_mean`, `prior_std`²). The posterior
+    is N(`mean`, 1/`precision`), both [..., Q, K]. Precisions add up, and the posterior mean is the
+    precision-weighted mean.
     """
 
     def __init__(
@@ -298,25 +297,22 @@ class GaussianThompson:
 
 
 def beta(a: Tensor, b: Tensor, noise: Noise) -> Tensor:
-    """Beta(a, b) numbers [..., Q, K] for parameters ≥ 1: X/(X + Y) of gamma numbers X and Y."""
+    """Beta(a, b) random numbers [..., Q, K], a and b ≥ 1: X/(X + Y) from gamma numbers X and Y."""
     x, y = gamma(torch.stack([a.movedim(-1, 0), b.movedim(-1, 0)]), noise)
     return (x / (x + y)).movedim(0, -1)
 
 
 def gamma(shape: Tensor, noise: Noise) -> Tensor:
-    """Gamma(shape, 1) numbers for shapes ≥ 1, [2, K, ..., Q]: rejection by Marsaglia & Tsang 2000.
+    """Gamma(shape, 1) random numbers [2, K, ..., Q] for shapes ≥ 1, by rejection.
 
-    So that each run's stream moves by the same amount whatever happens in others, every number gets
-    `CANDIDATES` proposals and takes the first that is accepted; where none is (a chance below 6e-6)
-    it is the middle one, shape − ⅓.
+    Marsaglia & Tsang 2000. Every number gets `CANDIDATES` proposals and takes the first accepted
+    one, so that each run's stream always advances by the same amount. If all are rejected, which
+    happens with probability below 6e-6, the number is shape − ⅓, the centre of the proposals.
     """
     kinds, arms, prompts = shape.shape[0], shape.shape[1], shape.shape[-1]
     runs = shape.dim() - 3
-    to_front = (
-        *range(runs, runs + 3),
-        *range(runs),
-        runs + 3,
-    )  # [..., C, kinds, K, Q] → [C, kinds, K, ..., Q]
+    # [..., C, kinds, K, Q] → [C, kinds, K, ..., Q]
+    to_front = (*range(runs, runs + 3), *range(runs), runs + 3)
     normal = noise.normal(CANDIDATES, kinds, arms, prompts).permute(to_front)
     uniform = noise.uniform(CANDIDATES, kinds, arms, prompts).permute(to_front)
     d = shape - 1 / 3
@@ -335,20 +331,16 @@ def _propose(d: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _per_arm(setting: Setting) -> Setting:
-    """A setting [...] so that it broadcasts against [..., Q, K]."""
+    """A setting [...] reshaped to broadcast against [..., Q, K]."""
     return setting[..., None, None] if isinstance(setting, Tensor) else setting
 
 
 def highest(score: Tensor) -> Tensor:
-    """The arm [..., Q, 1] with the highest score [..., Q, K].
-
-    (max is several times faster than argmax along a first axis.)
-    """
+    """The arm [..., Q, 1] with the highest score [..., Q, K]."""
+    # along a first axis, max is several times faster than argmax
     return score.movedim(-1, 0).max(0).indices.unsqueeze(-1)
 
 
 def _put(per_arm: Tensor, action: Tensor, value: Tensor) -> None:
-    """Write `value` [..., Q, 1] at the arms `action` [..., Q, 1] of per_arm [..., Q,
-    K], in place.
-    """
+    """Write `value` [..., Q, 1] into `per_arm` [..., Q, K] at `action` [..., Q, 1], in place."""
     per_arm.movedim(-1, 0).scatter_(0, action.movedim(-1, 0), value.movedim(-1, 0))

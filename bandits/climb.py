@@ -18,11 +18,10 @@ from course.lab.terminal import Progress, duration
 def climb(
     rungs: Sequence[str] | None, runs: int | None, seed: int, device: str | None, out: Path
 ) -> tuple[Climbed, Result]:
-    """Run the microscope on B3 and the ladder on the contextual bandit; write their figures to
-    `out`.
+    """Run the microscope on B3 and the ladder on a contextual bandit; write the figures to `out`.
 
-    None takes the default: the eight rungs, the ablation's own number of runs, the CPU. Returns the
-    climb, with the gradient's bias and spread as columns, and the microscope's result.
+    None takes the default: the eight rungs, the ablation's number of runs, the CPU. Returns the
+    climb, whose columns include the gradient's bias and spread, and the result of the microscope.
     """
     names = tuple(rungs) if rungs else microscope.SETTINGS.rungs
     progress = Progress()

@@ -1,5 +1,7 @@
-"""A contest of bandit algorithms at equal pulls: everybody sees the same arms, one meter writes the
-bill, and each setting is chosen on some runs and judged on others.
+"""A contest of bandit algorithms with equal numbers of pulls.
+
+All algorithms see the same arms, and one meter measures the regret of all. Each algorithm's setting
+is chosen on some runs and judged on others.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from course.train.noise import Noise
 from course.train.optim import SGD
 
 TEXTBOOK = math.sqrt(2)  # c of UCB1, Auer et al. 2002
-COMMITTED = 0.05  # a run that still loses more than this per pull has not found the best arm
+COMMITTED = 0.05  # a run that still loses more than this per pull committed to a wrong arm
 CLASSICAL = ("epsilon_greedy", "ucb", "thompson")
 Bar = Callable[[Iterable[int]], Iterable[int]]  # wraps steps, to show progress
 
@@ -37,8 +39,10 @@ def quiet(steps: Iterable[int]) -> Iterable[int]:
 
 @dataclass(frozen=True)
 class Contest:
-    """What everybody gets: `arms` that pay 1 with a chance from U(0, 1), and `pulls` of them, noted
-    down every `every`; run numbers 0 … tuning_runs − 1 choose, the next `runs` judge.
+    """What every algorithm gets: the arms and the number of pulls.
+
+    Each of the `arms` pays 1 with a probability drawn from U(0, 1). The regret is recorded every
+    `every` pulls. The first `tuning_runs` runs choose the setting, the next `runs` runs judge it.
     """
 
     arms: int = 10
@@ -50,8 +54,9 @@ class Contest:
 
 
 def ground(contest: Contest, values: int) -> tuple[Noise, Metered]:
-    """Random streams for the run axes (values, R) and the metered arms: run n has its arms and
-    stream under every value.
+    """The random streams for run axes (values, R), and the metered arms.
+
+    Run n has the same arms and the same stream at every value of the setting.
     """
     runs = contest.tuning_runs + contest.runs
     noise = Noise((values, runs), contest.seed, numbers=[*range(runs)] * values)
@@ -60,9 +65,7 @@ def ground(contest: Contest, values: int) -> tuple[Noise, Metered]:
 
 @dataclass(frozen=True)
 class Played:
-    """The meter [values, R] of an algorithm that has had its pulls, and which of its runs diverged,
-    [values, R] bool.
-    """
+    """The meter of an algorithm that has used its pulls, and the runs that diverged, [values, R]."""
 
     arms: Metered
     halted: Tensor
@@ -71,11 +74,11 @@ class Played:
 def played(
     contest: Contest, name: str, values: Sequence[float], group: int, bar: Bar = quiet
 ) -> Played:
-    """An algorithm has its pulls, at every value of its setting.
+    """Let an algorithm use its pulls at every value of its setting.
 
-    `name` is one of `CLASSICAL`, which pull one at a time (Thompson sampling has nothing to set:
-    its prior is the truth), or a rung with learning rates as its values and `group` pulls per
-    update (ReMax's greedy answer is a pull too).
+    `name` is one of `CLASSICAL`, which pull one arm at a time, or a rung of the ladder. Thompson
+    sampling has no setting: its prior is the true one. A rung's values are learning rates, and it
+    makes `group` pulls per update (ReMax's greedy answer counts as a pull).
     """
     noise, arms = ground(contest, len(values))
     value = torch.tensor(values).unsqueeze(-1).expand(noise.runs)
@@ -105,10 +108,11 @@ def played(
 
 @dataclass(frozen=True)
 class Judged:
-    """An algorithm at its own best value, on the runs that did not choose it; all [runs].
+    """An algorithm at its own best value, measured on the runs that did not choose it, each [runs].
 
-    `regret` at the end, `tail` per pull of the second half, `last` the regret at the end of the
-    sweep, at its largest value; `series` is what a figure shows; `halted` bool says who diverged.
+    `regret` is the regret at the end, `tail` the regret per pull in the second half, and `last` the
+    final regret at the largest value of the sweep. `series` holds the numbers a figure shows.
+    `halted` (bool) says which runs diverged.
     """
 
     choice: Choice
@@ -120,7 +124,7 @@ class Judged:
 
 
 def judge(contest: Contest, values: Sequence[float], found: Played) -> Judged:
-    """Choose the value with the smallest regret on the tuning runs, report on the others."""
+    """Choose the value with the smallest regret on the tuning runs; report the other runs."""
     arms, final = found.arms, found.arms.regret.double()  # [values, R]
     judging = final[:, contest.tuning_runs :]
     choice = choose(finished(-final, found.halted)[:, : contest.tuning_runs], values)
@@ -143,7 +147,5 @@ def judge(contest: Contest, values: Sequence[float], found: Played) -> Judged:
 
 
 def uniform_cost(arms: int) -> float:
-    """E[max U] − E[U] of `arms` U(0, 1) numbers, K/(K+1) − ½: what a pull costs who
-    learns nothing.
-    """
+    """E[max U] − E[U] = K/(K+1) − ½ for K = `arms`: the regret per pull of a uniform policy."""
     return arms / (arms + 1) - 0.5

@@ -1,9 +1,9 @@
-"""Environments: who pays what.
+"""Environments of bandits: the rewards of the arms.
 
-Batched over runs and prompts [..., Q], every run with random numbers of its own.
-
-A new environment is a class with `mean` [..., Q, K], the exact expected rewards, and `reward`. Keep
-tensors arms first in memory (`arms_first`): reductions over a short last axis are slow.
+Everything is batched over runs and prompts [..., Q], and every run has its own random numbers. To
+write another environment, write a class with `mean` [..., Q, K], the exact expected rewards, and
+`reward`. Store the arms as the first axis in memory (`arms_first`), because reductions over a short
+last axis are slow.
 """
 
 from __future__ import annotations
@@ -19,29 +19,31 @@ from course.train.noise import Noise
 
 
 def arms_first(tensor: Tensor) -> Tensor:
-    """The same values and shape [..., K], laid out in memory with the arms outermost."""
+    """The same tensor [..., K], stored with the arms as the first axis in memory."""
     return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
 def pick(per_arm: Tensor, action: Tensor) -> Tensor:
-    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G]; run axes that `per_arm` lacks
-    are shared.
+    """per_arm [..., Q, K] at the actions [..., Q, G] → [..., Q, G].
+
+    If `per_arm` has no run axes, all runs share it.
     """
     if per_arm.dim() < action.dim():
         per_arm = per_arm.expand(*action.shape[:-1], per_arm.shape[-1])
     if (
         action.shape[-1] == 1
-    ):  # gather along the outermost axis: much the faster for arms-first tensors
+    ):  # gathering along the first axis is much faster for arms-first tensors
         return per_arm.movedim(-1, 0).gather(0, action.movedim(-1, 0)).movedim(0, -1)
     return per_arm.gather(-1, action)
 
 
 @dataclass
 class Environment:
-    """Arms with expected rewards `mean` [..., Q, K]. Deterministic: subclasses add the noise.
+    """Arms with expected rewards `mean` [..., Q, K]. It is deterministic; subclasses add noise.
 
-    `lengths` [K] (tokens) makes arms answers of different length: T is the longest, the reward sits
-    on the last token.
+    `lengths` [K], in tokens, makes the arms answers of different lengths: T is the longest, and the
+    reward is on the last token. Raises `CourseError` for a wrong shape or a mean that is not
+    finite.
     """
 
     mean: Tensor
@@ -79,7 +81,7 @@ class Environment:
 
     @property
     def best(self) -> Tensor:
-        """[..., Q, 1] the arm with the largest mean."""
+        """The arm with the largest mean, [..., Q, 1]."""
         if self._best is None or self._best[0] is not self.mean:
             self._best = (self.mean, self.mean.movedim(-1, 0).argmax(0).unsqueeze(-1))
         return self._best[1]
@@ -99,18 +101,19 @@ class Environment:
         return pick(self.mean, action)
 
     def advance(self, noise: Noise) -> None:
-        """One step of time, after every rollout; nothing where the environment stands still."""
+        """Move one step in time, after every rollout. A stationary environment does nothing."""
 
     def state(self) -> dict[str, Tensor]:
-        """What `advance` changes, so that a saved run can go on."""
+        """The tensors that `advance` changes, so that a saved run can continue."""
         return {}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved `state`."""
 
     def outcomes(self) -> tuple[Tensor, Tensor]:
-        """All rewards an arm can pay and their probabilities, both [..., Q, K, S]; raises where
-        they cannot be listed.
+        """All rewards each arm can pay and their probabilities, both [..., Q, K, S].
+
+        Raises `CourseError` if they cannot be listed.
         """
         return self.mean.unsqueeze(-1), torch.ones_like(self.mean).unsqueeze(-1)
 
@@ -160,7 +163,7 @@ class Gaussian(Environment):
 
 @dataclass
 class HeavyTailed(Environment):
-    """Arms pay `mean` + Student's t noise with `freedom` degrees (2: infinite variance)."""
+    """Arms pay `mean` plus Student's t noise with `freedom` degrees (2: infinite variance)."""
 
     freedom: int = 2
 
@@ -186,7 +189,7 @@ class HeavyTailed(Environment):
 
 
 class Discrete(Environment):
-    """Arms pay one of S values each: `values` and `chances` [..., Q, K, S]."""
+    """Each arm pays one of S values: `values` and their probabilities `chances` [..., Q, K, S]."""
 
     def __init__(self, values: Tensor, chances: Tensor, lengths: Tensor | None = None) -> None:
         require(
@@ -224,8 +227,9 @@ class Discrete(Environment):
 
 @dataclass
 class RandomWalk(Gaussian):
-    """Non-stationary: after every pull each arm's mean takes a step of `drift`·N(0, 1) (Sutton &
-    Barto 2018, exercise 2.5).
+    """A non-stationary bandit: after every pull each arm's mean moves by `drift`·N(0, 1).
+
+    Sutton & Barto 2018, exercise 2.5.
     """
 
     drift: float = 0.01
@@ -242,18 +246,17 @@ class RandomWalk(Gaussian):
 
 
 class SharedForecast(Environment):
-    """Arms are forecasts q of one outcome y ~ Bernoulli(p), shared by the whole group; reward 1 −
-    (q − y)², the Brier score.
+    """The arms are forecasts q of an event y ~ Bernoulli(p) that the whole group shares.
 
-    `grid` [K] are the forecasts. Bereket & Leskovec 2025 (2508.11800).
+    The reward is 1 − (q − y)², the Brier score. `grid` [K] are the forecasts. Bereket & Leskovec
+    2025 (2508.11800).
     """
 
     def __init__(self, grid: Tensor, p: float, prompts: int = 1) -> None:
         require(0 <= p <= 1, "SharedForecast.p", p, "a probability")
         self.grid, self.p = grid, p
-        self.given = torch.stack(
-            [1 - grid**2, 1 - (grid - 1) ** 2]
-        )  # [2, K] rewards where y = 0 and where y = 1
+        # [2, K] rewards for y = 0 and for y = 1
+        self.given = torch.stack([1 - grid**2, 1 - (grid - 1) ** 2])
         super().__init__(((1 - p) * self.given[0] + p * self.given[1]).expand(prompts, -1))
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
@@ -269,28 +272,27 @@ class SharedForecast(Environment):
 
 @dataclass
 class Continuous:
-    """A continuous action a: `score(a)` maps actions [..., Q, G] to rewards.
-
-    For a Gaussian policy.
-    """
+    """A continuous action for a Gaussian policy: `score` maps actions [..., Q, G] to rewards."""
 
     score: Callable[[Tensor], Tensor]
     prompts: int = 1
     lengths: None = None
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
-        """Rewards [..., Q, G]."""
+        """The rewards [..., Q, G] of the actions."""
         return self.score(action)
 
     def advance(self, noise: Noise) -> None:
-        """It stands still."""
+        """Do nothing: this environment is stationary."""
 
 
 def testbed(
     noise: Noise, arms: int = 10, *, mean: float = 0.0, spread: float = 1.0, std: float = 1.0
 ) -> Gaussian:
-    """The testbed: each run has arms with means from N(`mean`, `spread`²), paying ± `std` (Sutton &
-    Barto 2018, §2.3).
+    """The k-armed testbed of Sutton & Barto 2018, §2.3.
+
+    Each run draws its arms' means from N(`mean`, `spread`²); the rewards have standard deviation
+    `std`.
     """
     return Gaussian(mean + spread * noise.normal(1, arms), std=std)
 
@@ -303,9 +305,11 @@ def contextual(
     offset: float = 0.0,
     scale: float = 1.0,
 ) -> Discrete:
-    """Prompts of different difficulty: prompt q has one right arm, which pays `scale` with
-    probability 1 and the others with probability `difficulty[q]`·U(0, 1), all plus `offset`. Each
-    run draws its own arms.
+    """A contextual bandit whose prompts differ in difficulty.
+
+    Prompt q has one right arm, which always pays `scale`. Each other arm pays `scale` with
+    probability `difficulty[q]`·U(0, 1). `offset` is added to every reward. Each run draws its own
+    arms. Raises `CourseError` for a value out of range.
     """
     require(
         len(difficulty) > 0 and all(0 <= d <= 1 for d in difficulty),

@@ -1,4 +1,4 @@
-"""A bandit under the microscope: all that can happen on it, listed for `course.exact`."""
+"""Lists every outcome of a bandit, so that `course.exact` can compute expectations exactly."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def outcomes(
     value: Tensor | None = None,
     score: Tensor | None = None,
 ) -> Outcomes:
-    """Every arm with every reward it can pay, under a policy's log-probabilities [Q, K] of the
-    current moment.
+    """Every arm with every reward it can pay, under the current policy's log-probabilities [Q, K].
 
-    `old` [Q, K] samples (None: on policy), `reference` [Q, K] anchors, `value` [Q] is a critic's.
-    `score` [Q, K, D] is ∇ log π (default: each prompt has logits of its own, D = Q·K). Arms of
-    different length become ragged sequences whose first token is the choice. `log_dist` comes
-    along, for exact KL and entropy. One run; raises where rewards are continuous.
+    `old` [Q, K] is the sampling policy (None: on-policy), `reference` [Q, K] the reference policy,
+    `value` [Q] the critic's estimate. `score` [Q, K, D] is ∇ log π (default: each prompt has its
+    own logits, D = Q·K). Arms of different lengths become sequences whose first token is the
+    choice. `log_dist` is included, for exact KL and entropy. Raises `CourseError` for tensors with
+    run axes and for continuous rewards.
     """
     require(log_prob.dim() == 2, "log_prob", tuple(log_prob.shape), "a shape [Q, K]: one run")
     values, chances = environment.outcomes()
@@ -55,18 +55,16 @@ def outcomes(
         .expand(prompts, -1, -1)
     )
 
-    def first(
-        per_arm: Tensor | None,
-    ) -> Tensor | None:  # [Q, A, *rest] → [Q, K, T, *rest], on the first token
+    def first(per_arm: Tensor | None) -> Tensor | None:
+        """Put [Q, A, *rest] on the first token: [Q, K, T, *rest], K = arms × rewards."""
         if per_arm is None:
             return None
         spread = per_arm.repeat_interleave(rewards, 1).unsqueeze(2)
         zeros = torch.zeros_like(spread).expand(-1, -1, tokens - 1, *(-1,) * (spread.dim() - 3))
         return torch.cat([spread, zeros], 2)
 
-    def distribution(
-        per_arm: Tensor | None,
-    ) -> Tensor | None:  # [Q, A] → [Q, 1, T, A]; after the choice all is forced
+    def distribution(per_arm: Tensor | None) -> Tensor | None:
+        """[Q, A] → [Q, 1, T, A]; the tokens after the choice have probability 1."""
         if per_arm is None:
             return None
         forced = torch.full_like(per_arm, -torch.inf)
@@ -102,8 +100,9 @@ def b3(
     value: Tensor | None = None,
     offset: float = 0.0,
 ) -> Outcomes:
-    """The small canonical bandit: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64; `offset`
-    is added to every reward.
+    """B3, the course's small example: π = (.5, .3, .2), Bernoulli means (.2, .5, .8), float64.
+
+    `offset` is added to every reward. The other arguments are those of `outcomes`.
     """
     environment = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64, device="cpu"))
     listed = outcomes(

@@ -1,4 +1,5 @@
-"""Exact ascent on one prompt: the expected gradient of an estimator, enumerated, drives the logits.
+"""Exact gradient ascent on one prompt: the logits follow an estimator's enumerated expectation.
+
 Nothing is sampled.
 """
 
@@ -26,11 +27,11 @@ def expected_gradient(
     old: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """[K] E[ĝ] with respect to the K logits of one prompt, for groups of `group` samples.
+    """E[ĝ] [K] with respect to the K logits of one prompt, for groups of `group` samples.
 
-    `log_prob` [K] is the policy, `old` [K] the one that samples (None: the policy itself),
-    `reference` [K] the anchor, all in nats; `environment` has one prompt and rewards that can be
-    listed.
+    `log_prob` [K] is the current policy, `old` [K] the sampling policy (None: the current one), and
+    `reference` [K] the reference policy, all in nats. `environment` has one prompt and rewards that
+    can be listed. Raises `CourseError` otherwise.
     """
     require(log_prob.dim() == 1, "log_prob", tuple(log_prob.shape), "a shape [K]: one prompt")
     one = [None if tensor is None else tensor.unsqueeze(0) for tensor in (old, reference)]
@@ -46,8 +47,9 @@ def follow(
     steps: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> Tensor:
-    """`steps` updates θ ← θ + rate·`pull`(log π) from log-probabilities `start` [K]: all policies
-    on the way [steps + 1, K].
+    """Take `steps` updates θ ← θ + rate·`pull`(log π) from log-probabilities `start` [K].
+
+    Returns the log-probabilities before the first update and after each one, [steps + 1, K].
     """
     path = [start]
     for _ in progress(range(steps)):
@@ -68,13 +70,13 @@ def ascend(
     stale: bool = False,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> Tensor:
-    """`steps` updates θ ← θ + rate·E[ĝ] from log-probabilities `start` [K]: all policies on the way
-    [steps + 1, K].
+    """Take `steps` updates θ ← θ + rate·E[ĝ] from log-probabilities `start` [K].
 
-    `stale` lets the start sample for every update, as many epochs over one rollout do; otherwise
-    every update is on policy. `natural` takes the natural gradient, which for a softmax over its
-    own logits is E[ĝ]/π: the same way through the simplex where K = 2, by another clock, that does
-    not slow down near its edge.
+    Returns the log-probabilities before the first update and after each one, [steps + 1, K]. With
+    `stale`, every update uses samples of the initial policy, as many epochs over one rollout do;
+    otherwise every update is on-policy. With `natural`, the step follows the natural gradient,
+    which for a tabular softmax is E[ĝ]/π. With K = 2 it follows the same path as the plain
+    gradient, but does not slow down near the edge of the simplex.
     """
 
     def pull(log_prob: Tensor) -> Tensor:

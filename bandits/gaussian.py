@@ -1,6 +1,4 @@
-"""The gradient of one group of a Gaussian policy's samples, group by group: for quadrature and for
-sampling alike.
-"""
+"""Gradients of a Gaussian policy, one for each group of samples."""
 
 from __future__ import annotations
 
@@ -22,10 +20,11 @@ def group_gradients(
     score: Callable[[Tensor], Tensor],
     value: Tensor | None = None,
 ) -> Tensor:
-    """∂ objective / ∂ μ for the policy N(μ, σ²), each group on its own: actions [..., G] → [...].
+    """∂ objective / ∂ μ of the policy N(μ, σ²) for each group of actions: [..., G] → [...].
 
-    `mean`, `std` and the critic's `value` broadcast to [...]; `score` maps actions to rewards
-    elementwise. Every group is a run with one prompt, so nothing is compared across groups.
+    The actions may be sampled or the nodes of a quadrature. `mean`, `std` and the critic's `value`
+    broadcast to [...]. `score` maps actions to rewards elementwise. Every group is a run with one
+    prompt, so the estimator compares nothing across groups.
     """
     runs = action.shape[:-1]
     std = std.expand(runs).unsqueeze(-1) if isinstance(std, Tensor) else std

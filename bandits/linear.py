@@ -1,6 +1,4 @@
-"""A contextual bandit whose prompts share their parameters: what is learned, or broken, on one is
-felt on the others.
-"""
+"""A contextual bandit whose prompts share parameters: an update on one changes the others."""
 
 from __future__ import annotations
 
@@ -24,13 +22,12 @@ def linear_bandit(
     kind: type[Bandit] = Bandit,
     **options: Any,
 ) -> tuple[Bandit, Noise]:
-    """A bandit in run axes (S, R) with its noise, float64: S settings beside each other, R runs
-    with the `numbers` given.
+    """A bandit with run axes (S, R) and its noise, in float64: S offsets × the runs in `numbers`.
 
-    `sizes` are (prompts, arms, features). Each prompt has one right arm that pays 1, the others pay
-    0, all plus `offset` [S]; the policy is a linear softmax over random features of variance
-    1/features, the same in every run. A run's number stands for the same right arms and the same
-    random numbers at every setting. `options` go to the bandit.
+    `sizes` are (prompts, arms, features). Each prompt has one right arm that pays 1; the others pay
+    0; `offset` [S] is added to every reward. The policy is a linear softmax over random features of
+    variance 1/features, which are the same in every run. A run has the same right arms and the same
+    random numbers at every offset. `options` are passed on to the bandit's class `kind`.
     """
     prompts, arms, features = sizes
     shape = (len(offset), len(numbers))

@@ -1,8 +1,7 @@
-"""Policies over arms: softmax of logits, softmax of a linear function of features, and a Gaussian
-over a continuous action.
+"""Policies for bandits: tabular softmax, linear softmax, and a Gaussian over a continuous action.
 
-A policy owns its parameters [..., *rest], leading with the run axes. A new one is a class with
-`parameters` and `log_probs`.
+A policy owns its parameters [..., *rest], where `...` are the run axes. To write another policy,
+write a class with `parameters` and `log_probs`.
 """
 
 from __future__ import annotations
@@ -19,40 +18,38 @@ from course.train.noise import Noise
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """log_softmax over the last axis of an arms-first tensor [..., K], computed over the first axis
-    in memory.
-    """
+    """log_softmax over the last axis of [..., K]; fast for tensors made by `arms_first`."""
     return torch.log_softmax(logits.movedim(-1, 0), 0).movedim(0, -1)
 
 
 def draw(log_probs: Tensor, noise: Noise, group: int) -> Tensor:
-    """Arms [..., Q, G] drawn from log-probabilities [..., Q, K], by inverting the distribution
-    function.
+    """Draw arms [..., Q, G] from log-probabilities [..., Q, K].
+
+    Inverts the cumulative distribution function at uniform random numbers.
     """
     cumulative = log_probs.movedim(-1, 0).exp().cumsum(0)[:-1]  # [K−1, ..., Q]
     uniform = noise.uniform(log_probs.shape[-2], group)
-    if (
-        group == 1
-    ):  # no axis to broadcast over; u − F ≥ 0 summed as floats is faster than counting booleans
+    # u − F ≥ 0 summed as floats is faster than counting booleans
+    if group == 1:  # no axis to broadcast over
         return (uniform.squeeze(-1) - cumulative).ge_(0).sum(0).long().unsqueeze(-1)
     return (uniform - cumulative.unsqueeze(-1)).ge_(0).sum(0).long()
 
 
 class Softmax:
-    """π = softmax(θ), θ [..., Q, K]: a logit for every arm of every prompt (Sutton & Barto 2018,
-    eq. 2.11).
+    """π = softmax(θ) with a logit for every arm of every prompt: θ [..., Q, K].
+
+    Sutton & Barto 2018, eq. 2.11.
     """
 
     def __init__(self, logits: Tensor) -> None:
         require(logits.dim() >= 2, "Softmax.logits", tuple(logits.shape), "a shape [..., Q, K]")
-        self.logits = (
-            arms_first(logits.detach()).clone().requires_grad_()
-        )  # a copy keeps the layout, not the caller's memory
+        # the copy keeps the layout but does not share the caller's memory
+        self.logits = arms_first(logits.detach()).clone().requires_grad_()
         self.parameters: Sequence[Tensor] = [self.logits]
 
     @classmethod
     def uniform(cls, noise: Noise, prompts: int, arms: int) -> Softmax:
-        """The uniform policy, in the runs, number type and device of `noise`."""
+        """The uniform policy, with the run axes, dtype and device of `noise`."""
         return cls(torch.zeros(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device))
 
     @classmethod
@@ -66,8 +63,9 @@ class Softmax:
 
 
 class LinearSoftmax:
-    """π(·|q) = softmax(x_q·θ): features `x` [Q, K, D] and weights θ [..., D] shared by all prompts
-    (Sutton & Barto 2018, eq. 13.2).
+    """π(·|q) = softmax(x_q·θ): features x [Q, K, D], and weights θ [..., D] shared by all prompts.
+
+    Sutton & Barto 2018, eq. 13.2.
     """
 
     def __init__(self, features: Tensor, weights: Tensor) -> None:
@@ -95,9 +93,7 @@ class LinearSoftmax:
 
 
 class GaussianPolicy:
-    """a ~ N(μ, σ²), one action per prompt: `mean` and `log_std` [..., Q]; `learn_std` False keeps σ
-    fixed.
-    """
+    """a ~ N(μ, σ²) for each prompt: `mean` and `log_std` [..., Q]; σ is learned if `learn_std`."""
 
     def __init__(self, mean: Tensor, std: float | Tensor = 1.0, *, learn_std: bool = False) -> None:
         self.mean = mean.detach().clone().requires_grad_()
@@ -111,15 +107,16 @@ class GaussianPolicy:
         self.parameters: Sequence[Tensor] = [self.mean, self.log_std] if learn_std else [self.mean]
 
     def draw(self, noise: Noise, group: int) -> Tensor:
-        """Actions [..., Q, G]."""
+        """Draw `group` actions for each prompt: [..., Q, G]."""
         with torch.no_grad():
             return self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * noise.normal(
                 self.mean.shape[-1], group
             )
 
     def log_prob(self, action: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """log density of actions [..., n, G], in nats, for the prompts with numbers `prompts` [n]
-        (default: all Q).
+        """The log-density of actions [..., n, G], in nats.
+
+        `prompts` [n] are the numbers of the prompts they belong to (default: all Q).
         """
         mean, log_std = (
             p if prompts is None else p.index_select(-1, prompts) for p in (self.mean, self.log_std)

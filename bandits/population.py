@@ -1,6 +1,4 @@
-"""A rollout that is the whole population: every arm in exact proportion, so that a mean over
-samples is an expectation.
-"""
+"""A rollout with every arm in exact proportion, so that its sample mean is an expectation."""
 
 from __future__ import annotations
 
@@ -17,20 +15,20 @@ from course.train.noise import Noise
 
 
 class Population(Bandit):
-    """A bandit on which nothing is random: every rollout holds arm a `counts[a]` times, and each
-    pays its mean.
+    """A bandit without randomness: every rollout holds arm a `counts[a]` times, paying its mean.
 
-    `counts` [..., Q, K] (int64, all with the same sum G) stand for the sampling policy π_old =
-    counts/G, which stays what it is while the policy moves: these are the samples of one rollout,
-    in exact proportion, that a learner takes as many small steps on as it likes. Two uses:
+    `counts` [..., Q, K] (int64, all with the same sum G) represent the sampling policy
+    π_old = counts/G. It stays fixed while the policy changes, as in many updates on one rollout.
+    There are two uses:
 
-    - counts = G·π_old: the exact objective of an estimator on a stale rollout, as if G were
+    - counts = G·π_old gives an estimator's exact objective on a stale rollout, as if G were
       infinite;
-    - counts = 1 for each arm: with an `ImportanceSampling` surrogate the gradient is that of Σ π A,
-      the exact ∇J.
+    - counts = 1 for each arm, with an `ImportanceSampling` surrogate, gives the gradient of Σ π A,
+      which is the exact ∇J.
 
-    Arms of different length (`environment.lengths`) are answers of so many tokens, the first of
-    which is the choice. `reference` is `Bandit`'s: log-probabilities [..., Q, K], or "start".
+    An arm with a length (`environment.lengths`) is an answer of that many tokens, the first of
+    which is the choice. `reference` is as in `Bandit`: log-probabilities [..., Q, K] or "start".
+    Raises `CourseError` for wrong counts.
     """
 
     def __init__(
@@ -68,14 +66,12 @@ class Population(Bandit):
         )
 
     def sample(self, noise: Noise) -> Rollout:
-        """The population: always the same."""
+        """The population, which is the same every time."""
         return self.rollout
 
 
 def every_arm(environment: Environment, policy: Softmax | LinearSoftmax) -> Population:
-    """The population in which each arm stands once: `ImportanceSampling` surrogates then have the
-    exact gradient of J.
-    """
+    """The population with each arm once: `ImportanceSampling` surrogates then have the exact ∇J."""
     return Population(
         environment,
         policy,

@@ -1,5 +1,6 @@
-"""A bandit as a problem for the learner: an environment, a policy, and how many samples a prompt
-gets. T = 1 is the point.
+"""A bandit as a problem for the learner: an environment, a policy and the number of samples.
+
+A bandit is the special case T = 1 of a language model: each answer is one token.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from course.train.noise import Noise
 
 
 class Bandit:
-    """Pulls arms: every rollout asks every prompt `group` times.
+    """Samples `group` arms for every prompt in each rollout.
 
-    `reference` log-probabilities [..., Q, K] (or "start": the policy as it is now) fill the
-    rollout's reference; `critic` adds a learned value per prompt [..., Q]; `greedy` also asks the
-    most probable arm (ReMax).
+    `reference` is a reference policy: log-probabilities [..., Q, K], or "start" for the policy as
+    it is now. `critic` adds a learned value per prompt [..., Q]. `greedy` adds the reward of the
+    most probable arm (ReMax). Raises `CourseError` for a wrong setting.
     """
 
-    made_with = ("group", "greedy")  # a saved learner does not go on with others
+    made_with = ("group", "greedy")  # a saved learner only continues with the same ones
 
     def __init__(
         self,
@@ -77,9 +78,8 @@ class Bandit:
         ]
         lengths = environment.lengths
         self.tokens = 1 if lengths is None else int(lengths.max())
-        self._live: tuple[list[int], Tensor, Policy] | None = (
-            None  # sampling's forward pass serves the first update too
-        )
+        # the forward pass of sampling is reused for the first update
+        self._live: tuple[list[int], Tensor, Policy] | None = None
         self._prompts = torch.arange(start.shape[-2], device=start.device).expand(start.shape[:-1])
         self._all_chosen = torch.ones(
             *start.shape[:-1], group, 1, dtype=torch.bool, device=start.device
@@ -87,9 +87,7 @@ class Bandit:
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
-        """Every prompt asked `group` times: a rollout with T = 1, or the longest
-        answer's length.
-        """
+        """Sample `group` arms for every prompt; T is 1, or the longest arm's length in tokens."""
         with torch.enable_grad():
             live = self.arm_policy.log_probs()
         log_probs = live.detach()
@@ -123,7 +121,7 @@ class Bandit:
         )
 
     def policy(self, rollout: Rollout) -> Policy:
-        """What the policy says now of the rollout's arms: all prompts, or a minibatch of them."""
+        """log π of the rollout's arms now, with gradients, for all prompts or a minibatch."""
         live, self._live = self._live, None
         action = rollout.data["action"]
         if (
@@ -151,7 +149,7 @@ class Bandit:
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
-        """Exact expected reward and probability of the best arm, [...], by enumeration."""
+        """The exact expected reward and the probability of the best arm, each [...]."""
         probs = self.arm_policy.log_probs().exp()
         best = pick(probs, self.environment.best.expand(*probs.shape[:-1], 1)).squeeze(-1)
         return {
@@ -160,14 +158,14 @@ class Bandit:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """The environment's: it may move."""
+        """The state of the environment, which may change over time."""
         return self.environment.state()
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved `state`."""
         self.environment.load(state)
 
-    # ----------------------------------- tokens: the first one is the choice, the rest are forced
+    # ------------------- tokens: the first one is the choice, the others have probability 1
 
     def _mask(self, action: Tensor) -> Tensor:
         if self.environment.lengths is None:
@@ -191,9 +189,7 @@ class Bandit:
 
 
 class GaussianBandit:
-    """A continuous action per prompt and a Gaussian policy: every rollout draws `group` actions for
-    each of the Q prompts.
-    """
+    """Draws `group` continuous actions for each of the Q prompts from a Gaussian policy."""
 
     made_with = ("group",)
 
@@ -211,7 +207,7 @@ class GaussianBandit:
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
-        """`group` actions for every prompt."""
+        """Draw `group` actions for every prompt, with their rewards."""
         action = self.action_policy.draw(noise, self.group)
         score = self.environment.reward(action, noise)
         log_prob = self.action_policy.log_prob(action)
@@ -219,7 +215,7 @@ class GaussianBandit:
         return Rollout(score.unsqueeze(-1), log_prob.unsqueeze(-1), self._mask, data=data)
 
     def policy(self, rollout: Rollout) -> Policy:
-        """What the policy says now of the rollout's actions."""
+        """The log-density of the rollout's actions now, with gradients."""
         action = rollout.data["action"]
         whole = action.shape[-2] == self.action_policy.mean.shape[-1]
         prompts = None if whole else _first_run(rollout.data["prompt"])
@@ -235,5 +231,5 @@ class GaussianBandit:
 
 
 def _first_run(prompts: Tensor) -> Tensor:
-    """Numbers of the prompts [..., n] of a minibatch → [n]: every run has the same."""
+    """The prompt numbers [..., n] of a minibatch → [n]: they are the same in every run."""
     return prompts.reshape(-1, prompts.shape[-1])[0]

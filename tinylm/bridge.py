@@ -1,17 +1,19 @@
 """The bridge: a prompt of the language model IS a bandit whose arms are all its completions.
 
-Every completion up to the generation limit is listed and scored in float64, so J, ∇J, and the mean
-and the spread of any estimator's gradient are exact on a real transformer: nothing is sampled. This
-is the one place where `tinylm` knows `bandits`.
+Every completion up to the generation limit is listed and scored in float64, so nothing is sampled:
+J, ∇J, and the mean and spread of any estimator's gradient are exact on a real transformer. This is
+the only module of `tinylm` that imports `bandits`.
 
-What can be listed. Completions: with 17 characters and the end there are 5,220 of at most 3 tokens
-and 88,741 of at most 4; `LARGEST` refuses more. Groups: the others of a group count in classes, of
-completions that no part can tell apart, as the parts declare it; with C classes and K completions
-K · C(C + G − 2, G − 1) groups are computed, and `course.exact` refuses above 40 million cells. A
-group baseline on rewards of 0 or 1 makes two classes: G ≤ 50 at 3 tokens and G ≤ 10 at 4. With a KL
-in the reward every completion has a return of its own, and a baseline that compares them leaves
-G = 1. So does a part of your own that does not say what it looks at, or a class derived from
-`Estimator`. A critic's values are not listed.
+Two things limit what can be listed. The first is the number of completions. With 17 characters and
+the end token there are 5,220 completions of at most 3 tokens and 88,741 of at most 4; more than
+`LARGEST` raise an error. The second is the number of groups. The other members of a group are
+counted in classes of completions that no part of the estimator can tell apart; each part declares
+what it looks at. With C classes and K completions, K · C(C + G − 2, G − 1) groups are computed, and
+`course.exact` stops at 40 million cells. A group baseline on rewards of 0 or 1 has two classes,
+which allows G ≤ 50 at 3 tokens and G ≤ 10 at 4. With a KL term in the reward, every completion has
+a different return, so a baseline that compares returns allows only G = 1. The same holds for a part
+of your own that does not declare what it looks at, and for a subclass of `Estimator`. A critic's
+values are not listed.
 """
 
 from __future__ import annotations
@@ -39,24 +41,26 @@ from tinylm.sampling import check_sampling, sample
 from tinylm.scoring import log_dists
 from tinylm.tasks import CHARACTERS, END, PAD, VOCABULARY, Task
 
-LARGEST = 100_000  # completions that are listed
+LARGEST = 100_000  # most completions that may be listed
 ROW = 17  # completions that share one packed sequence when they are scored
-CHUNK = 4_000_000  # weights that are copied at a time, where every token gets a gradient of its own
-CONTINUE = len(CHARACTERS)  # tokens after which a completion goes on
+CHUNK = 4_000_000  # most weights to copy at a time when every token gets its own gradient
+CONTINUE = len(CHARACTERS)  # number of tokens after which a completion continues
 
 
 def count(limit: int) -> int:
-    """How many completions of at most `limit` tokens there are: Σ_{t<limit} 17^t that end there,
-    and 17^limit truncated ones.
+    """The number of completions of at most `limit` tokens.
 
+    Σ_{t<limit} 17^t of them end with the end token, and 17^limit are truncated.
     eq:number-of-completions
     """
     return sum(CONTINUE**t for t in range(limit + 1))
 
 
 def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
-    """Every completion of at most `limit` tokens, [K, limit], PAD behind the end; short ones first,
-    truncated ones last.
+    """Every completion of at most `limit` tokens, [K, limit], with PAD after the end token.
+
+    Shorter completions come first, truncated ones last. Raises `CourseError` if there are more than
+    `LARGEST`.
     """
     require(limit >= 1, "limit", limit, "a whole number of tokens ≥ 1")
     require(
@@ -76,23 +80,21 @@ def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def _digits(length: int) -> Tensor:
-    """The prefixes of that many tokens, [17^length, length]: prefix number n is n written in base
-    17.
-    """
+    """All prefixes of `length` tokens, [17^length, length]: prefix n is n written in base 17."""
     number = torch.arange(CONTINUE**length, device="cpu").unsqueeze(-1)
     return number // CONTINUE ** torch.arange(length - 1, -1, -1, device="cpu") % CONTINUE
 
 
 class Bridge:
-    """One prompt of a model as a bandit: its K completions, their probabilities, rewards and
-    scores.
+    """One prompt of a model as a bandit: K completions, their probabilities, rewards and scores.
 
-    `question` is the prompt's row in `task`. `model` is the policy of this moment; `old` the one
-    that samples (None: the model itself), `reference` the one that anchors a KL. All are copied in
-    float64, as they are now. `tokens` [K, T], `mask` [K, T], `truncated` [K], `reward` [K]. D is
-    the number of the model's weights; a gradient is one vector [D], in the order of
-    `model.parameters`. `limit` is T (default: the task's). Raises `CourseError` for several runs,
-    weights that are no numbers, or more completions than can be listed.
+    `question` is the prompt's row in `task`. `model` is the current policy, `old` the sampling
+    policy (None: the model itself), and `reference` the reference policy of a KL penalty. All three
+    are copied to float64 as they are now. The completions are in `tokens` [K, T], `mask` [K, T],
+    `truncated` [K] and `reward` [K]. D is the number of the model's weights; a gradient is one
+    vector [D] in the order of `model.parameters`. `limit` is T (default: the task's). Raises
+    `CourseError` for a model with run axes, for weights that are not finite, or if there are too
+    many completions to list.
     """
 
     def __init__(
@@ -139,8 +141,7 @@ class Bridge:
         self.truncated = (self.tokens[:, -1] != PAD) & (self.tokens[:, -1] != END)
         self._task, self._reward = task, ExactMatch() if reward is None else reward
         self.reward = self._rewards(self.tokens)
-        # a completion walks through the tree of prefixes: at step t it stands at prefix number
-        # `node` of its depth
+        # node [K, T]: the number of each completion's prefix of t tokens among all prefixes of t
         place = [torch.zeros(len(self.tokens), dtype=torch.long, device=device)]
         for t in range(self.limit - 1):
             place.append(place[-1] * CONTINUE + self.tokens[:, t].clamp(max=CONTINUE - 1))
@@ -151,18 +152,19 @@ class Bridge:
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        """Every completion as an outcome, Q = 1, with its tokens' log-probabilities (D = 0:
-        gradients by `pull_back`).
+        """Every completion as an outcome (Q = 1), with the log-probability of each of its tokens.
+
+        The outcomes hold no scores (D = 0); `pull_back` computes gradients instead.
         """
         return self._outcomes(False)
 
     @cached_property
     def arms(self) -> Outcomes:
-        """The same completions as the arms of a bandit: the first token is the choice, with the
-        whole answer's log-probability.
+        """The same completions as arms of a bandit.
 
-        The tokens behind it are forced, so that answers keep their lengths. What a bandit says of
-        the LM is exact on these.
+        The first token stands for the choice and carries the log-probability of the whole answer.
+        The later tokens have probability 1, so that answers keep their lengths. What the bandit
+        computes on these arms is exact for the language model.
         """
         first = torch.zeros_like(self.mask)
         first[:, 0] = True
@@ -181,7 +183,7 @@ class Bridge:
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """[K] log-probability of each whole completion under the current policy, in nats.
+        """The log-probability [K] of each whole completion under the current policy, in nats.
 
         eq:answer-log-prob
         """
@@ -189,7 +191,7 @@ class Bridge:
 
     @property
     def objective(self) -> float:
-        """J = Σ_k p_k R_k: for a reward of 0 or 1, the success probability on this prompt.
+        """J = Σ_k p_k R_k. For a reward of 0 or 1 it is the success probability on this prompt.
 
         eq:prompt-objective
         """
@@ -197,7 +199,7 @@ class Bridge:
 
     @cached_property
     def gradient(self) -> Tensor:
-        """[D] ∇J, by one backward pass."""
+        """The true gradient ∇J [D], from one backward pass."""
         return self.pull_back(exact.gradient_coefficient(self.outcomes))
 
     def _outcomes(self, log_dist: bool) -> Outcomes:
@@ -228,9 +230,7 @@ class Bridge:
         )
 
     def rollout(self, choice: Tensor) -> Rollout:
-        """The completions with numbers `choice` [G] as one group, as if they had been sampled (Q =
-        1).
-        """
+        """The completions with numbers `choice` [G], as if they had been sampled as one group."""
         listed = self.outcomes
         ref, cut = listed.ref_log_prob, listed.truncated
         return Rollout(
@@ -245,16 +245,16 @@ class Bridge:
         )
 
     def policy(self, rollout: Rollout) -> Policy:
-        """What the model says of a group that `rollout` made, with gradients in
-        `model.parameters`.
-        """
+        """log π of a group made by `rollout`, with gradients with respect to `model.parameters`."""
         return Policy(self._chosen(self._tables(self.model))[:, rollout.data["choice"][0]])
 
     # ------------------------------------------------------------------ the microscope
 
     def pull_back(self, coefficient: Tensor, dist_coefficient: Tensor | None = None) -> Tensor:
-        """[D] Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇log_dist), for [1, K, T] (and [1, K,
-        T, V]): one backward pass. eq:pull-back
+        """Σ coefficient · ∇log π (+ Σ dist_coefficient · ∇log_dist) as a vector [D].
+
+        `coefficient` is [1, K, T], `dist_coefficient` [1, K, T, V]. It takes one backward pass.
+        eq:pull-back
         """
         tables = self._current
         weights = []
@@ -273,11 +273,11 @@ class Bridge:
         return _flat(torch.autograd.grad(tables, self.model.parameters, weights, retain_graph=True))
 
     def microscope(self, estimator: Estimator, group: float, *, spread: bool = True) -> Microscope:
-        """Exact E[ĝ], bias, cosine and, with `spread`, the standard deviation of the gradient of
-        one group of completions.
+        """Exact E[ĝ], bias, cosine and spread of the gradient from one group of completions.
 
-        `group` math.inf is the limit of large groups, without spread. The spread is NaN where the
-        estimator uses the full distribution of every token (`ExactKL`, an entropy bonus).
+        The spread is a standard deviation, computed only with `spread`. `group` = math.inf is the
+        limit of large groups and has no spread. The spread is NaN if the estimator uses the full
+        distribution of every token (`ExactKL`, an entropy bonus).
         """
         log_dist = "policy.log_dist" in estimator.needs
         outcomes = self._outcomes(True) if log_dist else self.outcomes
@@ -292,8 +292,9 @@ class Bridge:
     def bandit_microscope(
         self, estimator: Estimator, group: float, *, spread: bool = True
     ) -> Microscope:
-        """The same for the bandit: K arms with a logit each (D = K) and the LM's probabilities,
-        rewards and lengths.
+        """The microscope on a bandit with the language model's probabilities, rewards and lengths.
+
+        It has K arms with one logit each, so D = K.
         """
         p = self.log_prob.exp()
 
@@ -313,8 +314,9 @@ class Bridge:
         )
 
     def bandit(self, group: int) -> Bandit:
-        """The prompt as a bandit to sample from and to train: a softmax over K logits that start as
-        the LM's log-probabilities.
+        """The prompt as a bandit that can be sampled and trained.
+
+        Its policy is a softmax over K logits that start at the language model's log-probabilities.
         """
         environment = Deterministic(self.reward[None], lengths=self.mask.sum(-1))
         sampling = self.outcomes.old[0].sum(-1)
@@ -328,12 +330,11 @@ class Bridge:
 
     @cached_property
     def token_products(self) -> Tensor:
-        """[K, T, T] inner products of the scores of a completion's own tokens, 0 where there is no
-        token.
+        """Inner products [K, T, T] of the scores of each completion's tokens, 0 at padding.
 
-        Every token of the tree of prefixes gets a gradient of its own: the model is copied along
-        its run axis, one copy per prefix. All but the last token's are kept, (1 + 17 + … +
-        17^(T−2))·17·D numbers.
+        Every token in the tree of prefixes gets its own gradient: the model is copied along a run
+        axis, one copy per prefix. The gradients of all but the last depth are kept in memory, which
+        takes (1 + 17 + … + 17^(T−2))·17·D numbers.
         """
         found = torch.zeros(
             len(self.tokens), self.limit, self.limit, dtype=torch.float64, device=self.tokens.device
@@ -370,8 +371,9 @@ class Bridge:
         return found
 
     def _token_scores(self, depth: int, nodes: Tensor) -> list[tuple[int, Tensor]]:
-        """(token, ∇log π(token | prefix) [n, D]) for every token that can follow the prefixes
-        `nodes` [n] of that depth.
+        """(token, ∇log π(token | prefix) [n, D]) for every token that can follow a prefix.
+
+        `nodes` [n] are the numbers of the prefixes of `depth` tokens.
         """
         copies = self.model.copy()
         copies.runs = torch.Size((len(nodes),))
@@ -395,7 +397,7 @@ class Bridge:
         return found
 
     def _inner(self, rows: Tensor) -> Tensor:
-        """[r, K, T] → [r, r] inner products of the gradients Σ row · score; r may be 0."""
+        """Inner products [r, r] of the gradients Σ row · score, for rows [r, K, T]; r may be 0."""
         vectors = rows.new_zeros(len(rows), self.model.size)
         for vector, row in zip(vectors, rows, strict=True):
             vector.copy_(self.pull_back(row[None]))
@@ -408,10 +410,7 @@ class Bridge:
         return self._tables(self.model)
 
     def _tables(self, model: Transformer) -> list[Tensor]:
-        """Next-token log-probabilities behind every prefix: for each depth t < T, [17^t, V].
-
-        Completions share their prefixes.
-        """
+        """The next-token log-probabilities after every prefix: for each depth t < T, [17^t, V]."""
         prefixes = torch.nn.functional.pad(_digits(self.limit - 1), (0, 1), value=END).to(
             self.prompt.device
         )
@@ -431,12 +430,12 @@ class Bridge:
         return None if model is None else self._tables(model)
 
     def _chosen(self, tables: Sequence[Tensor]) -> Tensor:
-        """[1, K, T] log-probability of each token of each completion, 0 behind the end."""
+        """The log-probability [1, K, T] of each token of each completion, 0 after the end token."""
         columns = [table[self.node[:, t], self._choice[:, t]] for t, table in enumerate(tables)]
         return torch.where(self.mask, torch.stack(columns, -1), 0.0)[None]
 
     def _spread_out(self, tables: Sequence[Tensor]) -> Tensor:
-        """[1, K, T, V] log-probabilities of every token where each completion stands."""
+        """The next-token distribution [1, K, T, V] at each position of each completion."""
         return torch.stack([table[self.node[:, t]] for t, table in enumerate(tables)], -2)[None]
 
     def _rewards(self, tokens: Tensor) -> Tensor:
@@ -445,7 +444,7 @@ class Bridge:
 
 
 def _double(model: Transformer, gradients: bool = False) -> Transformer:
-    """A snapshot in float64."""
+    """A copy of the model in float64."""
     twin = model.copy()
     twin.weights = {
         name: weight.double().requires_grad_(gradients) for name, weight in twin.weights.items()

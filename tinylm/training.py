@@ -1,9 +1,8 @@
-"""Training a tiny language model: a supervised warm start to a target accuracy, then reinforcement
-learning with any rung.
+"""Training a tiny language model: a supervised warm start, then reinforcement learning.
 
-Everything the next step depends on is in one checkpoint, written whole or not at all: a run that
-was killed and resumed gives the numbers of one that was not, to the bit (on the same machine, with
-the same number of threads).
+One checkpoint holds everything the next step depends on, and it is written whole or not at all. A
+run that was killed and resumed therefore gives bit for bit the same numbers as an uninterrupted one
+(on the same machine, with the same number of threads).
 """
 
 from __future__ import annotations
@@ -41,23 +40,22 @@ from tinylm.warm_start import (
 from tinylm.wiring import Budget, Streams, critic_of, needs_value_head, train_learner
 
 PHASES = ("warm", "train", "done")
-FileId = tuple[str, int, int]  # place, file, time of its last change in nanoseconds
-IN_WARM_START = (
-    "length",
-    "entropy",
-    "gradient_norm",
-    "cross_entropy",
-)  # the metrics that mean something there
+FileId = tuple[str, int, int]  # path, inode, time of the last change in nanoseconds
+# the metrics that are meaningful during the warm start
+IN_WARM_START = ("length", "entropy", "gradient_norm", "cross_entropy")
 
 
 @dataclass(frozen=True)
 class TrainSettings(Budget):
-    """One training, from nothing to a trained model. Times of updates are counted in rollouts."""
+    """The settings of one training, from random weights to a trained model.
 
-    rung: str = "grpo"  # any name of `course rungs`
-    lr: float = 2e-3  # Adam's learning rate, falling to 0 in a line
+    Intervals between events, such as evaluations, are counted in rollouts.
+    """
+
+    rung: str = "grpo"  # any name that `course rungs` lists
+    lr: float = 2e-3  # Adam's learning rate, which falls linearly to 0
     sync_reference: int = 0  # rollouts between copies of the policy into the reference; 0: never
-    runs: int = 1  # models trained side by side
+    runs: int = 1  # models trained in parallel
     # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a GPU
     compile: bool | None = None
     bf16: bool | None = None  # matrix products in bfloat16; none: the gpu preset on a GPU
@@ -80,8 +78,9 @@ class TrainSettings(Budget):
 
 
 def _try(estimator: Estimator, prompts: int, group: int) -> None:
-    """Refuse an estimator that cannot use rollouts of this size, such as one that compares groups
-    with G = 1.
+    """Raise `CourseError` if the estimator cannot use rollouts of this size.
+
+    A group baseline, for example, cannot use groups of one sample.
     """
     zero = torch.zeros(prompts, group, 1, device="cpu")
     full = zero.unsqueeze(-1)
@@ -105,7 +104,7 @@ def _try(estimator: Estimator, prompts: int, group: int) -> None:
 class Training:
     """A training in progress.
 
-    `step` takes it one rollout (or one warm-up step) further; `done` says when it is over.
+    `step` runs one rollout with its updates (or one warm-start step); `done` says when it is over.
     """
 
     def __init__(self, settings: TrainSettings, *, numbers: range | None = None) -> None:
@@ -134,13 +133,13 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the training is finished."""
         return self.phase == "done"
 
     def step(self) -> dict[str, Any] | None:
-        """One more step; returns a row for the log where one is due.
+        """Run one more step; returns a row for the log if one is due, else None.
 
-        With run axes its numbers are lists, one for each run.
+        With run axes every number in the row is a list with one entry per run.
         """
         learner, settings, phase = self.learner, self.settings, self.phase
         number = learner.steps + 1
@@ -177,8 +176,9 @@ class Training:
         )
 
     def _check_warm(self) -> Tensor:
-        """End the warm start of the runs that have reached the target; of the last ones, begin with
-        reinforcement learning.
+        """End the warm start of each run that has reached the target accuracy.
+
+        Once all runs have reached it, reinforcement learning begins.
         """
         now = self.warm_accuracy()
         if halt_reached(self.settings, self.learner, now):
@@ -188,12 +188,12 @@ class Training:
         return now
 
     def warm_accuracy(self) -> Tensor:
-        """[*runs] sampled accuracy on training questions, as the warm start measures it now."""
+        """The sampled accuracy [*runs] on training questions, as the warm start measures it."""
         return warm_accuracy(self.settings, self.model, self.task, self.streams, self.learner.steps)
 
     def _logged(self) -> dict[str, Tensor]:
         last = self.learner.history.rows[-1]
-        self.learner.history = History()  # the log has them
+        self.learner.history = History()  # the log keeps the rows
         return {
             name: value.float()
             for name, value in last.items()
@@ -224,16 +224,16 @@ class Training:
     # ------------------------------------------------------------------ keeping
 
     def adopt(self, path: str | Path) -> None:
-        """Begin with the model of another training in place of random weights, as `warm_target` = 0
-        leaves them.
+        """Start from the model of another training's checkpoint instead of random weights.
 
-        Refuses by name a checkpoint that is none or holds a model of another shape.
+        Use it with `warm_target` = 0. Raises `CourseError` if the file is not a checkpoint or holds
+        a model of another shape.
         """
         weights = checkpoint.under("model", _read(path)[0])
         with torch.no_grad():
             for name, mine in self.model.weights.items():
                 if name == "value" and name not in weights:
-                    continue  # a critic's head, which the other had no use for
+                    continue  # this training has a critic's value head, the other one had none
                 shape = tuple(weights[name].shape) if name in weights else None
                 require(
                     shape == tuple(mine.shape),
@@ -249,8 +249,9 @@ class Training:
             self.reference.weights.update(self.model.copy().weights)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything the next step depends on, whole or not at all; beside it, for people, a
-        JSON that says what it is.
+        """Write everything the next step depends on, whole or not at all.
+
+        A JSON file next to the checkpoint describes it for human readers.
         """
         path = Path(path)
         replace_files(self.files(path))
@@ -258,7 +259,7 @@ class Training:
         return path
 
     def files(self, path: Path) -> dict[Path, bytes]:
-        """The files that `save` writes, with what they hold."""
+        """The files that `save` writes: path → content."""
         learner = {
             name: tensor
             for name, tensor in self.learner.state().items()
@@ -278,20 +279,21 @@ class Training:
         return {path: state, path.with_suffix(".json"): described.encode("utf-8")}
 
     def was_saved_in(self, path: Path) -> None:
-        """From now on this training is the one that is saved there."""
+        """Record that the file at `path` now holds this training."""
         self.saved = _file_id(path)
 
     def is_saved_in(self, path: Path) -> bool:
-        """Whether what is saved there is this training: loaded from there or written there, and not
-        changed by anyone since.
+        """Whether the file at `path` holds this training.
+
+        True if this training was loaded from it or saved to it, and nobody has changed it since.
         """
         return self.saved is not None and self.saved == _file_id(path)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> Training:
-        """A training as it was saved, ready for its next step, on its device or another one.
+        """Load a saved training, ready for its next step, on its own device or on another one.
 
-        Refuses by name what is damaged or no training's checkpoint.
+        Raises `CourseError` naming the file if it is damaged or not the checkpoint of a training.
         """
         settle(Path(path).parent)
         here = _file_id(Path(path))
@@ -336,8 +338,9 @@ class Training:
         return training
 
     def _networks(self) -> dict[str, Transformer]:
-        """What a checkpoint holds the weights of; the learner's parameters are those of model and
-        critic, in this order.
+        """The networks whose weights a checkpoint holds, by name.
+
+        The learner's parameters are those of the model and then those of the critic.
         """
         found = {"model": self.model, "critic": self.critic, "reference": self.reference}
         return {
@@ -348,7 +351,7 @@ class Training:
 
 
 def _file_id(path: Path) -> FileId | None:
-    """Which file this is, and which state of it; None where there is none."""
+    """Identifies a file and its last change; None if there is no file."""
     try:
         found = path.stat()
     except OSError:

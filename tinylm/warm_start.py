@@ -1,5 +1,7 @@
-"""The warm start (SFT): maximum likelihood is a policy gradient on demonstrations, each worth 1,
-and goes on until each run answers a given share of its questions.
+"""The warm start (SFT): supervised training until each run reaches a target accuracy.
+
+Maximum likelihood is a policy gradient on demonstrations with reward 1, so it uses the same
+learner.
 """
 
 from __future__ import annotations
@@ -28,17 +30,14 @@ from tinylm.tasks import PAD, Task
 from tinylm.wiring import CHECK, WARM, Budget, Streams
 
 CHECK_EVERY = 10  # steps between measurements of the accuracy
-LIKELIHOOD = Estimator(
-    aggregation=TokenMean()
-)  # eq:likelihood-is-reward-one: the mean log-likelihood per token
+# eq:likelihood-is-reward-one: the mean log-likelihood per token
+LIKELIHOOD = Estimator(aggregation=TokenMean())
 
 
 class Demonstrations:
-    """The task's own answers as a rollout that is worth 1 per sample.
+    """A problem whose rollouts are the task's own answers, each with reward 1.
 
-    Train it with `LIKELIHOOD`.
-
-    eq:sft-log-likelihood
+    Train it with `LIKELIHOOD`. eq:sft-log-likelihood
     """
 
     def __init__(self, model: Transformer, task: Task, *, batch: int = 512) -> None:
@@ -49,7 +48,7 @@ class Demonstrations:
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Rollout:
-        """`batch` training questions with their targets, one each."""
+        """`batch` training questions, each with its target as the only completion."""
         question = ask(self.task, noise, self.batch)
         tokens = self.task.target[question].unsqueeze(-2)  # [*runs, Q, 1, T]
         mask = tokens != PAD
@@ -59,17 +58,17 @@ class Demonstrations:
         return Rollout(reward, torch.zeros_like(reward), mask, limit=self.task.limit, data=data)
 
     def policy(self, rollout: Rollout) -> Policy:
-        """log π of the demonstrations."""
+        """log π of the demonstrations' tokens, with gradients attached."""
         log_dist = log_dists(self.model, rollout.data["prompt"], rollout.data["tokens"])
         log_prob = chosen_log_probs(log_dist, rollout.data["tokens"], rollout.mask)
         return Policy(log_prob, log_dist)
 
     def metrics(self) -> dict[str, Tensor]:
-        """None of its own after an update."""
+        """No metrics after an update."""
         return {}
 
     def metrics_of_update(self, policy: Policy, rollout: Rollout) -> dict[str, Tensor]:
-        """The cross-entropy of the demonstrations, in nats per token, before the update."""
+        """The cross-entropy of the demonstrations before the update, in nats per token."""
         return {"cross_entropy": -chosen_mean(policy.log_prob.detach(), rollout.mask)}
 
 
@@ -87,8 +86,9 @@ def warm_learner(budget: Budget, model: Transformer, task: Task, streams: Stream
 def warm_accuracy(
     budget: Budget, model: Transformer, task: Task, streams: Streams, steps: int
 ) -> Tensor:
-    """[*runs] sampled accuracy after that many steps, on up to 512 training questions, from streams
-    that no training step uses.
+    """The sampled accuracy [*runs] after `steps` steps, on up to 512 training questions.
+
+    It draws from streams that no training step uses.
     """
     train = task.train
     some = train[
@@ -99,10 +99,9 @@ def warm_accuracy(
 
 
 def halt_reached(budget: Budget, learner: Learner, now: Tensor) -> bool:
-    """Halt the runs whose accuracy `now` [*runs] has reached the target, run by run; True if that
-    is all of them.
+    """Halt each run whose accuracy `now` [*runs] has reached the target; True once all have.
 
-    Raises `CourseError` where a run has not got there within the budget's limit.
+    Raises `CourseError` if a run has not reached it within the budget's `warm_limit` steps.
     """
     reached = now >= budget.warm_target
     if learner.halted is not None:
@@ -120,9 +119,10 @@ def halt_reached(budget: Budget, learner: Learner, now: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Start:
-    """The task, and the weights that trainings start from: each [S, ...], number n its n-th.
+    """A task and the weights that trainings on it start from.
 
-    `accuracy` [S] sampled, when the warm start ended.
+    Each weight is [S, ...] for S warm-started models. `accuracy` [S] is their sampled accuracy at
+    the end of the warm start.
     """
 
     task: Task
@@ -131,16 +131,17 @@ class Start:
     accuracy: Tensor
 
     def of(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """The weights of those numbers, each [len(numbers), ...]."""
+        """The weights of the models with these numbers, each [len(numbers), ...]."""
         return {name: weight[list(numbers)] for name, weight in self.weights.items()}
 
 
 def warm_start(
     budget: Budget, numbers: int, progress: Progress = QUIET, *, task: Task | None = None
 ) -> Start:
-    """Warm-start that many models, each until it answers a share `warm_target` (0: random weights).
+    """Warm-start `numbers` models, each until its accuracy reaches `warm_target`.
 
-    `task` None: the budget's own.
+    A target of 0 leaves the random weights. `task` None takes the budget's task. Raises
+    `CourseError` if a model does not reach the target within `warm_limit` steps.
     """
     task = (tasks.make(budget.questions) if task is None else task).to(budget.device)
     streams = Streams(budget.seed, (numbers,), range(numbers), budget.device)
@@ -154,7 +155,7 @@ def warm_start(
                 learner.step()
                 if learner.steps % CHECK_EVERY == 0:
                     seen = warm_accuracy(budget, model, task, streams, learner.steps)
-                    stopped = learner.halted  # these were measured when they stopped
+                    stopped = learner.halted  # runs that stopped keep the accuracy measured then
                     now = seen if stopped is None else torch.where(stopped, now, seen)
                     done = halt_reached(budget, learner, seen)
                     share = min(1.0, float(now.min()) / budget.warm_target)

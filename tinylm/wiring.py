@@ -1,5 +1,6 @@
-"""How a training of the transformer is put together: its budget, the streams it draws from, its
-learner. `python -m tinylm train` and every ablation use these.
+"""Builds a training of the transformer: its budget, its random streams, its learner.
+
+`python -m tinylm train` and every ablation on the transformer use it.
 """
 
 from __future__ import annotations
@@ -24,46 +25,46 @@ from tinylm.rewards import REWARDS
 from tinylm.sampling import check_sampling
 from tinylm.tasks import Task, TaskSettings
 
-INIT, WARM, TRAIN, CHECK, JUDGE = range(5)  # every use of chance has streams of its own
-SEED_STEP = 1_000_000  # between the streams of one seed and the next
+INIT, WARM, TRAIN, CHECK, JUDGE = range(5)  # each use of random numbers has its own streams
+SEED_STEP = 1_000_000  # distance between the streams of two consecutive seeds
 
 
 @dataclass(frozen=True)
 class Budget(Checked):
-    """What a training is given: a task, a model, a warm start, rollouts and updates.
+    """What a training may use: a task, a model, a warm start, rollouts and updates.
 
-    Times of updates are counted in rollouts.
+    Raises `CourseError` for a setting out of range.
     """
 
     task: str = "addition"  # addition, subtraction, multiplication, modular, terms
-    digits: int = 2  # per number
+    digits: int = 2  # digits of each number
     terms: int = 3  # numbers per sum (task terms)
-    modulus: int = 97  # of the modular sum
-    scratchpad: bool = False  # partial sums before the answer (task terms)
-    held_out: float = 0.1  # share of the questions never trained on
+    modulus: int = 97  # modulus of the sum (task modular)
+    scratchpad: bool = False  # write partial sums before the answer (task terms)
+    held_out: float = 0.1  # share of the questions that are never trained on
     reward: str = "exact"  # exact, digits, exact+format, exact+digits
     preset: str = "small"  # nano, mini, small or gpu
     warm_target: float = 0.3  # sampled accuracy that ends the warm start; 0: no warm start
     warm_lr: float = 2e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step
     warm_limit: int = 3000  # steps after which the warm start gives up
-    rollouts: int = 600  # of reinforcement learning; 0: warm start only
+    rollouts: int = 600  # rollouts of reinforcement learning; 0: warm start only
     prompts: int = 64  # questions per rollout
-    group: int = 16  # completions per question; what they have in common costs nothing
-    epochs: int = 2  # updates per rollout (times minibatches)
-    minibatches: int = 1  # along the questions
-    # updates in which the learning rate rises: Adam's first steps are as long as its surest
+    group: int = 16  # completions per question
+    epochs: int = 2  # passes over each rollout; each takes one update per minibatch
+    minibatches: int = 1  # parts into which a rollout's questions are split
+    # updates over which the learning rate rises from 0, because Adam's first steps are full-sized
+    # but uncertain
     lr_warmup: int = 20
-    # Adam's memory of squared gradients: some 50 updates, so that the first large ones are
-    # forgotten
+    # decay of Adam's squared gradients; 0.98 averages over about 50 updates
     adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0  # of each run
-    # nats per token from the policy that sampled, beyond which a rollout gets no further epoch
+    max_grad_norm: float = 1.0  # longer gradients are clipped to this norm, run by run
+    # KL from the sampling policy, in nats per token, above which a rollout gets no further epoch
     kl_stop: float | None = None
-    temperature: float = 1.0  # of sampling, and of scoring
-    critic: str = "own"  # own network or shared trunk, where the rung has a critic
-    seed: int = 0  # of everything
-    device: str = "auto"  # cpu, cuda, cuda:1 …; auto: the GPU where there is one
+    temperature: float = 1.0  # temperature of sampling and of scoring
+    critic: str = "own"  # own (a separate network) or shared (trunk), if the rung has a critic
+    seed: int = 0  # seed of all random numbers
+    device: str = "auto"  # cpu, cuda, cuda:1 …; auto: the GPU if there is one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,11 +96,11 @@ class Budget(Checked):
             self.minibatches,
             f"at most the {self.prompts} prompts of a rollout",
         )
-        _ = self.questions  # what cannot be is refused here, and not in the middle
+        _ = self.questions  # raises now, and not in the middle of a training, if they are wrong
 
     @property
     def questions(self) -> TaskSettings:
-        """The task's own settings."""
+        """The settings of the task."""
         shared = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(TaskSettings)
@@ -108,17 +109,17 @@ class Budget(Checked):
         return TaskSettings(name=self.task, **shared)
 
     def model(self, context: int, value: bool = False) -> ModelSettings:
-        """The preset's model, with room for the task's sequences."""
+        """The settings of the preset's model, with a context of at least `context` tokens."""
         preset = PRESETS[self.preset]
         return dataclasses.replace(preset, context=max(preset.context, context), value=value)
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the runs of a training draw from.
+    """The random streams of a training's runs.
 
-    Run `numbers[i]` has streams of its own for every use: they depend on `seed`, its number and the
-    use, and on nothing else, so that a run alone gives what it gives among others, and two
+    Run `numbers[i]` has its own stream for each use. A stream depends only on `seed`, the run's
+    number and the use. A run therefore gives the same result alone as among others, and two
     trainings with the same numbers are paired.
     """
 
@@ -128,12 +129,12 @@ class Streams:
     device: str = "cpu"
 
     def noise(self, use: int) -> Noise:
-        """The streams of one use, such as `TRAIN`."""
+        """The random streams of one use, such as `TRAIN`."""
         seed = self.seed * SEED_STEP + use
         return Noise(self.runs, seed, numbers=self.numbers, device=self.device)
 
     def transformer(self, settings: ModelSettings) -> Transformer:
-        """A model with random weights, each run its own."""
+        """A model with random weights, different ones for each run."""
         seed = self.seed * SEED_STEP + INIT
         return Transformer(settings, self.runs, seed, numbers=self.numbers, device=self.device)
 
@@ -145,9 +146,9 @@ def copies(
     *,
     value: bool = False,
 ) -> Transformer:
-    """A model to be trained that starts from `weights`, each [*runs, ...] or what spreads to it.
+    """A trainable model that starts from `weights`, each [*runs, ...] or broadcast to that shape.
 
-    `value` adds a value head of zeros, where the weights have none.
+    `value` adds a value head of zeros if the weights have none.
     """
     device = next(iter(weights.values())).device
     shape = dataclasses.replace(settings, value=value or settings.value)
@@ -159,8 +160,9 @@ def copies(
 
 
 def critic_of(budget: Budget, estimator: Estimator, model: Transformer) -> Transformer | None:
-    """The estimator's critic: a copy of the model with a value head of zeros, the model itself
-    (shared trunk), or None.
+    """The critic the estimator needs, or None.
+
+    It is a copy of the model with a value head of zeros or, with a shared trunk, the model itself.
     """
     if not uses_critic(estimator):
         return None
@@ -170,7 +172,7 @@ def critic_of(budget: Budget, estimator: Estimator, model: Transformer) -> Trans
 
 
 def needs_value_head(budget: Budget, estimator: Estimator) -> bool:
-    """Whether the model itself is the critic."""
+    """Whether the model itself is the critic (shared trunk)."""
     return budget.critic == "shared" and uses_critic(estimator)
 
 
@@ -187,12 +189,12 @@ def train_learner(
     asks: type[LanguageModel] = LanguageModel,
     halt_diverged: bool = False,
 ) -> Learner:
-    """The learner of the reinforcement learning: Adam, its learning rate rising for `lr_warmup`
-    updates, then falling to 0 in a line.
+    """The learner for reinforcement learning: Adam with a linear warm-up and a linear decay to 0.
 
-    `lr` is a number, or one per run [*runs]. `critic` as `critic_of` makes it. `optimizer` takes
-    Adam's place (TRPO: then the rollouts hold full distributions). `asks`: the problem's class, one
-    that measures more than its base class, say. `halt_diverged`: a run that diverges stops alone.
+    `lr` is one learning rate or one per run [*runs]. `critic` comes from `critic_of`. `optimizer`
+    replaces Adam (as for TRPO); the rollouts then hold full distributions. `asks` is the class of
+    the problem, for example one that measures more than its base class. With `halt_diverged`, a run
+    that diverges stops and the others continue.
     """
     problem = asks.of(
         estimator,
