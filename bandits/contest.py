@@ -65,7 +65,7 @@ def ground(contest: Contest, values: int) -> tuple[Noise, Metered]:
 
 @dataclass(frozen=True)
 class Played:
-    """The meter of an algorithm that has used its pulls, and the runs that diverged, [values, R]."""
+    """The meter of an algorithm after its pulls, and which runs diverged, [values, R] (bool)."""
 
     arms: Metered
     halted: Tensor

@@ -1,5 +1,6 @@
-"""`python -m tinylm train | eval | sample` works on a model; `python -m tinylm NAME` runs one
-ablation; no name lists them.
+"""`python -m tinylm train | eval | sample` trains or queries a model; NAME runs an ablation.
+
+Without arguments it lists the commands and the ablations.
 """
 
 import sys

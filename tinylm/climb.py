@@ -14,21 +14,22 @@ from course.lab.terminal import Progress, duration
 from course.train.device import keep_memory
 from tinylm.ablations import ladder as climbing
 
-# No sweep here: the ablation of the same name has one. Chosen so that eight rungs and three seeds
-# take a few minutes.
+# No sweep of learning rates: the ablation `ladder` has one. These settings are chosen so that eight
+# rungs with three seeds take a few minutes.
 CLIMB = replace(
     climbing.SETTINGS, rungs=tuple(rung.name for rung in ladder.select()), rates=(1.5e-4,), seeds=3
 )
 QUICK = replace(CLIMB, preset="nano", digits=1, prompts=8, rollouts=30, seeds=2, judged=100)
-NAME = "tinylm_climb"  # of the files: the ablation's own are left alone
+NAME = "tinylm_climb"  # name of the files, different from that of the ablation's files
 CLIMB_SECONDS, QUICK_SECONDS = 180.0, 40.0
 
 
 def climb(
     rungs: Sequence[str] | None, seed: int, device: str | None, out: Path, quick: bool = False
 ) -> Climbed:
-    """Run the ladder on the tiny language model and write its figure to `out`; `quick` takes a
-    smaller model and less of all.
+    """Run the ladder on the tiny language model and write its figure to `out`.
+
+    `quick` uses a smaller model, fewer rollouts and fewer seeds.
     """
     keep_memory()
     settings: dict[str, Any] = {"seed": seed, "device": device or "cpu"} | (

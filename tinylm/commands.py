@@ -1,4 +1,4 @@
-"""The commands on a model: `python -m tinylm train`, `eval` and `sample`."""
+"""The commands `python -m tinylm train`, `eval` and `sample`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ LATEST = Path("runs/latest")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one of the commands in its own process; returns the exit status, see `guarded`."""
+    """Run a command in its own process and return the exit status (see `guarded`)."""
     return guarded(lambda: command("python -m tinylm", argv))
 
 
 def command(prog: str, argv: Sequence[str]) -> int:
-    """Train, evaluate, sample, or run an ablation; without a name, list what there is."""
+    """Train, evaluate, sample, or run an ablation; without a name, list commands and ablations."""
     keep_memory()
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](f"{prog} {argv[0]}", argv[1:])
@@ -64,11 +64,11 @@ class Train(TrainSettings):
     """
 
     out: Path = LATEST  # folder for the checkpoint and the metrics
-    resume: bool = False  # go on with the training in --out, to the bit as if never stopped
+    resume: bool = False  # continue the training in --out, bit for bit as if it had never stopped
     overwrite: bool = False  # replace the training in --out, if there is one
-    # the warm start alone, or reinforcement learning from random weights
+    # warm: the warm start alone; rl: reinforcement learning from random weights
     only: Literal["warm", "rl"] | None = None
-    start: Path | None = None  # reinforcement learning alone, from the model in that folder
+    start: Path | None = None  # reinforcement learning alone, from the model in this folder
     save_every: int = 25  # steps between checkpoints
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Train(TrainSettings):
 
     @property
     def settings(self) -> TrainSettings:
-        """The settings of the training alone, as --only and --start change them."""
+        """The settings of the training, after --only and --start are applied."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainSettings)}
         if self.only == "warm":
             own["rollouts"] = 0
@@ -127,7 +127,7 @@ def _train(prog: str, argv: Sequence[str]) -> int:
 
 
 def _fresh(chosen: Train) -> Training:
-    """A training from its beginning, or from the model of another one."""
+    """A new training, from random weights or from the model of another training."""
     training = Training(chosen.settings)
     if chosen.start is not None:
         training.adopt(chosen.start / CHECKPOINT)
@@ -135,8 +135,10 @@ def _fresh(chosen: Train) -> Training:
 
 
 def _resumed(chosen: Train, argv: Sequence[str]) -> Training:
-    """The training in --out; only its device may be another one, and a rung of one's own has to be
-    made known again.
+    """The training in --out.
+
+    Only its device may change, and a rung of your own must be named again. Raises `CourseError` if
+    other settings are given.
     """
     told = given(argv)
     others = [name for name in told if name not in MAY_CHANGE]
@@ -157,8 +159,9 @@ def _resumed(chosen: Train, argv: Sequence[str]) -> Training:
 
 
 class _Bars:
-    """Progress with the time left: the warm start's bar is filled by its accuracy, that of
-    reinforcement learning by rollouts.
+    """Progress bars with the time left.
+
+    The bar of the warm start shows the accuracy, that of reinforcement learning the rollouts.
     """
 
     def __init__(self) -> None:
@@ -167,7 +170,7 @@ class _Bars:
         self.phase = ""
 
     def open(self, now: Training) -> None:
-        """The bar of the phase that begins."""
+        """Open the bar of the phase that begins."""
         self.phase = now.phase
         if now.phase == "warm":
             bar = self.progress.bar(
@@ -177,16 +180,15 @@ class _Bars:
         elif now.phase == "train":
             bar = self.progress.bar(now.settings.rollouts, now.settings.rung)
             bar.unit = " rollouts"
-            bar.initial = bar.n = (
-                now.learner.steps
-            )  # what a resumed training has behind it took no time now
+            # the steps before a resumed training took no time in this process
+            bar.initial = bar.n = now.learner.steps
         else:
             return
         bar.refresh()
         self.bars[now.phase] = bar
 
     def row(self, row: dict[str, Any]) -> None:
-        """A row of the log: its numbers beside the bar."""
+        """Show the numbers of a row of the log next to the bar."""
         bar = self.bars[row["phase"]]
         bar.set_postfix(
             {
@@ -206,7 +208,7 @@ class _Bars:
             self.reached, self.after = _short(row["warm_accuracy"]), row["step"]
 
     def tick(self, now: Training) -> None:
-        """One step was taken."""
+        """Advance the bar by one step."""
         if self.phase == "train":
             self.bars["train"].update(1)
         if now.phase != self.phase:
@@ -233,12 +235,12 @@ class Trained(Checked):
 
     # a training's folder
     folder: Annotated[Path, tyro.conf.arg(name="from")] = LATEST
-    samples: int = 16  # per question
-    temperature: float = 1.0  # of sampling
-    top_k: int | None = None  # sample among the K most probable tokens (none: among all)
-    seed: int = 0  # of the samples
-    device: str | None = None  # cpu, cuda, cuda:1 … (none: the GPU where there is one)
-    # FILE.py:NAME of a rung of your own, where the training is one of it
+    samples: int = 16  # samples per question
+    temperature: float = 1.0  # sampling temperature
+    top_k: int | None = None  # sample from the K most probable tokens (none: from all)
+    seed: int = 0  # seed of the samples
+    device: str | None = None  # cpu, cuda, cuda:1 … (none: the GPU if there is one)
+    # FILE.py:NAME of your own rung, if the model was trained with it
     rung: str | None = None
 
     def __post_init__(self) -> None:
@@ -247,7 +249,7 @@ class Trained(Checked):
         object.__setattr__(self, "device", str(pick_device(self.device)))
 
     def load(self) -> Training:
-        """The training; raises `CourseError` where its weights are no numbers."""
+        """Load the training; raises `CourseError` if a weight is NaN or infinite."""
         path = self.folder / CHECKPOINT
         training = Training.load(path, self.device)
         for name, weight in training.model.weights.items():
@@ -261,17 +263,19 @@ class Trained(Checked):
 
 @dataclass(frozen=True)
 class Eval(Trained):
-    """Greedy and sampled accuracy with a 95 % interval, pass@k, and accuracy by difficulty, on
-    held-out questions.
+    """Greedy and sampled accuracy with 95 % intervals, pass@k, and accuracy by difficulty.
+
+    All are measured on held-out questions.
     """
 
-    questions: int = 1000  # held-out questions at the most
+    questions: int = 1000  # most held-out questions to ask
 
 
 @dataclass(frozen=True)
 class Sample(Trained):
-    """Show questions, completions with their rewards, and the probability of each token (of the
-    first model, if there are several).
+    """Show questions, completions with their rewards, and the probability of each token.
+
+    If several models were trained, the first one is shown.
     """
 
     # such as 12+34= (none: some held-out ones)

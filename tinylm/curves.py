@@ -1,5 +1,7 @@
-"""Trainings for the ablations: runs at several learning rates from one warm start, wired as
-`python -m tinylm train` wires them, judged on held-out questions along the way.
+"""Trainings for the ablations, with curves: several learning rates from one warm start.
+
+They are built like those of `python -m tinylm train` and evaluated on held-out questions as they
+train.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from tinylm.tasks import Task
 from tinylm.warm_start import Start
 from tinylm.wiring import Budget, Streams, copies, critic_of, needs_value_head, train_learner
 
-# What a fact on a few models leaves to luck. With six of them, 1 in 16,000 as elsewhere would take
-# 12 standard errors.
+# The probability that chance alone makes a fact about a few models fail. With six models, the usual
+# 1 in 16,000 would need a margin of 12 standard errors.
 CHANCE = 0.01
 
 
 @dataclass(frozen=True)
 class AblationBudget(Budget):
-    """The default budget, made small enough for many trainings, and how they are judged."""
+    """A budget small enough for many trainings, and how they are judged."""
 
     preset: str = "mini"  # nano, mini, small or gpu
     warm_lr: float = 5e-3  # Adam's learning rate in the warm start
@@ -45,7 +47,7 @@ class AblationBudget(Budget):
     prompts: int = 16  # questions per rollout
     group: int = 8  # completions per question
     device: str = "cpu"  # where to run
-    judged: int = 250  # held-out questions
+    judged: int = 250  # held-out questions that measure the accuracy
     log_every: int = 10  # rollouts
     seeds: int = 6  # models that are judged
 
@@ -57,24 +59,27 @@ class AblationBudget(Budget):
 
 @dataclass(frozen=True)
 class SweptBudget(AblationBudget):
-    """The same, where every arm gets the learning rate that suits it, chosen on other models and
-    other questions than it is judged on.
+    """The same with a sweep of learning rates, so that every estimator gets its best one.
+
+    The rate is chosen on other models and other questions than those that judge it.
     """
 
-    # Adam's learning rates, each falling to 0 in a line
+    # Adam's learning rates, each of which falls linearly to 0
     rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4)
     tuning: int = 2  # models that choose the rate
 
     @property
     def models(self) -> int:
-        """How many models are warm-started: the first ones choose, the others are judged."""
+        """How many models are warm-started: the first choose the rate, the others are judged."""
         return self.tuning + self.seeds
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A training of L learning rates × S models: `steps` (rollouts), `values[name]` [logs, L, S],
-    seconds of training in all (CPU time, where it is on one).
+    """The curves of a training with L learning rates × S models.
+
+    `steps` are in rollouts; `values[name]` is [logs, L, S]. `seconds` is the total training time,
+    as CPU time if it ran on a CPU.
     """
 
     steps: list[int]
@@ -84,28 +89,28 @@ class Curves:
 
     @property
     def problem(self) -> LanguageModel:
-        """What was trained."""
+        """The problem that was trained on."""
         assert isinstance(self.learner.problem, LanguageModel)
         return self.learner.problem
 
     @property
     def halted(self) -> Tensor:
-        """[L, S] bool: the runs that diverged and stand where they did."""
+        """Which runs diverged and were stopped, [L, S] (bool)."""
         return self.learner.diverged
 
     @property
     def final(self) -> Tensor:
-        """[L, S] the accuracy at the end, NaN of runs that diverged."""
+        """The final accuracy [L, S], NaN for runs that diverged."""
         return torch.where(self.halted, torch.nan, self.values["accuracy"][-1].double())
 
     @property
     def gain(self) -> Tensor:
-        """[logs, L, S] accuracy above the same model's at its warm start."""
+        """The accuracy less that of the same model after the warm start, [logs, L, S]."""
         return self.values["accuracy"] - self.values["accuracy"][0]
 
     @property
     def parameters(self) -> int:
-        """How many numbers one model and its critic have."""
+        """The number of weights of one model and its critic."""
         return sum(each.numel() for each in self.problem.parameters) // self.halted.numel()
 
 
@@ -123,12 +128,12 @@ def train(
     asks: type[LanguageModel] = LanguageModel,
     text: str = "rollouts",
 ) -> Curves:
-    """Reinforcement learning of the models `numbers` of a warm start, at all learning rates at
-    once: run axes (L, S).
+    """Train the models `numbers` of a warm start at all learning rates at once: run axes (L, S).
 
-    A model draws from the same streams at every rate and with every estimator: arms are paired.
-    `questions` [N] are rows of the task on which the greedy accuracy is measured (default: the
-    judging ones), `also` more of them, name → rows. `optimizer` takes Adam's place.
+    A model draws from the same random streams at every rate and with every estimator, so
+    comparisons are paired. The greedy accuracy is measured on `questions` [N], rows of the task
+    (default: those for judging). `also` names further sets of rows to measure. `optimizer` replaces
+    Adam.
     """
     runs, device = (len(rates), len(numbers)), budget.device
     value = needs_value_head(budget, estimator)
@@ -158,7 +163,7 @@ def train(
 
     rows: list[dict[str, Tensor]] = [right()]
     steps, spent = [0], 0.0
-    # on a CPU the time of other programs does not count
+    # on a CPU, count only the time of this process
     clock = time.perf_counter if device.startswith("cuda") else time.process_time
     for step in progress(range(1, budget.rollouts + 1), text, total=budget.rollouts):
         log = step % budget.log_every == 0 or step == budget.rollouts
@@ -186,11 +191,12 @@ def sweep_rates(
     asks: type[LanguageModel] = LanguageModel,
     text: str = "",
 ) -> Swept[Curves]:
-    """Train at every rate on the tuning models, then at the best of them on the judging ones, all
-    of which `start` holds. Other held-out questions choose than judge.
+    """Train the tuning models at every rate, then the judging models at the best rate.
+
+    `start` holds both. The held-out questions that choose the rate are not those that judge it.
     """
     tuning, judging = range(budget.tuning), range(budget.tuning, budget.models)
-    quick = replace(budget, log_every=budget.rollouts)  # only its end is looked at
+    quick = replace(budget, log_every=budget.rollouts)  # only the final accuracy is needed
 
     def trained(rates: Sequence[float], numbers: Sequence[int]) -> Curves:
         choosing = numbers == tuning
@@ -211,8 +217,9 @@ def sweep_rates(
 
 
 def held_out(task: Task, count: int, *, choosing: bool = False) -> Tensor:
-    """Up to `count` held-out questions, [N]: every second one, spread evenly; the others where they
-    are for choosing a rate.
+    """Up to `count` held-out questions [N], evenly spread over every second one.
+
+    With `choosing`, they come from the other half, which is used for choosing a learning rate.
     """
     rows = task.held_out[int(choosing) :: 2] if len(task.held_out) > 1 else task.held_out
     return rows[:: max(1, len(rows) // count)][:count]
@@ -220,8 +227,9 @@ def held_out(task: Task, count: int, *, choosing: bool = False) -> Tensor:
 
 @torch.no_grad()
 def distance(model: Transformer, reference: Transformer, task: Task, questions: Tensor) -> Tensor:
-    """KL(π‖reference) of whole answers in nats, [*runs]: mean over questions of Σ_t KL along the
-    policy's own greedy answers.
+    """KL(π‖reference) of answers in nats, [*runs], estimated along the policy's greedy answers.
+
+    It is the mean over questions of Σ_t KL of the next-token distributions.
     """
     prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
     made = sample(model, prompt, 1, task.limit, None)
@@ -231,9 +239,10 @@ def distance(model: Transformer, reference: Transformer, task: Task, questions: 
 
 
 def peak_bytes(curves: Curves, noise: Noise) -> float:
-    """Bytes held for one model at the height of an update: weights, gradients and Adam's two
-    moments, the reference's weights, the rollout, and what the pass forwards keeps for the one
-    backwards.
+    """The peak memory of one model during an update, in bytes.
+
+    It counts weights, gradients, Adam's two moments, the reference's weights, the rollout, and the
+    tensors that the forward pass keeps for the backward pass.
     """
     problem, estimator = curves.problem, curves.learner.estimator
     kept: dict[int, int] = {}
@@ -254,7 +263,7 @@ def peak_bytes(curves: Curves, noise: Noise) -> float:
             keep(tensor)
     for parameter in problem.parameters:
         keep(parameter)
-    # for each parameter a gradient and two moments
+    # each parameter has a gradient and two moments
     more = 3 * list(problem.parameters)
     more += [] if problem.reference is None else problem.reference.parameters
     total = sum(kept.values()) + sum(each.numel() * each.element_size() for each in more)

@@ -26,10 +26,10 @@ def accuracy(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Tensor:
-    """Exact match of each question, [*runs, N]: greedy where `noise` is None, else the share of
-    `samples` that are right.
+    """The share of right answers (exact match) to each question, [*runs, N].
 
-    `questions` [N] are rows of the task (default: all held-out ones).
+    With `noise` None it is the greedy answer, 0 or 1; otherwise the share of `samples` sampled
+    answers. `questions` [N] are rows of the task (default: all held-out ones).
     """
     rows = task.held_out if questions is None else questions
     right = []
@@ -47,13 +47,13 @@ def accuracy(
 def right_to_go(
     model: Transformer, task: Task, questions: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """The exact chance that a sampled answer whose first t tokens are right goes on to be right,
-    [*runs, N, T] for t = 0 … T − 1.
+    """The exact probability of a right answer, given that its first t tokens are right.
 
-    It is Π_{s≥t} π(target_s | prompt, target_<s): of all completions only the target is right (no
-    marker), so this is the exact value function of exact match on right prefixes
-    (eq:value-of-right-prefix), and on wrong ones that is 0. `questions` [N], or [*runs, N]: each
-    run its own. eq:exact-success-rate
+    Returns [*runs, N, T] for t = 0 … T − 1. It is Π_{s≥t} π(target_s | prompt, target_<s), because
+    without a marker only the target itself is right. This is the exact value function of exact
+    match on right prefixes (eq:value-of-right-prefix); on wrong prefixes the value is 0.
+    `questions` are [N], or [*runs, N] if each run has its own. Raises `CourseError` for a task with
+    a marker. eq:exact-success-rate
     """
     require(
         not task.marked, "task.scratchpad", True, "False: with a marker many completions are right"
@@ -68,10 +68,10 @@ def right_to_go(
 
 
 def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
-    """The exact value of the state before each token, [*runs, Q, G, T]: the chance that the answer
-    will be right.
+    """The exact value of the state before each token: the probability of a right answer.
 
-    question [*runs, Q] or [Q], tokens [*runs, Q, G, T]. It is 0 after a wrong token.
+    question [*runs, Q] or [Q] and tokens [*runs, Q, G, T] → [*runs, Q, G, T], 0 after a wrong
+    token.
     """
     right = (tokens == task.target[question].unsqueeze(-2)).long().cumprod(-1)
     so_far = torch.nn.functional.pad(right[..., :-1], (1, 0), value=1)
@@ -79,8 +79,9 @@ def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tenso
 
 
 def value_errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors [...] of values [..., Q, G, T]: of the prompt's (before the first token),
-    and of all later tokens'.
+    """Mean squared errors [...] of values [..., Q, G, T], for the first token and for later tokens.
+
+    The value before the first token is the value of the prompt.
     """
     square = torch.where(mask, value - exact, 0.0).double().square()
     later = mask[..., 1:].sum((-3, -2, -1)).clamp(min=1)
@@ -88,17 +89,18 @@ def value_errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Te
 
 
 def group_mean_error(p: Tensor, group: int) -> Tensor:
-    """Root mean squared error [...] of the mean of `group` answers as an estimate of p, over
-    questions p [..., Q]. eq:group-mean-error
+    """The root mean squared error [...] of the mean of `group` answers as an estimate of p.
+
+    The mean is over questions with success probabilities p [..., Q]. eq:group-mean-error
     """
     return ((p * (1 - p)).mean(-1) / group).sqrt()
 
 
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
-    """The chance that at least one of k samples is right, from c right ones among n: 1 − C(n−c,
-    k)/C(n, k), unbiased.
+    """An unbiased estimate of the probability that at least one of k samples is right.
 
-    right [...] counts → [...]. Chen et al. 2021 (Codex), eq. 1.
+    With c right answers among n samples it is 1 − C(n−c, k)/C(n, k). `right` [...] are the counts c
+    → [...]. Raises `CourseError` if k > n. Chen et al. 2021 (Codex), eq. 1.
     """
     require(1 <= k <= samples, "k", k, f"1 to {samples}, the samples there are")
     wrong = samples - right.double()

@@ -1,4 +1,4 @@
-"""The folder of a training: its checkpoint, its log, the lock that keeps other trainings out."""
+"""The folder of a training: its checkpoint, its log, and a lock that keeps other trainings out."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def run(
     show: Callable[[dict[str, Any]], None] = lambda row: None,
     tick: Callable[[Training], None] = lambda training: None,
 ) -> float:
-    """Take a training to its end in `folder`: checkpoint.safetensors, and metrics.jsonl with a row
-    for every log. Returns the seconds spent training.
+    """Run a training to its end and keep its checkpoint and its log in `folder`.
 
-    A training that was loaded from this folder goes on with its log; a row that a killed run wrote
-    beyond its last checkpoint is written again. Any other begins a log of its own, and only in a
-    folder that holds no training, or with `overwrite`.
+    It writes checkpoint.safetensors and metrics.jsonl, and returns the seconds spent training. A
+    training that was loaded from this folder continues its log; rows that a killed run wrote after
+    its last checkpoint are written again. Any other training starts a new log, and only in a folder
+    that holds no training, or with `overwrite`.
 
-    `begin` is called once the folder is this training's, `show` for every row, `tick` after every
-    step. Raises `CourseError`, and has written nothing, where another process trains in the folder,
-    it holds another training, or a log that is none; also where the disk is full, when the
-    checkpoint before stays whole.
+    `begin` is called once when the folder belongs to this training, `show` for every row of the
+    log, and `tick` after every step. Raises `CourseError`, before anything is written, if another
+    process trains in the folder, if the folder holds another training, or if its log is damaged. It
+    also raises `CourseError` if the disk is full; the previous checkpoint then stays intact.
     """
     path, log = folder / CHECKPOINT, folder / METRICS
     check_writable(folder)
@@ -80,8 +80,10 @@ def _refuse_other(folder: Path, overwrite: bool) -> None:
 
 
 def _rows(log: Path) -> list[tuple[tuple[int, int], str]]:
-    """The rows of a log, each with its phase and step, as lines; a last line that a killed run did
-    not finish is left out. Raises `CourseError` for a file that is no log.
+    """The lines of a log, each with its phase and step.
+
+    A last line that a killed run left unfinished is omitted. Raises `CourseError` if the file is
+    not a log.
     """
     if not log.exists():
         return []

@@ -1,6 +1,4 @@
-"""Verifiable rewards: what a completion is worth, by comparing it with the answer
-expected of it.
-"""
+"""Verifiable rewards, which compare a completion with the expected answer."""
 
 from __future__ import annotations
 
@@ -14,8 +12,10 @@ from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
 
 def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
-    """[..., T] → [..., A]: the first A tokens, or where answers are marked those after the last
-    marker; PAD where none is.
+    """The final answer of a completion: [..., T] → [..., A] with A = `width`.
+
+    It is the first A tokens or, if `marked`, the A tokens after the last marker. The answer is PAD
+    if there is no marker.
     """
     if not marked:
         return torch.nn.functional.pad(
@@ -31,9 +31,7 @@ def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Reward:
-    """A verifiable reward: completions [..., T] (padded after the end) and their rows in the task
-    [...] → [...].
-    """
+    """A verifiable reward: completions [..., T] and their questions' row numbers [...] → [...]."""
 
     weight: float = 1.0
 
@@ -53,14 +51,15 @@ class ExactMatch(Reward):
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         answer = final_answer(completion, task.answer.shape[-1], task.marked)
-        right = (answer == task.answer[question]).all(-1)  # the end is part of it: nothing follows
+        right = (answer == task.answer[question]).all(-1)  # the answer includes the end token
         return self.weight * right.float()
 
 
 @dataclass(frozen=True)
 class DigitCredit(Reward):
-    """`weight` times the share of the answer's characters that are at the right place; what
-    follows them does not count.
+    """`weight` times the share of the answer's characters that are right.
+
+    Characters after the answer are ignored.
     """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
@@ -72,8 +71,10 @@ class DigitCredit(Reward):
 
 @dataclass(frozen=True)
 class Format(Reward):
-    """`weight` if the completion ends with the end token and its final answer (after a marker where
-    one is due) is digits, a minus may lead.
+    """`weight` if the completion ends and its final answer is an integer, right or wrong.
+
+    The completion must have an end token, and a marker before the answer if the task uses one. The
+    answer must be digits, with an optional minus before them.
     """
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
@@ -88,7 +89,7 @@ class Format(Reward):
 
 @dataclass(frozen=True)
 class Sum(Reward):
-    """`weight` times the sum of several rewards, each with a weight of its own."""
+    """`weight` times the sum of several rewards, each with its own weight."""
 
     parts: tuple[Reward, ...] = (ExactMatch(), Format(0.1))
 

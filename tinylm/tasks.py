@@ -1,10 +1,9 @@
-"""Arithmetic tasks: questions as rows of a table, split once into training and held-out, with
-answers that can be verified.
+"""Arithmetic tasks: tables of questions with verifiable answers, split into training and held-out.
 
-A question is a prompt of fixed width and the answer expected of it, followed by an end token. A new
-task is a function that yields (prompt, scratchpad, answer, difficulty) for its questions: see
-`addition`. The split is by question as it is written: 12+34 and 34+12 are two, and one may be
-trained on where the other is held out.
+A question is a prompt of fixed width with its expected answer and an end token. To add a task,
+write a function that yields (prompt, scratchpad, answer, difficulty) for each question, like
+`addition`. The split goes by the text of the question: 12+34 and 34+12 are two questions, so one
+may be trained on while the other is held out.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from torch import Tensor
 
 from course.errors import CourseError, require, unknown
 
-CHARACTERS = (  # ';' ends a step of the scratchpad, '#' says that the answer follows
-    "0123456789+-*%=;#"
-)
+CHARACTERS = "0123456789+-*%=;#"  # ';' ends a step of the scratchpad, '#' precedes the answer
 PAD, END = len(CHARACTERS), len(CHARACTERS) + 1
 VOCABULARY = len(CHARACTERS) + 2
 MARKER = CHARACTERS.index("#")
@@ -30,10 +27,7 @@ QUESTION_LIMIT = 200_000
 
 
 def encode(text: str) -> list[int]:
-    """Characters → tokens.
-
-    Raises `CourseError` naming a character that is not in the vocabulary.
-    """
+    """Characters → tokens. Raises `CourseError` for a character outside the vocabulary."""
     for character in text:
         if character not in CHARACTERS:
             raise CourseError(
@@ -49,9 +43,7 @@ def decode(tokens: Sequence[int]) -> str:
 
 
 class Question(NamedTuple):
-    """A prompt, the scratchpad that leads to the answer (may be empty), the answer, and how hard it
-    is (carries, terms …).
-    """
+    """A prompt, the scratchpad before the answer (may be empty), the answer, and its difficulty."""
 
     prompt: str
     scratchpad: str
@@ -71,18 +63,16 @@ def task(maker: Maker) -> Maker:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Which questions: the task's name, digits per number, terms of a sum, whether answers show
-    their steps, and the split.
-    """
+    """Which questions a task has, and their split; raises `CourseError` for a wrong value."""
 
     name: str = "addition"  # addition, subtraction, multiplication, modular, terms
-    digits: int = 2  # per number
+    digits: int = 2  # digits of each number
     terms: int = 3  # numbers in a sum (task "terms")
-    modulus: int = 97  # of the modular sum
-    scratchpad: bool = False  # partial sums before the answer
-    held_out: float = 0.1  # share of the questions never trained on
-    limit: int = QUESTION_LIMIT  # at most so many questions, drawn at random
-    seed: int = 0  # of the split
+    modulus: int = 97  # modulus of the sum (task "modular")
+    scratchpad: bool = False  # write partial sums before the answer (task "terms")
+    held_out: float = 0.1  # share of the questions that are never trained on
+    limit: int = QUESTION_LIMIT  # most questions; more possible ones are sampled at random
+    seed: int = 0  # seed of the questions and of the split
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
@@ -104,16 +94,14 @@ class TaskSettings:
 def _numbers(
     settings: TaskSettings, count: int, generator: np.random.Generator
 ) -> Iterator[tuple[int, ...]]:
-    """All tuples of `count` numbers below 10^digits if there are few, else `limit` different ones
-    at random.
-    """
+    """All tuples of `count` numbers below 10^digits, or `limit` random ones if there are more."""
     base = 10**settings.digits
     total = base**count
     if total <= settings.limit:
         yield from itertools.product(range(base), repeat=count)
         return
     chosen: dict[tuple[int, ...], None] = {}
-    # number by number, since base^count may be more than an integer of 64 bits holds
+    # draw each number separately, because base^count may not fit into 64 bits
     while len(chosen) < settings.limit:
         drawn = generator.integers(0, base, size=(settings.limit - len(chosen), count))
         chosen.update(dict.fromkeys(map(tuple, drawn.tolist())))
@@ -121,7 +109,7 @@ def _numbers(
 
 
 def _carries(numbers: Sequence[int]) -> int:
-    """How many columns of the sum carry."""
+    """The number of columns of the sum that carry."""
     carried = carry = 0
     rest = list(numbers)
     while any(rest):
@@ -137,10 +125,7 @@ def _padded(number: int, width: int) -> str:
 
 @task
 def addition(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Question]:
-    """a+b= with zeros in front: the answer has one digit more.
-
-    Difficulty: the number of carries.
-    """
+    """a+b= with leading zeros; the answer has one more digit. Difficulty: the number of carries."""
     width = settings.digits
     for a, b in _numbers(settings, 2, generator):
         yield Question(
@@ -153,10 +138,7 @@ def addition(settings: TaskSettings, generator: np.random.Generator) -> Iterator
 
 @task
 def subtraction(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Question]:
-    """a-b= for any order; a negative answer starts with a minus.
-
-    Difficulty: the number of borrows.
-    """
+    """a-b= for any a and b; a negative answer has a minus. Difficulty: the number of borrows."""
     width = settings.digits
     for a, b in _numbers(settings, 2, generator):
         difference = a - b
@@ -171,10 +153,7 @@ def subtraction(settings: TaskSettings, generator: np.random.Generator) -> Itera
 
 @task
 def multiplication(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Question]:
-    """a*b= with an answer of twice the digits.
-
-    Difficulty: the number of digits that are not 0 or 1.
-    """
+    """a*b= with an answer of twice the digits. Difficulty: the digits other than 0 and 1."""
     width = settings.digits
     for a, b in _numbers(settings, 2, generator):
         hard = sum(character not in "01" for character in f"{a}{b}")
@@ -185,7 +164,7 @@ def multiplication(settings: TaskSettings, generator: np.random.Generator) -> It
 
 @task
 def modular(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Question]:
-    """a+b%m= with a fixed modulus m. Difficulty: how often m has to be taken away."""
+    """a+b%m= with a fixed modulus m. Difficulty: how many times m must be subtracted."""
     width = settings.digits
     for a, b in _numbers(settings, 2, generator):
         answer = (a + b) % settings.modulus
@@ -195,10 +174,7 @@ def modular(settings: TaskSettings, generator: np.random.Generator) -> Iterator[
 
 @task
 def terms(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Question]:
-    """a+b+c= with the partial sums a+b; a+b+c; as scratchpad, if asked for.
-
-    Difficulty: the number of carries on the way.
-    """
+    """a+b+c= with the partial sums a+b; as scratchpad if set. Difficulty: the number of carries."""
     width = settings.digits
     wide = len(str(settings.terms * (10**width - 1)))
     for numbers in _numbers(settings, settings.terms, generator):
@@ -223,10 +199,10 @@ def terms(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Qu
 class Task:
     """A task's questions as tables, on one device.
 
-    `prompt` [N, P] tokens; `target` [N, T] the whole expected completion (scratchpad, marker,
-    answer, end), padded; `answer` [N, A] the final answer and the end token, padded; `difficulty`
-    [N]; `train`, `held_out` row numbers. T is the generation limit in tokens: the longest target,
-    plus `slack`.
+    `prompt` [N, P] are the prompts' tokens. `target` [N, T] is the whole expected completion
+    (scratchpad, marker, answer, end token), padded. `answer` [N, A] is the final answer with its
+    end token, padded. `difficulty` is [N]. `train` and `held_out` are row numbers. T is the
+    generation limit in tokens: the longest target plus the `slack` of `make`.
     """
 
     settings: TaskSettings
@@ -258,12 +234,11 @@ class Task:
 
 
 def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) -> Task:
-    """Build the tables.
+    """Build a task's tables.
 
-    `slack` tokens are added to the generation limit; `context` (P + T) is checked if given.
-
-    Raises `CourseError` where prompts differ in width, a split is empty, or sequences are longer
-    than `context`.
+    `slack` tokens are added to the generation limit. `context`, if given, is the longest sequence
+    P + T that is allowed. Raises `CourseError` if prompts differ in width, a question occurs twice,
+    a split is empty, or sequences are longer than `context`.
     """
     generator = np.random.default_rng(settings.seed)
     questions = list(TASKS[settings.name](settings, generator))
@@ -311,13 +286,11 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
 
 
 def _table(texts: Sequence[str], slack: int = 0, *, end: bool = True) -> Tensor:
-    """Texts as rows of tokens, the end token after each if `end`, then padding: [N, longest +
-    slack].
-    """
+    """Texts as padded rows of tokens [N, longest + slack], each with an end token if `end`."""
     whole = "".join(texts)
     if not set(whole) <= set(CHARACTERS):
         for text in texts:
-            encode(text)  # names the character
+            encode(text)  # raises and names the character
     tokens = np.zeros(128, dtype=np.int64)
     tokens[[ord(character) for character in CHARACTERS]] = np.arange(len(CHARACTERS))
     flat = tokens[np.frombuffer(whole.encode("ascii"), np.uint8)]

@@ -1,5 +1,7 @@
-"""What token by token costs, exactly: ratios, penalties and weights of a prompt whose completions
-are all listed, against the gradients of J and of the KL of whole answers.
+"""The exact error of working token by token instead of with whole answers.
+
+All completions of a prompt are listed. Ratios, KL penalties and weights per token are compared with
+the gradients of J and of the KL of whole answers.
 """
 
 from __future__ import annotations
@@ -30,19 +32,17 @@ from course.parts import (
 from course.train.noise import Noise
 from tinylm.bridge import Bridge
 
-RATIO = replace(
-    ladder.rloo, surrogate=ImportanceSampling()
-)  # ρ·A with the others' mean: unbiased where the ratio is exact
+# ρ·A with the leave-one-out mean: unbiased if the ratio is exact
+RATIO = replace(ladder.rloo, surrogate=ImportanceSampling())
 SEQUENCE_RATIO = replace(RATIO, ratio=SequenceRatio())
-AT_SEQUENCE_LEVEL: dict[
-    str, Estimator
-] = {  # what a bandit and the transformer must agree on, token by token
+# estimators on which the bandit and the transformer must agree
+AT_SEQUENCE_LEVEL: dict[str, Estimator] = {
     "ratio": SEQUENCE_RATIO,
     "clip": replace(SEQUENCE_RATIO, surrogate=Clip(0.2)),
     "std": replace(replace(SEQUENCE_RATIO, baseline=GroupMean()), scale=GroupStd()),
     "1/|o|": replace(SEQUENCE_RATIO, aggregation=ladder.length_mean.aggregation),
 }
-TOKEN_KL: dict[str, Estimator] = {  # all would be ∇KL(π‖ref) on a bandit
+TOKEN_KL: dict[str, Estimator] = {  # on a bandit the expected gradient of each is ∇KL(π‖ref)
     "k2": Estimator(kl=K2(1.0)),
     "ρ·k1": Estimator(kl=K1(1.0, place=InLossTimesRatio())),
     "ρ·k3": Estimator(kl=K3(1.0, place=InLossTimesRatio())),
@@ -53,7 +53,7 @@ FORWARD_KL = Estimator(kl=K3(1.0))  # ∇KL(ref‖π) on a bandit
 
 
 def angle(vector: Tensor, truth: Tensor) -> float:
-    """Degrees between two vectors [D]."""
+    """The angle between two vectors [D], in degrees."""
     along = vector @ truth / truth.norm()
     across = (vector - along * truth / truth.norm()).norm()
     return math.degrees(math.atan2(float(across), float(along)))
@@ -65,19 +65,16 @@ def off(vector: Tensor, truth: Tensor) -> float:
 
 
 def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
-    """[1, K, T] the bandit's expected coefficient of each arm, on every token of the completion
-    that the arm is.
-    """
+    """The bandit's expected coefficient of each arm, on all tokens of its completion [1, K, T]."""
     found = microscope(estimator, bridge.arms, group, covariance=False).coefficient
     return found[..., :1] * bridge.mask
 
 
 def ratio_row(bridge: Bridge) -> dict[str, float]:
-    """How far E[ĝ] and the surrogate's own forecast are from ∇J and J, with a ratio per token and
-    per sequence.
+    """How far E[ĝ] is from ∇J, and the surrogate's forecast from J, with token and sequence ratios.
 
-    In groups of two: with the others' mean as baseline E[ĝ] does not depend on G. The forecasts:
-    eq:token-ratio-forecast.
+    The groups have two samples; with a leave-one-out baseline E[ĝ] does not depend on G. The
+    forecasts are eq:token-ratio-forecast.
     """
     outcomes = bridge.outcomes
     old = outcomes.old[0].sum(-1).exp()
@@ -97,9 +94,9 @@ def ratio_row(bridge: Bridge) -> dict[str, float]:
 
 
 def kl_row(bridge: Bridge) -> dict[str, float]:
-    """How far the expected gradients of penalties are from that of the answers' KL.
+    """How far the expected gradients of KL penalties are from that of the KL of whole answers.
 
-    The bridge's rewards are 0 and its π samples.
+    The bridge must have rewards of 0 and be on-policy.
     """
     reverse, forward = (
         bridge.pull_back(exact.kl_coefficient(bridge.outcomes, d)) for d in ("reverse", "forward")
@@ -118,13 +115,15 @@ def kl_row(bridge: Bridge) -> dict[str, float]:
 
 
 def identity_row(bridge: Bridge, group: int, noise: Noise, size: int = 64) -> dict[str, float]:
-    """The bandit and the transformer: the largest difference in J, in coefficients, and in the
-    gradient of one sampled group, of `size` so that it is not silent.
+    """The largest differences between the bandit and the transformer.
+
+    They are compared in J, in the coefficients, and in the gradient of one sampled group. That
+    group has `size` samples, so that it is almost surely not a zero-variance group.
     """
     bandit = bridge.bandit(size)
-    rollout = bandit.sample(noise)  # of π_old: both stand there
+    rollout = bandit.sample(noise)  # samples of π_old
     with torch.no_grad():
-        bandit.parameters[0].copy_(bridge.log_prob[None])  # and now both are π
+        bandit.parameters[0].copy_(bridge.log_prob[None])  # the bandit's policy is now π
     differences, batch = [], []
     for estimator in AT_SEQUENCE_LEVEL.values():
         tokens = microscope(estimator, bridge.outcomes, group, covariance=False).coefficient
@@ -147,8 +146,10 @@ def identity_row(bridge: Bridge, group: int, noise: Noise, size: int = 64) -> di
 
 
 def weight_row(bridge: Bridge, groups: Sequence[int], group: int) -> dict[str, Any]:
-    """E[ĝ] of the group std along ∇p, and what is left over: with the sum for each of `groups`, and
-    with 1/|o| for `group` (times the right answer's length).
+    """E[ĝ] under the group std, split into its component along ∇p and the rest.
+
+    "sum" and "rest" use the sum over tokens, for each size in `groups`. "mean" and "angle" use
+    1/|o| with `group` samples; "mean" is multiplied by the length of the right answer.
     """
     right = int(bridge.mask[bridge.reward.argmax()].sum())
     row: dict[str, Any] = {"p": bridge.objective, "right": right, "sum": [], "rest": []}
