@@ -43,12 +43,12 @@ class AblationBudget(Budget):
     preset: str = "mini"  # nano, mini, small or gpu
     warm_lr: float = 5e-3  # Adam's learning rate in the warm start
     warm_batch: int = 64  # demonstrations per step
-    rollouts: int = 40  # of reinforcement learning
+    rollouts: int = 40  # rollouts of reinforcement learning
     prompts: int = 16  # questions per rollout
     group: int = 8  # completions per question
     device: str = "cpu"  # where to run
     judged: int = 250  # held-out questions that measure the accuracy
-    log_every: int = 10  # rollouts
+    log_every: int = 10  # rollouts between two points of a curve
     seeds: int = 6  # models that are judged
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
-"""The mathematics that lessons teach on bandits: formulas, fixed points, recursions, exact flows,
-and the small trainings that follow them.
+"""The mathematics of the lessons on bandits: formulas, fixed points, recursions and exact flows.
 
-Nothing is judged or drawn here; the ablations measure against these functions.
+It also holds the small trainings that follow them. The ablations compare their measurements with
+these functions and draw the figures.
 """

@@ -1,6 +1,4 @@
-"""What a constant baseline does to the variance of one sample's gradient on B3, by formula and by
-enumeration.
-"""
+"""How a constant baseline changes the gradient's variance on B3, by formula and by enumeration."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ from course.parts import Constant
 
 
 def canonical(offset: float = 0.0) -> Outcomes:
-    """B3 with a critic that knows J and the policy itself as the reference, so that every rung can
-    be asked.
+    """B3 with everything that any rung needs: a critic that knows J, and a reference policy.
+
+    The reference policy is the policy itself.
     """
     plain = b3(offset=offset)
     return b3(
@@ -37,15 +36,19 @@ def canonical(offset: float = 0.0) -> Outcomes:
 
 
 def baselines(outcomes: Outcomes) -> dict[str, Tensor]:
-    """None, the mean J, the best constant b* (each [1]), and the best one per logit [1, D]."""
+    """Four baselines: none, the mean J and the best constant b* (each [1]), and the best per logit.
+
+    The best baseline per logit is [1, D].
+    """
     mean = torch.tensor([objective(outcomes)], dtype=torch.float64)
     best = optimal_baseline(outcomes), optimal_baseline_per_coordinate(outcomes)
     return {"none": torch.zeros_like(mean), "mean": mean, "scalar": best[0], "coordinate": best[1]}
 
 
 def enumerated_variance(outcomes: Outcomes, baseline: Tensor) -> float:
-    """The variance of one sample at `baseline` [1] or [1, D]: the microscope on an estimator with
-    that constant, logit by logit.
+    """The variance of one sample's gradient at `baseline` [1] or [1, D], by the microscope.
+
+    It enumerates an estimator with that constant baseline, one logit at a time.
     """
     total = 0.0
     for d, b in enumerate(baseline.expand(1, outcomes.score.shape[-1])[0].tolist()):
@@ -58,7 +61,7 @@ def enumerated_variance(outcomes: Outcomes, baseline: Tensor) -> float:
 
 
 def lowest_point(outcomes: Outcomes) -> float:
-    """Where the parabola through the enumerated variances at b = 0, ½ and 1 is lowest."""
+    """The minimum of the parabola through the enumerated variances at b = 0, ½ and 1."""
     low, middle, high = (
         enumerated_variance(outcomes, torch.tensor([b], dtype=torch.float64))
         for b in (0.0, 0.5, 1.0)
@@ -70,7 +73,7 @@ def lowest_point(outcomes: Outcomes) -> float:
 def expected_curves(
     outcomes: Outcomes, groups: tuple[int, ...]
 ) -> dict[str, dict[str, list[float]]]:
-    """Closed forms of "length" and "noise" for the estimators that have one."""
+    """Closed forms of the gradient's "length" and "noise", for the estimators that have one."""
     none, mean = (float(variance_at_baseline(outcomes, b)) for b in (0.0, objective(outcomes)))
     pair = [group * float(rloo_covariance(outcomes, group)[0].trace()) for group in groups]
     one = [1.0] * len(groups)

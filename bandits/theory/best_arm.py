@@ -1,4 +1,4 @@
-"""What always pulling the best arm earns, and how much that depends on the luck of the draw."""
+"""The expected reward of always pulling the best of several random arms, and its standard error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 
 def expected_maximum(arms: int) -> float:
-    """E[max] of `arms` N(0, 1) numbers: the reward per pull of who knows the best arm."""
+    """E[max] of `arms` N(0, 1) numbers: the reward per pull of always pulling the best arm."""
     return _moment(arms, 1)
 
 
 def maximum_error(arms: int, draws: int) -> float:
-    """Standard error of the mean of the maximum over `draws` sets of `arms` N(0, 1) numbers."""
+    """The standard error of the mean maximum of `arms` N(0, 1) numbers over `draws` sets."""
     return math.sqrt((_moment(arms, 2) - _moment(arms, 1) ** 2) / draws)
 
 

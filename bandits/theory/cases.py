@@ -1,9 +1,9 @@
-"""Four small bandits for the microscope, on which the rungs of the ladder come apart one by one.
+"""Four small bandits for the microscope that together tell the rungs of the ladder apart.
 
 on policy     B3: π = (.5, .3, .2), Bernoulli means (.2, .5, .8)
-off policy    the samples are B3's, the policy has moved on to (.4, .3, .3)
-two prompts   B3 beside a prompt on which every arm pays less: the batch's mean is neither's
-ragged        B3 with answers of 1, 2 and 4 tokens: how tokens are weighed begins to matter
+off policy    B3's samples, but the current policy is (.4, .3, .3)
+two prompts   B3 and a second prompt with lower rewards, so the batch mean fits neither
+ragged        B3 with answers of 1, 2 and 4 tokens, so the aggregation over tokens matters
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LENGTHS = (1, 2, 4)
 
 
 def cases() -> dict[str, Outcomes]:
-    """The four cases, each with a reference policy and the exact value as its critic's."""
+    """The four cases, each with a reference policy and a critic that knows the exact value."""
     policy, means = _rows(B3_POLICY), _rows(B3_MEANS)
     policies, both = _rows(B3_POLICY, OTHER_POLICY), _rows(B3_MEANS, OTHER_MEANS)
     reference, value = _rows(REFERENCE).log(), (policy * means).sum(-1)

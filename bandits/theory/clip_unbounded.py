@@ -1,6 +1,6 @@
-"""Why clipping does not bound the ratio: where two arms fall silent, and small steps until they do.
+"""Why clipping does not bound the ratio: the limit of many small steps on one rollout of two arms.
 
-Two arms pay 1 and 0; the first was sampled with a small probability π₁.
+The arms pay 1 and 0; the first was sampled with a small probability π₁.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from course.train.noise import Noise
 from course.train.optim import SGD
 
 UNCENTRED = replace(ladder.clip, baseline=NoBaseline())
-SHORT = 1e-9  # a gradient length below all that occur, except 0
+SHORT = 1e-9  # shorter than every gradient that occurs, except 0
 EVERY = 10  # steps between two points of a path
 
 
 def clip_bounds(estimator: Estimator) -> tuple[float, float] | None:
-    """(1 − ε_low, 1 + ε_high), or None where nothing is clipped."""
+    """(1 − ε_low, 1 + ε_high), or None if the estimator does not clip."""
     clip = estimator.surrogate
     return (1 - clip.epsilon_low, 1 + clip.high) if isinstance(clip, Clip) else None
 
 
 def limit(share: Tensor, low: float, high: float, centred: bool = True) -> Tensor:
-    """Where ρ₁ stops: both arms silent, and π₁ ≤ 1 (`eq:clip-limit`). [...] → [...].
+    """The value of ρ₁ at which it stops, because both arms are clipped (`eq:clip-limit`).
 
-    Arm 1 is silent above `high` = 1 + ε_high, arm 2 below `low` = 1 − ε_low, that is above
-    ρ₁ = (1 − (1−ε_low)(1−π₁))/π₁. Rewards that are not `centred` give arm 2 no advantage, so it is
-    silent from the start.
+    π₁ [...] → ρ₁ [...]. Arm 1 has no gradient above ρ₁ = `high` = 1 + ε_high. Arm 2 has none below
+    ρ₂ = `low` = 1 − ε_low, which is above ρ₁ = (1 − (1−ε_low)(1−π₁))/π₁. If the rewards are not
+    `centred`, arm 2 has advantage 0 and never has a gradient. ρ₁ cannot exceed 1/π₁.
     """
     stop = torch.full_like(share, high)
     if centred:
@@ -48,8 +48,9 @@ def limit(share: Tensor, low: float, high: float, centred: bool = True) -> Tenso
 
 
 def push(share: float, ratio: float) -> float:
-    """The clip's expected gradient of arm 1's logit at ρ₁ = `ratio`, under the microscope, with the
-    advantage r − π₁ (`eq:clip-push`). `share` is π₁.
+    """The clip's exact expected gradient on arm 1's logit at ρ₁ = `ratio` (`eq:clip-push`).
+
+    The advantage is r − π₁, and `share` is π₁.
     """
     now, old = (
         torch.tensor([[p, 1 - p]], dtype=torch.float64).log() for p in (share * ratio, share)
@@ -62,11 +63,11 @@ def push(share: float, ratio: float) -> float:
 
 @dataclass(frozen=True)
 class Path:
-    """What an estimator's small steps did: ρ₁ and ρ₂ [logs, runs] after `steps` [logs]; a run is a
-    π₁.
+    """The path of an estimator's small steps, with one run for each π₁.
 
-    `before` and `after` [runs] are ρ₁ on both sides of the last step that moved it upwards,
-    `clipped` [runs] the share of samples whose objective is flat at the end.
+    `good` and `bad` are ρ₁ and ρ₂ [logs, runs] after `steps` [logs]. `before` and `after` [runs]
+    are ρ₁ before and after the last step that increased it. `clipped` [runs] is the share of
+    samples that are clipped at the end.
     """
 
     steps: Tensor
@@ -80,8 +81,10 @@ class Path:
 def small_steps(
     estimator: Estimator, shares: Sequence[float], group: int, length: float, steps: int
 ) -> Path:
-    """`steps` steps of equal `length` (nats of the logits) on one rollout of `group` arms in exact
-    proportion, as if it had infinitely many samples; for all π₁ of `shares` at once.
+    """Take `steps` steps of equal `length` on one rollout, for all π₁ in `shares` at once.
+
+    The rollout holds `group` samples with the arms in exact proportion, as if there were infinitely
+    many. The length of a step is in nats of the logits.
     """
     share = torch.tensor(shares, dtype=torch.float64)
     good = (share * group).round().long()
@@ -90,7 +93,7 @@ def small_steps(
     arms = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
     bandit = Population(arms, policy, counts, reference="start")
     noise = Noise(bandit.runs, dtype=torch.float64)  # nothing is drawn from it
-    # clipping the gradient's length at next to nothing gives every step the same length
+    # clipping the gradient's norm to a tiny value gives every step the same length
     learner = Learner(
         bandit, estimator, SGD(length / SHORT), noise, max_grad_norm=SHORT, log_every=steps
     )

@@ -1,8 +1,8 @@
-"""Baselines of natural policy gradient on three arms: the one of least variance, and baselines that
-know the rewards.
+"""Baselines for the natural policy gradient on three arms whose rewards are known.
 
-1/π(a) in the natural gradient makes single steps of hundreds of nats: all of it is computed from
-log-probabilities, and b* as a mean of rewards under softmax(−log π), so that nothing overflows.
+The factor 1/π(a) in the natural gradient makes single steps of hundreds of nats. Everything is
+therefore computed from log-probabilities, and b* as a mean of rewards under softmax(−log π), so
+that nothing overflows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from course.train.optim import Optimizer
 
 @dataclass(frozen=True)
 class ThreeArms:
-    """Three arms that always pay `rewards`, the first the most; `start` logits of the policy, in
-    nats; `shift` (in reward) is how far two of the baselines are from the best one.
+    """Three arms that always pay `rewards`, the first one the most; raises `CourseError` otherwise.
+
+    `start` are the policy's initial logits, in nats. `shift` is the distance, in reward, of two of
+    the baselines from the best one.
     """
 
     rewards: tuple[float, ...] = (1.0, 0.7, 0.0)
@@ -50,12 +52,12 @@ class ThreeArms:
 
     @property
     def reward(self) -> Tensor:
-        """[3] the rewards."""
+        """The rewards [3]."""
         return torch.tensor(self.rewards, dtype=torch.float64)
 
     @property
     def logits(self) -> Tensor:
-        """[3] where the policy starts."""
+        """The initial logits [3]."""
         return torch.tensor(self.start, dtype=torch.float64)
 
 
@@ -70,18 +72,18 @@ BASELINES = {
 
 
 def least_variance_baseline(log_prob: Tensor, reward: Tensor) -> Tensor:
-    """b* = Σ (r/π) / Σ (1/π), the constant for which one sample's natural gradient has the least
-    variance. [..., K] → [...].
+    """b* = Σ (r/π) / Σ (1/π), the constant that minimises the natural gradient's variance.
 
-    E‖(r − b)/π(a)·(e_a − 1/K)‖² = (1 − 1/K) Σ (r_a − b)²/π_a, a parabola in b, and its mean does
-    not depend on b. The weights are softmax(−log π): 1/π itself overflows when a probability
-    underflows. eq:natural-least-variance
+    [..., K] → [...], for one sample. E‖(r − b)/π(a)·(e_a − 1/K)‖² = (1 − 1/K) Σ (r_a − b)²/π_a is a
+    parabola in b, and the mean of the natural gradient does not depend on b. The weights are
+    computed as softmax(−log π), because 1/π overflows when a probability underflows.
+    eq:natural-least-variance
     """
     return (torch.softmax(-log_prob, -1) * reward).sum(-1)
 
 
 def natural_variance(log_prob: Tensor, reward: Tensor, baseline: float) -> Tensor:
-    """Total variance of one sample's natural gradient: (1 − 1/K) Σ (r − b)²/π − ‖r − mean(r)‖².
+    """The total variance of one sample's natural gradient: (1 − 1/K) Σ (r − b)²/π − ‖r − mean(r)‖².
 
     [..., K] → [...].
     """
@@ -90,10 +92,9 @@ def natural_variance(log_prob: Tensor, reward: Tensor, baseline: float) -> Tenso
 
 
 class KnownBaseline(Bandit):
-    """A bandit that writes a baseline which knows the rewards into the rollout's value: `best`·b* +
-    `value`·V + `shift`.
+    """A bandit whose rollouts hold, as the value, the baseline `best`·b* + `value`·V + `shift`.
 
-    The three coefficients are numbers per run, [...].
+    The three coefficients are [...], one per run. The baseline is computed from the true rewards.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class KnownBaseline(Bandit):
         self.coefficients = [coefficient.unsqueeze(-1) for coefficient in (best, value, shift)]
 
     def sample(self, noise: Noise) -> Rollout:
-        """One pull per prompt, with the baseline of the policy that pulled."""
+        """One pull per prompt, with the baseline of the sampling policy."""
         rollout = super().sample(noise)
         assert rollout.old_log_dist is not None
         log_prob, reward = rollout.old_log_dist[..., 0, 0, :], self.environment.mean
@@ -123,9 +124,7 @@ class KnownBaseline(Bandit):
 
 
 def problem(arms: ThreeArms, kinds: Sequence[str], logits: Tensor) -> KnownBaseline:
-    """The three arms with a baseline of `BASELINES` for runs [kinds, ...], from logits
-    [kinds, ..., K].
-    """
+    """The three arms with a baseline of `BASELINES` for each kind; `logits` are [kinds, ..., K]."""
     one, runs = (len(kinds), *(1,) * (logits.dim() - 2)), logits.shape[:-1]
     fixed = [max(arms.rewards) if kind == "fixed" else 0.0 for kind in kinds]
     best, value, sign = torch.tensor([BASELINES[kind] for kind in kinds], dtype=logits.dtype).T
@@ -143,9 +142,7 @@ def learner(bandit: KnownBaseline, lr: Tensor | float, seed: int) -> Learner:
 
 
 def one_step(arms: ThreeArms, optimizer: Optimizer, arm: int, baseline: float) -> Tensor:
-    """[K] change of the logits, from the start, when `arm` is pulled once and `optimizer` takes its
-    step.
-    """
+    """The change of the logits [K] when `optimizer` takes one step after one pull of `arm`."""
     environment = Deterministic(arms.reward.unsqueeze(0))
     bandit = Bandit(environment, Softmax(arms.logits.unsqueeze(0)), group=1)
     noise = Noise((), dtype=torch.float64)
@@ -164,8 +161,9 @@ def one_step(arms: ThreeArms, optimizer: Optimizer, arm: int, baseline: float) -
 
 
 def measured_variance(arms: ThreeArms, baseline: float) -> float:
-    """Total variance of one sample's natural gradient at the start, under the microscope: tr F⁺CF⁺,
-    C the gradient's covariance.
+    """The total variance of one sample's natural gradient at the start, by the microscope.
+
+    It is tr F⁺CF⁺, where C is the covariance of the gradient.
     """
     log_prob = log_softmax(arms.logits)
     listed = outcomes(Deterministic(arms.reward.unsqueeze(0)), log_prob.unsqueeze(0))

@@ -1,6 +1,4 @@
-"""What dividing by the group's std does to prompts of different difficulty, and 1/|o| to answers of
-different length: populations of right and wrong answers, and the laws on them.
-"""
+"""How the group std weighs prompts by difficulty, and how 1/|o| weighs answers by length."""
 
 from __future__ import annotations
 
@@ -16,22 +14,23 @@ from course.estimator import Estimator, replace
 from course.exact import Outcomes, every_group, group_std_weight, microscope, objective
 from course.parts import GroupStd, SequenceMean
 
-# the group_std rung without its eps, for the exact law
+# the group_std rung without its eps, for which the law is exact
 STD = replace(ladder.group_mean, scale=GroupStd(eps=0.0))
-LENGTH_MEAN = replace(STD, aggregation=SequenceMean())  # … and 1/|o|
-MANY = 1024  # samples, as good as infinitely many
+LENGTH_MEAN = replace(STD, aggregation=SequenceMean())  # the same with 1/|o|
+MANY = 1024  # a group size close to the limit of infinitely many samples
 
 
 def right_or_wrong(p: float, lengths: tuple[int, int] | None = None) -> Outcomes:
-    """Two answers: right with probability `p`, or wrong; of `lengths` (right, wrong) tokens."""
+    """A right answer of probability `p` and a wrong one; `lengths` are (right, wrong) in tokens."""
     length = None if lengths is None else torch.tensor(lengths)
     environment = Environment(torch.tensor([[1.0, 0.0]], dtype=torch.float64), lengths=length)
     return outcomes(environment, torch.tensor([[p, 1 - p]], dtype=torch.float64).log())
 
 
 def four_answers(p: float, short: int, long: int) -> Outcomes:
-    """Right-and-short, right-and-long, wrong-and-short, wrong-and-long: right with probability `p`,
-    short with ½.
+    """Four answers: right and short, right and long, wrong and short, wrong and long.
+
+    An answer is right with probability `p` and, independently, short with probability ½.
     """
     reward = torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     policy = torch.tensor([[p / 2, p / 2, (1 - p) / 2, (1 - p) / 2]], dtype=torch.float64)
@@ -40,9 +39,7 @@ def four_answers(p: float, short: int, long: int) -> Outcomes:
 
 
 def twins(p: float) -> Outcomes:
-    """Two prompts of the same difficulty that share their logits: right with probability `p`, or
-    wrong.
-    """
+    """Two prompts that share their logits; each is answered right with probability `p`."""
     log_prob = torch.tensor([[p, 1 - p]] * 2, dtype=torch.float64).log()
     reward = torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)
     score = right_or_wrong(p).score[:, :, 0].expand(2, 2, 2)  # [prompts, arms, parameters]
@@ -50,25 +47,25 @@ def twins(p: float) -> Outcomes:
 
 
 def weight(estimator: Estimator, listed: Outcomes, group: int) -> float:
-    """E[ĝ]·∇p / ‖∇p‖²: how much of ∇p there is in the expected gradient."""
+    """E[ĝ]·∇p / ‖∇p‖²: the weight of ∇p in the expected gradient."""
     seen = microscope(estimator, listed, group, covariance=False)
     return float(seen.expected @ seen.gradient / seen.gradient.square().sum())
 
 
 def angle(estimator: Estimator, listed: Outcomes, group: int) -> float:
-    """Between E[ĝ] and ∇p, in degrees."""
+    """The angle between E[ĝ] and ∇p, in degrees."""
     cosine = microscope(estimator, listed, group, covariance=False).cosine
     return math.degrees(math.acos(min(1.0, cosine)))
 
 
 def silent_share(listed: Outcomes, group: int) -> float:
-    """The probability of a group of which the estimator makes a gradient that is exactly zero."""
+    """The probability of a group whose gradient is exactly zero (a zero-variance group)."""
     every = every_group(STD, listed, group)
     return float(every.chance[(every.gradient == 0).all(-1)].sum())
 
 
 def length_law(listed: Outcomes, group: int) -> Tensor:
-    """[D] E[ĝ] under 1/|o| with eps = 0: w_G(p) Σ_a π_a (1[a right] − p) s_a / |o_a|.
+    """E[ĝ] [D] under 1/|o| with eps = 0: w_G(p) Σ_a π_a (1[a right] − p) s_a / |o_a|.
 
     It follows from E[A_i | i right] = w_G(p)(1 − p) and E[A_i | i wrong] = −w_G(p) p.
     eq:length-mean-law
@@ -79,16 +76,16 @@ def length_law(listed: Outcomes, group: int) -> Tensor:
 
 
 def shortfall(p: float, group: int) -> float:
-    """1/(8Gp(1−p)): the share by which w_G(p) is short of its limit 1/√(p(1−p)), up to order 1/G².
+    """1/(8Gp(1−p)): the relative gap of w_G(p) to its limit 1/√(p(1−p)), up to order 1/G².
 
-    The second-order term of E[√(x(1−x))], x = N/G, since the second derivative of √(x(1−x)) is
-    −¼(x(1−x))^(−3/2) and the variance of x is p(1−p)/G.
+    It is the second-order term of E[√(x(1−x))] with x = N/G, because the second derivative of
+    √(x(1−x)) is −¼(x(1−x))^(−3/2) and the variance of x is p(1−p)/G.
     """
     return 1 / (8 * group * p * (1 - p))
 
 
 def arcsine_gradient() -> Tensor:
-    """[D] ∇ 2·arcsin √J on B3 by automatic differentiation, J = Σ softmax(θ)·μ.
+    """∇ 2·arcsin √J [D] on B3 by automatic differentiation, with J = Σ softmax(θ)·μ.
 
     eq:arcsine-objective
     """

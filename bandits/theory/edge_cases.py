@@ -1,5 +1,6 @@
-"""Formulas as they stand on paper, which go wrong in float32: a mean, a std, a leave-one-out std
-and k3, beside the course's own parts.
+"""Textbook formulas that fail in float32, next to the course's own parts.
+
+The formulas are a mean, a std, a leave-one-out std, and k3.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from course.rollout import Policy, Rollout
 
 @dataclass(frozen=True)
 class PlainMean(Baseline):
-    """mean(R), added up one after another, whatever rounding does."""
+    """mean(R) by adding one return after another, without regard to rounding."""
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         return (plain_sum(returns) / returns.shape[-1]).unsqueeze(-1)
@@ -26,7 +27,7 @@ class PlainMean(Baseline):
 
 @dataclass(frozen=True)
 class PlainStd(Scale):
-    """Divide by √(Σ(R − mean)² / (G − ddof)) + eps, however small."""
+    """Divide by √(Σ(R − mean)² / (G − ddof)) + eps, even if the std is only rounding error."""
 
     ddof: int = 0
     eps: float = 1e-8
@@ -39,8 +40,9 @@ class PlainStd(Scale):
 
 @dataclass(frozen=True)
 class LeaveOneOutStd(Scale):
-    """Divide by the std of the OTHERS' returns, plus eps: the scale that matches a leave-one-out
-    baseline, one might think.
+    """Divide by the std of the other samples' returns, plus eps.
+
+    It looks like the natural scale for a leave-one-out baseline.
     """
 
     eps: float = 1e-6
@@ -55,7 +57,7 @@ class LeaveOneOutStd(Scale):
 
 
 def plain_sum(values: Tensor) -> Tensor:
-    """[..., G] → [..., 1], in the order of the samples, so that every machine rounds alike."""
+    """Sum [..., G] → [..., 1] in the order of the samples, so that all machines round the same."""
     total = values[..., :1]
     for sample in range(1, values.shape[-1]):
         total = total + values[..., sample : sample + 1]
@@ -63,14 +65,14 @@ def plain_sum(values: Tensor) -> Tensor:
 
 
 def advantages(estimator: Estimator, rewards: Tensor) -> Tensor:
-    """[..., G] the advantages of one-token samples with these rewards [..., G]."""
+    """The advantages [..., G] of one-token samples with rewards [..., G]."""
     reward = rewards.unsqueeze(-2).unsqueeze(-1)  # [..., Q = 1, G, T = 1]
     rollout = Rollout(reward, torch.zeros_like(reward), torch.ones_like(reward, dtype=torch.bool))
     return estimator.freeze(rollout).advantage[..., 0, :, 0]
 
 
 def plain(eps: float | None, ddof: int = 0) -> Estimator:
-    """Group mean and std as the formula stands; `eps` None: no std."""
+    """Group mean and std by the textbook formula; `eps` None means no std."""
     return replace(
         ladder.reinforce,
         baseline=PlainMean(),
@@ -79,16 +81,14 @@ def plain(eps: float | None, ddof: int = 0) -> Estimator:
 
 
 def ours(eps: float | None, ddof: int = 0) -> Estimator:
-    """The course's own parts in their place."""
+    """The same with the course's own parts."""
     return replace(
         ladder.group_mean, scale=NoScale() if eps is None else GroupStd(ddof=ddof, eps=eps)
     )
 
 
 def penalty(kl: K3, log_r: float, dtype: torch.dtype = torch.float32) -> float:
-    """What the objective loses for one sample on which the reference is e^{log_r} times as likely
-    as the policy.
-    """
+    """The KL penalty of one sample that is e^{log_r} times as likely under the reference policy."""
     zero = torch.zeros(1, 1, 1, dtype=dtype)
     rollout = Rollout(zero, zero - log_r, torch.ones(1, 1, 1, dtype=torch.bool), ref_log_prob=zero)
     estimator = replace(ladder.reinforce, kl=kl)
@@ -96,12 +96,12 @@ def penalty(kl: K3, log_r: float, dtype: torch.dtype = torch.float32) -> float:
 
 
 def equal(reward: Tensor, group: int) -> Tensor:
-    """[...] → [..., G] groups of equal float32 rewards."""
+    """Groups [..., G] of equal float32 rewards, from rewards [...]."""
     return reward.float().unsqueeze(-1).expand(*reward.shape, group)
 
 
 def near(large: float) -> Tensor:
-    """The rewards that are tried near a large one: 2,001 of them, from one below to one above."""
+    """2,001 rewards around a large one, from 1 below it to 1 above it."""
     return torch.linspace(large - 1, large + 1, 2001, dtype=torch.float64)
 
 
@@ -111,13 +111,13 @@ def largest(estimator: Estimator, groups: Tensor) -> float:
 
 
 def spacing(value: float) -> float:
-    """The distance from a float32 number to the next one above it."""
+    """The distance from a float32 number to the next larger one."""
     here = torch.tensor(value, dtype=torch.float32)
     return float(torch.nextafter(here, torch.tensor(math.inf)) - here)
 
 
 def overflow_point() -> float:
-    """The log ratio from which k3 in float32 is infinite, by bisection."""
+    """The smallest log ratio at which k3 is infinite in float32, by bisection."""
     low, high = 50.0, 200.0
     while high - low > 1e-6:
         middle = (low + high) / 2

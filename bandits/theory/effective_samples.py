@@ -1,5 +1,6 @@
-"""How good is another policy, judged by samples of this one? The surrogate's identity, effective
-samples, and answers of several tokens, all listed.
+"""Estimating another policy's objective from samples of this one, exactly by enumeration.
+
+It covers the surrogate's identity, the effective sample size, and answers of several tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from course.rollout import Policy, Rollout
 
 @dataclass(frozen=True)
 class Sums:
-    """Answers of `tokens` tokens, each one of `words` numbers 0, 1, …; right are those whose tokens
-    sum to the middle of what they can.
+    """A task whose answers have `tokens` tokens, each a number from 0 to `words` − 1.
 
-    From 2 to 5 tokens and from 2 to 4 words: all answers are listed.
+    An answer is right if its tokens sum to the middle of the possible range. Since all answers are
+    listed, `tokens` must be 2 to 5 and `words` 2 to 4; otherwise it raises `CourseError`.
     """
 
     tokens: int = 3
@@ -41,28 +42,26 @@ def tilted(log_prob: Tensor, reward: Tensor, strength: float) -> Tensor:
 
 
 def answers(task: Sums) -> tuple[Tensor, Tensor]:
-    """Every answer [K, T] (K = words^tokens) and its reward [K]: 1 if the tokens sum to the middle
-    of what they can, else 0.
-    """
+    """Every answer [K, T] and its reward [K], 0 or 1; K = words^tokens."""
     every = torch.tensor(list(itertools.product(range(task.words), repeat=task.tokens)))
     middle = task.tokens * (task.words - 1) // 2
     return every, (every.sum(-1) == middle).double()
 
 
 def start(task: Sums) -> Tensor:
-    """log π of every answer [K]: token w with probability ∝ words − w, at each place alike."""
+    """log π of every answer [K]; each token is w with probability ∝ words − w, independently."""
     word = torch.arange(task.words, 0, -1, dtype=torch.float64)
     return (word / word.sum()).log()[answers(task)[0]].sum(-1)
 
 
 def prefix_rows(task: Sums) -> Tensor:
-    """[K, T] for each token of each answer, the number of the prefix before it: a policy has a row
-    of logits for each.
+    """The number of the prefix before each token of each answer, [K, T].
+
+    A policy has one row of logits for each prefix.
     """
     every, _ = answers(task)
-    before = [
-        sum(task.words**s for s in range(t)) for t in range(task.tokens)
-    ]  # shorter prefixes come first
+    # the number of shorter prefixes, which come first
+    before = [sum(task.words**s for s in range(t)) for t in range(task.tokens)]
     number = [torch.zeros(len(every), dtype=torch.long)]
     for t in range(task.tokens - 1):
         number.append(number[-1] * task.words + every[:, t])
@@ -70,8 +69,9 @@ def prefix_rows(task: Sums) -> Tensor:
 
 
 def logits_of(log_prob: Tensor, task: Sums) -> Tensor:
-    """The table of logits [prefixes, words] whose answers have the probabilities exp(log_prob) [K]:
-    the mass that passes.
+    """A table of logits [prefixes, words] whose answers have log-probabilities `log_prob` [K].
+
+    Each logit is the log of the total probability of the answers that pass through it.
     """
     every, _ = answers(task)
     rows = prefix_rows(task)
@@ -82,15 +82,14 @@ def logits_of(log_prob: Tensor, task: Sums) -> Tensor:
 
 
 def token_log_probs(logits: Tensor, task: Sums) -> Tensor:
-    """log π(token | the tokens before it) of every answer: a table of logits [prefixes, words] →
-    [K, T].
-    """
+    """log π of each token given the tokens before it: logits [prefixes, words] → [K, T]."""
     return torch.log_softmax(logits, -1)[prefix_rows(task), answers(task)[0]]
 
 
 def sequences(task: Sums, now: Tensor, old: Tensor) -> Outcomes:
-    """All answers of several tokens, under a policy `now` [K] over answers, with samples from `old`
-    [K].
+    """All answers as outcomes: `now` [K] is the current policy, `old` [K] the sampling policy.
+
+    Both are log-probabilities of whole answers.
     """
     every, reward = answers(task)
     logits, last = logits_of(now, task), torch.arange(task.tokens) == task.tokens - 1
@@ -104,7 +103,7 @@ def sequences(task: Sums, now: Tensor, old: Tensor) -> Outcomes:
 
 
 def bernoulli_arms(now: Tensor, old: Tensor) -> Outcomes:
-    """B3's three arms, each paying 1 or 0, under a policy `now` [3] with samples from `old` [3]."""
+    """B3's arms as outcomes: `now` [3] is the current policy, `old` [3] the sampling policy."""
     chance = torch.tensor(B3_MEANS, dtype=torch.float64)
     paid = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(3, 2)
     return Outcomes.of_arms(
@@ -116,11 +115,9 @@ def bernoulli_arms(now: Tensor, old: Tensor) -> Outcomes:
 
 
 def objective_moments(estimator: Estimator, outcomes: Outcomes, group: int) -> tuple[float, float]:
-    """Mean and standard deviation of the estimator's objective over every group of samples of one
-    prompt.
+    """Mean and standard deviation of the estimator's objective over all groups of one prompt.
 
-    For ρA with b = J(π) and the ratio of whole answers the mean is J(π') − J(π):
-    `eq:surrogate-identity`.
+    For ρA with b = J(π) and sequence ratios the mean is J(π') − J(π): `eq:surrogate-identity`.
     """
     groups = every_group(estimator, outcomes, group)
     index, weight = groups.outcome[:, 0], groups.chance
@@ -137,11 +134,9 @@ def objective_moments(estimator: Estimator, outcomes: Outcomes, group: int) -> t
 
 
 def second_moment(outcomes: Outcomes) -> float:
-    """E_π[ρ²], ρ of whole answers: G samples are worth G/E[ρ²] (Kish 1965).
+    """E_π[ρ²] with sequence ratios ρ; the effective sample size is G/E[ρ²] (Kish 1965).
 
-    At least exp KL(π'‖π), by Jensen's inequality.
-
-    `eq:effective-samples`.
+    It is at least exp KL(π'‖π), by Jensen's inequality. `eq:effective-samples`.
     """
     log_ratio = (outcomes.log_prob - outcomes.old).sum(-1)
     return float((sampling_probability(outcomes) * (2 * log_ratio).exp()).sum())
@@ -154,7 +149,5 @@ def distance(outcomes: Outcomes) -> float:
 
 
 def centred(estimator: Estimator, value: float) -> Estimator:
-    """The estimator with b = J(π), no scale and no KL: what the identity E[ρA] = J(π') − J(π)
-    speaks of.
-    """
+    """The estimator with b = J(π), no scale and no KL, for which E[ρA] = J(π') − J(π) holds."""
     return change(estimator, baseline=Constant(value), scale=NoScale(), kl=NoKL())

@@ -1,6 +1,4 @@
-"""Flows without noise: how fast an estimator's expected gradient moves the log-odds of the best
-arm, and how long that takes.
-"""
+"""Gradient flows without noise: the speed and the duration of the climb to the best arm."""
 
 from __future__ import annotations
 
@@ -25,25 +23,23 @@ from course.train.noise import Noise
 from course.train.optim import SGD
 
 Array = NDArray[np.float64]
-# Gauss–Legendre: nodes per panel of that many nats of log-odds; the times are right to 1e-9
+# Gauss–Legendre quadrature with NODES nodes per PANEL nats of log-odds; times are accurate to 1e-9
 PANEL, NODES = 0.5, 4
 
 
 def one_against_the_rest(u: float, arms: int = 2) -> Tensor:
-    """[1, K] log-probabilities: the first arm has log-odds u against the others together, which are
-    alike.
-    """
+    """Log-probabilities [1, K]: the first arm has log-odds u, the others share the rest equally."""
     rest = torch.full((1, arms), -math.log(arms - 1), dtype=torch.float64)
     rest[0, 0] = u
     return log_softmax(rest)
 
 
 def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2) -> float:
-    """du/dt of dθ/dt = E[ĝ]: the estimator's exact expected gradient, along the line of
-    `one_against_the_rest`.
+    """du/dt of the flow dθ/dt = E[ĝ], along the policies of `one_against_the_rest`.
 
-    g = E[ĝ] of the best arm's logit; the others get −g/(K−1) each, so the log-odds move by
-    g·K/(K−1). The score 1 − p is computed from −u, and stays precise where p rounds to 1.
+    If the best arm's logit has the expected gradient g, each other logit has −g/(K−1), so the
+    log-odds move by g·K/(K−1). The score 1 − p is computed from −u, so it stays precise when p
+    rounds to 1.
     """
     log_prob = one_against_the_rest(u, arms)
     mean = torch.full((1, arms), 1 - gap, dtype=torch.float64)
@@ -58,7 +54,7 @@ def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2)
 
 
 def natural_speed(plain: float, u: float) -> float:
-    """du/dt of dθ/dt = F⁺E[ĝ] on two arms, from the speed of the plain flow there."""
+    """du/dt of the natural flow dθ/dt = F⁺E[ĝ] on two arms, from the plain flow's speed."""
     direction = natural_direction(
         torch.tensor([plain, -plain], dtype=torch.float64) / 2, one_against_the_rest(u)[0]
     )
@@ -66,9 +62,7 @@ def natural_speed(plain: float, u: float) -> float:
 
 
 def nodes(low: float, high: float) -> tuple[Array, Array, Array]:
-    """Panel edges [n + 1] from low to high, and the places and weights [n, NODES] of Gauss–Legendre
-    on each panel.
-    """
+    """Panel edges [n + 1] from low to high, and Gauss–Legendre nodes and weights [n, NODES]."""
     count = max(1, round((high - low) / PANEL))
     edges = np.linspace(low, high, count + 1)
     places, weights = np.polynomial.legendre.leggauss(NODES)
@@ -77,8 +71,9 @@ def nodes(low: float, high: float) -> tuple[Array, Array, Array]:
 
 
 def times(speeds: Array, weights: Array, edges: Array, start: float = 0.0) -> Array:
-    """t [n + 1] at the panel edges, 0 at log-odds `start` (an edge): the running integral of
-    1/speed.
+    """The times t [n + 1] at the panel edges: the integral of 1/speed from log-odds `start`.
+
+    `start` must be an edge.
     """
     passed = np.concatenate([[0.0], (weights / speeds).sum(-1).cumsum()])
     return np.asarray(passed - passed[int(np.abs(edges - start).argmin())])
@@ -86,8 +81,9 @@ def times(speeds: Array, weights: Array, edges: Array, start: float = 0.0) -> Ar
 
 @dataclass(frozen=True)
 class Flow:
-    """One curve: when (`t`) the log-odds are where (`u`), both [n], t = 0 at p = ½; `group` None
-    where G does not matter.
+    """One curve: the times `t` [n] at which the log-odds are `u` [n], with t = 0 at p = ½.
+
+    `group` is None if E[ĝ] does not depend on G.
     """
 
     rung: str
@@ -99,7 +95,7 @@ class Flow:
 
 
 def needs_group(estimator: Estimator) -> bool:
-    """Whether E[ĝ] depends on G: a part looks at other samples."""
+    """Whether E[ĝ] depends on G, because a part of the estimator looks at other samples."""
     parts = (estimator.baseline, estimator.scale, estimator.sample_filter)
     return any(part.scope in ("group", "batch") for part in parts)
 
@@ -123,7 +119,7 @@ def flow(
 
 
 def natural_times(plain: Flow) -> Array:
-    """t at the edges of policy gradient's flow `plain`, were each step a natural one."""
+    """The times at the edges of the flow `plain` if it followed the natural gradient instead."""
     edges, places, weights = nodes(float(plain.u[0]), float(plain.u[-1]))
     pairs = zip(plain.speeds.ravel(), places.ravel(), strict=True)
     speeds = np.array([natural_speed(v, float(u)) for v, u in pairs])
@@ -131,11 +127,11 @@ def natural_times(plain: Flow) -> Array:
 
 
 def weight_times(span: float, group: float, eps: float) -> Array:
-    """t at the edges of `flow` from the closed form w_G(p), as the second way."""
+    """The times at the edges of `flow`, computed independently from the closed form w_G(p)."""
     edges, places, weights = nodes(-0.75 * span, span)
     u = torch.from_numpy(places)
     p, rest = torch.sigmoid(u), torch.sigmoid(-u)
-    rare = torch.minimum(p, rest)  # w_G(p) = w_G(1 − p), and this one of the two is precise
+    rare = torch.minimum(p, rest)  # w_G(p) = w_G(1 − p), and the smaller one is more precise
     weight = (
         1 / ((p * rest).sqrt() + eps)
         if group == math.inf
@@ -148,8 +144,9 @@ def weight_times(span: float, group: float, eps: float) -> Array:
 
 
 def exact_steps(arms: int, lr: float, steps: int) -> tuple[Array, Array]:
-    """Step numbers and 1 − p, both [logs]: gradient ascent with the exact gradient, from uniform,
-    one arm paying 1.
+    """Gradient ascent with the exact gradient from the uniform policy; one arm pays 1.
+
+    Returns step numbers and 1 − p, both [logs].
     """
     reward = torch.zeros(1, arms, dtype=torch.float64)
     reward[0, 0] = 1.0
@@ -168,13 +165,12 @@ def exact_steps(arms: int, lr: float, steps: int) -> tuple[Array, Array]:
 
 
 def rate_limit(arms: int, lr: float, steps: float = math.inf) -> float:
-    """(K−1)/(Kη), where t(1 − p) goes under exact gradient steps from uniform, one of K arms paying
-    1; eq:softmax-gradient-rate.
+    """(K−1)/(Kη), the limit of t(1 − p) under exact gradient steps from the uniform policy.
 
-    With finite `steps`: the inverse slope of 1/(1 − p) over their last half, up to (log t / t)².
-    With a = ηK/(K−1) and q = 1 − p the odds x = p/q grow by the factor e^{apq}, so 1/q = 1 + x
-    grows by ap²(1 + apq/2 + …) = a(1 − (2 − a/2)q + …), and q ≈ 1/(at) has the mean 2 ln 2/(aT)
-    over the last half of T steps.
+    One of K arms pays 1; eq:softmax-gradient-rate. With finite `steps` it is the inverse slope of
+    1/(1 − p) over the last half of the steps, up to (log t / t)². With a = ηK/(K−1) and q = 1 − p,
+    the odds x = p/q grow by the factor e^{apq}. So 1/q = 1 + x grows by ap²(1 + apq/2 + …) = a(1 −
+    (2 − a/2)q + …), and q ≈ 1/(at) has the mean 2 ln 2/(aT) over the last half of T steps.
     """
     a = lr * arms / (arms - 1)
     return (1 + (2 - a / 2) * 2 * math.log(2) / (a * steps)) / a

@@ -1,5 +1,6 @@
-"""The gradient bandit of Sutton & Barto 2018 (§2.8): REINFORCE with a running mean of the rewards
-as its baseline, and three meanings of "running mean".
+"""The gradient bandit of Sutton & Barto 2018 (§2.8), with three readings of its baseline.
+
+It is REINFORCE whose baseline is a running mean of the rewards.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ GRADIENT_BANDIT = replace(ladder.reinforce, baseline=Value())
 RULES = {  # what "the mean of the rewards so far" means
     # the book's: R̄₁ = R₁
     "rewards before this one": {"include_current": False, "first": "reward"},
-    "this reward included": {"include_current": True},  # the widely run replication
+    "this reward included": {"include_current": True},  # a widely used replication
     "before, from 0": {"include_current": False, "first": "zero"},  # R̄₁ = 0
 }
 OWN, INCLUDED, ZERO = RULES
 # (α, with a baseline) → end of the printed curve, figure 2.5
 PUBLISHED = {(0.1, True): 0.86, (0.4, True): 0.73, (0.1, False): 0.49, (0.4, False): 0.27}
-PUBLISHED_RUNS = 2000  # behind each of them
-READING = 0.005  # error of reading them off the figure: half a unit of the last digit
+PUBLISHED_RUNS = 2000  # runs behind each published number
+READING = 0.005  # error of reading a number off the figure: half a unit of the last digit
 
 
 @dataclass(frozen=True)
 class Setup:
-    """`runs` independent runs of `steps` pulls, one update each, on `arms` arms of their own with
-    means from N(mean, 1); `log_every` pulls lie between two points of a curve.
+    """`runs` independent runs of `steps` pulls, with one update per pull.
+
+    Each run has its own `arms` arms, whose means are drawn from N(mean, 1). A curve has a point
+    every `log_every` pulls.
     """
 
     runs: int = 16_000
@@ -60,11 +63,10 @@ def train(
     schedule: Schedule | None = None,
     bar: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> History:
-    """Train curves c = 1 … C with learning rates `rates` [C] and the baseline times `shares` [C]:
-    run axes (C, runs).
+    """Train C curves with learning rates `rates` [C] and baselines multiplied by `shares` [C].
 
-    Run number n has the same arms and the same random numbers on every curve and under every rule,
-    so that differences are quieter than the curves themselves.
+    The run axes are (C, runs). Run n has the same arms and the same random numbers on every curve
+    and under every rule, so differences between curves are less noisy than the curves themselves.
     """
     runs = (len(rates), bed.runs)
     noise = Noise(runs, bed.seed, numbers=[*range(bed.runs)] * len(rates), dtype=dtype)
@@ -82,14 +84,12 @@ def train(
 
 
 def printed_error(end: float) -> float:
-    """Standard error of a printed end: 2,000 runs, each of which pulls the best arm or does not,
-    and the reading.
-    """
+    """The standard error of a published final value, from its 2,000 runs and the reading."""
     return math.hypot(math.sqrt(end * (1 - end) / PUBLISHED_RUNS), READING)
 
 
 def first_pull(rule: str, rate: float, reward: float, arms: int) -> float:
-    """The probability of the arm pulled first after one update, where every arm pays `reward`."""
+    """The probability of the first arm pulled, after one update, if every arm pays `reward`."""
     noise = Noise((), dtype=torch.float64)
     policy = Softmax.uniform(noise, 1, arms)
     pays = Deterministic(torch.full((1, arms), reward, dtype=torch.float64))
@@ -97,5 +97,5 @@ def first_pull(rule: str, rate: float, reward: float, arms: int) -> float:
     bandit = Bandit(pays, policy, group=1)
     Learner(bandit, GRADIENT_BANDIT, SGD(rate), noise, critic=critic).train(1)
     probability = policy.log_probs().detach().exp().flatten()
-    # the others moved together, and less
+    # the other arms changed less, all by the same amount
     return float(probability[(probability - 1 / arms).abs().argmax()])

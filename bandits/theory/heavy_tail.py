@@ -1,5 +1,7 @@
-"""A reward that is rare and large: the expected gradient after the group's std, in two ways, and
-the group size from which it points to the better arm.
+"""A rare, large reward under the group std: the expected gradient, and the group size it needs.
+
+The gradient is computed in two ways. The group size is the smallest one at which it points to the
+better arm.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from course.exact import Outcomes, microscope
 from course.parts import GroupStd
 
 STD = replace(ladder.group_mean, scale=GroupStd(eps=0.0))
-LIMIT = 2000  # samples: no search goes further
+LIMIT = 2000  # largest group size, in samples, that a search tries
 
 
 @dataclass(frozen=True)
 class RarePrize:
-    """Two arms: A always pays `sure`, B pays `large` with probability `chance`, else nothing.
+    """Two arms: A always pays `sure`; B pays `large` with probability `chance` and otherwise 0.
 
-    B is worth more: 0 < sure < chance·large.
+    B must be better, 0 < sure < chance·large; otherwise it raises `CourseError`.
     """
 
     sure: float = 0.5
@@ -39,12 +41,12 @@ class RarePrize:
 
     @property
     def slope(self) -> float:
-        """∇J on arm B's logit where both arms have probability ½: ½·½·(B's mean − A's)."""
+        """∇J on arm B's logit if both arms have probability ½: ½·½·(B's mean − A's mean)."""
         return (self.chance * self.large - self.sure) / 4
 
 
 def environment(prize: RarePrize) -> Discrete:
-    """Arms A and B of one prompt: rewards and their chances [1, 2, 2]."""
+    """Arms A and B as an environment with one prompt: values and probabilities [1, 2, 2]."""
     values = [[[prize.sure, prize.sure], [prize.large, 0.0]]]
     chances = [[[1.0, 0.0], [prize.chance, 1 - prize.chance]]]
     return Discrete(
@@ -53,21 +55,21 @@ def environment(prize: RarePrize) -> Discrete:
 
 
 def listed(prize: RarePrize, b: float = 0.5) -> Outcomes:
-    """All that can happen when arm B has probability `b`."""
+    """All outcomes if arm B has probability `b`."""
     return outcomes(environment(prize), torch.tensor([[1 - b, b]], dtype=torch.float64).log())
 
 
 def push(estimator: Estimator, can_happen: Outcomes, group: int) -> float:
-    """The expected gradient on arm B's logit, by the microscope."""
+    """The exact expected gradient on arm B's logit, by the microscope."""
     return float(microscope(estimator, can_happen, group, covariance=False).expected[1])
 
 
 def push_by_counts(arms: RarePrize, group: int, b: float = 0.5) -> float:
-    """The same for the group's mean and std, by hand: the sum over how many of the group drew A,
-    B's prize, and B's blank.
+    """The expected gradient on arm B's logit under group mean and std, by a sum over counts.
 
-    Σ multinomial · [(1−b)·(advantages of B's samples) − b·(advantages of A's)] / G; silent groups
-    give 0. eq:push-on-the-rare-prize
+    The counts say how many samples of the group are A, B with the prize, and B without it. The sum
+    is Σ multinomial · [(1−b)·(advantages of B's samples) − b·(advantages of A's)] / G.
+    Zero-variance groups give 0. eq:push-on-the-rare-prize
     """
     a, prize = torch.meshgrid(
         torch.arange(group + 1).double(), torch.arange(group + 1).double(), indexing="ij"
@@ -96,7 +98,10 @@ def push_by_counts(arms: RarePrize, group: int, b: float = 0.5) -> float:
 
 
 def first_group(prize: RarePrize, b: float) -> int:
-    """The smallest G at which `push_by_counts` is positive, by doubling and halving."""
+    """The smallest G at which `push_by_counts` is positive, by doubling and bisection.
+
+    Raises `CourseError` if there is none up to about `LIMIT`.
+    """
     low, high = 1, 2
     while push_by_counts(prize, high, b) <= 0:
         low, high = high, 2 * high
@@ -112,8 +117,9 @@ def first_group(prize: RarePrize, b: float) -> int:
 
 
 def first_listed(prize: RarePrize) -> int:
-    """The smallest G at which the microscope sees a gradient towards B from one half each, asked
-    one G after another.
+    """The smallest G at which the microscope's gradient points to B, from probability ½ each.
+
+    It tries one G after another and raises `CourseError` beyond 200.
     """
     half, group = listed(prize), 2
     while push(STD, half, group) <= 0:

@@ -1,8 +1,8 @@
-"""What k1, k2 and k3 estimate, and which divergence the gradient of each descends.
+"""What k1, k2 and k3 estimate, and which divergence the gradient of each one decreases.
 
 For KL(π‖ref) and a sample of π let r = ref/π; k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r
-(Schulman 2020). Values are compared on Gaussians, gradients on three arms and on answers of two
-tokens, where everything is enumerated through the estimators that train.
+(Schulman 2020). The values are compared on Gaussians. The gradients are compared on three arms and
+on answers of two tokens, by enumerating the same estimators that training uses.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from course.rollout import Rollout
 from course.train.noise import Noise
 
 VALUES = {"k1": k1, "k2": k2, "k3": k3}
-# true KL in nats → estimator → (bias, rounding of it, std, rounding of it), all over the true KL;
-# 20, 2 and 0 are printed without decimals and meant exactly
+# true KL in nats → estimator → (bias, its rounding, std, its rounding), all divided by the true KL;
+# the source prints 20, 2 and 0 without decimals and means them exactly
 PUBLISHED = {
     0.005: {
         "k1": (0.0, 1e-9, 20.0, 0.005),
@@ -42,7 +42,7 @@ PUBLISHED = {
 
 
 class InvertedReference(Reference):
-    """The bug: log π − log π_ref where the estimators want log r = log π_ref − log π."""
+    """The bug: it returns log π − log π_ref, but the estimators need log r = log π_ref − log π."""
 
     def log_r(self, log_prob: Tensor, rollout: Rollout) -> Tensor:
         return -super().log_r(log_prob, rollout)
@@ -55,8 +55,10 @@ def gaussian_values(
     seed: int = 0,
     progress: Callable[[Iterable[float], str], Iterable[float]] = lambda means, _: means,
 ) -> dict[str, dict[str, Tensor]]:
-    """Monte Carlo: `bias` and `std` over the true KL μ²/2, with standard errors, [means] each, of
-    each estimator of KL(N(0, 1)‖N(μ, 1)), over independent `runs` of `samples` each.
+    """Monte Carlo bias and std of each estimator of KL(N(0, 1)‖N(μ, 1)).
+
+    They are divided by the true KL μ²/2 and come with standard errors, each [means]. There are
+    `runs` independent runs of `samples` samples.
     """
     noise = Noise((runs,), seed, dtype=torch.float64)
     measured: dict[str, dict[str, list[float]]] = {name: {} for name in (*VALUES, "best")}
@@ -81,8 +83,9 @@ def gaussian_values(
 
 
 def quadrature(mu: float, nodes: int = 80) -> dict[str, tuple[float, float]]:
-    """The same without sampling: name → (bias, std) over the true KL by Gauss–Hermite quadrature,
-    and λ* under "variate".
+    """The same by Gauss–Hermite quadrature: name → (bias, std), divided by the true KL.
+
+    "variate" holds the best coefficient λ* of the control variate.
     """
     x, weight = np.polynomial.hermite_e.hermegauss(nodes)
     log_r, p = torch.from_numpy(mu * x - mu**2 / 2), torch.from_numpy(weight / weight.sum())
@@ -100,8 +103,9 @@ def quadrature(mu: float, nodes: int = 80) -> dict[str, tuple[float, float]]:
 def penalty_gradient(
     penalty: KL, policy: Tensor, reference: Tensor, group: int = 1, **parts: object
 ) -> Tensor:
-    """[K] what the penalty, times its β, is the gradient of: −E[ĝ] with all rewards 0, by
-    enumeration through the estimator itself.
+    """The penalty's expected gradient [K], times its β: −E[ĝ] with all rewards 0.
+
+    It enumerates the same estimator that training uses.
     """
     estimator = Estimator(kl=penalty, **parts)  # type: ignore[arg-type]
     nothing = Deterministic(torch.zeros(1, len(policy), dtype=torch.float64))
@@ -109,7 +113,7 @@ def penalty_gradient(
 
 
 def placements() -> dict[str, KL]:
-    """Every estimator in every place, β = 1, by name."""
+    """Every KL estimator in every place, with β = 1, by name."""
     ratio, reward, wrong = InLossTimesRatio(), InReward(), InvertedReference()
     return {
         "k1 in the loss": K1(1.0),
@@ -131,8 +135,9 @@ def placements() -> dict[str, KL]:
 
 
 def divergence_gradients(policy: Tensor, reference: Tensor) -> dict[str, Tensor]:
-    """[K] gradients in the logits, by differentiating the divergences themselves: no estimator and
-    no score in sight.
+    """The gradients [K] of the divergences with respect to the logits, without any estimator.
+
+    Automatic differentiation of the divergences themselves gives them.
     """
     logits = policy.clone().requires_grad_()
     pi, ref = torch.log_softmax(logits, 0), reference
@@ -150,8 +155,9 @@ def divergence_gradients(policy: Tensor, reference: Tensor) -> dict[str, Tensor]
 
 
 def two_tokens() -> Outcomes:
-    """A tabular policy of two tokens over three words, its reference, all 9 answers, every reward
-    0. D = 3 + 9 logits.
+    """All 9 answers of a tabular policy of two tokens over three words, with a reference policy.
+
+    Every reward is 0. There are D = 3 + 9 logits.
     """
     # policy, reference
     first = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3]], dtype=torch.float64).log()
@@ -173,8 +179,8 @@ def two_tokens() -> Outcomes:
     log_dist = dists(0)
     # [1, 9, 2, 3, 3] ∂ log π_v / ∂ its own logits
     own = torch.eye(3, dtype=torch.float64) - log_dist.exp().unsqueeze(-2)
-    # the same with respect to all logits, those of four softmaxes: the first word, the second after
-    # each; zero but for a token's own
+    # the same with respect to the logits of all four softmaxes: that of the first word, and that of
+    # the second word after each first word; only the softmax that drew a token has a gradient
     log_dist_score = torch.zeros(1, 9, 2, 3, 4, 3, dtype=torch.float64)
     log_dist_score[:, :, 0, :, 0] = own[:, :, 0]
     log_dist_score[:, torch.arange(9), 1, :, a + 1] = own[0, :, 1].unsqueeze(1)
@@ -193,8 +199,9 @@ def two_tokens() -> Outcomes:
 
 
 def later_tokens(listed: Outcomes) -> Tensor:
-    """[D] what a token-by-token sum drops: E[KL of the second token given the first · ∇log π(first
-    token)]. `eq:kl-later-tokens`
+    """The part [D] of the gradient that a token-by-token sum omits.
+
+    It is E[KL of the second token given the first · ∇log π(first token)]. `eq:kl-later-tokens`
     """
     assert listed.log_dist is not None
     assert listed.ref_log_dist is not None
@@ -204,7 +211,7 @@ def later_tokens(listed: Outcomes) -> Tensor:
 
 
 def sequence_gradients(listed: Outcomes) -> dict[str, Tensor]:
-    """[D] −E[ĝ] of each penalty on two tokens, by enumeration of all answers."""
+    """−E[ĝ] [D] of each penalty on answers of two tokens, by enumerating all answers."""
     ratio = InLossTimesRatio()
     summed: dict[str, KL] = {
         "k1 in the reward": K1(1.0, InReward()),

@@ -1,17 +1,18 @@
-"""Where training with a KL penalty ends: drifts in closed form, their roots, and the flow there.
+"""Where training with a KL penalty ends: closed-form drifts, their roots, and the flow to them.
 
-One prompt, a right answer (reward 1) and a wrong one (reward 0), success probability p, reference
-p_ref, and w = w_G(p) the weight that the group's std gives (1/√(p(1−p)) at G = ∞). The expected
-gradient, enumerated, is followed until it stops:
+There is one prompt with a right answer (reward 1) and a wrong one (reward 0). p is the success
+probability, p_ref that of the reference policy, and w = w_G(p) the weight from the group std
+(1/√(p(1−p)) at G = ∞). Following the enumerated expected gradient until it stops gives:
 
     std, k2 in the loss      logit p = logit p_ref + w/β           (KL(π‖ref); Mroueh 2025)
     std, k3 in the loss      p − w·p(1−p)/β = p_ref                (KL(ref‖π): GRPO)
     no std, k2 in the loss   logit p = logit p_ref + (G−1)/(Gβ)    (exponential tilting)
 
-The first equation has none or two roots at G = ∞ (a stable one and a repelling one), and one or
-three at finite G, since w_G never exceeds √(G−1): then a stable root always waits near 1. Mroueh's
-recursion puts the old p into w and solves for the new one. It is the same natural-gradient ascent
-with the large step 1/β, and it can leave where small steps stay.
+At G = ∞ the first equation has either no root or two, a stable and an unstable one. At finite G it
+has one or three, because w_G never exceeds √(G−1), so there is always a stable root near 1.
+Mroueh's recursion inserts the old p into w and solves for the new one. This is the same
+natural-gradient ascent with the large step 1/β, and it can diverge from a root at which small steps
+converge.
 """
 
 from __future__ import annotations
@@ -33,14 +34,11 @@ RIGHT_AND_WRONG = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
 
 KINDS = ("std, k2", "std, k3", "no std, k2")
 
-EDGE = 45.0  # |logit p| within which roots are looked for: 1 − p down to 3e-20
+EDGE = 45.0  # roots are searched within |logit p| ≤ EDGE, which is 1 − p down to 3e-20
 
 
 def estimators(beta: float) -> dict[str, Estimator]:
-    """The three, by `KINDS`: rungs of the ladder with one part replaced.
-
-    eps = 0, as in the formulas.
-    """
+    """The three estimators of `KINDS`, rungs of the ladder with eps = 0 as in the formulas."""
     std = replace(ladder.length_mean, scale=GroupStd(eps=0.0))
     return {
         "std, k2": replace(std, kl=K2(beta)),
@@ -50,7 +48,7 @@ def estimators(beta: float) -> dict[str, Estimator]:
 
 
 def weight(x: Tensor, group: float) -> Tensor:
-    """w_G(p) at x = logit p, [...]; 2 cosh(x/2) at G = ∞, which no rounding of 1 − p spoils."""
+    """w_G(p) at x = logit p, [...]; at G = ∞ it is 2 cosh(x/2), which avoids rounding 1 − p."""
     if group == math.inf:
         return 2 * torch.cosh(x / 2)
     return torch.where(
@@ -61,9 +59,7 @@ def weight(x: Tensor, group: float) -> Tensor:
 def drift(kind: str, x: Tensor, reference: float, beta: float, group: float) -> Tensor:
     """d logit p/dt of the natural gradient at x = logit p, [...]: E[ĝ]/(p(1−p)) in closed form.
 
-    Its zeros are the limits.
-
-    `eq:kl-fixed-points`
+    Its zeros are the limits of training. `eq:kl-fixed-points`
     """
     centred = 1.0 if group == math.inf else group_mean_factor(int(group))
     gain = torch.full_like(x, centred) if kind == "no std, k2" else weight(x, group)
@@ -80,8 +76,9 @@ def logit(p: float) -> float:
 
 
 def roots(of: Callable[[Tensor], Tensor], points: int = 3601) -> list[tuple[float, bool]]:
-    """The zeros of a drift in logit p, by scanning and bisection: (logit p, whether it is stable),
-    in order.
+    """The zeros of a drift in increasing order, each as (logit p, whether it is stable).
+
+    A scan of `points` points finds the sign changes, and bisection refines them.
     """
     x = torch.linspace(-EDGE, EDGE, points, dtype=torch.float64)
     sign = of(x) > 0
@@ -105,10 +102,10 @@ def limits(kind: str, reference: float, beta: float, group: float) -> list[tuple
 
 
 def fold(reference: float) -> tuple[float, float]:
-    """(β, logit p) where the two roots of the first equation meet at G = ∞ and vanish below.
+    """(β, logit p) at which the two roots of the first equation meet at G = ∞.
 
-    x − x_ref = (2/β) cosh(x/2) and its derivative 1 = sinh(x/2)/β give x − x_ref = 2 coth(x/2), β =
-    sinh(x/2).
+    There are no roots at smaller β. x − x_ref = (2/β) cosh(x/2) and its derivative 1 = sinh(x/2)/β
+    give x − x_ref = 2 coth(x/2) and β = sinh(x/2).
     """
     low, high = 1e-6, EDGE
     for _ in range(200):
@@ -127,7 +124,7 @@ def recursion(x: float, reference: float, beta: float, group: float) -> float:
 
 
 def policy_at(x: float) -> Tensor:
-    """[2] log-probabilities of the right and the wrong answer at x = logit p."""
+    """The log-probabilities [2] of the right and the wrong answer at x = logit p."""
     both = torch.tensor([x, -x], dtype=torch.float64)
     return torch.nn.functional.logsigmoid(both)
 
@@ -138,8 +135,9 @@ def logits_of(path: Tensor) -> Tensor:
 
 
 def measured_drift(estimator: Estimator, x: float, reference: float, group: int) -> float:
-    """E[ĝ]/π of the right answer less that of the wrong one: d logit p/dt of the natural gradient,
-    by enumeration.
+    """d logit p/dt of the natural gradient by enumeration.
+
+    It is E[ĝ]/π of the right answer minus that of the wrong one.
     """
     policy = policy_at(x)
     rate = (
@@ -160,8 +158,9 @@ def settle(
     step: float,
     steps: int,
 ) -> Tensor:
-    """logit p [steps + 1] along natural-gradient ascent with rate step/β, from the success
-    probability `start`.
+    """logit p [steps + 1] along natural-gradient ascent with learning rate step/β.
+
+    `start` and `reference` are success probabilities.
     """
     anchor = policy_at(logit(reference))
     path = ascend(

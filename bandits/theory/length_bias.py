@@ -1,7 +1,8 @@
-"""What dividing by an answer's length does to the first push, and to the length of answers.
+"""How dividing by an answer's length changes the first update, and then the length of answers.
 
-Four answers, right or wrong, short or long. Only the first token is a choice, so every rung sees
-the same four arms and only the weight of a sample differs. `lengths` are (short, long), in tokens.
+There are four answers: right or wrong, short or long. Only the first token is a choice, so every
+rung sees the same four arms, and rungs differ only in the weight of a sample. `lengths` are
+(short, long), in tokens.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ def four_answers(lengths: tuple[int, int]) -> Environment:
 
 
 def first_push(estimator: Estimator, lengths: tuple[int, int], group: int) -> Tensor:
-    """[4] the expected gradient on the logits at the uniform policy, which is its own reference."""
+    """The expected gradient [4] on the logits, at the uniform policy as its own reference."""
     return expected_gradient(estimator, four_answers(lengths), UNIFORM, group, reference=UNIFORM)
 
 
 def push_by_hand(estimator: Estimator, lengths: tuple[int, int], group: int) -> Tensor | None:
-    """[4] the same in closed form: scale · ¼ · (r_a − ½) · weight(|o_a|); None for an estimator
-    with another baseline or scale than those below, or with a filter.
+    """The same [4] in closed form: scale · ¼ · (r_a − ½) · weight(|o_a|).
 
-    At the uniform policy an answer's length says nothing of its reward, so the mean weight of its
-    length factors out. The scores' other part, −π, cancels: the four terms add up to 0. `scale` is
-    w_G(½) or (G−1)/G.
+    Returns None for an estimator with another baseline or scale than those below, or with a filter.
+    At the uniform policy an answer's length is independent of its reward, so the mean weight
+    of its length factors out. The part −π of the scores cancels, because the four terms sum to 0.
+    `scale` is w_G(½) or (G−1)/G.
     """
     if type(estimator.baseline) is not GroupMean or not estimator.sample_filter.implied:
         return None
-    # the very class: what is derived from it may compute another scale
+    # exactly this class, because a subclass may compute another scale
     if type(estimator.scale) is GroupStd:
         scale = float(group_std_weight(0.5, group, estimator.scale.ddof, estimator.scale.eps))
     elif type(estimator.scale) is NoScale:
@@ -55,11 +56,12 @@ def push_by_hand(estimator: Estimator, lengths: tuple[int, int], group: int) -> 
 
 
 def mean_weight(aggregation: Aggregation, own: int, lengths: tuple[int, int], group: int) -> float:
-    """G · E[w] of the first token of a sample of `own` tokens: of the others, each is long with
-    probability ½.
+    """G · E[w] of the first token of a sample of `own` tokens.
+
+    Each of the other samples is long with probability ½.
     """
     (short, long), others, total = lengths, group - 1, 0.0
-    for count in range(others + 1):  # of them are long
+    for count in range(others + 1):  # count of the others are long
         length = torch.tensor([own, *[short] * (others - count), *[long] * count])
         mask = torch.arange(long) < length.unsqueeze(-1)  # [G, T]
         weight = aggregation(mask.unsqueeze(0), long, torch.float64)  # [1, G, T]
@@ -68,8 +70,9 @@ def mean_weight(aggregation: Aggregation, own: int, lengths: tuple[int, int], gr
 
 
 def read_off(path: Tensor) -> dict[str, Tensor]:
-    """Success probability and the share of long answers among right and among wrong ones, from
-    policies [steps + 1, 4].
+    """The success probability and the share of long answers, along policies [steps + 1, 4].
+
+    The share is given separately for right and for wrong answers.
     """
     right, wrong = path[:, :2].sum(-1), path[:, 2:].sum(-1)
     return {"success": right, "long_right": path[:, 1] / right, "long_wrong": path[:, 3] / wrong}

@@ -1,7 +1,6 @@
-"""Forecasts of a shared uncertain event: the exact pull of an estimator, its limit, and who wins
-between two forecasts.
+"""Forecasts of an uncertain event: the expected gradient, its limit, and the case of two forecasts.
 
-An event happens with probability p; a forecast q earns 1 − (q − y)², the Brier score. All samples
+An event y happens with probability p. A forecast q earns 1 − (q − y)², the Brier score. All samples
 of a group are scored on the same event.
 """
 
@@ -21,8 +20,9 @@ STD = replace(ladder.group_mean, scale=GroupStd(eps=0.0))
 
 
 def pull(estimator: Estimator, environment: SharedForecast, log_prob: Tensor, group: int) -> Tensor:
-    """[K] E[ĝ] at `log_prob` [K]: the samples share the event, so enumerate given that event, then
-    average over it.
+    """E[ĝ] [K] at `log_prob` [K]; the samples of a group share the event.
+
+    It enumerates the groups for each outcome of the event, then averages over the outcomes.
     """
     given = [Deterministic(reward.unsqueeze(0)) for reward in environment.given]
     no, yes = (expected_gradient(estimator, fixed, log_prob, group) for fixed in given)
@@ -30,9 +30,7 @@ def pull(estimator: Estimator, environment: SharedForecast, log_prob: Tensor, gr
 
 
 def limit_gradient(environment: SharedForecast, log_prob: Tensor) -> Tensor:
-    """[K] the same for group mean and std of infinitely many samples: Σ_y P(y) π (r_y − E
-    r_y)/σ(r_y).
-    """
+    """The same [K] for group mean and std with G → ∞: Σ_y P(y) π (r_y − E r_y)/σ(r_y)."""
     pi, total = log_prob.exp(), torch.zeros(log_prob.shape[-1], dtype=torch.float64)
     for happened, chance in ((0, 1 - environment.p), (1, environment.p)):
         reward = environment.given[happened]
@@ -42,8 +40,9 @@ def limit_gradient(environment: SharedForecast, log_prob: Tensor) -> Tensor:
 
 
 def pair(estimator: Estimator, p: float, higher: float, share: float, group: int) -> float:
-    """The expected gradient on the logit of a `higher` forecast, of probability `share`, beside the
-    calibrated forecast p.
+    """The expected gradient on the logit of a `higher` forecast that has probability `share`.
+
+    The only other forecast is the calibrated one, p.
     """
     environment = SharedForecast(torch.tensor([p, higher], dtype=torch.float64), p)
     log_prob = torch.tensor([1 - share, share], dtype=torch.float64).log()
@@ -51,14 +50,16 @@ def pair(estimator: Estimator, p: float, higher: float, share: float, group: int
 
 
 def pair_by_majority(p: float, share: float, group: int) -> float:
-    """`pair` with the std: (2p − 1) w_G(π) π(1 − π), whatever the forecasts: rewards of two
-    forecasts are two-valued given y.
+    """`pair` with the std: (2p − 1) w_G(π) π(1 − π), independent of the forecasts.
+
+    Given y, two forecasts have only two rewards, and the std removes their size.
     """
     return (2 * p - 1) * float(group_std_weight(share, group)) * share * (1 - share)
 
 
 def pair_by_score(p: float, higher: float, share: float, group: int) -> float:
-    """`pair` with the mean alone: −(G−1)/G π(1 − π)(q − p)², the difference of the two expected
-    Brier scores.
+    """`pair` without the std: −(G−1)/G π(1 − π)(q − p)².
+
+    (q − p)² is the difference of the two expected Brier scores.
     """
     return -group_mean_factor(group) * share * (1 - share) * (higher - p) ** 2

@@ -1,7 +1,7 @@
-"""The gradient of a Gaussian policy under a quadratic reward: its variance in closed form, by
-quadrature and through the estimators.
+"""The variance of a Gaussian policy's gradient: closed form, quadrature and the estimators.
 
-The reward is −(a−c)² with c = 0, the policy N(d, σ²); all gradients are with respect to its mean.
+The reward is −(a−c)² with c = 0, and the policy is N(d, σ²). All gradients are with respect to its
+mean.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from course import ladder
 from course.estimator import Estimator, replace
 from course.parts import Value
 
-NODES = (
-    6  # of the quadrature: exact for polynomials up to degree 11; a squared gradient has degree 6
-)
+# quadrature nodes: exact for polynomials up to degree 11, and a squared gradient has degree 6
+NODES = 6
 
 
 def reward(action: Tensor) -> Tensor:
-    """−(a−c)² with c = 0."""
+    """The reward −(a−c)² with c = 0."""
     return -(action**2)
 
 
@@ -49,7 +48,7 @@ CLOSED_FORM: dict[str, Baseline] = {
 def gradients(name: str, distance: float, sigma: Tensor, z: Tensor) -> Tensor:
     """The gradient with respect to μ from one sample a = d + σz: σ [S], z [N] → [S, N]."""
     sigma, mean = sigma[:, None], torch.tensor(distance, dtype=torch.float64)
-    if name == REPARAMETERISED:  # no estimator of the ladder: it needs the derivative of the reward
+    if name == REPARAMETERISED:  # not on the ladder, because it needs the reward's derivative
         leaf = mean.expand(len(sigma), len(z)).clone().requires_grad_()
         return torch.autograd.grad(reward(leaf + sigma * z).sum(), leaf)[0]
     action = (mean + sigma * z).unsqueeze(-1)
@@ -72,8 +71,9 @@ def of_group(estimator: Estimator, distance: float, sigma: Tensor, z: Tensor) ->
 
 
 def quadrature(samples: int) -> tuple[Tensor, Tensor]:
-    """Nodes [N, samples] and weights [N] for E over independent standard normals; N = NODES^samples
-    (Gauss–Hermite).
+    """Gauss–Hermite nodes [N, samples] and weights [N] for independent standard normals.
+
+    N = NODES^samples.
     """
     nodes, weights = (
         torch.from_numpy(array) for array in np.polynomial.hermite_e.hermegauss(NODES)
@@ -91,22 +91,21 @@ def moments(gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_spread(group: int) -> float:
-    """E of the population standard deviation of G standard normals: √(2/G) Γ(G/2) / Γ((G−1)/2)."""
+    """E of the population std of G standard normals: √(2/G) Γ(G/2) / Γ((G−1)/2)."""
     return math.sqrt(2 / group) * math.exp(math.lgamma(group / 2) - math.lgamma((group - 1) / 2))
 
 
 def expected_mean(name: str, group: int, distance: float) -> float | None:
-    """E ĝ of a rung in closed form; None where there is none."""
+    """E[ĝ] of a rung in closed form; None if there is no closed form."""
     share = {"reinforce": 1.0, "rloo": 1.0, "group_mean": (group - 1) / group}.get(name)
     return None if share is None else -2 * distance * share
 
 
 def expected_noise(name: str, group: int, distance: float, sigma: Tensor) -> Tensor | None:
-    """Standard deviation of a rung's gradient over |E[ĝ]|, in closed form, [S]; None where there is
-    none.
+    """The std of a rung's gradient divided by |E[ĝ]|, in closed form, [S]; None if there is none.
 
-    RLOO: Var = V_J/G + (σ_r² E s² + ‖∇J‖²)/(G(G−1)). Group mean: the same shrunk by (G−1)/G. Group
-    std, as σ → 0: the rewards are linear in z, so ĝ → −sign(d)·std(z)/σ.
+    RLOO has Var = V_J/G + (σ_r² E s² + ‖∇J‖²)/(G(G−1)). The group mean's gradient is RLOO's times
+    (G−1)/G. For the group std as σ → 0 the rewards are linear in z, so ĝ → −sign(d)·std(z)/σ.
     """
     slope = 2 * distance
     if name == "reinforce":

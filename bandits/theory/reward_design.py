@@ -1,5 +1,6 @@
-"""A window that pays and a bonus that hardly does: the reward of Lelarge's notebook Gauss_GRPO, its
-true gradient, and what an estimator makes of it.
+"""The reward of Lelarge's notebook Gauss_GRPO, its true gradient, and an estimator's gradient.
+
+The reward is a window that pays almost 1, plus a small bonus elsewhere.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def reward(x: Tensor, alpha: Tensor, delta: Tensor) -> Tensor:
 
 
 def true_gradient(theta: Tensor, alpha: float, delta: float) -> Tensor:
-    """J'(θ) for x ~ N(θ, 1), in closed form: J = (1−α)(Φ(½−θ) − Φ(−½−θ)) + (α/√2) exp(−(θ−δ)²/4).
+    """J'(θ) for x ~ N(θ, 1) in closed form, [...] → [...].
 
-    [...] → [...].
+    J = (1−α)(Φ(½−θ) − Φ(−½−θ)) + (α/√2) exp(−(θ−δ)²/4).
     """
 
     def density(z: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def true_gradient(theta: Tensor, alpha: float, delta: float) -> Tensor:
 
 
 def chance_of_a_hit(theta: Tensor, samples: int) -> Tensor:
-    """The probability that one of `samples` draws from N(θ, 1) falls into the window.
+    """The probability that at least one of `samples` draws from N(θ, 1) is in the window.
 
     [...] → [...].
     """
@@ -55,8 +56,9 @@ def drift(
     groups: int,
     seed: int,
 ) -> Tensor:
-    """[groups, N] the gradient of each of `groups` independent groups, at each of the N places θ:
-    its mean is E[ĝ].
+    """The gradients [groups, N] of `groups` independent groups at each of N means θ.
+
+    Their mean over groups estimates E[ĝ]. `group` is the number of samples in a group.
     """
     places = torch.tensor(theta, dtype=torch.float64)
     alpha, delta = torch.tensor(design, dtype=torch.float64)

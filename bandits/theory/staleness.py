@@ -1,8 +1,8 @@
-"""What happens to a policy's gradient when its samples are old: agreement at π_old, and the limits.
+"""How a policy's gradient changes as its samples become stale: agreement at π_old, and the limits.
 
-At π_old every rung with a ratio has the policy gradient of its own advantage. On one rollout used
-again and again, rewards in {0, 1} without baseline imitate what was rewarded and stop there;
-centred rewards push with one force for ever.
+At π_old every rung with a ratio has the policy gradient of its own advantage. On one rollout that
+is reused again and again, rewards in {0, 1} without a baseline imitate what was rewarded and then
+stop. Centred rewards push with a constant force for ever.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ragged() -> Outcomes:
 
 
 def ratio_rungs() -> list[str]:
-    """The registered rungs whose surrogate uses ρ."""
+    """The names of the registered rungs whose surrogate uses the ratio ρ."""
     own = ("rung", "descendant", "branch")
     return [
         name
@@ -47,10 +47,10 @@ def ratio_rungs() -> list[str]:
 
 
 def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> float:
-    """‖E[ĝ] − E[ĝ of A·log π]‖ / ‖the latter‖ for the rung and the same rung with the score
-    function as its surrogate.
+    """The relative distance of a rung's E[ĝ] from the policy gradient of the same advantage.
 
-    0 on policy: `eq:surrogate-gradient-at-old`.
+    It is ‖E[ĝ] − E[ĝ of A·log π]‖ / ‖E[ĝ of A·log π]‖, where the second estimator has the score
+    function as its surrogate. On-policy it is 0: `eq:surrogate-gradient-at-old`.
     """
     estimator = ladder.get(name).estimator
     twin = replace(estimator, surrogate=ScoreFunction())
@@ -61,8 +61,9 @@ def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> floa
 
 
 def stale_limit() -> tuple[Tensor, float, float]:
-    """Where rewards in {0, 1} without baseline end (`eq:stale-limit`): π_old·μ/J [3]; its expected
-    reward E[μ²]/J; and J before.
+    """The limit of many updates on rewards in {0, 1} without a baseline (`eq:stale-limit`).
+
+    Returns the policy π_old·μ/J [3], its expected reward E[μ²]/J, and J of π_old.
     """
     policy, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
     before = policy @ means
@@ -70,8 +71,9 @@ def stale_limit() -> tuple[Tensor, float, float]:
 
 
 def centred_path(group: int, rate: float, updates: int) -> Tensor:
-    """[updates + 1, 3] closed form for the centred score function on B3: logits grow by the
-    constant (G−1)/G·π_old(μ − J).
+    """The log-probabilities [updates + 1, 3] of the centred score function on B3, in closed form.
+
+    Every update adds rate · (G−1)/G · π_old(μ − J) to the logits.
     """
     policy, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
     push = group_mean_factor(group) * policy * (means - policy @ means)
