@@ -96,6 +96,8 @@ class Settings(AblationBudget):
     rate: float = 1e-3  # Adam's learning rate, falling to 0 in a line
     rollouts: int = 50  # of reinforcement learning
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
+    warm_lr: float = 3e-3  # Adam's learning rate in the warm start
+    warm_batch: int = 256  # demonstrations per step: two skills need more of them
     seeds: int = 5  # models that are judged
     log_every: int = 50  # rollouts; the last one is logged, too
 
