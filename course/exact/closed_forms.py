@@ -87,6 +87,7 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
     """
     p, score = on_policy_probability(outcomes), outcomes.total_score
     b = _float64(baseline)
+    # to broadcast against [Q, K, D]: one per prompt, one per parameter, or one number
     b = b[:, None, None] if b.dim() == 1 else b.unsqueeze(1) if b.dim() == 2 else b
     sample = (outcomes.total_reward.unsqueeze(-1) - b) * score
     centred = sample - torch.einsum("qk,qkd->qd", p, sample).unsqueeze(1)
@@ -213,6 +214,7 @@ def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
     eq:pairs-of-samples
     """
     group = reward.shape[-1]
+    # all ordered pairs (i, j): [M, G, G] and [M, G, G, D]
     difference = reward.unsqueeze(-1) - reward.unsqueeze(-2)
     apart = score.unsqueeze(-2) - score.unsqueeze(-3)
     return torch.einsum("mij,mijd->md", difference, apart) / (2 * group * (group - 1))

@@ -126,6 +126,7 @@ class _Whitening(Scale):
     eps: float
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        # the share of every chosen token, [1, Q, K, T]
         weight, dims = self.share.unsqueeze(-1) * rollout.mask, (-3, -2, -1)
         advantage = torch.where(weight > 0, advantage, 0.0)
         centred = advantage - _mean(advantage, weight, dims)
@@ -150,7 +151,7 @@ class _Weight(Aggregation):
         if self.by_token:
             own, counted = mask.to(dtype), share * mask
         else:
-            own = self.part(mask, limit, dtype) * self.part.samples(mask)
+            own = self.part(mask, limit, dtype) * self.part.samples(mask)  # without the factor 1/N
             counted = share * (mask.any(-1, keepdim=True) | self.part.count_empty)
         total = counted.sum((-3, -2, -1), keepdim=True)
         return share * own / torch.where(total > 0, total, 1.0)

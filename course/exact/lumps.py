@@ -85,6 +85,7 @@ def _listed(view: View, lumps: Lumps, group: int, own: int) -> Iterator[_Listed]
     beside = lumps.example[members(others, group - own)]
     for run in chunks(lumps.runs(group, own), group * lumps.each, lumps.alive.device):
         *mine, pick = mixed_digits(run, [len(lumps.alive)] * own + [len(others)])
+        # the group [M, G]: the own samples first, then one example outcome for each of the others
         index = torch.cat([lumps.alive[torch.stack(mine, -1)], beside[pick]], -1)
         chance = weight[pick] * torch.stack([lumps.p[i] for i in mine]).prod(0)
         seen = view.ask(index.unsqueeze(1))
@@ -206,16 +207,18 @@ def total_variance(among: AmongOthers, inner: Callable[[Tensor], Tensor], own: T
     def square(vectors: Tensor) -> Tensor:
         return ((vectors @ products) * vectors).sum(-1)
 
-    counts = compositions(group, classes, among.others.device)
+    counts = compositions(group, classes, among.others.device)  # of the whole group, by class
+    # a composition as one number in base G + 1, so that the others can be found by binary search
     place = (group + 1) ** torch.arange(classes, device=counts.device)
     sorted_keys, order = (among.others * place).sum(-1).sort()
     whole = products.new_zeros((len(counts), len(products)))
     for c in range(classes):
         has = counts[:, c] > 0
+        # the others of a sample of class c: the group's counts with one less in class c
         index = order[torch.searchsorted(sorted_keys, (counts[has] * place).sum(-1) - place[c])]
         whole[has] += counts[has, c].unsqueeze(-1) * mean[c, index]
     chance = log_multinomial(counts, p_class.log()).exp()
-    between = chance @ square(whole - chance @ whole)
+    between = chance @ square(whole - chance @ whole)  # variance of the mean given the counts
     length = ((among.coefficient @ own[among.outcome]) * among.coefficient).sum(-1)  # [n, M] ‖g‖²
     within = among.chance @ length @ among.weight - p_class @ square(mean) @ among.weight
     return float(between + group * within)

@@ -65,6 +65,7 @@ def every_multiset(view: View, group: int) -> Iterator[tuple[Tensor, Tensor, Ten
     Outcomes are [M, Q, G], probabilities [M], coefficients summed per outcome [M, Q·K, P], and
     values of the objective [M].
     """
+    # per prompt: all multisets as counts of outcomes, and their log-probabilities
     tables = [compositions(group, len(alive), alive.device) for alive in view.alive]
     weights = [
         log_multinomial(counts, p[alive].log())
@@ -73,6 +74,7 @@ def every_multiset(view: View, group: int) -> Iterator[tuple[Tensor, Tensor, Ten
     sizes, rows = [len(counts) for counts in tables], view.prompts * view.kinds
     each = view.width * max(group, view.kinds) * view.columns
     for run in chunks(math.prod(sizes), each, view.probability.device):
+        # a number in `run` encodes one multiset per prompt; as outcomes they are [M, Q, G]
         picks = mixed_digits(run, sizes)
         chosen = zip(view.alive, tables, picks, strict=True)
         index = torch.stack([alive[members(t[pick], group)] for alive, t, pick in chosen], 1)
@@ -97,7 +99,7 @@ def by_multisets(view: View, group: int, covariance: bool) -> Moments:
         value += float(weight @ objective)
         if covariance:
             mean, spread, total = _merge(mean, spread, total, per_run.flatten(1) @ scores, weight)
-    expected = expected.unflatten(0, (view.prompts, view.kinds))
+    expected = expected.unflatten(0, (view.prompts, view.kinds))  # [Q·K, P] → [Q, K, P]
     return Moments(expected, spread if covariance else None, value)
 
 
@@ -114,6 +116,7 @@ def _merge(
     centre = weight @ values / here
     shifted = values - centre
     apart, both = centre - mean, total + here
+    # the old and new squares about their own means, and the distance between the two means
     spread = (
         spread
         + torch.einsum("m,md,me->de", weight, shifted, shifted)

@@ -149,12 +149,12 @@ class View:
                     strict=True,
                 )
             )
-        coefficient = found["log_prob"]
+        coefficient = found["log_prob"]  # ∂objective/∂log π of each token, [M, Q, G, T]
         if coefficient is None:
             coefficient = torch.zeros_like(leaves["log_prob"])
         if (by_dist := found.get("log_dist")) is not None:
             self.uses_dist = True
-            coefficient = torch.cat([coefficient, by_dist.flatten(3)], -1)
+            coefficient = torch.cat([coefficient, by_dist.flatten(3)], -1)  # [M, Q, G, T + T·V]
         gain = torch.zeros_like(coefficient[..., 0])
         if (by_weight := found.get("weight")) is not None:
             weight = leaves["weight"].detach()

@@ -1,8 +1,7 @@
-"""Ctrl-C at both ends of a command: while it loads, and while Python itself ends. The status
-is 130, and there is no traceback.
+"""Ctrl-C while a command loads or while Python ends: status 130 and no traceback.
 
-A command's first line calls `quiet`, its last `leave`; this imports next to nothing. Between the
-two `guarded` is in charge.
+The first line of a command calls `quiet` and the last one `leave`; in between `guarded` handles
+Ctrl-C. This module imports almost nothing.
 """
 
 import os
@@ -28,12 +27,12 @@ def quiet() -> None:
 def leave(status: int) -> NoReturn:
     """End the process with `status`.
 
-    After Ctrl-C without Python's own ending: where a library swallowed a KeyboardInterrupt in code
-    of its own, that would kill the process by the signal (status −2) in place of 130.
+    After Ctrl-C it skips Python's own shutdown. If a library has swallowed a KeyboardInterrupt,
+    that shutdown would kill the process by the signal (status −2) instead of ending with 130.
     """
     if status == INTERRUPTED:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # gone, full or missing
+            with suppress(OSError, ValueError, AttributeError):  # closed, full or missing
                 stream.flush()
         os._exit(status)
     sys.exit(status)

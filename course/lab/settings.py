@@ -219,8 +219,9 @@ def _refusal(ended: SystemExit, shown: str, kind: Any, prog: str) -> CourseError
 
 
 def _constructor(info: Any) -> Any:
-    """tyro's rule for numbers, texts, paths, lists of them, and None; what else there is (truth
-    values, choices) tyro reads itself.
+    """The rule that gives tyro a reader for numbers, strings, paths, lists of them, and None.
+
+    tyro itself reads all other types, such as choices.
     """
     import tyro
 
@@ -228,7 +229,7 @@ def _constructor(info: Any) -> Any:
     if reader is None:
         return None
     metavar, parse = reader
-    bare = "true" if metavar == TRUTH else ""  # --flag alone
+    bare = "true" if metavar == TRUTH else ""  # the value of --flag without an argument
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*" if metavar.endswith("…") else (0, 1) if metavar == TRUTH else 1,
         metavar=metavar,
@@ -239,7 +240,7 @@ def _constructor(info: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """A setting as it is typed."""
+    """A setting as it is typed on the command line."""
     if value is None:
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -76,19 +76,21 @@ def choose(values: Tensor, rates: Sequence[float], judged: Tensor | None = None)
 
 
 def finished(values: Tensor, halted: Tensor) -> Tensor:
-    """`values` [L, S] of the runs that did not diverge, NaN where one did, for `choose`; where a
-    run diverged at every rate, as they are: halted runs have a last good value.
+    """`values` [L, S] with NaN for runs that diverged (`halted` [L, S]), as `choose` expects.
+
+    If a run diverged at every rate, `values` are returned unchanged; halted runs then count with
+    their last good value.
     """
     kept = torch.where(halted, torch.nan, values)
     return values if bool(kept.isnan().any(-1).all()) else kept
 
 
 def told(found: Result, halted: Mapping[str, Tensor]) -> Result:
-    """The result of runs of which `halted` [...] bool diverged, arm by arm.
+    """The result, with a report of the runs that diverged; `halted`: method → [...] bool.
 
-    A halted run keeps its last good policy, and what is measured of that looks like a number. So
-    where there is one, a sentence of the caption and a fact that does not hold say how many of
-    which arm: an arm that lost all runs has no result. Unchanged where no run diverged.
+    A halted run keeps its last good policy, so its measurements look like ordinary numbers. If
+    there are halted runs, a sentence in the caption and a fact that does not hold say how many each
+    method has; a method without other runs has no result. Otherwise the result is unchanged.
     """
     lost = {name: (int(runs.sum()), runs.numel()) for name, runs in halted.items()}
     said = [

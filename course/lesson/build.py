@@ -204,7 +204,10 @@ def index_path() -> Path:
 
 
 def read_index() -> dict[str, Any]:
-    """lessons.json, or nothing; raises `CourseError` where it is damaged."""
+    """The contents of lessons.json; empty if there is no file.
+
+    Raises `CourseError` if the file is damaged.
+    """
     return dict(index())
 
 
@@ -237,8 +240,8 @@ def collect(lesson: LessonInfo) -> Lesson:
     )  # so that inspect finds the source of its functions
     module = types.ModuleType(f"lesson_{lesson.number}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look their module up
-    # what it prints is for the notebook, and nobody has answered its questions
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
+    # its output belongs in the notebook, and no learner has answered its questions
     with progress.nowhere(), contextlib.redirect_stdout(io.StringIO()):
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
     found = [thing for thing in vars(module).values() if isinstance(thing, Lesson)]

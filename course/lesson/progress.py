@@ -20,7 +20,7 @@ from course.train.files import locked, replace_files
 
 Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and "exercises" → names
 FILE = "PG_LADDER_PROGRESS"  # the environment variable that sets another path
-LOCK, PATIENCE = ".progress.lock", 5.0  # beside it; seconds to wait for another notebook
+LOCK, PATIENCE = ".progress.lock", 5.0  # file name; seconds to wait for another notebook
 KINDS = ("questions", "exercises")
 
 
@@ -74,7 +74,7 @@ def _load(place: Path | None) -> dict[str, Any] | None:
 
 
 def check() -> None:
-    """Raise `CourseError` where the file is there and damaged."""
+    """Raise `CourseError` if the file exists and is damaged."""
     here = path()
     if here.exists() and _load(here) is None:
         raise CourseError(
@@ -85,8 +85,9 @@ def check() -> None:
 
 @contextmanager
 def nowhere() -> Iterator[None]:
-    """What is noted inside, also by processes started there, is nobody's progress: the lessons are
-    built, not learned.
+    """Discard progress that is recorded inside this context, also by child processes.
+
+    The build uses it, since no learner answers the questions there.
     """
     before = os.environ.get(FILE)
     with tempfile.TemporaryDirectory() as empty:
@@ -101,11 +102,11 @@ def nowhere() -> Iterator[None]:
 
 
 def record(lesson: str, kind: str, name: str) -> None:
-    """Note that a question (kind «questions») was answered right or an exercise («exercises»)
-    passed. Never raises: it is a convenience.
+    """Record a right answer (kind "questions") or a passed exercise (kind "exercises").
 
-    A file that is damaged is set aside as progress.json.damaged; entries that are none stay, and
-    so does what another notebook notes at the same time.
+    It never raises, since progress is only a convenience. A damaged file is renamed to
+    progress.json.damaged. Unknown entries are kept, and so are entries that another notebook
+    records at the same time.
     """
     if name in read().get(lesson, {}).get(kind, ()):
         return

@@ -52,7 +52,7 @@ def inverse_std(values: Tensor, ddof: int, eps: float, exists: Tensor | None = N
     quiet = silent(values, exists=exists)
     if exists is not None:  # a missing value is set to the mean, so that it deviates by 0
         values = torch.where(exists, values, mean_of(values, (-1,), exists))
-    size = unit(values, (-1,))
+    size = unit(values, (-1,))  # scaled by it, large rewards do not overflow when squared
     variance = (values / size).var(-1, correction=ddof, keepdim=True)
     if exists is not None:  # nor does it count in the divisor; the factor is 1 where all exist
         counted = (exists.sum(-1, keepdim=True) - ddof).clamp(min=1).to(values.dtype)
@@ -73,7 +73,7 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
     dims = (-3, -2, -1)
     # a critic's values at tokens outside the mask are arbitrary, perhaps NaN
     advantage = advantage.masked_fill(~mask, 0.0)
-    size = unit(advantage, dims)
+    size = unit(advantage, dims)  # [..., 1, 1, 1] per run, so that squares do not overflow
     advantage = advantage / size
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)

@@ -69,8 +69,9 @@ def conjugate_gradient(
     tiny = (100 * torch.finfo(start.dtype).eps) ** 2
     for _ in range(iterations):
         image = product(direction)
-        curvature = per_run_dot(direction, image, runs)
+        curvature = per_run_dot(direction, image, runs)  # [...] dᵀAd of each run
         going = (size > tiny * start) & (curvature > 0)
+        # step length along the direction; 0 for runs that have converged
         alpha = torch.where(
             going,
             size / torch.where(going, curvature, torch.ones_like(curvature)),
