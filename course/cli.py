@@ -61,16 +61,16 @@ From REINFORCE to GRPO, one replaced part at a time.
 
 {lines}
 
-COMMAND --help shows the options of a command, `course --version` the version; `course --completion
-bash` (zsh, tcsh) prints what makes the shell complete all of them.
-`python -m bandits NAME` is `course bandits NAME`, and `python -m tinylm` is `course tinylm`: an
+`course COMMAND --help` shows the options of a command, `course --version` the version, and `course
+--completion bash` (or zsh, tcsh) prints a script for completion in the shell.
+`python -m bandits NAME` is `course bandits NAME`, and `python -m tinylm` is `course tinylm`. An
 ablation writes figures/NAME.png and NAME.json; its settings are options (--runs 50 --seed 1).
 
 ablations on bandits: {", ".join(names("bandits.ablations"))}
 ablations on the tiny language model: {", ".join(names("tinylm.ablations"))}
 
-exit status: 0; 1 a fact does not hold; 2 bad input, or what the machine refused; 70 a mistake of
-the course's own; 130 Ctrl-C, which leaves whole files or none"""
+exit status: 0 success; 1 a fact does not hold; 2 bad input or an error of the machine (files,
+memory); 70 a bug of the course; 130 Ctrl-C, which leaves no half-written file"""
 
 
 # ---------------------------------------------------------------- the main job

@@ -219,8 +219,8 @@ class Greedy(Baseline):
 class LengthWeighted(Baseline):
     """The group mean weighted by length (OPO: Hao et al. 2025).
 
-    It is the baseline of least variance if ‖∇log π(o)‖² is proportional to the length. Raises
-    `CourseError` if G = 1.
+    It estimates the baseline of least variance if ‖∇log π(o)‖² is proportional to the length.
+    Raises `CourseError` if G = 1.
     """
 
     scope, reads = "group", ("returns", "length")
