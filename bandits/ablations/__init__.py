@@ -1,3 +1,1 @@
-"""The ablations on bandits, one module each: `python -m bandits NAME` runs it and draws
-its figure.
-"""
+"""The ablations on bandits, one module each; `python -m bandits NAME` runs one and draws it."""

@@ -1,18 +1,16 @@
-"""Where the formulas break: numbers that are right on paper and not in the machine.
+"""Where textbook formulas break: right on paper, wrong in floating-point arithmetic.
 
-    equal rewards      the mean of seven 0.7s in float32 is not 0.7; divided by a std of the same
-    size, nothing becomes +.86
-    large rewards      near 1,000 what is left of nothing is 1e-4, as large as the eps that should
-    have hidden it
+    equal rewards      the mean of seven 0.7s in float32 is not 0.7; divided by a std that is also
+                       only rounding error, an advantage of 0 becomes +.86
+    large rewards      near 1,000 the rounding error is 1e-4, as large as the eps meant to hide it
     one sample         a group of one has no sample std: 0/0
-    leave-one-out std  leaves the one sample that matters out of its own scale: (1, 0, 0, 0) gives
-    1/eps
-    k3                 holds e^{log r}: where the reference is far more likely than the policy,
-                       float32 overflows
+    leave-one-out std  the one sample that differs is not in its own scale: (1, 0, 0, 0) gives 1/eps
+    k3                 contains e^{log r}, which overflows in float32 if the reference is far more
+                       likely than the policy
 
-Each case runs through an estimator twice: with parts written as the formula stands, and with the
-course's own. Silence is found by max = min and not by a small spread,
-and a group of one is refused.
+Each case runs through an estimator twice: with parts written as in the textbook, and with the
+course's parts. The course's parts detect zero-variance groups by max = min and not by a small
+spread, and they raise an error for a group of one.
 """
 
 from __future__ import annotations

@@ -1,24 +1,21 @@
 """Several updates on one rollout: where the rungs with a ratio and a clip part from plain policy
 gradient.
 
-After the first update the samples are stale: they come from π_old, and the policy has moved. Every
-rung gets the same number of samples; only the updates per rollout differ. Sixteen prompts share one
-linear softmax, so that pushing one answer down moves others, and only the right answer pays. Look
-for:
+After the first update the samples are stale: they come from π_old, and the policy has changed.
+Every rung gets the same number of samples; only the updates per rollout differ. Sixteen prompts
+share one linear softmax, so pushing one answer down changes others, and only the right answer pays.
+Look for:
 
-    one update      baseline, surrogate and clip are one curve, exactly: at π_old they have one
-    gradient
-    several         policy gradient with centred rewards collapses, the bare ratio hardly gains, the
-                    clip turns updates into reward
-    why             centred, a stale batch pushes with a force that never fades, and part of it
-                    pushes down, which has no
-                    end (log π → −∞); with rewards in {0, 1} and no baseline it only pulls up,
-                    towards the rewarded share of
-                    what was sampled, and there it stops. It is the sign that matters: with rewards
-                    in {−1, 0} it fails as well
-    GRPO            its k3 contains r = π_ref/π of the sample, which no clip bounds: with large
-                    steps it throws the policy away.
-                    With |log r| bounded it learns like the rung below it
+    one update      baseline, surrogate and clip are exactly one curve, because at π_old they have
+                    the same gradient
+    several         policy gradient with centred rewards collapses, the bare ratio hardly gains, and
+                    the clip turns more updates into more reward
+    why             with centred rewards a stale batch pushes with a constant force, and the part
+                    that pushes down has no limit (log π → −∞). With rewards in {0, 1} and no
+                    baseline the batch only pulls up, towards the rewarded share of the samples, and
+                    stops there. The sign decides: with rewards in {−1, 0} it fails as well
+    GRPO            its k3 contains r = π_ref/π of the sample, which no clip bounds, so large steps
+                    ruin the policy. With |log r| bounded it learns like the rung below it
 """
 
 from __future__ import annotations

@@ -1,3 +1,1 @@
-"""The ablations on the tiny language model, one module each: `python -m tinylm NAME` runs it and
-draws its figure.
-"""
+"""The ablations on the tiny language model; `python -m tinylm NAME` runs one and draws it."""

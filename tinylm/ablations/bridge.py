@@ -1,21 +1,19 @@
 """A prompt of the language model IS a bandit: every completion of a real transformer is an arm, and
 everything is exact.
 
-A nano model (8,280 weights) learns one-digit sums; a prompt such as 3+7= has 5,220 completions of
-at most three tokens, and all are listed. Nothing below is sampled, except the training that moves
-the policy.
+A nano model (8,280 weights) learns one-digit sums. A prompt such as 3+7= has 5,220 completions of
+at most three tokens, and all of them are listed. Only the training of the policies is sampled.
 
-    each rung   bias, direction and spread of E[ĝ] and ĝ on the transformer, beside the bandit that
-    has a logit for every completion:
-                on policy, and with stale samples, after several updates on one rollout
-    the ratio   with the sequence's ratio the bandit is exact: E[ĝ] = ∇J however far the policy has
-    moved. With a ratio for each
-                token it is an approximation: how good, as the updates move the policy away
-    the KL      summed token by token, k2, ρ·k1, ρ·k3 and the exact KL of every token have one
-    expected gradient, and it is not that of
-                the answers' KL: it drops what a token does to the tokens behind it. k1 in the
-                reward has it exactly
-    the std     E[ĝ] = w_G(p) ∇p for every prompt, whatever the network; with 1/|o| it is ∇p no more
+    each rung   bias, direction and spread of the gradient on the transformer, next to a bandit with
+                one logit per completion: on-policy, and with stale samples
+    the ratio   with the sequence ratio the bandit is exact: E[ĝ] = ∇J however far the policy has
+                moved. With a ratio per token it is an approximation; look how good it is as the
+                policy moves
+    the KL      summed token by token, k2, ρ·k1, ρ·k3 and the exact KL of every token have the same
+                expected gradient. It is not that of the answers' KL, because it omits the effect of
+                a token on later tokens. k1 in the reward has the right gradient exactly
+    the std     E[ĝ] = w_G(p) ∇p for every prompt, whatever the network; with 1/|o| it is not
+                parallel to ∇p
 """
 
 from __future__ import annotations
@@ -58,8 +56,8 @@ TITLE = (
 EXPECTED_SECONDS = 30.0
 
 
-# What token by token costs is second order in how far the policy has moved. A claim that it is
-# there must pass a bound that matters, not rounding alone; a first run was at 4 to 9 times these.
+# The error of working token by token is of second order in the policy's movement. A claim that it
+# exists must exceed a bound that matters, not only rounding; a first run was at 4 to 9 times these.
 RELATIVE, FORECAST, DEGREES = 0.01, 0.001, 1.0
 
 

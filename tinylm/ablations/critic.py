@@ -1,17 +1,15 @@
-"""A critic or a group?
+"""A critic or a group? PPO with a learned value of every token, against the group mean.
 
-PPO with a learned value of every token, on the policy's trunk or as a network of its own, against
-the group mean.
+The critic shares the policy's trunk or is a separate network. Both methods estimate how well the
+policy does on a prompt: the critic from what it has learned, the group from the other answers to
+the same prompt. Everything else is equal: clip, samples, updates, warm start. On these sums the
+exact value is known. Only one answer is right, so the value of a prefix is the probability of the
+rest of that answer, or 0 if the prefix is wrong. The critic starts from the weights of the warm
+start, with a value head of zeros.
 
-Both answer the same question, how well this policy does on this prompt: the critic by what it has
-learned, the group by the other answers to the same prompt. Everything else is equal: clip, samples,
-updates, warm start. On these sums the exact value is known: only one answer is right, so the value
-of a prefix is the probability of the rest of that answer, or 0 where the prefix is wrong. The
-critic starts from the weights of the warm start, with a value head of zeros.
-
-    accuracy   held-out, by GAE's λ: with λ = 1 the critic is only a baseline; with less the policy
-               learns from its guesses
-    values     root mean squared error against the exact ones, beside the error of a mean of G
+    accuracy   held-out, by GAE's λ: with λ = 1 the critic is only a baseline; with a smaller λ the
+               policy learns from the critic's estimates
+    values     root mean squared error of the critic's values, next to the error of a mean of G
                answers, √(E[p(1−p)]/G)
     price      parameters, memory for weights, gradients and Adam's two moments, and the time of a
                step
@@ -95,14 +93,12 @@ SETTINGS = Settings()
 
 
 class Watched(LanguageModel):
-    """The same problem, which compares its critic with the exact values at every rollout."""
+    """The same problem, which also compares its critic with the exact values in every rollout."""
 
     found: dict[str, Tensor]
 
     def sample(self, noise: Noise) -> Rollout:
-        """New completions; and how far the values they come with are from the exact ones, of the
-        same policy.
-        """
+        """Sample completions; compare the critic's values with the exact values of this policy."""
         rollout = super().sample(noise)
         exact = exact_values(
             self.model, self.task, rollout.data["question"], rollout.data["tokens"]

@@ -1,11 +1,10 @@
-"""Many questions or many answers to each?
+"""Many questions or many answers to each question?
 
-G from 2 to 32 at an equal number of completions per rollout, on two-digit sums.
-
-A small group gives a noisy baseline and often says nothing at all: where all G answers are right,
-or all wrong, GRPO has no gradient. A large one says more of fewer questions. The chance of a silent
-group is p^G + (1−p)^G, with p the question's success probability; here p is exact (the one right
-answer's probability), question by question, for the policy that sampled.
+G varies from 2 to 32 at an equal number of completions per rollout, on two-digit sums. A small
+group gives a noisy baseline and often no gradient at all: if all G answers are right, or all wrong,
+it is a zero-variance ("silent") group. A large group gives more information about fewer questions.
+The probability of a silent group is p^G + (1−p)^G, where p is the question's success probability.
+Here p is exact for the sampling policy: it is the probability of the one right answer.
 """
 
 from __future__ import annotations
@@ -75,9 +74,7 @@ SETTINGS = Settings()
 
 
 class Watched(LanguageModel):
-    """The same problem, which knows the exact success probability p of each question that it asks,
-    and counts silent groups.
-    """
+    """The same problem, which also counts silent groups and computes each question's exact p."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -85,7 +82,7 @@ class Watched(LanguageModel):
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def sample(self, noise: Noise) -> Rollout:
-        """New completions; and p under the policy that made them."""
+        """Sample completions, and compute p under the policy that sampled them."""
         rollout = super().sample(noise)
         p = right_to_go(
             self.model, self.task, rollout.data["question"], temperature=self.temperature
@@ -94,9 +91,7 @@ class Watched(LanguageModel):
         return rollout
 
     def metrics(self) -> dict[str, Tensor]:
-        """Of the rollouts since the last log: silent groups, their expected share, and the variance
-        that the share then has.
-        """
+        """The share of silent groups since the last log, its expectation, and its variance."""
         measured, p = (torch.stack(each) for each in zip(*self.seen, strict=True))
         self.seen = []
         silent = silent_probability(p, self.group)

@@ -4,15 +4,14 @@ A small transformer is warm-started on addition AND subtraction; reinforcement l
 sums alone. GRPO is trained with each estimator of the KL at each place (k1, k2, k3 in the loss, k3
 times the ratio, k1 in the reward, the exact KL of every token) and each β. What to look for:
 
-    the distance really travelled from the reference, which is what β is meant to set
-    k1 in the loss: on policy its gradient has mean 0, so it holds nothing. From the second update
-    of a rollout on it is worse: to
-      descend β·E_old[log π] is to ascend β·KL(π_old‖π), so it drives the policy away from what it
-      has just sampled
-    sums, which are rewarded: does an anchor cost them anything?
-    differences, which nobody asks for any more (the dotted line is the warm start): are some lost
-      on the way, and does an anchor keep them? The facts say what is beyond the scatter of the
-      models, and what is not
+    the actual distance from the reference, which β is meant to control
+    k1 in the loss: on-policy its gradient has mean 0, so it does not hold the policy. From the
+      second update of a rollout on it is worse: descending β·E_old[log π] means ascending
+      β·KL(π_old‖π), which drives the policy away from its own samples
+    sums, which are rewarded: does an anchor make them worse?
+    differences, which are no longer trained (the dotted line is the warm start): are some
+      forgotten, and does an anchor keep them? The facts say which effects exceed the scatter of the
+      models
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ ANCHORS = (
 
 @dataclass(frozen=True)
 class Penalty:
-    """One way to hold the policy: its class and place, and how it is drawn."""
+    """A KL penalty: its class, its place, and how it is drawn."""
 
     kind: type[KL]
     options: Mapping[str, Any]
@@ -73,7 +72,7 @@ class Penalty:
     dashes: Any = figures.SOLID
 
     def at(self, beta: float) -> KL:
-        """The part, with that β."""
+        """The penalty with coefficient `beta`."""
         return self.kind(beta, **self.options)
 
 
@@ -114,8 +113,9 @@ SHOWN = ("accuracy", KEPT, "kl_start", "silent_groups")
 
 
 def two_skills(digits: int) -> tuple[Task, Task, Tensor]:
-    """Both tasks as one table, to warm-start on; the same table with sums alone to train on and to
-    judge; held-out differences' rows.
+    """Both tasks in one table for the warm start; the same table split to train on sums alone.
+
+    The third result holds the rows of the held-out differences.
     """
     first, second = (tasks.make(TaskSettings(name=name, digits=digits)) for name in (TRAINED, KEPT))
     count = len(first.prompt)

@@ -1,10 +1,9 @@
-"""The ladder on a language model: every rung from the same warm start, at equal samples, judged on
-held-out questions.
+"""The ladder on a language model: every rung from one warm start, with equal samples.
 
-A small transformer has learned two-digit sums to about 30 % by supervision; reinforcement learning
-takes it from there. Each rung gets the same number of completions and several updates per rollout.
-Its learning rate is the best of the sweep on some models and questions; it is judged on others.
-`--rungs` takes any names, descendants included.
+A supervised warm start has taught a small transformer two-digit sums to about 30 %; reinforcement
+learning continues from there. Each rung gets the same number of completions and several updates per
+rollout. Its learning rate is chosen by a sweep on some models and questions, and it is judged on
+other models and other held-out questions. `--rungs` takes any names, descendants included.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Policy gradient, bare ratio and clip, centred and not, and TRPO beside them.
 
-Everybody gets the same rollouts; what grows is the number of updates made on each. With one, policy
-gradient, ratio and clip are one curve. With many, the policy gradient goes on pushing along
-advantages that were measured on a policy of the past. One learning rate for all: what a smaller one
-would save is another question.
+Every estimator gets the same number of rollouts; the number of updates on each rollout varies. With
+one update, policy gradient, ratio and clip are one curve. With many, the policy gradient keeps
+pushing along advantages that were measured on an old policy. All use one learning rate; whether a
+smaller one would help is another question.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """From zero: one-digit sums from random weights by reinforcement learning alone, no demonstration.
 
-A nano model has to find out by chance that 3+7= is to be answered by two digits and the end. With
-the exact reward that happens to about one completion in 5,000 at first: nearly every group is
-silent, and nothing is learned until a first hit. Credit for each digit speaks from the first
-rollout on. What to look for:
+A nano model must find out by chance that the answer to 3+7= is two digits and the end token. With
+the exact reward about one completion in 5,000 succeeds at first, so nearly every group has zero
+variance ("silent"), and nothing is learned before the first success. Credit for each digit gives a
+gradient from the first rollout on. What to look for:
 
-    how long each reward leaves the groups silent, and what that costs
-    the digits alone: most of them are right in the end, and hardly an answer is, since nobody asked
-    the model to stop
-    the questions it was trained on, and those it never saw (ten): at this size it learns the table
-    more than it learns to add
-    groups that fall silent again before all is learned: the policy has become sure of wrong
-    answers, and the curves go flat
+    how long the groups stay silent under each reward, and what that costs
+    credit for digits alone: most digits end up right but hardly any answer does, because the reward
+      does not require the model to stop
+    trained questions against the ten held-out ones: at this size the model memorises the table more
+      than it learns to add
+    groups that become silent again before everything is learned: the policy has become certain of
+      wrong answers, and the curves go flat
 
-What the entropy bonus is for, and what too much of it does, is seen with entropy_coef = 0 and 0.1.
+Set entropy_coef to 0 and to 0.1 to see what the entropy bonus is for, and what too much of it does.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ SETTINGS = Settings()
 
 
 def chance(start: Start) -> Tensor:
-    """[seeds, N] the probability that the untrained model answers each training question right: of
-    its one right completion.
-    """
+    """The probability [seeds, N] that the untrained model answers a training question right."""
     runs, task = (len(start.accuracy),), start.task
     with torch.no_grad():
         own = log_probs(
@@ -119,9 +117,7 @@ def silent_at_first(start: Start, settings: Settings) -> tuple[int, int]:
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """One training for each reward, all from the same random weights; and what chance
-    gives before.
-    """
+    """One training for each reward, all from the same random weights, and the chance level."""
     start = warm_start(settings, settings.seeds, progress)
     estimator = swap(ladder.get("group_std").estimator, entropy_coef=settings.entropy_coef)
     found: dict[str, dict[str, Any]] = {}
