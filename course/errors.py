@@ -6,6 +6,10 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CourseError(ValueError):
@@ -14,6 +18,16 @@ class CourseError(ValueError):
 
 class Clash(CourseError):
     """Two parts of an estimator cannot work together; the message names both and the reason."""
+
+
+class NotFinite(CourseError):
+    """A number of a rollout is NaN or infinite where it is used; `runs` [...] bool says in which
+    runs, so that a learner can halt these and go on with the others.
+    """
+
+    def __init__(self, message: str, runs: Tensor) -> None:
+        super().__init__(message)
+        self.runs = runs
 
 
 class Diverged(CourseError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, Diverged, require, require_flag, require_number
+from course.errors import CourseError, Diverged, NotFinite, require, require_flag, require_number
 from course.estimator import Estimator, Frozen, uses_critic
 from course.parts import AdaptiveBeta
 from course.rollout import Policy, Rollout
@@ -24,6 +24,8 @@ from course.train.critic import RunningMean
 from course.train.guard import Guard
 from course.train.noise import Noise
 from course.train.optim import Closures, Optimizer, clip_gradients, per_run_dot
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False, repr=False)
@@ -41,10 +43,10 @@ class Learner:
     first, a run whose KL(π_old‖π), in nats per chosen token, exceeds it keeps its parameters until
     the next rollout. This costs one more forward pass per epoch, and logs the number of `updates`.
 
-    A NaN or infinity in rewards, loss or gradients raises `Diverged` before it reaches the
+    A NaN or infinity in a rollout, loss or gradients raises `Diverged` before it reaches the
     parameters. If `rescue` is a path, the state is saved there first, and an update that overflows
-    is undone as well. With `halt_diverged` (for sweeps) only the runs whose loss, gradient or
-    parameters are affected stop, and the others go on; `halted` [...] says which have stopped.
+    is undone as well. With `halt_diverged` (for sweeps) only the runs whose rollout, loss, gradient
+    or parameters are affected stop, and the others go on; `halted` [...] says which have stopped.
 
     Raises `CourseError` if a setting is out of range.
     """
@@ -109,18 +111,30 @@ class Learner:
     def _sample(self) -> Rollout:
         """A new rollout, with the running mean as value and the adaptive β, if there are any."""
         rollout = self.problem.sample(self.noise)
-        # a reward that is not finite would stay in the running mean for ever
-        if self.critic is not None and bool(torch.isfinite(rollout.reward.sum())):
-            rollout = self.critic.write(rollout)
+        if self.critic is not None:
+            # a reward that is not finite would stay in the running mean for ever
+            if bool(torch.isfinite(rollout.reward.sum())):
+                rollout = self.critic.write(rollout)
+            else:
+                usable = self._usable(_checked, rollout)
+                rollout = replace(self.critic.write(usable), reward=rollout.reward)
         return rollout if self.kl_coef is None else replace(rollout, kl_coef=self.kl_coef)
 
     def _freeze(self, rollout: Rollout) -> Frozen:
-        try:
-            return self.estimator.freeze(rollout)
-        except CourseError as error:
-            if rollout.is_finite:
-                raise
-            raise self._ended(str(error)) from None  # the policy or its critic is lost
+        return self._usable(self.estimator.freeze, rollout)
+
+    def _usable(self, make: Callable[[Rollout], T], rollout: Rollout) -> T:
+        """What `make` returns for a rollout. Runs in which it meets a NaN or an infinity are
+        halted and left out, if runs are halted for it; else training ends.
+        """
+        while True:
+            try:
+                return make(rollout)
+            except NotFinite as error:  # the policy or its critic is lost
+                if not self.halt_diverged:
+                    raise self._ended(str(error)) from None
+                self.guard.halt(error.runs)
+                rollout = rollout.without(error.runs)
 
     def _epochs(self, rollout: Rollout) -> Iterator[tuple[Tensor | None, bool]]:
         """Yield for each epoch (active, last).
@@ -359,6 +373,12 @@ class History:
         self.rows.append({name: value.detach() for name, value in row.items()})
         if self.keep is not None:
             del self.steps[: -self.keep], self.rows[: -self.keep]
+
+
+def _checked(rollout: Rollout) -> Rollout:
+    """The rollout itself, if its numbers can be used."""
+    rollout.check_values()
+    return rollout
 
 
 def _check(learner: Learner) -> None:

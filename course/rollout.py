@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require, require_number
+from course.errors import CourseError, NotFinite, require, require_number
 
 NARROW = (torch.float16, torch.bfloat16)  # too few digits for means, squares and weights
 # how many of the last axes of [..., Q, G, T] each field lacks
@@ -138,18 +138,13 @@ class Rollout:
 
     def check_values(self) -> None:
         """Raise `CourseError` if a used number is not finite or a run has no chosen token."""
-        if not self.is_finite:
+        if not bool(torch.isfinite(self._overall())):
             self._refuse_what_is_not_finite()
         if not bool(self.mask.flatten(-3).any(-1).all()):
             raise CourseError(
                 "rollout.mask: got a run in which no token is the policy's own; allowed is at least"
                 " one True per run"
             )
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all numbers and their sum are finite; distributions may contain −inf."""
-        return bool(torch.isfinite(self._overall()))
 
     def _overall(self) -> Tensor:
         """One number that is finite only if every number is; cheap, since every step needs it."""
@@ -180,20 +175,49 @@ class Rollout:
         for name, where in used.items():
             tensor = getattr(self, name)
             if tensor is not None:
-                _refuse(name, tensor, ~torch.isfinite(tensor) & where, "a finite number")
+                self._refuse(name, tensor, ~torch.isfinite(tensor) & where, "a finite number")
         if self.kl_coef is not None:
             usable = torch.isfinite(self.kl_coef) & (self.kl_coef >= 0)
-            _refuse("kl_coef", self.kl_coef, ~usable, "a finite number ≥ 0")
+            self._refuse("kl_coef", self.kl_coef, ~usable, "a finite number ≥ 0")
         for name in ("old_log_dist", "ref_log_dist"):
             log_dist = getattr(self, name)
             if log_dist is not None:
                 where = read_places(log_dist, self.mask).unsqueeze(-1)
                 bad = (log_dist.isnan() | (log_dist == torch.inf)) & where
-                _refuse(name, log_dist, bad, "a log-probability, which may be -inf")
-        if not bool(torch.isfinite(self.reward.abs().sum())):
-            largest = self.reward.abs() == self.reward.abs().amax()
-            allowed = "a number small enough that the sum over the batch is finite"
-            _refuse("reward", self.reward, largest, allowed)
+                self._refuse(name, log_dist, bad, "a log-probability, which may be -inf")
+        size = self.reward.abs().flatten(-3)  # [..., Q·G·T]
+        if not bool(torch.isfinite(size.sum(-1)).all()):
+            over = ~torch.isfinite(size.sum(-1, keepdim=True)) & (size == size.amax(-1, True))
+            allowed = "a number small enough that the sum over the run is finite"
+            self._refuse("reward", self.reward, over.view_as(self.reward), allowed)
+
+    def _refuse(self, name: str, tensor: Tensor, bad: Tensor, allowed: str) -> None:
+        """Raise `NotFinite` for the first place where `bad` is True."""
+        places = bad.nonzero()
+        if len(places):
+            index = tuple(places[0].tolist())
+            got = f"{tensor[index].item()} at index {index}"
+            runs = runs_with(bad, len(self.runs))
+            raise NotFinite(f"rollout.{name}: got {got}; allowed is {allowed}", runs)
+
+    def without(self, runs: Tensor) -> Rollout:
+        """The same with 0 for every number of the runs `runs` [...] bool, which are given up; what
+        was sampled (`data`, the masks) stays.
+        """
+
+        def blank(tensor: Tensor) -> Tensor:
+            lost = runs.view(*runs.shape, *(1,) * (tensor.dim() - runs.dim()))
+            return torch.where(lost, torch.zeros_like(tensor), tensor)
+
+        return replace(
+            self,
+            **{
+                f.name: blank(getattr(self, f.name))
+                for f in fields(self)
+                if isinstance(getattr(self, f.name), Tensor)
+                and getattr(self, f.name).is_floating_point()
+            },
+        )
 
     def prompts(self, index: Tensor) -> Rollout:
         """The minibatch of the prompts `index` [n], cut along Q."""
@@ -295,6 +319,13 @@ def where_read(log_dist: Tensor, mask: Tensor) -> Tensor:
     return torch.where(read, log_dist, torch.zeros_like(log_dist))
 
 
+def runs_with(bad: Tensor, runs: int) -> Tensor:
+    """[...] bool: the runs in which `bad` [..., *rest], with that many run axes, is True
+    somewhere.
+    """
+    return bad.flatten(runs).any(-1) if bad.dim() > runs else bad
+
+
 def on_last_token(reward: Tensor, mask: Tensor) -> Tensor:
     """One reward per sample [..., Q, G] → rewards per token [..., Q, G, T] (outcome supervision).
 
@@ -350,13 +381,3 @@ def _leads_with_prompts(name: str, tensor: object, shape: torch.Size) -> None:
     assert isinstance(tensor, Tensor)
     allowed = f"a shape that leads with [..., Q] = {leading}"
     require(tensor.shape[: len(leading)] == leading, name, tuple(tensor.shape), allowed)
-
-
-def _refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str) -> None:
-    """Raise `CourseError` for the first place where `bad` is True, if there is one."""
-    places = bad.nonzero()
-    if len(places):
-        index = tuple(places[0].tolist())
-        raise CourseError(
-            f"rollout.{name}: got {tensor[index].item()} at index {index}; allowed is {allowed}"
-        )

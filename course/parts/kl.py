@@ -17,10 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from course.errors import Clash, CourseError, require, require_flag, require_number
+from course.errors import Clash, NotFinite, require, require_flag, require_number
 from course.parts.base import Declares, Part, ask, ask_tensor, number
 from course.parts.ratio import times_ratio
-from course.rollout import Policy, Rollout, read_places, where_read
+from course.rollout import Policy, Rollout, read_places, runs_with, where_read
 
 
 def k1(log_r: Tensor) -> Tensor:
@@ -309,12 +309,18 @@ class KL(Part):
         penalty = self.coefficient(rollout) * self.value(sampled, rollout, felt)
         penalty = torch.where(felt, penalty, torch.zeros_like(penalty))
         if not bool(torch.isfinite(penalty.sum())):
-            largest = penalty.detach().abs().amax().item()
-            raise CourseError(
-                f"{self.short}: got a penalty of {largest} in the reward; allowed is a finite one:"
-                " the policy that sampled and the reference are too far apart"
-            )
+            self._refuse_infinite(penalty, rollout)
         return rollout.reward - penalty
+
+    def _refuse_infinite(self, penalty: Tensor, rollout: Rollout) -> None:
+        """Raise `NotFinite` if a penalty [..., Q, G, T] in the reward is not finite."""
+        lost = ~torch.isfinite(penalty)
+        if bool(lost.any()):  # else only their sum overflowed
+            raise NotFinite(
+                f"{self.short}: got a penalty of {penalty[lost][0].item()} in the reward; allowed"
+                " is a finite one: the policy that sampled and the reference are too far apart",
+                runs_with(lost, len(rollout.runs)),
+            )
 
     @property
     def in_reward(self) -> bool:

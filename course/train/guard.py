@@ -46,7 +46,7 @@ class Guard:
             return gradients
         if not self.halts:
             raise self.ended(f"{first[0]} became {first[1]}")
-        halted = self._halt(not_finite([loss, *gradients], loss.dim()))
+        halted = self.halt(not_finite([loss, *gradients], loss.dim()))
         return [torch.where(over_runs(halted, g), torch.zeros_like(g), g) for g in gradients]
 
     def update(
@@ -78,10 +78,11 @@ class Guard:
                 put_back(parameters, before, lost)
                 if not self.halts:
                     raise self.ended("a parameter became infinite or NaN in the update")
-                self._halt(lost)
+                self.halt(lost)
         return logged
 
-    def _halt(self, runs: Tensor) -> Tensor:
+    def halt(self, runs: Tensor) -> Tensor:
+        """These runs [...] bool stand still from now on; returns all that do."""
         self.halted = runs if self.halted is None else self.halted | runs
         return self.halted
 

@@ -4,10 +4,12 @@ refuses.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ from bandits.policies import GaussianPolicy, Softmax
 from bandits.problem import Bandit, GaussianBandit
 from course import ladder
 from course.errors import CourseError, Diverged
-from course.estimator import replace
+from course.estimator import Estimator, replace
 from course.learner import History, Learner
-from course.parts import K1, K3, Clip, ExactKL, OldPolicy, Value
+from course.parts import K1, K2, K3, Clip, ExactKL, InReward, OldPolicy, Value
 from course.parts.kl import AdaptiveBeta
 from course.rollout import Policy, Rollout
 from course.train import checkpoint, metrics
@@ -911,3 +913,98 @@ def test_a_critic_that_is_no_number_ends_training_with_the_last_good_state(tmp_p
     ):
         learner.step()
     assert checkpoint.read(path)[1]["steps"] == 1
+
+
+class Spoilt(Bandit):
+    """A bandit of three runs whose second one samples a number that cannot be used, from the third
+    rollout on.
+    """
+
+    rollouts, field, number = 0, "", math.nan
+
+    def sample(self, noise: Noise) -> Rollout:
+        self.rollouts += 1
+        rollout = super().sample(noise)
+        if self.rollouts < 3 or not self.field:
+            return rollout
+        tensor = getattr(rollout, self.field).clone()
+        tensor[1, 0] = self.number
+        return dataclasses.replace(rollout, **{self.field: tensor})
+
+
+def spoilt(estimator: Estimator, field: str, number: float, **options: Any) -> Learner:
+    """One that learns on `Spoilt`, where `field` becomes `number`; no field: nothing does."""
+    problem = Spoilt(
+        Bernoulli(f64(MEANS)),
+        Softmax(torch.zeros(3, 3, 3, dtype=torch.float64)),
+        4,
+        reference="start",
+        critic="rollout.value" in estimator.needs and "critic" not in options,
+        greedy=True,
+    )
+    problem.field, problem.number = field, number
+    return Learner(problem, estimator, Adam(0.1), stream((3,), 4), **options)
+
+
+IN_REWARD = replace(ladder.clip, kl=K1(2.0, place=InReward()))
+LOST: dict[str, tuple[Estimator, str, float, dict[str, Any]]] = {
+    "reward": (ladder.clip, "reward", math.nan, {}),
+    "reward, two epochs of minibatches": (
+        ladder.grpo, "reward", -math.inf, {"epochs": 2, "minibatches": 3},
+    ),
+    "reward under a running mean": (
+        replace(ladder.clip, baseline=Value()), "reward", math.inf, {"critic": RunningMean},
+    ),
+    "rewards whose sum overflows": (ladder.clip, "reward", 1e308, {}),
+    "log_prob": (ladder.clip, "log_prob", math.nan, {}),
+    "log_prob −inf": (ladder.reinforce, "log_prob", -math.inf, {}),
+    "ref_log_prob": (ladder.grpo, "ref_log_prob", -math.inf, {}),
+    "kl in the reward": (IN_REWARD, "ref_log_prob", -1.7e308, {}),
+    "kl in the reward that overflows": (
+        replace(ladder.clip, kl=K2(0.1, place=InReward(), accept_bias=True)),
+        "ref_log_prob", -1e200, {},
+    ),
+    "kl in the loss that overflows": (ladder.grpo, "ref_log_prob", 1e4, {}),
+    "value": (replace(ladder.clip, baseline=Value(), value_coef=0.5), "value", math.nan, {}),
+    "greedy_reward": (ladder.get("remax").estimator, "greedy_reward", math.nan, {}),
+    "old_log_dist": (ladder.clip, "old_log_dist", math.nan, {}),
+    "kl stop": (ladder.clip, "reward", math.nan, {"epochs": 3, "kl_stop": 0.01}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_run_whose_rollout_cannot_be_used_halts_alone(case: str, tmp_path: Path) -> None:
+    """The others go on as if it were not there; its parameters stay where they were; what it
+    sampled is logged as it was. Without `halt_diverged` training ends, and the state before is
+    saved.
+    """
+    estimator, field, number, options = LOST[case]
+
+    def learner(field: str, **more: Any) -> Learner:
+        made = {name: value() if callable(value) else value for name, value in options.items()}
+        return spoilt(estimator, field, number, **made, **more)
+
+    calm, lost = learner(""), learner(field, halt_diverged=True)
+    calm.train(2)
+    where = [parameter[1].detach().clone() for parameter in calm.problem.parameters]
+    calm.train(4)
+    lost.train(6)
+    assert lost.halted is not None
+    assert lost.halted.tolist() == [False, True, False]
+    for mine, theirs, stood in zip(
+        lost.problem.parameters, calm.problem.parameters, where, strict=True
+    ):
+        assert torch.equal(mine[[0, 2]], theirs[[0, 2]])
+        assert torch.equal(mine[1], stood)
+    if field == "reward" and not math.isfinite(number):
+        assert not bool(torch.isfinite(lost.history["reward"][2:, 1]).any())
+    path = tmp_path / "rescue"
+    ends = learner(field, rescue=path)
+    with pytest.raises(Diverged, match=r"^training stopped at step 3: .*; the last good state is"):
+        ends.train(6)
+    assert checkpoint.read(path)[1]["steps"] == 2
+    again = learner("")
+    again.load(path)
+    again.train(1)
+    for parameter in again.problem.parameters:
+        assert bool(torch.isfinite(parameter).all())
