@@ -253,7 +253,7 @@ class Estimator:
     def __str__(self) -> str:
         return self.text()
 
-    # ------------------------------------------------------------------ refusals
+    # ------------------------------------------------------------------ checks
 
     def _check_rollout(self, rollout: Rollout) -> None:
         rollout.check_values()

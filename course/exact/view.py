@@ -171,7 +171,7 @@ class View:
         by_dist = by_dist.expand(-1, self.kinds, self.tokens, -1, -1)
         return torch.cat([score, by_dist.flatten(2, 3)], 2)
 
-    # ------------------------------------------------------------------ what is looked at
+    # ------------------------------------------------------------------ scope and classes
 
     def looks_across_prompts(self) -> bool:
         """Whether the outcome at one prompt may change the coefficients at another prompt.

@@ -30,7 +30,7 @@ TRUTH = "true|false|none"  # what the help calls a flag that may be left to the 
 RATES = ("lr", "lrs", "rate", "rates")  # the last word of a learning rate's name
 
 
-# ---------------------------------------------------------------- refused when they are made
+# ---------------------------------------------------------------- checked when they are made
 
 
 @dataclass(frozen=True)
