@@ -209,15 +209,12 @@ class Rollout:
             lost = runs.view(*runs.shape, *(1,) * (tensor.dim() - runs.dim()))
             return torch.where(lost, torch.zeros_like(tensor), tensor)
 
-        return replace(
-            self,
-            **{
-                f.name: blank(getattr(self, f.name))
-                for f in fields(self)
-                if isinstance(getattr(self, f.name), Tensor)
-                and getattr(self, f.name).is_floating_point()
-            },
-        )
+        changes: dict[str, Any] = {
+            f.name: blank(tensor)
+            for f in fields(self)
+            if isinstance(tensor := getattr(self, f.name), Tensor) and tensor.is_floating_point()
+        }
+        return replace(self, **changes)
 
     def prompts(self, index: Tensor) -> Rollout:
         """The minibatch of the prompts `index` [n], cut along Q."""
