@@ -1,14 +1,14 @@
-"""What a baseline buys, exactly: the length and the noise of the gradient against the size of the
-group.
+"""What a baseline buys, exactly: the gradient's length and noise against the group size.
 
 On B3 (π = (.5, .3, .2), Bernoulli means .2, .5, .8) every group that can be drawn is listed, so
 nothing here is estimated.
 
-Look for three things. Group means shorten the gradient a little, dividing by the std lengthens it,
-and neither turns it. With two samples per prompt leave-one-out is noisier than no baseline at all:
-comparing with one other sample costs more than it saves; the crossing lies between two and three
-samples. And a shift of all rewards, which changes nothing about what is best, makes plain REINFORCE
-tens of times noisier and leaves everything centred as it was.
+Look for three things. A group mean shortens the gradient a little and dividing by the std lengthens
+it; neither changes its direction. With two samples per prompt the leave-one-out baseline is noisier
+than no baseline, because comparing with a single other sample costs more than it saves; the
+crossing lies between two and three samples. And adding a constant to all rewards, which does not
+change the best policy, makes plain REINFORCE tens of times noisier and leaves every centred rung
+unchanged.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """Is GRPO a good bandit algorithm? Against ε-greedy, UCB and Thompson sampling, pull for pull.
 
-Ten arms pay 1 with a probability drawn from U(0, 1), else 0. The policy gradients get G pulls per
-update, the others one; all get the same number of pulls, and the same meter writes down what each
-pull cost: the best arm's mean less the pulled one's, summed up (the regret). Every setting is
-swept, chosen on one half of the runs and judged on the other.
+Each of ten arms pays 1 with a probability drawn from U(0, 1), else 0. The policy gradients make G
+pulls per update, the other algorithms one. All get the same number of pulls, and one meter measures
+the regret: the best arm's mean minus the pulled arm's mean, summed over the pulls. Every setting is
+swept, chosen on some runs and judged on others.
 
-What to look for: tuned, the group methods lose half as much as ε-greedy, and a fraction of what UCB
-loses with its textbook bonus. But Thompson sampling, with nothing to tune, and UCB with a tuned
-bonus lose less still, and only theirs is close to a straight line over the logarithm of the pulls.
-The last panel says why. In most runs a group method has found the best arm and pays next to
-nothing, less than Thompson sampling, which never quite stops trying; in some it has committed to a
-wrong arm, hardly pulls the others again, and those runs pay the bill. A group makes the gradient
-quieter; it does not explore. GRPO's KL term, here to the uniform policy, does in its way: like
-ε-greedy it pays in every run, and few runs are lost.
+What to look for: after tuning, the group methods have half the regret of ε-greedy, and a fraction
+of that of UCB with its textbook bonus. But Thompson sampling, which has nothing to tune, and UCB
+with a tuned bonus have even less, and only their regret is close to a straight line over the
+logarithm of the pulls. The last panel shows why. In most runs a group method has found the best arm
+and loses almost nothing, less than Thompson sampling, which never quite stops exploring. In some
+runs it has committed to a wrong arm and hardly pulls the others again, and those runs make up its
+regret. A group makes the gradient less noisy; it does not explore. GRPO's KL term, here to the
+uniform policy, does explore: like ε-greedy it costs a little in every run, and few runs commit to a
+wrong arm.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The ratio that clipping does not bound: after many small steps on one rollout, ρ of the rare good
-arm is far above 1 + ε.
+"""Clipping does not bound the ratio: many small steps on one rollout take ρ far above 1 + ε.
 
 Two arms; the first pays 1 and was sampled with a small probability π₁, the second pays 0. The
 rollout holds both arms in exact proportion, as if it had infinitely many samples, and the policy

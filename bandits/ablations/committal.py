@@ -1,5 +1,4 @@
-"""Two baselines with the same variance and different fates: a baseline does more than reduce
-variance.
+"""Two baselines with equal variance and different outcomes: a baseline does more than cut variance.
 
 Natural policy gradient on three arms that pay 1, .7 and 0, one pull per update, starting at a
 policy that prefers the worst arm. The baseline b* has the least variance; b* − ½ and b* + ½ have

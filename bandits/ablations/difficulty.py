@@ -1,16 +1,14 @@
-"""What dividing by the group's std optimises: every prompt's gradient, weighed by how hard the
-prompt is.
+"""What dividing by the group std optimises: prompts are weighted by their difficulty.
 
-With rewards 0 or 1 and success probability p, the group-normalised gradient is w_G(p)·∇p on
-average, exactly. Look at the ends: a prompt that is almost always missed, or almost always solved,
-weighs up to √(G−1) times one at G = 2, and with many samples what is climbed is no longer p but
-2·arcsin √p. The same ends are where groups are silent, all samples right or all wrong: asking again
-until they are not rescales the gradient and does not turn it. And the law needs answers that are
-weighed alike: under 1/|o|, with answers of different length, the gradient is not even parallel to
-∇p any more.
+With rewards 0 or 1 and success probability p, the expected group-normalised gradient is exactly
+w_G(p)·∇p. Look at the ends: a prompt that is almost always failed, or almost always solved, has up
+to √(G−1) times the weight it has at G = 2. With many samples the objective is no longer p but
+2·arcsin √p. At the same ends most groups have zero variance, with all samples right or all wrong.
+Sampling again until they do not rescales the gradient but does not change its direction. The law
+requires that all answers have the same weight: under 1/|o|, with answers of different lengths, the
+gradient is not even parallel to ∇p.
 
-Everything is enumerated: each marker is the estimator itself, averaged over every group that can be
-drawn.
+Everything is enumerated: each marker is the estimator itself, averaged over all possible groups.
 """
 
 from __future__ import annotations

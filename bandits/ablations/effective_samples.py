@@ -1,13 +1,12 @@
-"""The surrogate is exact, and still one must not go far: what gives out is the number of samples.
+"""The surrogate is exact at any distance, but the effective sample size limits how far one can go.
 
-Samples come from π, and the question is how good another policy π' is. With one token per answer
-J(π') = J(π) + E_π[ρA], ρ = π'/π and A = r − J(π): an identity at any distance, not an
-approximation. But an average over G samples weighted by ρ is worth only G/E_π[ρ²] samples of π',
-and the spread of the estimate grows as π' moves away: that, and nothing else, is what a trust
-region is for here. With several tokens per answer the product of their ratios, the sequence's
-ratio, keeps the identity and pays with effective samples that fall exponentially in the number of
-tokens; a ratio for each token on its own is cheap in samples, right in its gradient at π, and wrong
-further out.
+The samples come from π, and the question is how good another policy π' is. With one token per
+answer J(π') = J(π) + E_π[ρA], where ρ = π'/π and A = r − J(π). This is an identity at any distance,
+not an approximation. But an average over G samples weighted by ρ is worth only G/E_π[ρ²] samples of
+π', and the spread of the estimate grows as π' moves away. That is the only reason for a trust
+region here. With several tokens per answer the sequence ratio, the product of the token ratios,
+keeps the identity, but its effective sample size falls exponentially with the number of tokens.
+Token ratios need fewer samples and have the right gradient at π, but they are wrong further away.
 
 Everything is enumerated: each rung's objective is evaluated on every group that can occur. π' ∝
 π·exp(λr) moves straight towards reward: the natural gradient's path, F⁺∇J = A − mean(A).

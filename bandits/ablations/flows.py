@@ -1,5 +1,4 @@
-"""How fast, without noise: the last stretch to the best arm, and the way out of a bad start, for
-PG, natural PG and GRPO.
+"""How fast policy gradient, natural policy gradient and GRPO reach the best arm, without noise.
 
 The best arm pays 1, the other 1 − Δ; p is the best arm's probability and u = log(p/(1 − p)). Each
 estimator's expected gradient is enumerated exactly, and since its flow dθ/dt = E[ĝ] stays on one

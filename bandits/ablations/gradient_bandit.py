@@ -1,5 +1,4 @@
-"""The gradient bandit of Sutton & Barto 2018 (§2.8, figure 2.5): what a baseline buys, and which
-baseline.
+"""The gradient bandit of Sutton & Barto 2018 (§2.8, figure 2.5), with and without a baseline.
 
 Ten arms whose means are near 4, one pull per update: REINFORCE with the running mean of the rewards
 as baseline, or with none. Left, the book's four curves: without a baseline every pull, good or bad,

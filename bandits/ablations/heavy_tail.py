@@ -1,12 +1,12 @@
-"""Rewards that are rare and large: where dividing by the group's std turns the gradient round.
+"""Rare, large rewards: dividing by the group std can reverse the gradient.
 
-Arm A always pays .5. Arm B pays 10 one time in ten and nothing otherwise, so it is worth 1, twice
-as much. In a small group there is mostly no 10, and then A wins by .5, which the std blows up to
-the size of any other win. When a 10 does come, the std has grown with it, and the win counts no
-more than the many losses did. Look for the first group size at which the expected gradient points
-to B. It is exact, for each policy: from one half each it lies in the forties, and the rarer B has
-become, the more samples it takes, so that a policy which has begun to leave B is pushed on. The
-mean alone points to B at every group size.
+Arm A always pays .5. Arm B pays 10 one time in ten and otherwise 0, so its mean is 1, twice as
+much. A small group usually contains no 10. Then A wins by .5, and the std scales this to the size
+of any other win. If a 10 does come, the std grows with it, so this win counts no more than each of
+the many losses. Look for the smallest group size at which the expected gradient points to B, which
+is exact for each policy. From probability ½ each it lies in the forties. The rarer B becomes, the
+more samples it takes, so a policy that has begun to leave B is pushed further away. The group mean
+without the std points to B at every group size.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The ladder on a contextual bandit: every rung at equal samples, several updates per rollout, its
-own best learning rate.
+"""The ladder on a contextual bandit: every rung with equal samples and its own best learning rate.
 
 Eight prompts of different difficulty, ten arms each. Each rung gets the same number of samples and
 four updates per rollout; its learning rate is chosen on one half of the runs and judged on the

@@ -1,5 +1,4 @@
-"""What dividing by the length of an answer does: wrong and long is punished less than wrong and
-short.
+"""Dividing by an answer's length punishes long wrong answers less than short wrong ones.
 
 Four answers, right or wrong, of 2 or of 8 tokens, all equally likely at first. Only the first token
 is a choice, so every rung sees the same four arms and only the weight of a sample differs. Under

@@ -1,14 +1,13 @@
-"""Every rung under the microscope: how far its expected gradient is from the true one, and how far
-one batch is from that.
+"""Every rung under the microscope: the exact bias and spread of its gradient.
 
 Nothing is sampled: every batch that can occur is listed and weighed by its probability. Four cases,
 because on the simplest one (one prompt, one token, samples of the current policy) several rungs are
 the same estimator:
 
     on policy     B3: π = (.5, .3, .2), Bernoulli means (.2, .5, .8)
-    off policy    the samples are B3's, the policy has moved on to (.4, .3, .3)
-    two prompts   B3 beside a prompt on which every arm pays less: the batch's mean is neither's
-    ragged        B3 with answers of 1, 2 and 4 tokens: how tokens are weighed begins to matter
+    off policy    B3's samples, but the current policy is (.4, .3, .3)
+    two prompts   B3 and a second prompt with lower rewards, so the batch mean fits neither
+    ragged        B3 with answers of 1, 2 and 4 tokens, so the aggregation over tokens matters
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Forecasts of something uncertain: where dividing by the group's std makes a calibrated policy
-overconfident.
+"""Forecasts of an uncertain event: dividing by the group std makes a policy overconfident.
 
 An event happens with probability .7. The policy answers with a forecast 0, .1, …, 1 and earns 1 −
 (q − y)², the Brier score, which is best on average at q = .7. All samples of a group are scored on

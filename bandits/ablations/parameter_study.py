@@ -1,5 +1,4 @@
-"""The parameter study of Sutton & Barto 2018 (§2.10, figure 2.6): four bandit algorithms, each over
-its own parameter.
+"""The parameter study of four bandit algorithms in Sutton & Barto 2018 (§2.10, figure 2.6).
 
 The ten-armed testbed, 1,000 pulls: ε-greedy over ε, the gradient bandit (REINFORCE with a running
 mean) over its learning rate, UCB over its bonus c, and the greedy choice with optimistic first

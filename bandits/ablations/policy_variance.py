@@ -1,5 +1,6 @@
-"""What happens to the policy gradient as a Gaussian policy becomes deterministic: σ → 0 and a
-reward −(a−c)².
+"""The policy gradient's variance as a Gaussian policy becomes deterministic, σ → 0.
+
+The reward is −(a−c)².
 
 The score of N(μ, σ²) is (a−μ)/σ², and grows as σ shrinks; the rewards of one policy's samples
 become more and more alike. Without a baseline the product explodes: variance d⁴/σ² for a policy at

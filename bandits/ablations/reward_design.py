@@ -1,5 +1,4 @@
-"""A reward that is almost invisible, and why GRPO sees it: the std decides where a policy can start
-from and where it ends.
+"""A tiny bonus that GRPO still sees: the std decides which starting points reach the target.
 
 A Gaussian policy N(θ, 1) looks for the target 0. The reward is (1−α)·1[|x| ≤ ½] + α·exp(−(x−δ)²/2):
 a window that pays 1, and a bonus around δ that pays a thousandth. Left, with the group's std: the

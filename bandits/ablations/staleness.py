@@ -1,5 +1,4 @@
-"""Several updates on one rollout: where the rungs with a ratio and a clip part from plain policy
-gradient.
+"""Several updates on one rollout: how ratio and clip differ from plain policy gradient.
 
 After the first update the samples are stale: they come from π_old, and the policy has changed.
 Every rung gets the same number of samples; only the updates per rollout differ. Sixteen prompts

@@ -1,5 +1,4 @@
-"""Three ways to limit a step: a hard bound on KL (TRPO), a flat region (PPO's clip), nothing (plain
-ascent). Equal samples.
+"""Three ways to limit a step, at equal samples: a bound on KL (TRPO), PPO's clip, or no limit.
 
 All three climb the same sampled surrogate ρA on the same contextual bandit with shared parameters;
 each takes a sweep of step sizes. TRPO takes one natural-gradient step per rollout at the length

@@ -1,5 +1,4 @@
-"""A prompt of the language model IS a bandit: every completion of a real transformer is an arm, and
-everything is exact.
+"""A prompt of the language model IS a bandit whose arms are all its completions: exact results.
 
 A nano model (8,280 weights) learns one-digit sums. A prompt such as 3+7= has 5,220 completions of
 at most three tokens, and all of them are listed. Only the training of the policies is sampled.
