@@ -56,7 +56,7 @@ TITLE = (
     " cost"
 )
 FIGURE = "tinylm_critic"
-EXPECTED_SECONDS = 240.0
+EXPECTED_SECONDS = 200.0
 PLACES = ("own", "shared")
 PER_PARAMETER = 16  # bytes in float32: the weight, its gradient, and Adam's two moments
 COLOURS = {"own": "#661100", "shared": "#c96f00"}
@@ -364,7 +364,7 @@ def _draw_way(ax: Axes, result: Result, last: str) -> None:
 def _draw_end(ax: Axes, result: Result) -> None:
     names = [f"{number:g}" for number in result.settings["lambdas"]]
     group = result.array("group", "final_seeds")
-    figures.reference(ax, 0.0, label="group mean")
+    figures.reference(ax, 0.0)
     for aside, place in zip((-0.06, 0.06), PLACES, strict=True):
         finals = np.stack([result.array(place, name, "final_seeds") for name in names])
         over, half = interval(finals - group)  # model by model

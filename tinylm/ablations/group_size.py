@@ -43,7 +43,7 @@ TITLE = (
     " silent"
 )
 FIGURE = "tinylm_group_size"
-EXPECTED_SECONDS = 200.0
+EXPECTED_SECONDS = 140.0
 SILENT = "Yu et al. 2025 (DAPO, 2503.14476), §3.2; the formula: this course"
 
 

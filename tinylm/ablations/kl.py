@@ -50,7 +50,7 @@ TITLE = (
     " to another skill"
 )
 FIGURE = "tinylm_kl"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 220.0
 SEEN = "measured here"
 TRAINED, KEPT = "addition", "subtraction"  # rewarded, and not
 LOOSE = "k1 in the loss"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TITLE = "every rung from the same warm start on two-digit sums: accuracy, entropy, KL, clipping"
 FIGURE = "tinylm_ladder"
-EXPECTED_SECONDS = 500.0
+EXPECTED_SECONDS = 280.0
 
 
 @dataclass(frozen=True)

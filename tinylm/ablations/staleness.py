@@ -36,7 +36,7 @@ TITLE = (
     " region do about it"
 )
 FIGURE = "tinylm_staleness"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 220.0
 SAME = ("baseline", "surrogate", "clip")  # one curve with one update per rollout
 SHOWN = ("accuracy", "entropy", "kl_start", "ratio_max", "clip_fraction")
 
