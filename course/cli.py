@@ -322,7 +322,7 @@ class Notebooks:
     """
 
     lessons: tyro.conf.Positional[tuple[str, ...]] = ()  # numbers, such as 04 (none: all)
-    pages: bool = False  # write only the generated pages and the index, execute nothing
+    pages: bool = False  # write only the generated pages, execute nothing
 
 
 def _notebooks(argv: Sequence[str]) -> int:
@@ -337,7 +337,7 @@ def _notebooks(argv: Sequence[str]) -> int:
 
     if not chosen.pages:
         build.build(chosen.lessons)
-    build.refresh_index(chosen.lessons)
+        build.refresh_index(chosen.lessons)
     for path in pages.write():
         print(path)
     return OK

@@ -297,6 +297,35 @@ def test_what_a_comparing_part_makes_of_a_sample_follows_from_what_it_reads(part
         assert longest(seen(part, "sample")) <= set(part.reads)
 
 
+@pytest.mark.parametrize("part", ALL, ids=lambda part: getattr(part, "short", repr(part)))
+def test_a_sample_without_a_token_is_seen_by_nobody(part: Declares) -> None:
+    """Whatever is written where the second sample would be."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(TRIALS):
+        given, fresh = draw(generator), draw(generator)
+        given.mask[0, 1] = False
+        before = result(part, given)
+        for name in {*WORDS.values()} - {"mask", "greedy_reward"}:
+            there = getattr(given, name).clone()
+            there[0, 1] = getattr(fresh, name)[0, 1] if there.dtype == torch.bool else 1e9
+            assert torch.equal(result(part, replace(given, **{name: there})), before), name
+
+
+@pytest.mark.parametrize(
+    "part",
+    [part for part in ALL if isinstance(part, Baseline) and part.scope in ("group", "batch")],
+    ids=lambda part: part.short,
+)
+@pytest.mark.parametrize("group", [2, 3, 7])
+def test_equal_returns_compare_as_exactly_equal(part: Baseline, group: int) -> None:
+    """b is that very number, in float32, too, where seven 0.7s do not have the mean 0.7."""
+    returns = torch.full((2, group), 0.7)
+    mask = torch.arange(4) <= torch.arange(group).unsqueeze(-1) % 3
+    zero = torch.zeros(2, group, 4)
+    rollout = Rollout(zero, zero, mask.expand(2, -1, -1))
+    assert bool((returns.unsqueeze(-1) - part(returns, rollout) == 0).all())
+
+
 # ---------------------------------------------------------------- the experiment itself
 
 
