@@ -37,6 +37,7 @@ class Noise:
         device: torch.device | str = "cpu",
     ) -> None:
         require_number("seed", seed, "a whole number ≥ 0", at_least=0, whole=True)
+        require(isinstance(runs, Sequence), "noise.runs", runs, "a shape, such as (8,)")
         for size in runs:
             require_number("noise.runs", size, "whole numbers ≥ 0", at_least=0, whole=True)
         self.runs = torch.Size(runs)

@@ -588,6 +588,7 @@ def test_a_wrong_learner_setting_is_refused(options: dict[str, Any], says: str) 
             lambda: Learner(bernoulli_bandit((2,)), ladder.clip, SGD(0.1), stream((3,))),
             "noise.runs: got (3,)",
         ),
+        (lambda: stream(3), "noise.runs: got 3; allowed is a shape, such as (8,)"),  # type: ignore[arg-type]
         (lambda: learner(estimator=ladder.grpo).train(1), "rollout.ref_log_prob: got None"),
         (lambda: learner(estimator=ladder.ppo).train(1), "rollout.value: got None"),
         (
