@@ -353,6 +353,11 @@ class History:
     rows: list[dict[str, Tensor]] = field(default_factory=list)
     keep: int | None = None
 
+    def __repr__(self) -> str:
+        """How much was logged, and what; not thousands of numbers."""
+        names = ", ".join(self.names) or "nothing"
+        return f"History({len(self.steps)} logs of {names})"
+
     def __getitem__(self, name: str) -> Tensor:
         """The values of a metric [logs, ...]; raises `CourseError` if it was not logged."""
         if not self.rows or name not in self.rows[0]:

@@ -332,6 +332,14 @@ def test_a_history_keeps_as_many_rows_as_it_is_told_to() -> None:
     assert learner.history["reward"].shape == (3,)
 
 
+def test_a_history_shows_what_was_logged_and_not_its_numbers() -> None:
+    history = History()
+    assert repr(history) == "History(0 logs of nothing)"
+    history.add(1, {"reward": torch.zeros(1000), "length": torch.ones(1000)})
+    history.add(3, {"reward": torch.zeros(1000), "length": torch.ones(1000)})
+    assert repr(history) == "History(2 logs of reward, length)"
+
+
 def test_a_metric_that_was_not_logged_is_named() -> None:
     history = Learner(bernoulli_bandit(), ladder.clip, SGD(0.1), stream()).train(1)
     with pytest.raises(
