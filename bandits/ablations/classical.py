@@ -57,7 +57,7 @@ class Settings(Checked):
 
     # which policy gradients
     rungs: tuple[str, ...] = ("reinforce", "group_mean", "group_std", "grpo")
-    pulls: int = 2048  # per run, whoever pulls
+    pulls: int = 2048  # pulls per run, for every algorithm
     group: int = 16  # pulls per update in the first two panels
     # pulls per update in the third panel; divisors of pulls
     groups: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
@@ -71,7 +71,7 @@ class Settings(Checked):
     )  # the sweep of UCB; √2 is the textbook's
     runs: int = 600  # independent runs that are reported
     tuning_runs: int = 200  # other runs, which choose each algorithm's setting
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +114,7 @@ class Settings(Checked):
 
     @property
     def contest(self) -> Contest:
-        """What everybody gets."""
+        """The arms and the pulls that every algorithm gets."""
         return Contest(self.arms, self.pulls, self.group, self.tuning_runs, self.runs, self.seed)
 
     @property

@@ -67,7 +67,7 @@ class Settings(Checked):
     arms: int = 10  # arms per run
     mean: float = 4.0  # the arms' means are drawn from N(mean, 1)
     log_every: int = 20  # pulls between two points of a curve
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class Settings(Checked):
 
     @property
     def as_published(self) -> bool:
-        """Whether the book's numbers can be expected."""
+        """Whether these are the book's settings, so that its numbers apply."""
         return (self.steps, self.arms, self.mean) == (1000, 10, 4.0) and {0.1, 0.4} <= set(
             self.learning_rates
         )

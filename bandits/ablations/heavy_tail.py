@@ -68,7 +68,7 @@ class Settings(Checked):
     runs: int = 200  # independent training runs
     steps: int = 150  # updates of each
     learning_rate: float = 0.5  # of plain gradient ascent
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

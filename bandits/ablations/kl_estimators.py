@@ -44,7 +44,7 @@ class Settings(Checked):
     means: tuple[float, ...] = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4)
     runs: int = 100  # independent Monte Carlo runs, for the standard errors
     samples: int = 20_000  # samples in each of these runs, for each μ
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,7 +67,7 @@ class Settings(Checked):
     scale: float = 1.0  # multiplies every reward, always
     shift: float = 4.0  # added in the second part
     stretch: float = 10.0  # multiplies in the third part
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Settings(Checked):
     runs: int = 100  # independent training runs
     steps: int = 1000  # updates of each
     learning_rate: float = 1.0  # of plain gradient ascent
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

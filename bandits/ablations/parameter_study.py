@@ -92,7 +92,7 @@ class Settings(Checked):
     runs: int = 2000
     steps: int = 1000  # pulls per run
     arms: int = 10  # arms per run, their means drawn from N(0, 1)
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ class Settings(Checked):
 
     @property
     def as_published(self) -> bool:
-        """Whether the book's numbers can be expected."""
+        """Whether these are the book's settings, so that its numbers apply."""
         return (self.steps, self.arms) == (1000, 10) and all(
             PEAKS[name][0] in values for name, values in self.parameters.items()
         )

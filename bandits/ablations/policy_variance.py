@@ -57,7 +57,7 @@ class Settings(Checked):
     group: int = 8  # G, samples of one gradient
     batches: int = 50  # independent batches of gradients, for standard errors
     samples: int = 1000  # gradients in each batch
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

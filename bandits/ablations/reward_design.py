@@ -83,7 +83,7 @@ class Settings(Checked):
     # each estimator's own is chosen with α = 0, on other runs
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     drift_groups: int = 20_000  # groups for each expected gradient
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,7 +86,7 @@ class Settings(Checked):
     offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -1.0)
     stale_updates: int = 300  # updates on one rollout, exactly, on three arms
     stale_rate: float = 0.5  # learning rate there
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

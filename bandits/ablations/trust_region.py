@@ -66,7 +66,7 @@ class Settings(Checked):
     arms: int = 10  # answers of each prompt
     features: int = 48  # parameters, shared by all prompts (each answer has random features)
     group: int = 8  # samples per prompt and rollout
-    seed: int = 0  # of the random streams
+    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,7 @@ class Settings(Checked):
     stale: int = 8  # updates of the stale case of each rung
     lr: float = 2e-3  # of these updates (Adam, importance ratio)
     prompts: int = 5  # looked at, from hard to easy
-    seed: int = 0  # of the training
+    seed: int = 0  # seed of the training
     device: str = "cpu"  # where to run
 
     def __post_init__(self) -> None:

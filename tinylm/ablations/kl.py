@@ -92,8 +92,8 @@ class Settings(AblationBudget):
 
     penalties: tuple[str, ...] = tuple(PENALTIES)  # estimator and place
     betas: tuple[float, ...] = (0.1, 0.3, 1.0)  # strengths β
-    rate: float = 1e-3  # Adam's learning rate, falling to 0 in a line
-    rollouts: int = 50  # of reinforcement learning
+    rate: float = 1e-3  # Adam's learning rate, which falls linearly to 0
+    rollouts: int = 50  # rollouts of reinforcement learning
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
     warm_lr: float = 3e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step: two skills need more of them

@@ -42,7 +42,7 @@ class Settings(SweptBudget):
         "gspo",
     )
     epochs: int = 4  # updates per rollout
-    # Adam's learning rates, each falling to 0 in a line
+    # Adam's learning rates, each of which falls linearly to 0
     rates: tuple[float, ...] = (5e-5, 1.5e-4, 4.5e-4)
 
 

@@ -47,7 +47,7 @@ class Settings(AblationBudget):
 
     rungs: tuple[str, ...] = ("reinforce", *SAME)  # which estimators
     updates: tuple[int, ...] = (1, 4, 16)  # on every rollout
-    rate: float = 5e-4  # Adam's learning rate, falling to 0 in a line
+    rate: float = 5e-4  # Adam's learning rate, which falls linearly to 0
     rollouts: int = 40  # of reinforcement learning, for everybody
     log_every: int = 40  # rollouts; the last one is logged, too
     max_kl: float = 0.01  # TRPO's bound, nats per token; 0: no TRPO

@@ -69,14 +69,14 @@ class Settings(AblationBudget):
 
     # verifiable rewards, of those of `train --reward`
     rewards: tuple[str, ...] = ("exact", "digits", "exact+digits")
-    entropy_coef: float = 0.02  # of the entropy bonus
-    rate: float = 3e-3  # Adam's learning rate, falling to 0 in a line
+    entropy_coef: float = 0.02  # coefficient of the entropy bonus
+    rate: float = 3e-3  # Adam's learning rate, which falls linearly to 0
     preset: str = "nano"  # nano, mini, small or gpu
-    digits: int = 1  # per number
+    digits: int = 1  # digits of each number
     warm_target: float = 0.0  # no demonstration
     prompts: int = 64  # questions per rollout
     group: int = 16  # completions per question
-    rollouts: int = 300  # of reinforcement learning
+    rollouts: int = 300  # rollouts of reinforcement learning
 
     def __post_init__(self) -> None:
         super().__post_init__()
