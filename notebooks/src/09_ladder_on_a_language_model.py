@@ -814,7 +814,7 @@ for name in RUNGS:
     print(f"{name:24}{sweep}        {end:+.2f} ± {half:.2f}")
 
 # %% [markdown]
-# It makes no claim at all about who is better (0 of 0 above): read the intervals in the last column, and decide what you would dare to claim. Then read each row of the sweep from left to right: how much does a rung lose where the rate does not suit it?
+# It makes no claim at all about who is better (0 of 0 above): read the intervals in the last column, and decide what you would dare to claim. (Its figure compares each rung with `reinforce` model by model: every interval holds 0.) Then read each row of the sweep from left to right: how much does a rung lose where the rate does not suit it?
 #
 # **How many updates can a rollout bear?** `tinylm_staleness` takes the four lower rungs from 1 to 16 updates on each rollout, at equal samples. It is this lesson's race once more, on a larger model and a harder task.
 
