@@ -376,7 +376,8 @@ def _completion(argv: Sequence[str]) -> int:
         "progress": Progress,
         "notebooks": Notebooks,
     }
-    tyro.cli(_union(kinds), prog="course", args=["--tyro-print-completion", argv[0]])
+    with suppress(SystemExit):  # which is how it ends when it has printed the script
+        tyro.cli(_union(kinds), prog="course", args=["--tyro-print-completion", argv[0]])
     return OK
 
 

@@ -89,6 +89,11 @@ def require_flag(field: str, value: object) -> None:
     require(isinstance(value, bool), field, value, "True or False")
 
 
+def misnamed(field: str, kind: str, name: str, known: Iterable[str]) -> CourseError:
+    """The error for a field whose value is a name nobody registered."""
+    return CourseError(f"{field}: got {unknown(kind, name, known)}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> CourseError:
     """The error for an unknown name; it suggests the nearest known one, or lists them all."""
     known = list(known)

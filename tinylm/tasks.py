@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require, unknown
+from course.errors import CourseError, misnamed, require
 
 CHARACTERS = "0123456789+-*%=;#"  # ';' ends a step of the scratchpad, '#' precedes the answer
 PAD, END = len(CHARACTERS), len(CHARACTERS) + 1
@@ -76,7 +76,7 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
-            raise unknown("task", self.name, TASKS)
+            raise misnamed("task", "task", self.name, TASKS)
         require(1 <= self.digits <= 6, "task.digits", self.digits, "1 to 6")
         require(2 <= self.terms <= 8, "task.terms", self.terms, "2 to 8")
         fits = self.name != "modular" or 2 <= self.modulus <= 10**self.digits

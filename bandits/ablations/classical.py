@@ -30,11 +30,12 @@ from torch import Tensor
 from bandits.contest import COMMITTED, TEXTBOOK, Contest, Judged, judge, played, uniform_cost
 from course.errors import require
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import interval, paired_error, share_error
-from course.lab.sweep import edges, told
+from course.lab.sweep import edges
 from course.lab.terminal import Progress
 
 if TYPE_CHECKING:

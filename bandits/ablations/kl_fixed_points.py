@@ -64,7 +64,8 @@ class Settings(Checked):
             p = getattr(self, name)
             require(0 < p < 1, name, p, "a probability between 0 and 1")
         require(min(self.betas) > 0, "betas", self.betas, "numbers > 0")
-        require(self.beta in self.betas, "beta", self.beta, f"one of betas {self.betas}")
+        drawn = self.beta in self.betas
+        require(drawn, "beta, betas", f"{self.beta} and {self.betas}", "one of the betas as beta")
         require(self.cobweb_beta > 0, "cobweb_beta", self.cobweb_beta, "a number > 0")
         require(0 < self.step <= 1, "step", self.step, "a number above 0, at most 1")
 

@@ -36,11 +36,12 @@ from course.errors import require
 from course.estimator import Estimator, replace, uses_critic
 from course.exact import kl_gradient, microscope, relative_distance
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
-from course.lab.sweep import Choice, choose, edges, finished, told
+from course.lab.sweep import Choice, choose, edges, finished
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import K3, ExactKL, NoKL

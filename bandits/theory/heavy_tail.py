@@ -37,7 +37,9 @@ class RarePrize:
     def __post_init__(self) -> None:
         require(0 < self.chance < 1, "chance", self.chance, "a probability between 0 and 1")
         mean = self.chance * self.large
-        require(0 < self.sure < mean, "sure", self.sure, f"a number from 0 to B's mean, {mean:g}")
+        fits = 0 < self.sure < mean
+        pays = f"{self.sure:g} and {self.large:g}"
+        require(fits, "sure, large", pays, f"above 0, and sure below B's mean, {mean:g}")
 
     @property
     def slope(self) -> float:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from course.errors import CourseError, require, unknown
+from course.lab.diverged import without_numbers
 from course.lab.places import names
 from course.lab.result import Result, environment
 from course.lab.settings import Checked, check
@@ -112,7 +113,7 @@ def run_ablation(
         "a course.lab.result.Result",
     )
     found = dataclasses.replace(
-        found,
+        without_numbers(found, getattr(settings, "rungs", None) or ()),
         name=name or figure_name(module),
         title=module.TITLE,
         settings=settings,

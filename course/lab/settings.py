@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from course.errors import CourseError, require, require_number, unknown
+from course.errors import CourseError, misnamed, require, require_number, unknown
 from course.lab.terminal import Shown
 
 Read = TypeVar("Read")
@@ -111,7 +111,7 @@ def _check_rung(field: str, name: str) -> None:
     if ".py:" in name or name in ladder.RUNGS:
         ladder.get(name)
     else:
-        raise CourseError(f"{field}: got {unknown('rung', name, ladder.RUNGS)}")
+        raise misnamed(field, "rung", name, ladder.RUNGS)
 
 
 # ---------------------------------------------------------------- read from a command line

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
 
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from course.errors import CourseError, require
-from course.lab.facts import Fact
-from course.lab.result import Result
 
 Trained = TypeVar("Trained")  # whatever a training returns
 
@@ -85,28 +83,6 @@ def finished(values: Tensor, halted: Tensor) -> Tensor:
     return values if bool(kept.isnan().any(-1).all()) else kept
 
 
-def told(found: Result, halted: Mapping[str, Tensor]) -> Result:
-    """The result, with a report of the runs that diverged; `halted`: method → [...] bool.
-
-    A halted run keeps its last good policy, so its measurements look like ordinary numbers. If
-    there are halted runs, a sentence in the caption and a fact that does not hold say how many each
-    method has; a method without other runs has no result. Otherwise the result is unchanged.
-    """
-    lost = {name: (int(runs.sum()), runs.numel()) for name, runs in halted.items()}
-    said = [
-        f"{name} {count} of {runs}{', so no result' if count == runs else ''}"
-        for name, (count, runs) in lost.items()
-        if count
-    ]
-    if not said:
-        return found
-    which = "; ".join(said)
-    caption = f"{found.caption} Diverged and were halted: {which}."
-    count = sum(count for count, _ in lost.values())
-    fact = Fact.exact(f"No run diverged and was halted ({which})", "this course", count, 0)
-    return replace(found, caption=caption.strip(), facts=[*found.facts, fact])
-
-
 @dataclass(frozen=True)
 class Swept(Generic[Trained]):
     """The result of a sweep.
@@ -167,4 +143,4 @@ def edges(
     )
 
 
-__all__ = ["Choice", "Swept", "choose", "edges", "finished", "sweep", "told"]
+__all__ = ["Choice", "Swept", "choose", "edges", "finished", "sweep"]

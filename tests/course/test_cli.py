@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,29 @@ def test_runs_that_diverged_are_told_and_all_of_them_are_no_result(
     row = next(line for line in out.splitlines() if line.startswith("clip"))
     assert row.rstrip().endswith(told)
     assert ("no result, all runs diverged: model: clip" in out) is (status == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_shell_completes_commands_ablations_and_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--completion", "bash"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    (tmp_path / "complete.bash").write_text(out)
+    typed = {
+        "lad": "ladder",
+        "bandits micro": "microscope",
+        "tinylm train --kl": "--kl-stop",
+        "ladder --q": "--quick",
+    }
+    for words, whole in typed.items():
+        asked = f"COMP_WORDS=(course {words}); COMP_CWORD={len(words.split())}; _tyro_course"
+        code = f'source complete.bash; {asked}; printf %s "${{COMPREPLY[@]}}"'
+        bash = ["bash", "--norc", "-c", code]
+        found = subprocess.run(bash, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert found.stdout.strip() == whole
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from course.errors import CourseError
-from course.lab.facts import Fact
-from course.lab.result import Result
-from course.lab.sweep import choose, edges, finished, sweep, told
+from course.lab.sweep import choose, edges, finished, sweep
 
 RATES = (0.1, 0.2, 0.4)
 
@@ -107,16 +105,3 @@ def test_a_rate_at_which_a_run_diverged_is_chosen_only_where_none_is_without() -
     assert choose(finished(values, second), (1.0, 2.0)).rate == 1.0
     both = torch.tensor([[True, False], [False, True]])
     assert choose(finished(values, both), (1.0, 2.0)).rate == 2.0
-
-
-def test_a_result_of_runs_that_diverged_says_so_and_does_not_hold() -> None:
-    fact = Fact.exact("one is one", "arithmetic", 1, 1)
-    result = Result(name="r", title="t", facts=[fact], caption="Before.")
-    fine, some, every = (torch.tensor(each) for each in ([False] * 3, [False, True, True], [True]))
-    assert told(result, {"clip": fine}) is result
-    found = told(result, {"clip": fine, "grpo": some, "mine": every})
-    assert found.caption == (
-        "Before. Diverged and were halted: grpo 2 of 3; mine 1 of 1, so no result."
-    )
-    assert [each.holds for each in found.facts] == [True, False]
-    assert found.facts[1].measured == 3

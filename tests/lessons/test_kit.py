@@ -192,6 +192,7 @@ def test_a_damaged_file_is_set_aside_and_odd_entries_stay() -> None:
     }
 
 
+@pytest.mark.slow
 def test_notebooks_that_write_progress_at_once_lose_no_answer() -> None:
     code = "import sys; from course.lesson import progress\n"
     code += "for i in range(8): progress.record(sys.argv[1], 'questions', f'q{i}')"

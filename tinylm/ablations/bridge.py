@@ -83,7 +83,9 @@ class Settings(Checked):
             2 <= self.group <= 8, "group", self.group, "from 2 to 8: every kind of group is listed"
         )
         require(all(2 <= g <= 8 for g in self.groups), "groups", self.groups, "numbers from 2 to 8")
-        require(self.stale in self.updates, "stale", self.stale, f"one of updates = {self.updates}")
+        moved = self.stale in self.updates
+        which = f"{self.stale} and {self.updates}"
+        require(moved, "stale, updates", which, "one of the numbers of updates as stale")
         require(
             0 < self.warm_target < 0.9, "warm_target", self.warm_target, "a share between 0 and 0.9"
         )

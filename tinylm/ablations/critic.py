@@ -30,10 +30,11 @@ from course import ladder
 from course.errors import require
 from course.estimator import Estimator, uses_critic
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error
-from course.lab.sweep import Swept, edges, told
+from course.lab.sweep import Swept, edges
 from course.lab.terminal import QUIET, Progress
 from course.parts import GAE
 from course.rollout import Rollout

@@ -21,10 +21,11 @@ from course import ladder
 from course.errors import require
 from course.exact import silent_probability
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error
-from course.lab.sweep import Swept, edges, told
+from course.lab.sweep import Swept, edges
 from course.lab.terminal import Progress
 from course.rollout import Rollout
 from course.train.metrics import of_rollout

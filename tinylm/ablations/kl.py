@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from course import ladder
-from course.errors import require, unknown
+from course.errors import misnamed, require
 from course.estimator import Estimator
 from course.estimator import replace as swap
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, mean_error
-from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.parts import K1, K2, K3, KL, ExactKL, InLossTimesRatio, InReward
 from tinylm import tasks
@@ -104,7 +104,7 @@ class Settings(AblationBudget):
         super().__post_init__()
         for name in self.penalties:
             if name not in PENALTIES:
-                raise unknown("penalty", name, PENALTIES)
+                raise misnamed("penalties", "penalty", name, PENALTIES)
         require(min(self.betas) > 0, "betas", self.betas, "numbers > 0")
 
 

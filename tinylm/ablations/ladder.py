@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from course import ladder
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_interval
-from course.lab.sweep import Choice, Swept, edges, told
+from course.lab.sweep import Choice, Swept, edges
 from course.lab.terminal import Progress
 from tinylm.curves import Curves, SweptBudget, peak_bytes, sweep_rates
 from tinylm.warm_start import warm_start

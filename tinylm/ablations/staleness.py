@@ -19,10 +19,10 @@ from torch import Tensor
 from course import ladder
 from course.errors import require
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, mean_error
-from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.train.trust_region import TRPO
 from tinylm.curves import CHANCE, AblationBudget, Curves, train

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from course import ladder
-from course.errors import require_number, unknown
+from course.errors import misnamed, require_number
 from course.estimator import replace as swap
 from course.lab import figures
+from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
 from course.lab.statistics import described, interval, paired_error, share_error
-from course.lab.sweep import told
 from course.lab.terminal import Progress
 from course.train import metrics
 from tinylm.curves import CHANCE, AblationBudget, Curves, train
@@ -82,7 +82,7 @@ class Settings(AblationBudget):
         super().__post_init__()
         for name in self.rewards:
             if name not in REWARDS:
-                raise unknown("reward", name, REWARDS)
+                raise misnamed("rewards", "reward", name, REWARDS)
         require_number("entropy_coef", self.entropy_coef, "a number ≥ 0", at_least=0)
         require_number(
             "group", self.group, "at least 2: the answers of a group are compared", at_least=2
