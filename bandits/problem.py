@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bandits.environments import Continuous, Environment, pick
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
-from course.errors import require
+from course.errors import require, require_number
 from course.rollout import Policy, Rollout, on_last_token
 from course.train.noise import Noise
 
@@ -37,7 +37,7 @@ class Bandit:
         critic: bool = False,
         greedy: bool = False,
     ) -> None:
-        require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")
+        require_number("group", group, "a whole number > 0", above=0, whole=True)
         with torch.no_grad():
             start = policy.log_probs()
         require(
@@ -194,7 +194,7 @@ class GaussianBandit:
     made_with = ("group",)
 
     def __init__(self, environment: Continuous, policy: GaussianPolicy, group: int) -> None:
-        require(isinstance(group, int) and group > 0, "group", group, "a whole number > 0")
+        require_number("group", group, "a whole number > 0", above=0, whole=True)
         self.environment, self.action_policy, self.group = environment, policy, group
         self.runs = policy.mean.shape[:-1]
         self.parameters: Sequence[Tensor] = policy.parameters

@@ -38,7 +38,7 @@ from course.parts import (
     TokenRatio,
     TotalReturn,
 )
-from course.parts.base import Part, ask, ask_tensor, wrong_answer
+from course.parts.base import Part, ask, ask_factor, ask_tensor, wrong_answer
 from course.rollout import Policy, Rollout
 
 PART_KINDS: dict[str, type[Part]] = {
@@ -276,17 +276,8 @@ class Estimator:
 
         Raises `CourseError` for anything else.
         """
-        answer = ask("baseline", self.baseline, self.baseline, returns, rollout)
         shape = rollout.reward.shape
-        if isinstance(answer, Tensor):
-            fits = answer.dim() == len(shape) and answer.is_floating_point()
-            pairs = zip(answer.shape, shape, strict=False)
-            if fits and all(have in (1, want) for have, want in pairs):
-                return answer
-        elif isinstance(answer, int | float) and not isinstance(answer, bool):
-            return answer
-        allowed = f"a number or a tensor [..., Q, G, T] = {tuple(shape)}, each axis 1 or the same"
-        raise wrong_answer("baseline", self.baseline, answer, allowed)
+        return ask_factor("baseline", self.baseline, shape, self.baseline, returns, rollout)
 
     def _counted(self, rollout: Rollout) -> Tensor:
         """[..., Q, G, T] bool: the chosen tokens of the samples that the filter keeps."""

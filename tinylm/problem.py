@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 from course.estimator import Estimator, uses_reference
 from course.rollout import Policy, Rollout, on_last_token
 from course.train.noise import Noise
@@ -69,8 +69,8 @@ class LanguageModel:
         greedy: bool = False,
         scored_temperature: float | None = None,
     ) -> None:
-        require(prompts > 0, "prompts", prompts, "a whole number > 0")
-        require(group > 0, "group", group, "a whole number > 0")
+        require_number("prompts", prompts, "a whole number > 0", above=0, whole=True)
+        require_number("group", group, "a whole number > 0", above=0, whole=True)
         check_sampling(temperature)
         require_room(model, task)
         if critic is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.errors import require, require_number
 from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
 
@@ -36,7 +36,7 @@ class Reward:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        require(abs(self.weight) < float("inf"), "reward.weight", self.weight, "a finite number")
+        require_number("reward.weight", self.weight, "a finite number")
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         raise NotImplementedError

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, misnamed, require
+from course.errors import CourseError, misnamed, require, require_flag, require_number
 
 CHARACTERS = "0123456789+-*%=;#"  # ';' ends a step of the scratchpad, '#' precedes the answer
 PAD, END = len(CHARACTERS), len(CHARACTERS) + 1
@@ -75,14 +75,20 @@ class TaskSettings:
     seed: int = 0  # seed of the questions and of the split
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
-            raise misnamed("task", "task", self.name, TASKS)
-        require(1 <= self.digits <= 6, "task.digits", self.digits, "1 to 6")
-        require(2 <= self.terms <= 8, "task.terms", self.terms, "2 to 8")
-        fits = self.name != "modular" or 2 <= self.modulus <= 10**self.digits
-        require(fits, "task.modulus", self.modulus, f"2 to {10**self.digits}")
-        require(0 < self.held_out < 1, "task.held_out", self.held_out, "a share between 0 and 1")
-        require(self.limit >= 2, "task.limit", self.limit, "at least 2 questions")
+        if not isinstance(self.name, str) or self.name not in TASKS:
+            raise misnamed("task", "task", str(self.name), TASKS)
+        for name, low, high in (("digits", 1, 6), ("terms", 2, 8)):
+            value, allowed = getattr(self, name), f"{low} to {high}"
+            require_number(f"task.{name}", value, allowed, at_least=low, at_most=high, whole=True)
+        allowed = f"2 to {10**self.digits}"
+        require_number("task.modulus", self.modulus, allowed, at_least=2, whole=True)
+        fits = self.name != "modular" or self.modulus <= 10**self.digits
+        require(fits, "task.modulus", self.modulus, allowed)
+        allowed = "a share between 0 and 1"
+        require_number("task.held_out", self.held_out, allowed, above=0, below=1)
+        require_number("task.limit", self.limit, "at least 2 questions", at_least=2, whole=True)
+        require_number("task.seed", self.seed, "a whole number ≥ 0", at_least=0, whole=True)
+        require_flag("task.scratchpad", self.scratchpad)
         require(
             not self.scratchpad or self.name == "terms",
             "task.scratchpad",

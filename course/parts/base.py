@@ -176,16 +176,47 @@ def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
 
 
 def ask_tensor(
-    place: str, part: Part, shape: torch.Size, how: Callable[..., object], *arguments: object
+    place: str,
+    part: Part,
+    shape: torch.Size,
+    how: Callable[..., object],
+    *arguments: object,
+    flags: bool = False,
 ) -> Tensor:
-    """`ask` for a floating-point tensor of exactly this shape; raises `CourseError` otherwise.
+    """Call `ask` and check that the answer is a dense floating-point tensor (`flags`: one of bools)
+    of exactly this shape.
 
-    A tensor of another shape might broadcast and so compare samples of different prompts.
+    Raises `CourseError` otherwise: a tensor of another shape may broadcast, and then samples of
+    different prompts are compared.
     """
     answer = ask(place, part, how, *arguments)
-    if isinstance(answer, Tensor) and answer.shape == shape and answer.is_floating_point():
+    kind = "torch.bool" if flags else "floating-point"
+    if (
+        isinstance(answer, Tensor)
+        and answer.shape == shape
+        and answer.layout == torch.strided
+        and (answer.dtype == torch.bool if flags else answer.is_floating_point())
+    ):
         return answer
-    raise wrong_answer(place, part, answer, f"a floating-point tensor of shape {tuple(shape)}")
+    raise wrong_answer(place, part, answer, f"a {kind} tensor of shape {tuple(shape)}")
+
+
+def ask_factor(
+    place: str, part: Part, shape: torch.Size, how: Callable[..., object], *arguments: object
+) -> Tensor | float:
+    """Call `ask` and check that the answer is a number, or a floating-point tensor with as many
+    axes as `shape`, each of length 1 or the same. Raises `CourseError` otherwise.
+    """
+    answer = ask(place, part, how, *arguments)
+    if isinstance(answer, Tensor):
+        fits = answer.dim() == len(shape) and answer.is_floating_point()
+        pairs = zip(answer.shape, shape, strict=False)
+        if fits and all(have in (1, want) for have, want in pairs):
+            return answer
+    elif isinstance(answer, int | float) and not isinstance(answer, bool):
+        return answer
+    allowed = f"a number or a tensor [..., Q, G, T] = {tuple(shape)}, each axis 1 or the same"
+    raise wrong_answer(place, part, answer, allowed)
 
 
 def wrong_answer(place: str, part: Part, answer: object, allowed: str) -> CourseError:

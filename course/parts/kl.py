@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from course.errors import Clash, NotFinite, require, require_flag, require_number
-from course.parts.base import Declares, Part, ask, ask_tensor, number
+from course.parts.base import Declares, Part, ask_factor, ask_tensor, number
 from course.parts.ratio import times_ratio
 from course.rollout import Policy, Rollout, read_places, runs_with, where_read
 
@@ -246,6 +246,10 @@ class KL(Part):
             return self.beta.initial
         return rollout.kl_coef[..., None, None, None]
 
+    def _factor(self, rollout: Rollout) -> Tensor | float:
+        """`coefficient`, whose shape is checked where a class of your own computes it."""
+        return ask_factor("kl", self, rollout.reward.shape, self.coefficient, rollout)
+
     @property
     def needs(self) -> tuple[str, ...]:
         """The optional fields of the rollout that this penalty needs."""
@@ -277,7 +281,7 @@ class KL(Part):
 
     def felt(self, mask: Tensor, rollout: Rollout) -> Tensor:
         """`mask` [..., Q, G, T], with False for runs whose β is 0."""
-        beta = self.coefficient(rollout)
+        beta = self._factor(rollout)
         return mask & (beta != 0) if isinstance(beta, Tensor) else mask
 
     def penalty(
@@ -289,7 +293,7 @@ class KL(Part):
         """
         if self.in_reward or self.beta == 0:
             return None
-        beta, felt = self.coefficient(rollout), self.felt(mask, rollout)
+        beta, felt = self._factor(rollout), self.felt(mask, rollout)
         if self.place.uses_ratio:
             return self.times_ratio(self.log_r(policy, rollout, felt), log_ratio, beta)
         return beta * self.value(policy, rollout, felt)
@@ -306,7 +310,7 @@ class KL(Part):
             Policy(rollout.log_prob, rollout.old_log_dist),
             self.felt(rollout.mask, rollout),
         )
-        penalty = self.coefficient(rollout) * self.value(sampled, rollout, felt)
+        penalty = self._factor(rollout) * self.value(sampled, rollout, felt)
         penalty = torch.where(felt, penalty, torch.zeros_like(penalty))
         if not bool(torch.isfinite(penalty.sum())):
             self._refuse_infinite(penalty, rollout)
@@ -477,5 +481,6 @@ class ExactKL(KL):
         allowed = "the full distribution, which ExactKL needs"
         require(log_dist is not None, "policy.log_dist", None, allowed)
         assert log_dist is not None
-        exact = ask("kl.anchor", self, self.anchor.exact, log_dist, rollout, felt)
-        return exact.expand(rollout.reward.shape)
+        shape = rollout.reward.shape
+        exact = ask_factor("kl.anchor", self, shape, self.anchor.exact, log_dist, rollout, felt)
+        return torch.as_tensor(exact, device=felt.device).expand(shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from course.estimator import Estimator, Frozen
+from course.parts.base import ask_tensor
 from course.parts.baseline import mean_of, silent
 from course.parts.kl import exact_kl_where, k3
 from course.rollout import Policy, Rollout
@@ -185,12 +186,12 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str,
     """The metrics of one update, taken before it is applied, name → [...]."""
     rollout, mask, policy = frozen.rollout, frozen.rollout.mask, policy.widened()
     log_ratio = estimator.log_ratio(policy, rollout)
-    ratio = log_ratio.exp()
+    ratio, surrogate = log_ratio.exp(), estimator.surrogate
+    asked = surrogate.clipped, log_ratio, frozen.advantage
+    clipped = ask_tensor("surrogate", surrogate, mask.shape, *asked, flags=True)
     logged = {
         # eq:flat-token-share
-        "clip_fraction": chosen_mean(
-            estimator.surrogate.clipped(log_ratio, frozen.advantage).to(ratio.dtype), mask
-        ),
+        "clip_fraction": chosen_mean(clipped.to(ratio.dtype), mask),
         "ratio_min": ratio.masked_fill(~mask, torch.inf).amin((-3, -2, -1)),
         "ratio_max": ratio.masked_fill(~mask, -torch.inf).amax((-3, -2, -1)),
         "kl_old": kl_to_old(policy, rollout),

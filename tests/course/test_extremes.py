@@ -46,6 +46,7 @@ from course.parts import (
     NoScale,
     OldPolicy,
     RatioLevel,
+    Reference,
     RewardToGo,
     SampleFilter,
     Scale,
@@ -634,6 +635,52 @@ def test_a_part_that_needs_an_unknown_field_is_refused_when_the_estimator_is_mad
     own = dataclass(frozen=True)(type("Mine", (GroupMean,), {"needs": ("critic",)}))()
     with pytest.raises(CourseError, match=r"^estimator\.baseline: needs of Mine\(\): got 'critic'"):
         replace(ladder.clip, baseline=own)
+
+
+def wrong_answers(shape: tuple[int, ...]) -> dict[str, object]:
+    """What could be broadcast to [Q, G, T] = `shape`, or taken for numbers, and is neither."""
+    prompts, group, tokens = shape
+    return {
+        "one per sample": torch.ones(prompts, group),
+        "one per token": torch.ones(tokens),
+        "a scalar": torch.ones(()),
+        "one axis more": torch.ones(1, prompts, group, tokens),
+        "whole numbers": torch.ones(shape, dtype=torch.long),
+        "a list": [1.0],
+        "None": None,
+    }
+
+
+@pytest.mark.parametrize("what", wrong_answers((3, 3, 3)))
+def test_anchors_coefficients_and_flat_regions_of_ones_own_are_checked_too(what: str) -> None:
+    """Q = G = T, where every one of them would line up with an axis that it does not mean."""
+    answer = wrong_answers((3, 3, 3))[what]
+
+    class Near(Reference):
+        def exact(self, log_dist: Tensor, rollout: Rollout, mask: Tensor) -> Any:
+            return answer
+
+    class Times(K3):
+        def coefficient(self, rollout: Rollout) -> Any:
+            return answer
+
+    class Flat(Clip):
+        def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Any:
+            return answer
+
+    case = make_case((), 3, 3, 3, torch.float64, 5)
+    policy = Policy(**case.policy)
+    for kl, place in ((ExactKL(anchor=Near()), "kl.anchor"), (Times(), "kl")):
+        estimator = replace(ladder.clip, kl=kl)
+        with pytest.raises(
+            CourseError, match=rf"^estimator\.{place}: got .*; allowed is a number or"
+        ):
+            estimator.loss(policy, case.rollout)
+    estimator = replace(ladder.clip, surrogate=Flat())
+    with pytest.raises(
+        CourseError, match=r"^estimator\.surrogate: got .*; allowed is a torch\.bool"
+    ):
+        metrics.of_update(estimator, policy, estimator.freeze(case.rollout))
 
 
 def test_every_legal_shape_of_a_baseline_is_kept() -> None:
