@@ -358,6 +358,7 @@ class NoKL(KL):
     def __post_init__(self) -> None:
         allowed = "0 (K1, K2, K3 and ExactKL take a β)"
         require_number("NoKL.beta", self.beta, allowed, at_least=0, at_most=0)
+        super().__post_init__()
 
     @property
     def needs(self) -> tuple[str, ...]:
