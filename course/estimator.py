@@ -61,26 +61,30 @@ class Frozen:
     `advantage` A and `weight` w are [..., Q, G, T] and 0 where the mask is False. `target` [..., Q,
     G, T] is the return that a critic regresses on. A minibatch (`prompts`) keeps the weights of the
     full batch, so the minibatches' objectives add up to the batch's: eq:minibatches-add.
+    `is_whole` says that every token is chosen and has a weight, so that nothing need be selected;
+    False is never wrong.
     """
 
     rollout: Rollout
     advantage: Tensor
     weight: Tensor
     target: Tensor
+    is_whole: bool = False
 
     @cached_property
     def felt(self) -> Tensor:
         """[..., Q, G, T] bool: the chosen tokens with a weight; no other token is used."""
-        return self.rollout.mask & (self.weight != 0)
+        mask = self.rollout.mask
+        return mask if self.is_whole else mask & (self.weight != 0)
 
     def prompts(self, index: Tensor) -> Frozen:
         """The minibatch of the prompts `index` [n]."""
         axis = len(self.rollout.runs)
-        take = [
+        advantage, weight, target = (
             tensor.index_select(axis, index)
             for tensor in (self.advantage, self.weight, self.target)
-        ]
-        return Frozen(self.rollout.prompts(index), *take)
+        )
+        return Frozen(self.rollout.prompts(index), advantage, weight, target, self.is_whole)
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,10 @@ class Estimator:
         weight = self._ask("aggregation", shape, self.aggregation, counted, limit, reward.dtype)
         return Frozen(
             rollout,
-            torch.where(mask, advantage, torch.zeros_like(reward)).detach(),
+            rollout.select(mask, advantage).detach(),
             weight,
             credit.detach(),
+            is_whole=rollout.is_whole and float(weight.amin()) > 0,
         )
 
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
@@ -159,9 +164,9 @@ class Estimator:
         policy = policy.widened()
         shape = rollout.reward.shape
         # tokens without a weight may hold anything, also NaN: replaced by 0 before any arithmetic
-        felt, nothing = frozen.felt, torch.zeros_like(policy.log_prob)
-        log_prob = torch.where(felt, policy.log_prob, nothing)
-        log_ratio = torch.where(felt, self.log_ratio(policy, rollout), nothing)
+        felt = frozen.felt
+        log_prob = rollout.select(felt, policy.log_prob)
+        log_ratio = rollout.select(felt, self.log_ratio(policy, rollout))
         gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
         penalty = ask("kl", self.kl, self.kl.penalty, policy, rollout, log_ratio, felt)
         if penalty is not None:
@@ -170,7 +175,7 @@ class Estimator:
             gain = gain + self.entropy_coef * policy.entropy_where(felt)
         if self.value_coef:  # eq:critic-regression
             gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
-        return (weight * torch.where(felt, gain, nothing)).sum((-3, -2, -1))
+        return (weight * rollout.select(felt, gain)).sum((-3, -2, -1))
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
         """The loss of each run [...]: `freeze`, then minus the `objective`.
@@ -188,7 +193,7 @@ class Estimator:
     def log_ratio(self, policy: Policy, rollout: Rollout) -> Tensor:
         """log ρ [..., Q, G, T], 0 where the mask is False (`eq:importance-ratio`)."""
         difference = policy.log_prob - rollout.log_prob
-        log_ratio = torch.where(rollout.mask, difference, torch.zeros_like(difference))
+        log_ratio = rollout.select(rollout.mask, difference)
         return self._ask("ratio", rollout.reward.shape, self.ratio, log_ratio, rollout.mask)
 
     @staticmethod
@@ -199,7 +204,7 @@ class Estimator:
                 "policy.value: got None; allowed is the critic's values, which value_coef > 0 needs"
             )
         error = policy.value - frozen.target
-        return torch.where(felt, error, torch.zeros_like(error))
+        return frozen.rollout.select(felt, error)
 
     # ------------------------------------------------------------------ comparing and showing
 
@@ -257,13 +262,16 @@ class Estimator:
 
     def _check_rollout(self, rollout: Rollout) -> None:
         rollout.check_values()
-        for part in self.parts.values():
-            for name in part.needs:
-                if getattr(rollout, name) is None:
-                    raise CourseError(
-                        f"rollout.{name}: got None; allowed is a tensor, since {part.short}"
-                        " needs it"
-                    )
+        for name, part in self._needed:
+            if getattr(rollout, name) is None:
+                raise CourseError(
+                    f"rollout.{name}: got None; allowed is a tensor, since {part.short} needs it"
+                )
+
+    @cached_property
+    def _needed(self) -> list[tuple[str, Part]]:
+        """The optional fields of the rollout, each with a part that needs it."""
+        return [(name, part) for part in self.parts.values() for name in part.needs]
 
     def _ask(
         self, place: str, shape: torch.Size, how: Callable[..., object], *arguments: object

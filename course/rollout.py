@@ -6,8 +6,10 @@ tokens. A bandit is the case T = 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -124,27 +126,68 @@ class Rollout:
         """
         return self.mask[..., 0] if self.mask.shape[-1] == 1 else self.mask.any(-1)
 
+    @property
+    def present(self) -> Tensor | None:
+        """`exists`, or None where every sample does, so that there is nothing to leave out."""
+        return None if self.is_whole or self._fewest == self._samples else self.exists
+
+    def select(self, where: Tensor, values: Tensor) -> Tensor:
+        """`values` [..., Q, G, T] where `where` is True, and 0 elsewhere, whatever is stored there.
+
+        Costs nothing where that is the mask itself and the policy chose every token.
+        """
+        if where is self.mask and self.is_whole:
+            return values
+        return torch.where(where, values, torch.zeros_like(values))
+
     def widened(self) -> Rollout:
         """A copy with float16 and bfloat16 tensors in float32.
 
         Means, squares and weights then neither overflow nor round to 0.
         """
-        narrow = {
-            f.name: getattr(self, f.name).float()
-            for f in fields(self)
-            if getattr(getattr(self, f.name), "dtype", None) in NARROW
+        narrow: dict[str, Any] = {
+            name: value.float()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and value.dtype in NARROW
         }
         return replace(self, **narrow) if narrow else self
 
     def check_values(self) -> None:
         """Raise `CourseError` if a used number is not finite or a run has no chosen token."""
-        if not bool(torch.isfinite(self._overall())):
+        if not math.isfinite(self._read):
             self._refuse_what_is_not_finite()
-        if not bool(self.mask.flatten(-3).any(-1).all()):
+        if not self.is_whole and self._fewest == 0:
             raise CourseError(
                 "rollout.mask: got a run in which no token is the policy's own; allowed is at least"
                 " one True per run"
             )
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether the policy chose every token, so that nothing has to be selected.
+
+        It may be False all the same (where a number is not finite, say): selecting is never wrong.
+        """
+        return math.isfinite(self._read) and self._read != 0
+
+    @cached_property
+    def _fewest(self) -> int:
+        """How many samples exist in the run in which the fewest do."""
+        counts = self.exists.sum((-2, -1))
+        return int(counts.amin()) if counts.numel() else self._samples
+
+    @property
+    def _samples(self) -> int:
+        return self.mask.shape[-3] * self.mask.shape[-2]
+
+    @cached_property
+    def _read(self) -> float:
+        """Two answers for one wait for the device: a sum that is finite if every number is, times
+        whether the mask is True everywhere (0: it is not; 0·∞ is NaN).
+        """
+        if not self.runs.numel():
+            return 0.0
+        return float(self._overall().detach() * self.mask.view(torch.uint8).amin())
 
     def _overall(self) -> Tensor:
         """One number that is finite only if every number is; cheap, since every step needs it."""
@@ -229,7 +272,10 @@ class Rollout:
             if isinstance(getattr(self, f.name), Tensor) and f.name != "kl_coef"
         }
         data = {name: take(tensor) for name, tensor in self.data.items()}
-        return replace(self, **changes, data=data)
+        part = replace(self, **changes, data=data)
+        # known already: a part of what is whole is whole, and nobody waits for it again
+        vars(part)["is_whole"] = self.is_whole
+        return part
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,19 @@ class Baseline(Part):
         raise NotImplementedError
 
 
+def extremes(
+    returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest along `dims`, kept with length 1, of the samples that exist
+    (None: all); ∞ and −∞ where none does.
+    """
+    if exists is None:
+        return returns.amin(dims, keepdim=True), returns.amax(dims, keepdim=True)
+    low = returns.masked_fill(~exists, torch.inf)
+    high = returns.masked_fill(~exists, -torch.inf)
+    return low.amin(dims, keepdim=True), high.amax(dims, keepdim=True)
+
+
 def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None = None) -> Tensor:
     """True where all returns along `dims` are equal: zero-variance groups, which teach nothing.
 
@@ -36,13 +49,8 @@ def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None
 
     The test is max = min, not a small spread: the mean of seven float32 0.7s is not 0.7 (claim 23).
     """
-    low = high = returns
-    if exists is not None:
-        low, high = (
-            returns.masked_fill(~exists, torch.inf),
-            returns.masked_fill(~exists, -torch.inf),
-        )
-    return high.amax(dims, keepdim=True) <= low.amin(dims, keepdim=True)
+    low, high = extremes(returns, dims, exists)
+    return high <= low
 
 
 def mean_of(returns: Tensor, dims: tuple[int, ...], exists: Tensor | None = None) -> Tensor:
@@ -148,7 +156,7 @@ class BatchMean(Baseline):
             1,
             "a batch of at least two samples: one alone is never better than its mean",
         )
-        return mean_baseline(returns, (-2, -1), rollout.exists).unsqueeze(-1)
+        return mean_baseline(returns, (-2, -1), rollout.present).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ class GroupMean(Baseline):
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        return mean_baseline(returns, exists=rollout.exists).unsqueeze(-1)
+        return mean_baseline(returns, exists=rollout.present).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class LeaveOneOut(Baseline):
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        return leave_one_out(returns, rollout.exists).unsqueeze(-1)
+        return leave_one_out(returns, rollout.present).unsqueeze(-1)
 
 
 @dataclass(frozen=True)

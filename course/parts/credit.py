@@ -105,9 +105,10 @@ class TotalReturn(Credit):
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
         # a sample without a chosen token does not count: its return is 0
-        return total_return(
-            torch.where(rollout.exists.unsqueeze(-1), reward, torch.zeros_like(reward))
-        )
+        exists = rollout.present
+        if exists is not None:
+            reward = torch.where(exists.unsqueeze(-1), reward, torch.zeros_like(reward))
+        return total_return(reward)
 
 
 @dataclass(frozen=True)

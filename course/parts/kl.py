@@ -264,7 +264,7 @@ class KL(Part):
         """log r [..., Q, G, T] of the sampled tokens, 0 where `felt` [..., Q, G, T] is False."""
         shape = rollout.reward.shape
         log_r = ask_tensor("kl.anchor", self, shape, self.anchor.log_r, policy.log_prob, rollout)
-        return torch.where(felt, log_r, torch.zeros_like(log_r))
+        return rollout.select(felt, log_r)
 
     def value(self, policy: Policy, rollout: Rollout, felt: Tensor) -> Tensor:
         """The estimate per token [..., Q, G, T], without β, in nats.
@@ -311,7 +311,7 @@ class KL(Part):
             self.felt(rollout.mask, rollout),
         )
         penalty = self._factor(rollout) * self.value(sampled, rollout, felt)
-        penalty = torch.where(felt, penalty, torch.zeros_like(penalty))
+        penalty = rollout.select(felt, penalty)
         if not bool(torch.isfinite(penalty.sum())):
             self._refuse_infinite(penalty, rollout)
         return rollout.reward - penalty

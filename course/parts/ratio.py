@@ -30,8 +30,8 @@ def times_ratio(log_ratio: Tensor, factor: Tensor) -> Tensor:
     """
     largest = math.log(torch.finfo(log_ratio.dtype).max) - 1
     # bounded before exp, since a ρ that is multiplied by 0 does not matter
-    used = torch.where(factor == 0, log_ratio.clamp(max=largest), log_ratio)
-    return used.exp() * factor
+    unused = (factor == 0) & (log_ratio > largest)
+    return log_ratio.masked_fill(unused, largest).exp() * factor
 
 
 def sequence_level(log_ratio: Tensor, log_sequence: Tensor) -> Tensor:

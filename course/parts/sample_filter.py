@@ -51,7 +51,7 @@ class DropSilentGroups(SampleFilter):
 
     def __call__(self, rollout: Rollout) -> Tensor:
         score = rollout.total_reward
-        return ~silent(score, exists=rollout.exists).expand(score.shape)
+        return ~silent(score, exists=rollout.present).expand(score.shape)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course.errors import require, require_number
 from course.parts.base import Part, number
-from course.parts.baseline import mean_of, need_group, silent
+from course.parts.baseline import extremes, mean_of, need_group
 from course.parts.credit import GAE
 from course.rollout import Rollout
 
@@ -34,13 +34,13 @@ class Scale(Part):
         return f"({numerator}) / {self.text}"
 
 
-def unit(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The power of two that, as a divisor, brings the largest |value| over `dims` into [1, 2).
+def unit(low: Tensor, high: Tensor) -> Tensor:
+    """The power of two that, as a divisor, brings the largest |value| of [low, high] into [1, 2).
 
-    It is 1 where no |value| exceeds 1. `dims` are kept with length 1. Dividing by a power of two is
-    exact, and the squares of the quotients do not overflow.
+    It is 1 where no |value| exceeds 1. Dividing by a power of two is exact, and the squares of the
+    quotients do not overflow.
     """
-    largest = values.abs().amax(dims, keepdim=True).clamp(min=1)
+    largest = torch.maximum(high, -low).clamp(min=1)
     return largest / (2 * torch.frexp(largest).mantissa)
 
 
@@ -49,10 +49,11 @@ def inverse_std(values: Tensor, ddof: int, eps: float, exists: Tensor | None = N
 
     `ddof` 0 divides the squares by N, 1 by N − 1. Values whose `exists` is False are left out.
     """
-    quiet = silent(values, exists=exists)
+    low, high = extremes(values, exists=exists)
+    quiet = high <= low
     if exists is not None:  # a missing value is set to the mean, so that it deviates by 0
         values = torch.where(exists, values, mean_of(values, (-1,), exists))
-    size = unit(values, (-1,))  # scaled by it, large rewards do not overflow when squared
+    size = unit(low, high)  # scaled by it, large rewards do not overflow when squared
     variance = (values / size).var(-1, correction=ddof, keepdim=True)
     if exists is not None:  # nor does it count in the divisor; the factor is 1 where all exist
         counted = (exists.sum(-1, keepdim=True) - ddof).clamp(min=1).to(values.dtype)
@@ -71,18 +72,17 @@ def whiten(advantage: Tensor, mask: Tensor, eps: float, ddof: int = 0) -> Tensor
     Each run has its own mean and variance. Source: Hu 2025, eq. 5.
     """
     dims = (-3, -2, -1)
+    low, high = extremes(advantage, dims, mask)  # [..., 1, 1, 1] per run
+    quiet, size = high <= low, unit(low, high)  # scaled, so that squares do not overflow
     # a critic's values at tokens outside the mask are arbitrary, perhaps NaN
-    advantage = advantage.masked_fill(~mask, 0.0)
-    size = unit(advantage, dims)  # [..., 1, 1, 1] per run, so that squares do not overflow
-    advantage = advantage / size
+    advantage = advantage.masked_fill(~mask, 0.0) / size
     weight = mask.to(advantage.dtype)
     count = weight.sum(dims, keepdim=True)
     mean = (weight * advantage).sum(dims, keepdim=True) / count
     centred = (advantage - mean) * weight
     variance = (centred**2).sum(dims, keepdim=True) / (count - ddof).clamp(min=1)
-    high = advantage.masked_fill(~mask, -torch.inf).amax(dims, keepdim=True)
-    low = advantage.masked_fill(~mask, torch.inf).amin(dims, keepdim=True)
-    quiet = high == low if eps else (high == low) | (variance == 0)
+    if not eps:
+        quiet = quiet | (variance == 0)
     spread = torch.where(quiet, torch.ones_like(variance), variance + eps / size / size).sqrt()
     return torch.where(quiet, torch.zeros_like(centred), centred / spread)
 
@@ -161,7 +161,7 @@ class GroupStd(_Std):
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
-        spread = inverse_std(returns, self.ddof, self.eps, rollout.exists)
+        spread = inverse_std(returns, self.ddof, self.eps, rollout.present)
         return advantage * spread.unsqueeze(-1)
 
 
@@ -185,7 +185,8 @@ class BatchStd(_Std):
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         require(returns.shape[-2:].numel() > 1, "BatchStd", 1, "a batch of at least two samples")
-        exists = rollout.exists.flatten(-2)
+        exists = rollout.present
+        exists = None if exists is None else exists.flatten(-2)
         spread = inverse_std(returns.flatten(-2), self.ddof, self.eps, exists)
         return advantage * spread[..., None, None]
 

@@ -54,8 +54,11 @@ def bounded(log_ratio: Tensor, advantage: Tensor, praised: float, blamed: float)
     nowhere. The cap changes neither the term nor its gradient. Without it exp may overflow, and ∞
     times the slope 0 is NaN in the gradient.
     """
-    ceiling = torch.where(advantage < 0, math.log(blamed) + 1, math.log(praised) + 1)
-    return torch.minimum(log_ratio, ceiling.to(log_ratio.dtype))
+    for here, flat in ((advantage >= 0, praised), (advantage < 0, blamed)):
+        if flat < math.inf:
+            ceiling = math.log(flat) + 1
+            log_ratio = log_ratio.masked_fill(here & (log_ratio > ceiling), ceiling)
+    return log_ratio
 
 
 def weighed(log_prob: Tensor, weight: Tensor) -> Tensor:
