@@ -6,6 +6,7 @@ logs metrics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -113,7 +114,7 @@ class Learner:
         rollout = self.problem.sample(self.noise)
         if self.critic is not None:
             # a reward that is not finite would stay in the running mean for ever
-            if bool(torch.isfinite(rollout.reward.sum())):
+            if math.isfinite(float(rollout.reward.sum())):
                 rollout = self.critic.write(rollout)
             else:
                 usable = self._usable(_checked, rollout)

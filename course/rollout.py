@@ -393,8 +393,9 @@ def _tensor(field: str, value: object, shape: str, *, bools: bool = False) -> No
 
 
 def _same_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
-    allowed = f"the shape {tuple(shape)} that rollout.reward asks for"
-    require(tensor.shape == shape, name, tuple(tensor.shape), allowed)
+    if tensor.shape != shape:  # said only where it is needed: this runs at every step
+        allowed = f"the shape {tuple(shape)} that rollout.reward asks for"
+        require(False, name, tuple(tensor.shape), allowed)
 
 
 def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:

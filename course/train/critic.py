@@ -64,13 +64,15 @@ class RunningMean:
                 f"a number or one for each of the runs {tuple(rollout.runs)}",
             )
         # samples without a chosen token do not count; a prompt with no other keeps its mean
-        there = rollout.exists.any(-1)
-        now = mean_of(rollout.total_reward, (-1,), rollout.exists).squeeze(-1)
+        exists = rollout.present
+        there = None if exists is None else exists.any(-1)
+        now = mean_of(rollout.total_reward, (-1,), exists).squeeze(-1)
         if not self.per_prompt:
             now = mean_of(now, (-1,), there)
-            there = there.any(-1, keepdim=True)
+            there = None if there is None else there.any(-1, keepdim=True)
         before = torch.zeros_like(now) if self.mean is None else self.mean
-        self.mean = torch.where(there, torch.lerp(before, now, 1 / (self.count + 1)), before)
+        mean = torch.lerp(before, now, 1 / (self.count + 1))
+        self.mean = mean if there is None else torch.where(there, mean, before)
         self.count += 1
         if self.include_current or (self.count == 1 and self.first == "reward"):
             before = self.mean

@@ -321,7 +321,7 @@ def test_a_training_step_waits_for_the_device_no_more_than_it_must(
     decides shapes: two numbers for each pass.
     """
     sampled = 2 + 3 * (tokens - 1)  # weights, log-probabilities; of a token: who is alive, nodes
-    checked = 2  # the rollout: finite, and a token in every run
+    checked = 2  # the rollout: finite and whole; who has a token, or else whose weight is not 0
     update = 3  # nodes, and whether loss and gradients are finite
     assert waits(**settings) == {
         "_local_scalar_dense.default": sampled + checked + 2 * reference + update * updates,
