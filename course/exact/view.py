@@ -226,8 +226,10 @@ class Keys:
         found: list[Tensor] = []
         for name, part in self.estimator.parts.items():
             for piece in part.pieces:
-                if piece.scope in scopes:
-                    keys = self._read(name) if piece is part else None
+                # a method put into the instance is none of its class's, which declares
+                altered = bool(vars(piece).keys() - getattr(piece, "__dataclass_fields__", {}))
+                if altered or piece.scope in scopes:
+                    keys = self._read(name) if piece is part and not altered else None
                     if keys is None:
                         return None
                     found += keys

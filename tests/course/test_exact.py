@@ -45,7 +45,7 @@ from course.exact import (
     variance_at_baseline,
 )
 from course.exact.counting import members
-from course.exact.view import LARGEST
+from course.exact.view import LARGEST, View
 from course.parts import (
     K1,
     K2,
@@ -67,6 +67,7 @@ from course.parts import (
     InLossTimesRatio,
     InReward,
     LeaveOneOut,
+    OldPolicy,
     SampleFilter,
     Scale,
     ScoreFunction,
@@ -1394,3 +1395,14 @@ def test_old_policy_equal_to_the_policy_is_on_policy() -> None:
         microscope(ladder.grpo, replace(ragged(False), old_log_prob=ragged(False).log_prob), 3),
         microscope(ladder.grpo, ragged(False), 3),
     )
+
+
+def test_a_part_with_a_method_put_into_the_instance_may_look_at_anything() -> None:
+    """Its class declares what the class computes."""
+    half = f64([[[0.5], [0.5]]] * 2).log()
+    arms = Outcomes.of_sequences(half, f64([[[1.0], [0.0]], [[0.0], [1.0]]]))
+    plain = swap(ladder.group_mean, kl=K3(0.3, anchor=OldPolicy()))
+    assert not View(plain, arms).looks_across_prompts()
+    altered = K3(0.3, anchor=OldPolicy())
+    object.__setattr__(altered, "estimate", lambda log_r: log_r.mean((-3, -2, -1), keepdim=True))
+    assert View(swap(ladder.group_mean, kl=altered), arms).looks_across_prompts()
