@@ -33,6 +33,7 @@ OVERVIEW = """python -m tinylm train   train a model: warm start, then RL (--hel
 python -m tinylm eval    its accuracy on held-out questions
 python -m tinylm sample  what it answers, and how sure it is"""
 LATEST = Path("runs/latest")
+MOST_SAMPLES = 10_000  # per question
 
 
 def main(argv: Sequence[str]) -> int:
@@ -245,6 +246,8 @@ class Trained(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        most = f"at most {MOST_SAMPLES}, what memory has room for"
+        require(self.samples <= MOST_SAMPLES, "samples", self.samples, most)
         check_sampling(self.temperature, self.top_k)
         object.__setattr__(self, "device", str(pick_device(self.device)))
 

@@ -168,7 +168,7 @@ def ask(place: str, part: Part, how: Callable[..., T], *arguments: object) -> T:
         return how(*arguments)
     except CourseError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise CourseError(
             f"estimator.{place}: {_who(part)} raised {what}; allowed is a part that computes"
