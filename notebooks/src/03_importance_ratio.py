@@ -498,7 +498,7 @@ zero, UPDATES = torch.zeros(1, dtype=torch.float64), (1, 4, 16)
 final = {
     name: torch.stack(
         [
-            staleness.train(ladder.get(name).estimator, settings, epochs, (64.0,), range(40))[0]
+            staleness.train(ladder.get(name).estimator, settings, epochs, (64.0,), range(40))[0][0]
             for epochs in UPDATES
         ]
     )

@@ -846,7 +846,7 @@ lesson.picture(
 # it is drawn as a cobweb: up to the curve, across to the diagonal, and again. Green: the flow, small steps from the same start.
 
 # %% jupyter={"source_hidden": true}
-SIZES = {"8": 8.0, "64": 64.0, "256": 256.0, "∞": float("inf")}
+SIZES = {"8": 8, "64": 64, "256": 256, "∞": float("inf")}
 
 
 def draw_cobweb(p_ref, beta, group):
