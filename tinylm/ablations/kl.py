@@ -50,7 +50,7 @@ TITLE = (
     " to another skill"
 )
 FIGURE = "tinylm_kl"
-EXPECTED_SECONDS = 220.0
+EXPECTED_SECONDS = 480.0
 SEEN = "measured here"
 TRAINED, KEPT = "addition", "subtraction"  # rewarded, and not
 LOOSE = "k1 in the loss"
@@ -93,12 +93,12 @@ class Settings(AblationBudget):
     penalties: tuple[str, ...] = tuple(PENALTIES)  # estimator and place
     betas: tuple[float, ...] = (0.1, 0.3, 1.0)  # strengths β
     rate: float = 1e-3  # Adam's learning rate, which falls linearly to 0
-    rollouts: int = 50  # rollouts of reinforcement learning
+    rollouts: int = 120  # rollouts of reinforcement learning
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
     warm_lr: float = 3e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step: two skills need more of them
     seeds: int = 5  # models that are judged
-    log_every: int = 50  # rollouts; the last one is logged, too
+    log_every: int = 120  # rollouts; the last one is logged, too
 
     def __post_init__(self) -> None:
         super().__post_init__()
