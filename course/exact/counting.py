@@ -16,10 +16,13 @@ CHUNK = 200_000  # cells per pass: the pass stays in the cache
 def check_group_size(group_size: float, at_least: int = 1, infinite: bool = False) -> float:
     """Return `group_size`; raises `CourseError` unless it is a whole number ≥ `at_least`.
 
-    `infinite` also allows math.inf.
+    `infinite` also allows math.inf, a float; so 4.0, which stands beside it in lists of group
+    sizes, counts as 4.
     """
     if infinite and isinstance(group_size, float) and group_size == math.inf:
         return group_size
+    if infinite and isinstance(group_size, float) and group_size.is_integer():
+        group_size = int(group_size)
     allowed = f"a whole number of samples ≥ {at_least}" + (" or math.inf" if infinite else "")
     require_number("group_size", group_size, allowed, whole=True, at_least=at_least)
     return group_size

@@ -807,14 +807,14 @@ lengths, steps = (2, 8), 150
 figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
 final = {}
 for name in ("group_std", "length_mean", "dr_grpo"):
-    one, answers, uniform = (
+    one, four, uniform = (
         ladder.get(name).estimator,
         length_bias.four_answers(lengths),
         length_bias.UNIFORM,
     )
     # the same size of the first step
     rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())
-    policies = ascend(one, answers, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
+    policies = ascend(one, four, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
     read = final[name] = length_bias.read_off(policies)
     for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
         figures.band(ax, range(steps + 1), read[which], name=name)

@@ -1406,3 +1406,10 @@ def test_a_part_with_a_method_put_into_the_instance_may_look_at_anything() -> No
     altered = K3(0.3, anchor=OldPolicy())
     object.__setattr__(altered, "estimate", lambda log_r: log_r.mean((-3, -2, -1), keepdim=True))
     assert View(swap(ladder.group_mean, kl=altered), arms).looks_across_prompts()
+
+
+def test_a_whole_number_beside_infinity_may_be_written_as_a_float() -> None:
+    p = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    close(group_std_weight(p, 4.0), group_std_weight(p, 4))
+    with pytest.raises(CourseError, match=r"group_size: got 2\.5"):
+        group_std_weight(p, 2.5)

@@ -14,7 +14,7 @@ import torch
 from course import cli, setup
 from course.errors import CourseError
 from course.lab import figures
-from course.lesson import SYLLABUS, Choice, Slider, build, info, progress
+from course.lesson import SYLLABUS, Choice, Slider, build, info, progress, syllabus
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore
 from course.lesson.question import Question
@@ -293,7 +293,8 @@ def test_code_shows_the_package_s_own_source(capsys: pytest.CaptureFixture[str])
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of lessons of its own."""
     (tmp_path / "src").mkdir()
-    monkeypatch.setattr(build, "folder", lambda: tmp_path)
+    for module in (build, syllabus):
+        monkeypatch.setattr(module, "folder", lambda: tmp_path)
     monkeypatch.setattr(
         build, "_rounded", lambda seconds, known: 5
     )  # whatever the machine is doing
