@@ -27,12 +27,12 @@ def draw(log_probs: Tensor, noise: Noise, group: int) -> Tensor:
 
     Inverts the cumulative distribution function at uniform random numbers.
     """
-    cumulative = log_probs.movedim(-1, 0).exp().cumsum(0)[:-1]  # [K−1, ..., Q]
+    cumulative = log_probs.detach().movedim(-1, 0)[:-1].exp().cumsum_(0)  # [K−1, ..., Q]
     uniform = noise.uniform(log_probs.shape[-2], group)
-    # u − F ≥ 0 summed as floats is faster than counting booleans
+    # F − u ≤ 0 summed as floats is faster than counting booleans
     if group == 1:  # no axis to broadcast over
-        return (uniform.squeeze(-1) - cumulative).ge_(0).sum(0).long().unsqueeze(-1)
-    return (uniform - cumulative.unsqueeze(-1)).ge_(0).sum(0).long()
+        return cumulative.sub_(uniform.squeeze(-1)).le_(0).sum(0).long().unsqueeze(-1)
+    return (cumulative.unsqueeze(-1) - uniform).le_(0).sum(0).long()
 
 
 class Softmax:

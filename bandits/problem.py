@@ -90,9 +90,8 @@ class Bandit:
         """Sample `group` arms for every prompt; T is 1, or the longest arm's length in tokens."""
         with torch.enable_grad():
             live = self.arm_policy.log_probs()
-        log_probs = live.detach()
-        action = draw(log_probs, noise, self.group)
-        with torch.enable_grad():
+            log_probs = live.detach()
+            action = draw(log_probs, noise, self.group)
             policy = self._policy(live, self.value, action)
         self._live = (self._versions(), action, policy)
         score = self.environment.reward(action, noise)
@@ -180,7 +179,7 @@ class Bandit:
         return torch.nn.functional.pad(log_prob.unsqueeze(-1), (0, self.tokens - 1))
 
     def _dist(self, log_probs: Tensor) -> Tensor:
-        full = log_probs[..., None, None, :]  # [..., Q, 1, 1, K]
+        full = log_probs.unsqueeze(-2).unsqueeze(-2)  # [..., Q, 1, 1, K]
         if self.tokens == 1:
             return full
         forced = torch.full_like(full, -torch.inf)

@@ -114,12 +114,12 @@ class Learner:
         rollout = self.problem.sample(self.noise)
         if self.critic is not None:
             # a reward that is not finite would stay in the running mean for ever
-            if math.isfinite(float(rollout.reward.sum())):
+            if rollout.is_finite or math.isfinite(float(rollout.reward.sum())):
                 rollout = self.critic.write(rollout)
             else:
                 usable = self._usable(_checked, rollout)
                 rollout = replace(self.critic.write(usable), reward=rollout.reward)
-        return rollout if self.kl_coef is None else replace(rollout, kl_coef=self.kl_coef)
+        return rollout if self.kl_coef is None else rollout.having(kl_coef=self.kl_coef)
 
     def _freeze(self, rollout: Rollout) -> Frozen:
         return self._usable(self.estimator.freeze, rollout)

@@ -7,10 +7,11 @@ tokens. A bandit is the case T = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ AXES_MISSING = {
     "greedy_reward": 2,
     "kl_coef": 3,
 }
+DISTRIBUTIONS = ("old_log_dist", "ref_log_dist")
+# the optional fields and log_prob, whose numbers are read before they are used
+READ = (
+    "log_prob",
+    "ref_log_prob",
+    "value",
+    "bootstrap",
+    "greedy_reward",
+    "kl_coef",
+    *DISTRIBUTIONS,
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         for name in ("reward", "log_prob", "mask"):
-            bools = name == "mask"
-            _tensor(f"rollout.{name}", getattr(self, name), "[..., Q, G, T]", bools=bools)
+            _tensor(f"rollout.{name}", getattr(self, name), "[..., Q, G, T]", bools=name == "mask")
         shape = self.reward.shape
         require(
             len(shape) >= 3, "rollout.reward", tuple(shape), "at least the three axes [Q, G, T]"
@@ -83,15 +94,7 @@ class Rollout:
         require(
             min(shape[-3:]) > 0, "rollout.reward", tuple(shape), "no axis of length 0 among Q, G, T"
         )
-        for name, missing in AXES_MISSING.items():
-            tensor = getattr(self, name)
-            if tensor is not None:
-                bools = name in ("mask", "truncated")
-                _tensor(f"rollout.{name}", tensor, "of its own shape or None", bools=bools)
-                _same_shape(f"rollout.{name}", tensor, shape[: len(shape) - missing])
-        for name in ("old_log_dist", "ref_log_dist"):
-            _broadcasts(f"rollout.{name}", getattr(self, name), shape)
-        _same_vocabulary("rollout.ref_log_dist", self.ref_log_dist, self.old_log_dist)
+        self._check((*AXES_MISSING, *DISTRIBUTIONS))
         require(
             self.bootstrap is None or self.truncated is not None,
             "rollout.truncated",
@@ -102,6 +105,36 @@ class Rollout:
         require_number("rollout.limit", self.limit, allowed, above=0, whole=True, optional=True)
         for name, tensor in self.data.items():
             _leads_with_prompts(f"rollout.data[{name!r}]", tensor, shape)
+
+    def _check(self, names: Iterable[str]) -> None:
+        """Raise `CourseError` if the type or shape of one of these tensors is wrong."""
+        shape = self.reward.shape
+        for name in names:
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if name in DISTRIBUTIONS:
+                _broadcasts(f"rollout.{name}", tensor, shape)
+            else:
+                bools = name in ("mask", "truncated")
+                _tensor(f"rollout.{name}", tensor, "of its own shape or None", bools=bools)
+                _same_shape(f"rollout.{name}", tensor, shape[: len(shape) - AXES_MISSING[name]])
+        _same_vocabulary("rollout.ref_log_dist", self.ref_log_dist, self.old_log_dist)
+
+    def having(self, **optional: Tensor) -> Rollout:
+        """The same with these optional fields.
+
+        If it had none of them, the others are not checked, nor their numbers read, once more.
+        """
+        if any(getattr(self, name) is not None for name in optional):
+            return replace(self, **cast(Any, optional))
+        fuller = copy(self)  # what was read of the numbers is kept beside the fields
+        vars(fuller).update(optional)
+        fuller._check(optional)
+        if "_read" in vars(self) and self.runs.numel():
+            added = sum(float(_telling(name, tensor)) for name, tensor in optional.items())
+            vars(fuller)["_read"] = self._read if math.isfinite(added) else math.nan
+        return fuller
 
     @property
     def runs(self) -> torch.Size:
@@ -154,7 +187,7 @@ class Rollout:
 
     def check_values(self) -> None:
         """Raise `CourseError` if a used number is not finite or a run has no chosen token."""
-        if not math.isfinite(self._read):
+        if not self.is_finite:
             self._refuse_what_is_not_finite()
         if not self.is_whole and self._fewest == 0:
             raise CourseError(
@@ -162,13 +195,21 @@ class Rollout:
                 " one True per run"
             )
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number is finite, also those that are not used.
+
+        It may be False all the same, where only a sum of finite numbers is not.
+        """
+        return math.isfinite(self._read)
+
     @cached_property
     def is_whole(self) -> bool:
         """Whether the policy chose every token, so that nothing has to be selected.
 
         It may be False all the same (where a number is not finite, say): selecting is never wrong.
         """
-        return math.isfinite(self._read) and self._read != 0
+        return self.is_finite and self._read != 0
 
     @cached_property
     def _fewest(self) -> int:
@@ -187,22 +228,12 @@ class Rollout:
         """
         if not self.runs.numel():
             return 0.0
-        return float(self._overall().detach() * self.mask.view(torch.uint8).amin())
-
-    def _overall(self) -> Tensor:
-        """One number that is finite only if every number is; cheap, since every step needs it."""
-        total = self.reward.abs().sum()  # absolute: then no partial sum overflows either
-        for tensor in (self.log_prob, self.ref_log_prob, self.value, self.bootstrap):
+        total = _telling("reward", self.reward)
+        for name in READ:
+            tensor = getattr(self, name)
             if tensor is not None:
-                total = total + tensor.sum()
-        if self.greedy_reward is not None:
-            total = total + self.greedy_reward.sum()
-        if self.kl_coef is not None:
-            total = total + self.kl_coef.sqrt().sum()  # the root is NaN for a negative coefficient
-        for log_dist in (self.old_log_dist, self.ref_log_dist):
-            if log_dist is not None:
-                total = total + log_dist.amax()  # the largest, since −inf is allowed
-        return total
+                total = total + _telling(name, tensor)
+        return float(total.detach() * self.mask.view(torch.uint8).amin())
 
     def _refuse_what_is_not_finite(self) -> None:
         """Raise `CourseError` for the first number that is used and not finite, if there is one."""
@@ -222,7 +253,7 @@ class Rollout:
         if self.kl_coef is not None:
             usable = torch.isfinite(self.kl_coef) & (self.kl_coef >= 0)
             self._refuse("kl_coef", self.kl_coef, ~usable, "a finite number ≥ 0")
-        for name in ("old_log_dist", "ref_log_dist"):
+        for name in DISTRIBUTIONS:
             log_dist = getattr(self, name)
             if log_dist is not None:
                 where = read_places(log_dist, self.mask).unsqueeze(-1)
@@ -382,8 +413,23 @@ def on_last_token(reward: Tensor, mask: Tensor) -> Tensor:
     return nothing.scatter(-1, last, reward.unsqueeze(-1))
 
 
+def _telling(name: str, tensor: Tensor) -> Tensor:
+    """One number that is finite only if every number of this field is; cheap, as every step needs
+    it.
+    """
+    if name == "reward":
+        return tensor.abs().sum()  # absolute: then no partial sum overflows either
+    if name == "kl_coef":
+        return tensor.sqrt().sum()  # the root is NaN for a negative coefficient
+    return tensor.amax() if name in DISTRIBUTIONS else tensor.sum()  # the largest: −inf is allowed
+
+
 def _tensor(field: str, value: object, shape: str, *, bools: bool = False) -> None:
     """Raise `CourseError` unless `value` is a floating-point tensor (or bool, with `bools`)."""
+    if isinstance(value, Tensor) and (
+        value.dtype == torch.bool if bools else value.is_floating_point()
+    ):
+        return
     require(isinstance(value, Tensor), field, value, f"a tensor {shape}")
     assert isinstance(value, Tensor)
     if bools:
@@ -404,24 +450,24 @@ def _broadcasts(name: str, tensor: Tensor | None, shape: torch.Size) -> None:
         return
     _tensor(name, tensor, "[..., Q, G or 1, T or 1, V] or None")
     fits = tensor.dim() == len(shape) + 1 and tensor.shape[:-3] == shape[:-2]
-    fits = fits and all(
-        have in (1, want) for have, want in zip(tensor.shape[-3:-1], shape[-2:], strict=True)
-    )
-    allowed = f"[..., Q, G or 1, T or 1, V] for [..., Q, G, T] = {tuple(shape)}"
-    require(fits, name, tuple(tensor.shape), allowed)
+    group, tokens = tensor.shape[-3:-1] if fits else (0, 0)
+    if group not in (1, shape[-2]) or tokens not in (1, shape[-1]):
+        allowed = f"[..., Q, G or 1, T or 1, V] for [..., Q, G, T] = {tuple(shape)}"
+        require(False, name, tuple(tensor.shape), allowed)
 
 
 def _same_vocabulary(name: str, log_dist: Tensor | None, other: Tensor | None) -> None:
     """Raise `CourseError` if two distributions differ in V, which broadcasting might hide."""
-    if log_dist is not None and other is not None:
-        tokens = other.shape[-1]
-        allowed = f"the rollout's V = {tokens} on the last axis"
-        require(log_dist.shape[-1] == tokens, name, tuple(log_dist.shape), allowed)
+    if log_dist is not None and other is not None and log_dist.shape[-1] != other.shape[-1]:
+        allowed = f"the rollout's V = {other.shape[-1]} on the last axis"
+        require(False, name, tuple(log_dist.shape), allowed)
 
 
 def _leads_with_prompts(name: str, tensor: object, shape: torch.Size) -> None:
-    leading = tuple(shape[:-2])
-    require(isinstance(tensor, Tensor), name, tensor, f"a tensor that leads with {leading}")
+    leading = shape[:-2]
+    if isinstance(tensor, Tensor) and tensor.shape[: len(leading)] == leading:
+        return
+    wanted = f"leads with [..., Q] = {tuple(leading)}"
+    require(isinstance(tensor, Tensor), name, tensor, f"a tensor that {wanted}")
     assert isinstance(tensor, Tensor)
-    allowed = f"a shape that leads with [..., Q] = {leading}"
-    require(tensor.shape[: len(leading)] == leading, name, tuple(tensor.shape), allowed)
+    require(False, name, tuple(tensor.shape), f"a shape that {wanted}")

@@ -34,7 +34,8 @@ class Aggregation(Part):
             return torch.full(
                 (*mask.shape[:-3], 1, 1, 1), mask.shape[-3] * mask.shape[-2], device=mask.device
             )
-        return mask.any(-1, keepdim=True).sum((-3, -2), keepdim=True).clamp(min=1)
+        exists = mask if mask.shape[-1] == 1 else mask.any(-1, keepdim=True)
+        return exists.sum((-3, -2), keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)

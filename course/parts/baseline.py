@@ -56,7 +56,8 @@ def silent(returns: Tensor, dims: tuple[int, ...] = (-1,), exists: Tensor | None
 def mean_of(returns: Tensor, dims: tuple[int, ...], exists: Tensor | None = None) -> Tensor:
     """Mean over `dims` (kept with length 1) of the samples that exist; 0 where none does."""
     if exists is None:
-        return returns.mean(dims, keepdim=True)
+        alone = all(returns.shape[dim] == 1 for dim in dims)
+        return returns if alone else returns.mean(dims, keepdim=True)
     total = torch.where(exists, returns, torch.zeros_like(returns)).sum(dims, keepdim=True)
     return total / exists.sum(dims, keepdim=True).clamp(min=1)
 

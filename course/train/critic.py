@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -78,7 +76,8 @@ class RunningMean:
             before = self.mean
         if isinstance(self.share, Tensor) or self.share != 1:
             before = before * self.share
-        return replace(rollout, value=before[..., None, None].expand(rollout.reward.shape))
+        value = before.unsqueeze(-1).unsqueeze(-1).expand(rollout.reward.shape)
+        return rollout.having(value=value)
 
     def state(self) -> dict[str, Tensor]:
         """The mean and the number of rollouts that it averages."""

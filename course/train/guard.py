@@ -5,6 +5,7 @@ Such a number ends training, or stops the affected runs while the others go on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,7 +37,10 @@ class Guard:
         loss = loss.detach()
         # checking one sum means one wait for the device; it is finite if all terms are, unless the
         # sum itself overflows
-        if torch.isfinite(loss.sum() + sum(gradient.sum() for gradient in gradients)):
+        total = loss.sum()
+        for gradient in gradients:
+            total = total + gradient.sum()
+        if math.isfinite(float(total)):
             return gradients
         named = [("loss", loss)]
         named += [(f"gradient of parameter {i}", g) for i, g in enumerate(gradients)]
@@ -71,7 +75,7 @@ class Guard:
                 standing = ~active if standing is None else standing | ~active
             if standing is not None:
                 put_back(parameters, before, standing)
-            if bool(torch.isfinite(torch.stack([p.sum() for p in parameters]).sum())):
+            if math.isfinite(float(torch.stack([p.sum() for p in parameters]).sum())):
                 return logged
             lost = not_finite(parameters, runs)
             if bool(lost.any()):  # else all numbers are finite and only their sum overflowed

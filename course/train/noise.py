@@ -16,6 +16,7 @@ from course.errors import CourseError, require, require_number
 # numbers drawn ahead per run. It must not change: it decides how uniform and normal numbers share
 # the stream of a run
 BLOCK = 512
+TILE = 128  # runs whose numbers are drawn before they are copied: as many as the cache holds
 
 
 class Noise:
@@ -66,7 +67,8 @@ class Noise:
             np.random.Generator(np.random.SFC64(cast(Any, _Words(words[run])))) for run in numbers
         ]
         empty = torch.empty(0, self.count, dtype=torch.float64, device="cpu")
-        self._ahead = {"uniform": empty, "normal": empty}  # drawn and not used yet, [n, runs]
+        self._ahead = {"uniform": empty, "normal": empty}  # drawn ahead, [n, runs]
+        self._used = {"uniform": 0, "normal": 0}  # how many of these n
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers on [0, 1], [..., *shape] (float32 may round up to 1)."""
@@ -77,24 +79,36 @@ class Noise:
         return self._draw("normal", shape)
 
     def _draw(self, kind: str, shape: tuple[int, ...]) -> Tensor:
-        need = prod(shape)
-        if len(self._ahead[kind]) < need:
-            self._refill(kind, max(BLOCK, need - len(self._ahead[kind])))
-        ahead = self._ahead[kind]
-        self._ahead[kind] = ahead[need:]
-        taken = ahead[:need].reshape(*shape, *self.runs)
+        need, used = prod(shape), self._used[kind]
+        left = self._ahead[kind].shape[0] - used
+        if left < need:
+            self._refill(kind, max(BLOCK, need - left))
+            used = 0
+        self._used[kind] = used + need
+        taken = self._ahead[kind][used : used + need].view(*shape, *self.runs)
         return taken.permute(
             *range(len(shape), taken.dim()), *range(len(shape))
         )  # the runs are the first axes, but the fastest in memory
 
     def _refill(self, kind: str, size: int) -> None:
-        fresh = np.empty((self.count, size))
-        for row, generator in zip(fresh, self.generators, strict=True):
-            generator.random(out=row) if kind == "uniform" else generator.standard_normal(out=row)
-        block = torch.from_numpy(fresh).to(self.dtype).t().contiguous().to(self.device)
-        self._ahead[kind] = (
-            torch.cat([self._ahead[kind].to(block), block]) if len(self._ahead[kind]) else block
-        )
+        block = torch.empty(size, self.count, dtype=self.dtype, device="cpu")
+        fresh = np.empty((TILE, size))
+        for first in range(0, self.count, TILE):
+            some = self.generators[first : first + TILE]
+            for row, generator in zip(fresh, some, strict=False):
+                if kind == "uniform":
+                    generator.random(out=row)
+                else:
+                    generator.standard_normal(out=row)
+            # converted and turned around, so that the runs are the fastest axis in memory
+            block[:, first : first + TILE] = torch.from_numpy(fresh[: len(some)]).t()
+        block, left = block.to(self.device), self._left(kind)
+        self._ahead[kind] = torch.cat([left.to(block), block]) if len(left) else block
+        self._used[kind] = 0
+
+    def _left(self, kind: str) -> Tensor:
+        """The numbers that are drawn and not used yet, [n, runs]."""
+        return self._ahead[kind][self._used[kind] :]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next numbers depend on, as tensors."""
@@ -105,7 +119,7 @@ class Noise:
         )
         return {
             "generators": torch.from_numpy(words.view(np.int64)),
-            **{name: ahead.cpu().clone() for name, ahead in self._ahead.items()},
+            **{kind: self._left(kind).cpu().clone() for kind in self._ahead},
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -118,7 +132,8 @@ class Noise:
             full["state"]["state"][:] = row[:4]
             full["has_uint32"], full["uinteger"] = int(row[4]), int(row[5])
             generator.bit_generator.state = full
-        self._ahead = {name: state[name].to(self.device) for name in self._ahead}
+        self._ahead = {kind: state[kind].to(self.device) for kind in self._ahead}
+        self._used = dict.fromkeys(self._ahead, 0)
 
 
 class _Words(ISeedSequence):

@@ -7,6 +7,7 @@ natural gradient and TRPO.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
@@ -195,6 +196,8 @@ class _FirstOrder:
 
     def _share(self, update: int) -> float:
         share = self.schedule(update)
+        if type(share) is float and 0 <= share < math.inf:
+            return share
         require_number(f"schedule({update})", share, "a finite number ≥ 0", at_least=0)
         return share
 
