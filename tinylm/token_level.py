@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from course import exact, ladder
 from course.estimator import Estimator, replace
-from course.exact import microscope
+from course.exact import group_std_weight, microscope
+from course.lab.terminal import QUIET, Progress
 from course.parts import (
     K1,
     K2,
@@ -31,6 +33,8 @@ from course.parts import (
 )
 from course.train.noise import Noise
 from tinylm.bridge import Bridge
+from tinylm.moved import Policies
+from tinylm.rewards import ExactMatch
 
 # ρ·A with the leave-one-out mean: unbiased if the ratio is exact
 RATIO = replace(ladder.rloo, surrogate=ImportanceSampling())
@@ -62,6 +66,23 @@ def angle(vector: Tensor, truth: Tensor) -> float:
 def off(vector: Tensor, truth: Tensor) -> float:
     """‖vector − truth‖ / ‖truth‖."""
     return float((vector - truth).norm() / truth.norm())
+
+
+def beside_bandit(bridge: Bridge, estimator: Estimator, group: int) -> dict[str, dict[str, float]]:
+    """Bias and spread as shares of ‖∇J‖, and the angle from ∇J to E[ĝ] in degrees.
+
+    They are those of the "transformer", and of the "bandit" with one logit per completion.
+    """
+    views = {"transformer": bridge.microscope, "bandit": bridge.bandit_microscope}
+    found = {who: look(estimator, group) for who, look in views.items()}
+    return {
+        who: {
+            "bias": seen.relative_bias,
+            "angle": angle(seen.expected, seen.gradient),
+            "spread": seen.std / float(seen.gradient.norm()),
+        }
+        for who, seen in found.items()
+    }
 
 
 def from_arms(bridge: Bridge, estimator: Estimator, group: int) -> Tensor:
@@ -114,6 +135,25 @@ def kl_row(bridge: Bridge) -> dict[str, float]:
     }
 
 
+def drift(
+    policies: Policies, rows: Sequence[int], progress: Progress = QUIET
+) -> dict[str, list[list[float]]]:
+    """`ratio_row` and `kl_row` of each prompt after each number of updates: name → [rows, updates].
+
+    The ratio's reference is the policy that sampled; the KL is taken on-policy, towards it.
+    """
+    task, old, nothing = policies.task, policies.old, ExactMatch(weight=0.0)
+    found = [
+        [
+            ratio_row(Bridge(now, task, row, old=old, reference=old))
+            | kl_row(Bridge(now, task, row, reference=old, reward=nothing))
+            for now in policies.moved.values()
+        ]
+        for row in progress(rows, "prompts")
+    ]
+    return {name: [[at[name] for at in path] for path in found] for name in found[0][0]}
+
+
 def identity_row(bridge: Bridge, group: int, noise: Noise, size: int = 64) -> dict[str, float]:
     """The largest differences between the bandit and the transformer.
 
@@ -143,6 +183,12 @@ def identity_row(bridge: Bridge, group: int, noise: Noise, size: int = 64) -> di
         "coefficient": max(differences),
         "batch": max(batch),
     }
+
+
+def std_weight(p: Any, group: int) -> np.ndarray:
+    """w_G(p) of the rung `group_std`, with its ε, for success probabilities p [n]."""
+    eps = ladder.group_std.scale.eps  # type: ignore[attr-defined]
+    return group_std_weight(torch.as_tensor(p, dtype=torch.float64), group, eps=eps).numpy()
 
 
 def weight_row(bridge: Bridge, groups: Sequence[int], group: int) -> dict[str, Any]:

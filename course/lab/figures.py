@@ -352,6 +352,19 @@ def note(
     ax.annotate(text, place, shift, textcoords="offset points", **look)
 
 
+def legend_above(panels: Sequence[Axes], columns: int) -> None:
+    """Draw one legend above the figure, with each label of the panels once."""
+    named: dict[str, Any] = {}
+    for ax in panels:
+        for mark, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, mark)
+    figure = panels[0].get_figure(root=True)
+    assert figure is not None
+    figure.legend(
+        named.values(), named.keys(), loc="outside upper center", ncols=columns, frameon=False
+    )
+
+
 def label_ends(
     ax: Axes,
     lines: Sequence[Line2D] | None = None,

@@ -285,3 +285,13 @@ def test_a_note_is_moved_by_points_and_joined_by_a_line_if_asked():
     [written] = [text for text in ax.texts if isinstance(text, Annotation)]
     assert (written.xy, written.get_position()) == ((1.0, 2.0), (10, -5))
     assert written.arrow_patch is not None
+
+
+def test_a_legend_above_has_each_label_of_the_panels_once() -> None:
+    figure, panels = figures.new_figure(1, 2)
+    for ax, names in zip(panels, (("a", "b", "_hidden"), ("b", "c")), strict=True):
+        for name in names:
+            ax.plot([0, 1], [0, 1], label=name)
+    figures.legend_above(panels, columns=3)
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]

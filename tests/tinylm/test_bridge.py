@@ -40,6 +40,7 @@ from tinylm.ablations import bridge as ablation
 from tinylm.ablations.bridge import Settings
 from tinylm.bridge import Bridge, completions, count
 from tinylm.model import ModelSettings, Transformer
+from tinylm.moved import from_hard_to_easy
 from tinylm.problem import LanguageModel
 from tinylm.rewards import REWARDS, DigitCredit, ExactMatch
 from tinylm.sampling import sample
@@ -548,6 +549,15 @@ def small() -> Result:
 def test_facts_hold_on_a_short_run(small: Result) -> None:
     assert [fact.claim for fact in small.facts if not fact.holds] == []
     assert {fact.number for fact in small.facts} == {None, 3, 8, 9, 12, 20}
+
+
+def test_prompts_from_hard_to_easy_hold_both_ends() -> None:
+    p = torch.tensor([Bridge(NOW, TASK, row).objective for row in range(len(TASK.prompt))])
+    chosen = from_hard_to_easy(NOW, TASK, 4)
+    assert 2 <= len(chosen) <= 4
+    found = p[chosen]
+    assert (float(found[0]), float(found[-1])) == (float(p.min()), float(p.max()))
+    assert bool((found.diff() > 0).all())
 
 
 def test_the_figure_is_drawn_from_the_json(small: Result) -> None:
