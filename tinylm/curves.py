@@ -7,7 +7,7 @@ train.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -127,13 +127,14 @@ def train(
     optimizer: Optimizer | None = None,
     asks: type[LanguageModel] = LanguageModel,
     text: str = "rollouts",
+    seen: Callable[[int, dict[str, Tensor]], None] = lambda step, row: None,
 ) -> Curves:
     """Train the models `numbers` of a warm start at all learning rates at once: run axes (L, S).
 
     A model draws from the same random streams at every rate and with every estimator, so
     comparisons are paired. The greedy accuracy is measured on `questions` [N], rows of the task
     (default: those for judging). `also` names further sets of rows to measure. `optimizer` replaces
-    Adam.
+    Adam. `seen` is told of each logged row.
     """
     runs, device = (len(rates), len(numbers)), budget.device
     value = needs_value_head(budget, estimator)
@@ -174,6 +175,7 @@ def train(
             steps.append(step)
             far = {"kl_start": distance(model, before, start.task, judged)}
             rows.append(right() | far | learner.history.rows[-1])
+            seen(step, rows[-1])
     names = [name for name in rows[-1] if all(name in row for row in rows[1:])]
     nothing = torch.zeros(runs, device=device)
     values = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course.errors import require, require_number
+from course.errors import require, require_flag, require_number
 from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
 
@@ -59,13 +59,20 @@ class ExactMatch(Reward):
 class DigitCredit(Reward):
     """`weight` times the share of the answer's characters that are right.
 
-    Characters after the answer are ignored.
+    With `end`, the end token counts as one more character; without it, nothing asks the completion
+    to end. Characters after the answer are ignored.
     """
+
+    end: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_flag("reward.end", self.end)
 
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         expected = task.answer[question]
         answer = final_answer(completion, expected.shape[-1], task.marked)
-        counts = expected < PAD
+        counts = expected != PAD if self.end else expected < PAD  # END is above PAD
         return self.weight * ((answer == expected) & counts).sum(-1) / counts.sum(-1)
 
 
@@ -109,4 +116,5 @@ REWARDS: dict[str, Reward] = {
     "digits": DigitCredit(),
     "exact+format": Sum(),
     "exact+digits": Sum(parts=(ExactMatch(), DigitCredit(0.5))),
+    "exact+digits+end": Sum(parts=(ExactMatch(), DigitCredit(0.5, end=True))),
 }

@@ -42,7 +42,7 @@ class Budget(Checked):
     modulus: int = 97  # modulus of the sum (task modular)
     scratchpad: bool = False  # write partial sums before the answer (task terms)
     held_out: float = 0.1  # share of the questions that are never trained on
-    reward: str = "exact"  # exact, digits, exact+format, exact+digits
+    reward: str = "exact"  # exact, digits, exact+format, exact+digits, exact+digits+end
     preset: str = "small"  # nano, mini, small or gpu
     warm_target: float = 0.3  # sampled accuracy that ends the warm start; 0: no warm start
     warm_lr: float = 2e-3  # Adam's learning rate in the warm start

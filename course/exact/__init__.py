@@ -2,6 +2,7 @@
 
 from course.exact.closed_forms import (
     KLMoments,
+    anchored_error,
     control_variate,
     control_variate_minimum,
     covariance_at_baseline,
@@ -44,6 +45,7 @@ __all__ = [
     "Microscope",
     "Outcomes",
     "among_others",
+    "anchored_error",
     "compositions",
     "control_variate",
     "control_variate_minimum",

@@ -58,6 +58,29 @@ def silent_probability(p: Tensor | float, group_size: float) -> Tensor:
     return p**group_size + (1 - p) ** group_size
 
 
+def anchored_error(
+    beta: float, group_size: float, tokens: int = 1, reference: float = 1.0
+) -> float:
+    """The share of wrong answers ε at which a k3 penalty holds a policy that knows the right one.
+
+    An answer has `tokens` tokens that may be wrong, each with the same share ε/T, and the wrong
+    tokens of a place have `reference` of the reference policy. With group mean and std the reward
+    pulls on the log-probability of a wrong token with w_G(ε)(1 − ε)ε/T, the penalty against it with
+    β(reference − ε/T); ε is where the two are equal. The group is silent with probability
+    (1 − ε)^G. `group_size` is ≥ 2 or math.inf. Source: here.
+    """
+    check_group_size(group_size, 2, infinite=True)
+    require(beta >= 0, "beta", beta, "a number ≥ 0")
+    require(tokens > 0, "tokens", tokens, "a whole number > 0")
+    require(0 < reference <= 1, "reference", reference, "a probability above 0")
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        pull = float(group_std_weight(middle, group_size)) * (1 - middle) * middle / tokens
+        low, high = (middle, high) if pull < beta * (reference - middle / tokens) else (low, middle)
+    return high
+
+
 def optimal_baseline(outcomes: Outcomes) -> Tensor:
     """b* = E[R‖s‖²] / E‖s‖² [Q], the constant baseline of least total variance.
 

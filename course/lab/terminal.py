@@ -75,6 +75,13 @@ class Progress:
         """A bar of `total` steps, advanced by `bar.update(n)`; a context manager."""
         return self._make(text, total, None)
 
+    def say(self, text: str) -> None:
+        """Print a line above the open bars; nothing if silent."""
+        if not self.silent:
+            from tqdm import tqdm
+
+            tqdm.write(text)
+
     def close(self) -> None:
         """Remove the bars that an error or Ctrl-C left open."""
         for bar in reversed(self._open):

@@ -403,16 +403,26 @@ def test_weights_multiply_and_sums_add_up() -> None:
     torch.testing.assert_close(
         REWARDS["exact+digits"](made, question, task), torch.tensor([1.5, 0.5 * third, 0.5, 0])
     )
+    # with the end credited there are four characters: 0, 4, 6 and the end
+    torch.testing.assert_close(
+        REWARDS["exact+digits+end"](made, question, task),
+        torch.tensor([1.5, 0.5 * 0.75, 0.5 * 0.75, 0.0]),
+    )
     assert torch.equal(REWARDS["exact"](made, question, task), ExactMatch()(made, question, task))
     assert torch.equal(REWARDS["digits"](made, question, task), DigitCredit()(made, question, task))
 
 
 @pytest.mark.parametrize(
     "make_reward",
-    [lambda: ExactMatch(float("nan")), lambda: Sum(float("inf")), lambda: Sum(parts=())],
+    [
+        lambda: ExactMatch(float("nan")),
+        lambda: Sum(float("inf")),
+        lambda: Sum(parts=()),
+        lambda: DigitCredit(end="yes"),  # type: ignore[arg-type]
+    ],
 )
 def test_rewards_that_are_none_are_refused(make_reward) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(CourseError, match=r"reward\.(weight|parts)"):
+    with pytest.raises(CourseError, match=r"reward\.(weight|parts|end)"):
         make_reward()
 
 
