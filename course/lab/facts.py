@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +20,14 @@ ERRORS = 4.0  # a fact may be off by this many standard errors, if they are know
 CHANCE = math.erfc(ERRORS / math.sqrt(2))
 FACT_DIGITS = 12  # significant digits of a fact's numbers
 Value = float | int | bool | str
+
+
+class Given(TypedDict, total=False):
+    """What every constructor for estimated values takes by name; see `Fact`."""
+
+    number: int | None
+    runs: int | None
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -149,10 +157,7 @@ class Fact:
         standard_error: Any,
         expected: Any,
         expected_error: Any = 0.0,
-        *,
-        number: int | None = None,
-        runs: int | None = None,
-        chance: float = CHANCE,
+        **given: Unpack[Given],
     ) -> Fact:
         """A simulation compared with a formula or with another simulation.
 
@@ -163,13 +168,8 @@ class Fact:
         errors = float(standard_error), float(expected_error)
         for name, error in zip(("standard_error", "expected_error"), errors, strict=True):
             require(not error < 0, f"fact.{name}", error, "a number ≥ 0")
-        return cls._estimated(
-            (claim, source, measured, standard_error, expected),
-            math.hypot(*errors),
-            number=number,
-            runs=runs,
-            chance=chance,
-        )
+        numbers = measured, standard_error, expected
+        return cls._estimated((claim, source, *numbers), math.hypot(*errors), **given)
 
     @classmethod
     def published(
@@ -180,27 +180,18 @@ class Fact:
         standard_error: Any,
         expected: Any,
         rounding: float,
-        *,
-        number: int | None = None,
-        runs: int | None = None,
-        chance: float = CHANCE,
+        **given: Unpack[Given],
     ) -> Fact:
         """A simulation compared with a published number.
 
         The tolerance is t·standard_error + rounding, with t as in `simulated`. `rounding` is half a
         unit of the last published digit (.73 → .005), or the error of reading a figure.
         """
-        require(
-            rounding >= 0, "fact.rounding", rounding, "half a unit of the last published digit, ≥ 0"
-        )
-        return cls._estimated(
-            (claim, source, measured, standard_error, expected),
-            float(standard_error),
-            rounding=rounding,
-            number=number,
-            runs=runs,
-            chance=chance,
-        )
+        allowed = "half a unit of the last published digit, ≥ 0"
+        require(rounding >= 0, "fact.rounding", rounding, allowed)
+        numbers = measured, standard_error, expected
+        error = float(standard_error)
+        return cls._estimated((claim, source, *numbers), error, rounding=rounding, **given)
 
     @classmethod
     def above(
@@ -210,20 +201,12 @@ class Fact:
         measured: Any,
         expected: Any,
         standard_error: Any = 0.0,
-        *,
-        number: int | None = None,
-        runs: int | None = None,
-        chance: float = CHANCE,
+        **given: Unpack[Given],
     ) -> Fact:
         """measured > expected, by more than t standard errors, t as in `simulated`."""
-        return cls._estimated(
-            (claim, source, measured, standard_error, expected),
-            float(standard_error),
-            relation="above",
-            number=number,
-            runs=runs,
-            chance=chance,
-        )
+        numbers = measured, standard_error, expected
+        error = float(standard_error)
+        return cls._estimated((claim, source, *numbers), error, relation="above", **given)
 
     @classmethod
     def below(
@@ -233,38 +216,30 @@ class Fact:
         measured: Any,
         expected: Any,
         standard_error: Any = 0.0,
-        *,
-        number: int | None = None,
-        runs: int | None = None,
-        chance: float = CHANCE,
+        **given: Unpack[Given],
     ) -> Fact:
         """measured < expected, by more than t standard errors, t as in `simulated`."""
-        return cls._estimated(
-            (claim, source, measured, standard_error, expected),
-            float(standard_error),
-            relation="below",
-            number=number,
-            runs=runs,
-            chance=chance,
-        )
+        numbers = measured, standard_error, expected
+        error = float(standard_error)
+        return cls._estimated((claim, source, *numbers), error, relation="below", **given)
 
     @classmethod
     def _estimated(
         cls,
-        given: tuple[str, str, Any, Any, Any],
+        values: tuple[str, str, Any, Any, Any],
         error: float,
         *,
-        number: int | None,
-        runs: int | None,
-        chance: float,
         rounding: float = 0.0,
         relation: str = "equal",
+        number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
     ) -> Fact:
         """A fact whose tolerance is exceeded by a random error with probability `chance`."""
         if error == 0 and runs is None:  # nothing was estimated
-            return cls(*given, rounding, relation, number)
+            return cls(*values, rounding, relation, number)
         tolerance = rounding + (student(chance, runs) * error if error else 0.0)
-        return cls(*given, tolerance, relation, number, runs, chance)
+        return cls(*values, tolerance, relation, number, runs, chance)
 
     def as_json(self) -> dict[str, Any]:
         """The fact as it is written to JSON, with the verdict."""
@@ -317,6 +292,70 @@ class Fact:
         return f"{RELATIONS[self.relation]} {_show(self.expected)}" + (
             "" if exact or close else f" ± {self.tolerance:.2g}"
         )
+
+
+class Facts(list[Fact]):
+    """A list of facts that share a source, a number of the course's list, and a number of runs.
+
+    Each method appends the fact that `Fact`'s constructor of the same name makes. `found` is a
+    number, or a number with its standard error, as `mean_error`, `paired_error` and `share_error`
+    of `course.lab.statistics` return it. `source` replaces the shared one.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        number: int | None = None,
+        runs: int | None = None,
+        chance: float = CHANCE,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.number = number
+        self.given: Given = {"number": number, "runs": runs, "chance": chance}
+
+    def exact(
+        self,
+        claim: str,
+        measured: Any,
+        expected: Any,
+        digits: int = 9,
+        *,
+        scale: float | None = None,
+        source: str = "",
+    ) -> None:
+        source = source or self.source
+        kept: dict[str, Any] = {"scale": scale, "number": self.number}
+        self.append(Fact.exact(claim, source, measured, expected, digits, **kept))
+
+    def simulated(
+        self, claim: str, found: Any, expected: Any, expected_error: Any = 0.0, *, source: str = ""
+    ) -> None:
+        numbers = *_pair(found), expected, expected_error
+        self.append(Fact.simulated(claim, source or self.source, *numbers, **self.given))
+
+    def published(
+        self, claim: str, found: Any, expected: Any, rounding: float, *, source: str = ""
+    ) -> None:
+        numbers = *_pair(found), expected, rounding
+        self.append(Fact.published(claim, source or self.source, *numbers, **self.given))
+
+    def above(self, claim: str, found: Any, expected: Any = 0.0, *, source: str = "") -> None:
+        self._differs(Fact.above, claim, found, expected, source)
+
+    def below(self, claim: str, found: Any, expected: Any = 0.0, *, source: str = "") -> None:
+        self._differs(Fact.below, claim, found, expected, source)
+
+    def _differs(self, make: Any, claim: str, found: Any, expected: Any, source: str) -> None:
+        measured, error = _pair(found)
+        # runs and a chance belong to estimates only
+        given = self.given if isinstance(found, tuple) else {"number": self.number}
+        self.append(make(claim, source or self.source, measured, expected, error, **given))
+
+
+def _pair(found: Any) -> tuple[Any, Any]:
+    """A number and its standard error; 0 for a number alone."""
+    return found if isinstance(found, tuple) else (found, 0.0)
 
 
 def _scalar(name: str, value: Any) -> Any:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from course.lab.result import Result
+
 DPI = 144
 FONT = 11.0  # points
 SMALLEST_FONT = 10.0
@@ -92,6 +94,11 @@ def shades(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](place)) for place in np.linspace(0.0, 0.68, count)]
 
 
+def shaded(values: Sequence[Any]) -> list[tuple[Any, str]]:
+    """Each value of an ordered setting with its colour of `shades`."""
+    return list(zip(values, shades(len(values)), strict=True))
+
+
 def new_figure(
     rows: int = 1,
     cols: int = 1,
@@ -115,11 +122,34 @@ def new_figure(
     return figure, panels
 
 
-def describe(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """Set the title (on the left) and the axis labels, with units, of a panel."""
+def describe(
+    ax: Axes,
+    title: str = "",
+    x: str = "",
+    y: str = "",
+    *,
+    xlim: tuple[float | None, float | None] | None = None,
+    ylim: tuple[float | None, float | None] | None = None,
+    ends: bool = False,
+    legend: str = "",
+) -> None:
+    """Set the title (on the left), the axis labels with units, and the limits of a panel.
+
+    Call it last for a panel, after its curves and scales. `ends` labels the curves at their right
+    ends; `legend` is the place of a legend instead.
+    """
     ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK)
     ax.set_xlabel(x, fontsize=FONT, color=INK)
     ax.set_ylabel(y, fontsize=FONT, color=INK)
+    if xlim is not None:
+        ax.set_xlim(*xlim)
+    if ylim is not None:
+        ax.set_ylim(*ylim)
+    if ends:
+        label_ends(ax)
+    if legend:
+        look: Style = {"loc": legend, "frameon": False, "fontsize": SMALLEST_FONT}
+        ax.legend(**look)
 
 
 def band(
@@ -151,6 +181,18 @@ def band(
             x, mean - half, mean + half, color=style["color"], alpha=0.18, linewidth=0, zorder=1.5
         )
     return curve
+
+
+def curve(
+    ax: Axes, x: ArrayLike, result: Result, *keys: str, name: str = "", **line: Any
+) -> Line2D:
+    """`band` of a series of a result and, if there is one, of its interval, named KEY_half."""
+    *above, last = keys
+    holder: Any = result.series
+    for key in above:
+        holder = holder[key]
+    half = result.array(*above, f"{last}_half") if f"{last}_half" in holder else None
+    return band(ax, x, result.array(*keys), half, name, **line)
 
 
 def expectation(

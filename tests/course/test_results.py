@@ -19,7 +19,7 @@ import torch
 
 from course.errors import CourseError
 from course.lab import ledger, statistics
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result, environment
 from course.train import files
 
@@ -569,3 +569,20 @@ def test_the_core_imports_without_matplotlib() -> None:
         ).stdout.strip()
         == "False"
     )
+
+
+def test_facts_of_one_source_are_those_of_the_constructors() -> None:
+    facts = Facts("somebody 2020, eq. 1", 3, runs=20)
+    facts.exact("a", 1.0, 1.0 + 1e-10)
+    facts.simulated("b", (1.0, 0.1), 1.2, 0.05, source="somebody else")
+    facts.published("c", (0.5, 0.01), 0.52, 0.005)
+    facts.above("d", (2.0, 0.1), 1.0)
+    facts.below("e", 1.0, 2.0)
+    source, given = "somebody 2020, eq. 1", {"number": 3, "runs": 20}
+    assert facts == [
+        Fact.exact("a", source, 1.0, 1.0 + 1e-10, number=3),
+        Fact.simulated("b", "somebody else", 1.0, 0.1, 1.2, 0.05, **given),
+        Fact.published("c", source, 0.5, 0.01, 0.52, 0.005, **given),
+        Fact.above("d", source, 2.0, 1.0, 0.1, **given),
+        Fact.below("e", source, 1.0, 2.0, number=3),  # no error, so nothing was estimated
+    ]
