@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,30 @@ from torch import Tensor
 from bandits.environments import Discrete, contextual
 from bandits.policies import LinearSoftmax
 from bandits.problem import Bandit
+from course.lab.settings import Checked
 from course.train.noise import Noise
+
+
+@dataclass(frozen=True)
+class SharedTask(Checked):
+    """The settings of a training on `linear_bandit`."""
+
+    prompts: int = 16  # prompts, each with one right answer that pays 1; the others pay 0
+    arms: int = 10  # answers of each prompt
+    features: int = 48  # parameters, shared by all prompts (each answer has random features)
+    group: int = 8  # samples per prompt and rollout
+    rollouts: int = 80  # rollouts of each run
+    runs: int = 40  # independent runs that are reported (as many again choose the learning rate)
+    seed: int = 0  # seed of the random streams
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(2, "runs", "rollouts", "arms", "group")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The sizes that `linear_bandit` takes."""
+        return self.prompts, self.arms, self.features
 
 
 def linear_bandit(

@@ -2,24 +2,21 @@
 
 After the first update the samples are stale: they come from π_old, and the policy has changed.
 Every rung gets the same number of samples; only the updates per rollout differ. Sixteen prompts
-share one linear softmax, so pushing one answer down changes others, and only the right answer pays.
-Look for:
+share one linear softmax, and only the right answer pays. Look for:
 
-    one update      baseline, surrogate and clip are exactly one curve, because at π_old they have
-                    the same gradient
-    several         policy gradient with centred rewards collapses, the bare ratio hardly gains, and
-                    the clip turns more updates into more reward
-    why             with centred rewards a stale batch pushes with a constant force, and the part
-                    that pushes down has no limit (log π → −∞). With rewards in {0, 1} and no
-                    baseline the batch only pulls up, towards the rewarded share of the samples, and
-                    stops there. The sign decides: with rewards in {−1, 0} it fails as well
-    GRPO            its k3 contains r = π_ref/π of the sample, which no clip bounds, so large steps
-                    ruin the policy. With |log r| bounded it learns like the rung below it
+- one update: baseline, surrogate and clip are exactly one curve, since at π_old they have the same
+  gradient;
+- several: policy gradient with centred rewards collapses, the bare ratio hardly gains, and the clip
+  turns more updates into more reward. With centred rewards a stale batch pushes with a constant
+  force, and nothing limits how far it pushes down (log π → −∞). With rewards in {0, 1} and no
+  baseline it only pulls up, and stops; with rewards in {−1, 0} it fails as well;
+- GRPO: its k3 contains r = π_ref/π of the sample, which no clip bounds, so large steps ruin the
+  policy. With |log r| bounded it learns like the rung below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +24,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.exact import B3_MEANS, B3_POLICY, b3
+from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.flow import ascend, expected_gradient
-from bandits.linear import linear_bandit
+from bandits.linear import SharedTask
 from bandits.theory import staleness as theory
+from bandits.theory.staleness import Rung, sweep, train
 from course import ladder
 from course.errors import require
-from course.estimator import Estimator, replace, uses_critic
-from course.exact import kl_gradient, microscope, relative_distance
+from course.estimator import replace
 from course.lab import figures
 from course.lab.diverged import told
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
-from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
-from course.lab.sweep import Choice, choose, edges, finished
+from course.lab.sweep import edges
 from course.lab.terminal import Progress
-from course.learner import Learner
-from course.parts import K3, ExactKL, NoKL
+from course.parts import K3
 from course.parts.kl import exact_kl
-from course.train.optim import SGD
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = (
@@ -57,47 +50,24 @@ TITLE = (
     " {0, 1} rewards do not mind"
 )
 EXPECTED_SECONDS = 90.0
+RUNGS = ("reinforce", "baseline", "surrogate", "clip", "group_mean", "group_std", "grpo")
 
 
 @dataclass(frozen=True)
-class Settings(Checked):
-    """A contextual bandit with shared parameters; only the number of updates per
-    rollout changes.
-    """
+class Settings(SharedTask):
+    """A contextual bandit with shared parameters; only the updates per rollout change."""
 
-    # estimators (length_mean is group_std at T = 1)
-    rungs: tuple[str, ...] = (
-        "reinforce",
-        "baseline",
-        "surrogate",
-        "clip",
-        "group_mean",
-        "group_std",
-        "grpo",
-    )
+    rungs: tuple[str, ...] = RUNGS  # estimators (length_mean is group_std at T = 1)
     epochs: tuple[int, ...] = (1, 2, 4, 8, 16)  # updates per rollout, starting at 1
-    runs: int = 40  # independent runs that are reported (as many again choose the learning rate)
-    rollouts: int = 80  # rollouts of each run
-    prompts: int = 16  # prompts, each with one right answer that pays 1; the others pay 0
-    arms: int = 10  # answers of each prompt
-    features: int = 48  # parameters, shared by all prompts (each answer has random features)
-    group: int = 8  # samples per prompt and rollout
     learning_rates: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0, 256.0)  # the sweep of each rung
     # added to the rewards 0 and 1, for REINFORCE without baseline
     offsets: tuple[float, ...] = (0.0, -0.25, -0.5, -1.0)
     stale_updates: int = 300  # updates on one rollout, exactly, on three arms
     stale_rate: float = 0.5  # learning rate there
-    seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("runs", "arms", "group", "stale_updates"):
-            least = 1 if name == "stale_updates" else 2
-            value = getattr(self, name)
-            require(value >= least, name, value, f"a whole number ≥ {least}")
-        for name in ("epochs", "learning_rates"):
-            values = getattr(self, name)
-            require(list(values) == sorted(set(values)), name, values, "numbers in rising order")
+        self.rising("epochs", "learning_rates")
         several = len(self.epochs) > 1 and self.epochs[0] == 1
         require(several, "epochs", self.epochs, "1 and then larger numbers of updates")
         require(self.offsets[0] == 0, "offsets", self.offsets, "0 and then others")
@@ -115,80 +85,23 @@ CAPTION = (
 )
 
 
-def train(
-    estimator: Estimator,
-    settings: Settings,
-    epochs: int,
-    rates: Sequence[float],
-    numbers: range,
-    offsets: Sequence[float] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Expected reward after training [L, R], at L learning rates and for the R run `numbers`, all
-    rewards shifted by `offsets` [L] while training (default: none); and which runs diverged, bool.
-    """
-    sizes = settings.prompts, settings.arms, settings.features
-    offset = torch.tensor([0.0] * len(rates) if offsets is None else offsets, dtype=torch.float64)
-    wired: dict[str, Any] = {"reference": "start", "greedy": True}
-    wired["critic"] = uses_critic(estimator)
-    bandit, noise = linear_bandit(sizes, offset, numbers, settings.group, settings.seed, **wired)
-    rate = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
-    loop: dict[str, Any] = {"log_every": settings.rollouts, "halt_diverged": True}
-    learner = Learner(bandit, estimator, SGD(rate), noise, epochs=epochs, **loop)
-    learner.train(settings.rollouts)
-    return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1), learner.diverged
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One rung's judging runs, [epochs, runs]: at the rate `fixed` that is best with one update per
-    rollout, and at each number of updates' own best rate; and at every rate, [epochs, rates, runs].
-    `halted` [epochs, runs] bool: diverged at `fixed`.
-    """
-
-    fixed: Choice
-    own: list[Choice]
-    kept: Tensor
-    every: Tensor
-    halted: Tensor
-
-
-def sweep(settings: Settings, progress: Progress) -> dict[str, Rung]:
-    """Train every rung at every rate, with every number of updates per rollout."""
-    found, half = {}, settings.runs
-    for name in progress(settings.rungs, "rungs"):
-        estimator, rates = ladder.get(name).estimator, settings.learning_rates
-        trained = [
-            train(estimator, settings, epochs, rates, range(2 * half))
-            for epochs in progress(settings.epochs, name)
-        ]
-        final, lost = (torch.stack(each) for each in zip(*trained, strict=True))
-        own = [
-            choose(finished(each, gone)[:, :half], rates, each[:, half:])
-            for each, gone in zip(final, lost, strict=True)
-        ]
-        at = own[0].index
-        found[name] = Rung(own[0], own, final[:, at, half:], final[:, :, half:], lost[:, at, half:])
-    return found
-
-
 def run(settings: Settings, progress: Progress) -> Result:
     """Exact agreement and exact staleness first, then the training runs."""
     s, judging = settings, range(settings.runs, 2 * settings.runs)
-    start, path_of = torch.tensor(B3_POLICY, dtype=torch.float64).log(), {}
+    start = torch.tensor(B3_POLICY, dtype=torch.float64).log()
     exact: dict[str, Any] = {"rate": s.stale_rate, "steps": s.stale_updates, "stale": True}
-    for name in progress(("reinforce", *ONE_CURVE), "one rollout"):
-        one = ladder.get(name).estimator
-        path_of[name] = ascend(one, theory.THREE_ARMS, start, s.group, **exact)
-    found = sweep(s, progress)
+    paths = {
+        name: ascend(ladder.get(name).estimator, theory.THREE_ARMS, start, s.group, **exact)
+        for name in progress(("reinforce", *ONE_CURVE), "one rollout")
+    }
+    found = sweep(s, s.rungs, s.epochs, s.learning_rates, progress)
     kept = {name: rung.kept for name, rung in found.items()}
-    if "grpo" in found:
-        # GRPO with |log r| of its k3 bounded, at the learning rate of GRPO itself
+    if "grpo" in found:  # with |log r| of its k3 bounded, at the learning rate of GRPO itself
         capped = replace(ladder.grpo, kl=K3(beta=0.04, max_log_r=MAX_LOG_R))
-        rate = found["grpo"].fixed.rate
-        each = [train(capped, s, epochs, [rate], judging)[0][0] for epochs in s.epochs]
-        kept[BOUNDED] = torch.stack(each)
-    rate = found["reinforce"].fixed.rate if "reinforce" in found else s.learning_rates[-1]
-    rates = [rate] * len(s.offsets)
+        rate = [found["grpo"].rate]
+        kept[BOUNDED] = torch.stack([train(capped, s, e, rate, judging)[0][0] for e in s.epochs])
+    signs = found["reinforce"].rate if "reinforce" in found else s.learning_rates[-1]
+    rates = [signs] * len(s.offsets)
     shifted = torch.stack(  # [epochs, offsets, runs]: REINFORCE, its rewards shifted
         [
             train(ladder.reinforce, s, epochs, rates, judging, s.offsets)[0]
@@ -199,10 +112,10 @@ def run(settings: Settings, progress: Progress) -> Result:
     series = {
         "rungs": {
             name: {
-                "rate": rung.fixed.rate,
+                "rate": rung.rate,
                 "rates": [one.rate for one in rung.own],
                 **named_interval("fixed", rung.kept),
-                **named_interval("retuned", torch.stack([_judged(one) for one in rung.own])),
+                **named_interval("retuned", rung.retuned),
             }
             for name, rung in found.items()
         },
@@ -210,152 +123,100 @@ def run(settings: Settings, progress: Progress) -> Result:
             f"{offset:g}": named_interval("final", shifted[:, place])
             for place, offset in enumerate(s.offsets)
         },
-        "signs_rate": rate,
+        "signs_rate": rates[0],
         "bounded": named_interval("final", kept[BOUNDED]) if BOUNDED in kept else {},
-        "stale": {name: exact_kl(start, path) for name, path in path_of.items()},
+        "stale": {name: exact_kl(start, path) for name, path in paths.items()},
         "stale_limit": exact_kl(start, theory.stale_limit()[0].log()),
         "stale_centred": exact_kl(start, centred),
     }
-    own = {
-        f"{name} with {epochs} updates": one
-        for name, rung in found.items()
-        for epochs, one in zip(s.epochs, rung.own, strict=True)
-    }
+    own, halted = {}, {}
+    for name, rung in found.items():
+        for i, epochs in enumerate(s.epochs):
+            own[f"{name} with {epochs} updates"] = rung.own[i]
+            halted[f"{name} with {epochs} updates"] = rung.lost[i, rung.own[0].index]
     caption = f"{CAPTION} Bands: {described(s.runs)}. {edges(own, s.learning_rates)}".strip()
-    facts = [*_agreement_facts(), *_stale_facts(s, path_of, centred)]
+    facts = [*_agreement_facts(), *_stale_facts(s, paths, centred)]
     facts += _training_facts(s, found, kept, shifted)
-    halted = {
-        f"{name} with {epochs} updates": gone
-        for name, rung in found.items()
-        for epochs, gone in zip(s.epochs, rung.halted, strict=True)
-    }
     return told(Result(series=series, facts=facts, caption=caption), halted)
-
-
-def _judged(choice: Choice) -> Tensor:
-    assert choice.judged is not None
-    return choice.judged
 
 
 # ---------------------------------------------------------------- facts
 
 
-def _agreement_facts() -> list[Fact]:
+def _agreement_facts() -> Facts:
     """At π_old all rungs agree, exactly; and what GRPO's KL part is."""
-    names, group = theory.ratio_rungs(), 4
-    reference = torch.tensor([(0.25, 0.72, 0.03)], dtype=torch.float64).log()
-    on_b3 = b3(reference=reference, value=torch.tensor([0.4], dtype=torch.float64))
-    facts = []
+    names, group, beta = theory.ratio_rungs(), 4, 0.04
+    facts, alike = Facts(XU, 9), f"At π_old E[ĝ] of the {len(names)} ratio rungs is policy gradient"
     for where, listed, size in (
-        (f"B3, G = {group}: largest relative distance", on_b3, group),
-        ("two prompts, answers of 1, 2 and 4 tokens, G = 2: largest relative distance",
-         theory.ragged(), 2),
-    ):  # fmt: skip
-        claim = f"At π_old the {len(names)} rungs with a ratio have E[ĝ] of A·log π with their own"
-        claim += f" advantage and aggregation ({where})"
+        (f"B3, G = {group}", theory.anchored_b3(), group),
+        ("two prompts, answers of 1, 2 and 4 tokens, G = 2", theory.ragged(), 2),
+    ):
         worst = max(theory.distance_to_policy_gradient(name, listed, size) for name in names)
-        facts.append(Fact.exact(claim, XU, worst, 0.0, number=9))
-    beta, grpo = 0.04, ladder.grpo
-    push, plain, direct = (
-        microscope(one, on_b3, group, covariance=False).expected
-        for one in (grpo, replace(grpo, kl=NoKL()), replace(grpo, kl=ExactKL(beta)))
+        facts.exact(f"{alike} ({where}: largest relative distance)", worst, 0.0)
+    part, where = (
+        theory.kl_part(beta),
+        f"(B3, π_ref (.25, .72, .03), β = {beta}: relative distance)",
     )
-    policy, eye = torch.tensor(B3_POLICY, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
-    formula = beta * (policy * (reference[0].exp() / policy - 1)) @ (eye - policy)
-    forward, reverse = (-beta * kl_gradient(on_b3, way) for way in ("forward", "reverse"))
-    where = f"B3, G = {group}, reference (.25, .72, .03), β = .04: relative distance"
-    says = "GRPO's expected gradient is E[(A + β(π_ref/π − 1))∇log π]"
-    other = "and not the −β∇KL(π‖π_ref) of the objective's own equation, by more than a tenth"
-    with_exact = "with the exact KL in the loss it would be −β∇KL(π‖π_ref)"
-    apart = relative_distance
-    return [
-        *facts,
-        Fact.exact(
-            f"{says} ({where} of its KL part)", XU, apart(push - plain, formula), 0.0, number=9
-        ),
-        Fact.exact(
-            f"that KL part is −β∇KL(π_ref‖π) ({where})",
-            HERE,
-            apart(push - plain, forward),
-            0.0,
-            number=9,
-        ),
-        Fact.above(
-            f"{other} ({where})", "Xu 2025, eq. 4", apart(push - plain, reverse), 0.1, number=9
-        ),
-        Fact.exact(f"{with_exact} ({where})", HERE, apart(direct - plain, reverse), 0.0, number=9),
-    ]
+    facts.exact(f"GRPO's KL part is E[β(π_ref/π − 1)∇log π] {where}", part["sampled"], 0.0)
+    facts.exact(f"that is −β∇KL(π_ref‖π) {where}", part["forward"], 0.0, source=HERE)
+    claim = f"and not −β∇KL(π‖π_ref), by more than a tenth {where}"
+    facts.above(claim, part["reverse"], 0.1, source="Xu 2025, eq. 4")
+    claim = f"which the exact KL in the loss has {where}"
+    facts.exact(claim, part["exact_kl"], 0.0, source=HERE)
+    return facts
 
 
-def _stale_facts(s: Settings, paths: Mapping[str, Tensor], centred: Tensor) -> list[Fact]:
+def _stale_facts(s: Settings, paths: Mapping[str, Tensor], centred: Tensor) -> Facts:
     """One rollout used again and again, exactly."""
-    updates, means = s.stale_updates, torch.tensor(B3_MEANS, dtype=torch.float64)
     limit, reward, before = theory.stale_limit()
-    start, arms = torch.tensor(B3_POLICY, dtype=torch.float64).log(), theory.THREE_ARMS
-    fixed = expected_gradient(ladder.reinforce, arms, limit.log(), s.group, old=start).norm()
-    rewards = paths["reinforce"].exp() @ means
-    first, last = (
-        expected_gradient(
-            ladder.baseline, arms, paths["baseline"][place], s.group, old=start
-        ).norm()
-        for place in (0, -1)
-    )
-    apart = (paths["baseline"] - centred).abs().max()
-    stops = "Rewards in {0, 1} without baseline, samples of π_old: the expected gradient is 0 at"
-    earns = "and there the expected reward is E[μ²]/E[μ], never below the old E[μ] ="
-    rises = "on the way no stale update lowers it (B3: updates after which it is lower)"
+    start, facts = torch.tensor(B3_POLICY, dtype=torch.float64).log(), Facts(HERE, 11)
+    fixed = expected_gradient(ladder.reinforce, theory.THREE_ARMS, limit.log(), s.group, old=start)
+    rewards = paths["reinforce"].exp() @ torch.tensor(B3_MEANS, dtype=torch.float64)
     lowered = int((rewards.diff() < -1e-12).sum())  # rounding aside
-    force = "Centred rewards in the score function push with one force for ever (B3: ‖E[ĝ]‖ after"
-    alike = "so E updates on one rollout are one update with E times the learning rate (B3: largest"
-    both = f"Dayan & Hinton 1997; {HERE}"
-    # fmt: off
-    exact = (
-        (f"{stops} π_old·μ/J (B3; its norm there)", HERE, fixed, 0.0, 9),
-        (f"{earns} {before:.2f} (B3, after {updates} stale updates)", both, rewards[-1], reward, 6),
-        (rises, HERE, lowered, 0, 9),
-        (f"{force} {updates} stale updates over the first)", HERE, last / first, 1.0, 9),
-        (f"{alike} difference of a log π)", HERE, apart, 0.0, 9),
+    apart = (paths["baseline"] - centred).abs().max()
+    facts.exact(
+        "Rewards in {0, 1}, no baseline, stale samples: E[ĝ] is 0 at π_old·μ/J (B3)",
+        fixed.norm(),
+        0.0,
     )
-    # fmt: on
-    return [Fact.exact(*each, number=11) for each in exact]
+    both = f"Dayan & Hinton 1997; {HERE}"
+    claim = (
+        f"where the expected reward is E[μ²]/E[μ] (was {before:.2f}; B3, {s.stale_updates} updates)"
+    )
+    facts.exact(claim, rewards[-1], reward, 6, source=both)
+    facts.exact("no stale update on the way lowers it (B3: updates that do)", lowered, 0)
+    claim = (
+        "Centred rewards push with one force: E updates are one of E times the rate (B3: largest"
+    )
+    facts.exact(f"{claim} difference of log π)", apart, 0.0)
+    return facts
 
 
 def _training_facts(
     s: Settings, found: Mapping[str, Rung], kept: Mapping[str, Tensor], shifted: Tensor
-) -> list[Fact]:
+) -> Facts:
     """What the training runs did: paired differences of final rewards, directions from theory."""
-    facts, most = [], s.epochs[-1]
-
-    def differ(claim: str, one: Tensor, other: Tensor, above: bool) -> None:
-        make, (mean, error) = Fact.above if above else Fact.below, paired_error(one, other)
-        facts.append(make(claim, SEEN, mean, 0.0, error, number=11, runs=s.runs))
-
+    facts, many = Facts(SEEN, 11, runs=s.runs), f"With {s.epochs[-1]} updates per rollout"
     if all(name in found for name in ONE_CURVE):
         curves = torch.stack([found[name].every[0] for name in ONE_CURVE])
-        claim = "With one update per rollout policy gradient, ratio and clip are one curve (final"
-        claim += " reward of every run: largest difference)"
-        facts.append(Fact.exact(claim, XU, (curves - curves[0]).abs().max(), 0.0, number=11))
-        plain, ratio, clipped = (kept[name][-1] for name in ONE_CURVE)
-        claim = f"With {most}, policy gradient with centred rewards has collapsed: its final reward"
-        differ(f"{claim} less that with one", plain, kept["baseline"][0], False)
-        claim = f"With {most}, the clip has learned more than with one (difference of final reward)"
-        differ(claim, clipped, kept["clip"][0], True)
-        claim = f"With {most}, the bare ratio lies above policy gradient (difference)"
-        differ(claim, ratio, plain, True)
-        differ("and below the clip (difference)", ratio, clipped, False)
+        claim = "With one update policy gradient, ratio and clip are one curve (largest difference"
+        facts.exact(f"{claim} of a run)", (curves - curves[0]).abs().max(), 0.0, source=XU)
+        plain, ratio, clip = (kept[name] for name in ONE_CURVE)
+        claim = f"{many} centred policy gradient has collapsed: reward less that with one"
+        facts.below(claim, paired_error(plain[-1], plain[0]))
+        claim = f"{many} the clip has learned more than with one"
+        facts.above(claim, paired_error(clip[-1], clip[0]))
+        facts.above(f"{many} the bare ratio beats it", paired_error(ratio[-1], plain[-1]))
+        facts.below(f"{many} the ratio lies below the clip", paired_error(ratio[-1], clip[-1]))
     if "reinforce" in kept and "baseline" in kept:
-        claim = f"With {most}, rewards in {{0, 1}} without baseline lie above the centred ones"
-        differ(f"{claim} (difference)", kept["reinforce"][-1], kept["baseline"][-1], True)
+        claim = f"{many} rewards in {{0, 1}} without baseline beat centred ones"
+        facts.above(claim, paired_error(kept["reinforce"][-1], kept["baseline"][-1]))
     if BOUNDED in kept:
-        claim = f"With {most}, GRPO lies below itself with |log r| of its k3 bounded by"
-        claim = f"{claim} {MAX_LOG_R:g}: r = π_ref/π explodes, no clip bounds it (difference)"
-        differ(claim, kept["grpo"][-1], kept[BOUNDED][-1], False)
+        claim = f"{many} GRPO lies below itself with |log r| of its k3 ≤ {MAX_LOG_R:g}"
+        facts.below(claim, paired_error(kept["grpo"][-1], kept[BOUNDED][-1]))
     if s.offsets[-1] == -1:
-        claim = (
-            f"The same REINFORCE with rewards in {{−1, 0}} loses by {most} updates what {{0, 1}}"
-        )
-        claim += " keeps (difference of final reward)"
-        differ(claim, shifted[-1, -1], shifted[-1, 0], False)
+        claim = f"{many} REINFORCE with rewards in {{−1, 0}} lies below that with {{0, 1}}"
+        facts.below(claim, paired_error(shifted[-1, -1], shifted[-1, 0]))
     return facts
 
 
@@ -363,51 +224,36 @@ def _training_facts(
 
 
 def plot(result: Result) -> Figure:
-    """Reward against updates per rollout, untuned and retuned; what the sign of the rewards does;
-    one rollout, exactly.
-    """
+    """Reward against updates per rollout; the sign of the rewards; one rollout, exactly."""
     figure, (fixed, retuned, sign, stale) = figures.new_figure(2, 2, width=13.0, height=9.2)
-    epochs, offsets = result.settings["epochs"], result.settings["offsets"]
-    dots: dict[str, Any] = {"marker": "o", "markersize": 4}
-
-    def draw(ax: Axes, keys: tuple[str, ...], name: str = "", **look: Any) -> None:
-        mean, half = result.array(*keys), result.array(*keys[:-1], f"{keys[-1]}_half")
-        figures.band(ax, epochs, mean, half, name, **look)
-
+    epochs, dots = result.settings["epochs"], {"marker": "o", "markersize": 4}
     for name in result.settings["rungs"]:
-        draw(fixed, ("rungs", name, "fixed"), name, **dots)
-        draw(retuned, ("rungs", name, "retuned"), name, **dots)
-    for colour, offset in zip(figures.shades(len(offsets)), offsets, strict=True):
-        label = f"rewards {offset:g} and {1 + offset:g}".replace("-", "−")
-        look = {"color": colour, "linestyle": "-", "label": label, **dots}
-        draw(sign, ("signs", f"{offset:g}", "final"), **look)
+        figures.curve(fixed, epochs, result, "rungs", name, "fixed", name=name, **dots)
+        figures.curve(retuned, epochs, result, "rungs", name, "retuned", name=name, **dots)
     if result.series["bounded"]:
         look = {**figures.style_of("grpo"), "linestyle": ":", "label": BOUNDED}
-        draw(fixed, ("bounded", "final"), **look)
-    low = min(ax.get_ylim()[0] for ax in (fixed, retuned, sign))
+        figures.curve(fixed, epochs, result, "bounded", "final", **look)
+    for offset, colour in figures.shaded(result.settings["offsets"]):
+        label = f"rewards {offset:g} and {1 + offset:g}".replace("-", "−")
+        look = {"color": colour, "linestyle": "-", "label": label, **dots}
+        figures.curve(sign, epochs, result, "signs", f"{offset:g}", "final", **look)
+    low = min(0.0, *(ax.get_ylim()[0] for ax in (fixed, retuned, sign)))
     for ax, title in (
         (fixed, "Learning rate tuned for one update per rollout"),
         (retuned, "Learning rate tuned again for each"),
         (sign, "REINFORCE without baseline: the sign decides"),
     ):
         figures.log_axis(ax, "x", epochs, base=2)
-        ax.set_ylim(min(low, 0), 1)
-        figures.describe(ax, title, "updates per rollout", "final expected reward")
-        figures.label_ends(ax)
-    _plot_stale(stale, result)
-    return figure
-
-
-def _plot_stale(ax: Axes, result: Result) -> None:
-    """How far one rollout carries the policy."""
+        x, y = "updates per rollout", "final expected reward"
+        figures.describe(ax, title, x, y, ylim=(low, 1), ends=True)
     updates = np.arange(1, result.settings["stale_updates"] + 1)
     for name in ("reinforce", *ONE_CURVE):
-        figures.band(ax, updates, result.array("stale", name)[1:], name=name)
-    figures.expectation(ax, float(result.array("stale_limit")))
-    figures.expectation(ax, result.array("stale_centred")[1:], updates)
-    figures.log_axis(ax, "x")
-    figures.log_axis(ax, "y")
-    ax.set_ylim(1e-4, None)
+        figures.band(stale, updates, result.array("stale", name)[1:], name=name)
+    figures.expectation(stale, float(result.array("stale_limit")))
+    figures.expectation(stale, result.array("stale_centred")[1:], updates)
+    for axis in "xy":
+        figures.log_axis(stale, axis)
     title = "One rollout, used again and again (three arms, exact)"
-    figures.describe(ax, title, "updates on it", "KL(π_old‖π) (nats)")
-    figures.label_ends(ax)
+    y = "KL(π_old‖π) (nats)"
+    figures.describe(stale, title, "updates on it", y, ylim=(1e-4, None), ends=True)
+    return figure

@@ -7,15 +7,24 @@ stop. Centred rewards push with a constant force for ever.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bandits.environments import Bernoulli
-from bandits.exact import B3_MEANS, B3_POLICY, outcomes
+from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
+from bandits.linear import SharedTask, linear_bandit
 from course import ladder
-from course.estimator import replace
-from course.exact import Outcomes, group_mean_factor, microscope, relative_distance
-from course.parts import ScoreFunction
+from course.estimator import Estimator, replace, uses_critic
+from course.exact import Outcomes, group_mean_factor, kl_gradient, microscope, relative_distance
+from course.lab.sweep import Choice, choose, finished
+from course.lab.terminal import Progress
+from course.learner import Learner
+from course.parts import K3, ExactKL, NoKL, ScoreFunction
+from course.train.optim import SGD
 
 THREE_ARMS = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
 
@@ -60,6 +69,36 @@ def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> floa
     return relative_distance(found, plain)
 
 
+def anchored_b3() -> Outcomes:
+    """B3 with a critic's value .4 and the reference (.25, .72, .03)."""
+    reference = torch.tensor([(0.25, 0.72, 0.03)], dtype=torch.float64).log()
+    return b3(reference=reference, value=torch.tensor([0.4], dtype=torch.float64))
+
+
+def kl_part(beta: float, group: int = 4) -> dict[str, float]:
+    """What GRPO's KL term adds to the expected gradient on B3: relative distances from candidates.
+
+    "sampled" is E[β(π_ref/π − 1)∇log π], "forward" −β∇KL(π_ref‖π), and "reverse" −β∇KL(π‖π_ref).
+    "exact_kl" is the distance from "reverse" if the exact KL stands in the loss instead of k3.
+    """
+    on_b3, grpo = anchored_b3(), replace(ladder.grpo, kl=K3(beta=beta))
+    push, plain, direct = (
+        microscope(one, on_b3, group, covariance=False).expected
+        for one in (grpo, replace(grpo, kl=NoKL()), replace(grpo, kl=ExactKL(beta)))
+    )
+    assert on_b3.ref_log_prob is not None
+    policy, eye = torch.tensor(B3_POLICY, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    ratio = on_b3.ref_log_prob[0, :, 0].exp() / policy
+    sampled = beta * (policy * (ratio - 1)) @ (eye - policy)
+    forward, reverse = (-beta * kl_gradient(on_b3, way) for way in ("forward", "reverse"))
+    return {
+        "sampled": relative_distance(push - plain, sampled),
+        "forward": relative_distance(push - plain, forward),
+        "reverse": relative_distance(push - plain, reverse),
+        "exact_kl": relative_distance(direct - plain, reverse),
+    }
+
+
 def stale_limit() -> tuple[Tensor, float, float]:
     """The limit of many updates on rewards in {0, 1} without a baseline (`eq:stale-limit`).
 
@@ -79,3 +118,81 @@ def centred_path(group: int, rate: float, updates: int) -> Tensor:
     push = group_mean_factor(group) * policy * (means - policy @ means)
     count = torch.arange(updates + 1, dtype=torch.float64).unsqueeze(-1)
     return torch.log_softmax(policy.log() + rate * count * push, -1)
+
+
+def train(
+    estimator: Estimator,
+    settings: SharedTask,
+    epochs: int,
+    rates: Sequence[float],
+    numbers: range,
+    offsets: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Expected reward after training [L, R], and which runs diverged [L, R] bool.
+
+    There are L learning rates, and `numbers` are those of the R runs. `offsets` [L] are added to
+    all rewards while training (default: none).
+    """
+    offset = torch.tensor([0.0] * len(rates) if offsets is None else offsets, dtype=torch.float64)
+    wired: dict[str, Any] = {"reference": "start", "greedy": True}
+    wired["critic"] = uses_critic(estimator)
+    bandit, noise = linear_bandit(
+        settings.sizes, offset, numbers, settings.group, settings.seed, **wired
+    )
+    rate = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).expand(bandit.runs)
+    loop: dict[str, Any] = {"log_every": settings.rollouts, "halt_diverged": True}
+    learner = Learner(bandit, estimator, SGD(rate), noise, epochs=epochs, **loop)
+    learner.train(settings.rollouts)
+    return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1), learner.diverged
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung's final rewards in the judging runs, and which of them diverged.
+
+    `every` and `lost` are [epochs, rates, runs]; `own` is the choice of the learning rate for each
+    number of epochs.
+    """
+
+    every: Tensor
+    lost: Tensor
+    own: list[Choice]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is best with one update per rollout."""
+        return self.own[0].rate
+
+    @property
+    def kept(self) -> Tensor:
+        """Final rewards [epochs, runs] at that learning rate."""
+        return self.every[:, self.own[0].index]
+
+    @property
+    def retuned(self) -> Tensor:
+        """Final rewards [epochs, runs] at the best learning rate for each number of epochs."""
+        return torch.stack([self.every[i, one.index] for i, one in enumerate(self.own)])
+
+
+def sweep(
+    settings: SharedTask,
+    rungs: Sequence[str],
+    epochs: Sequence[int],
+    rates: Sequence[float],
+    progress: Progress,
+) -> dict[str, Rung]:
+    """Train every rung at every rate, with every number of updates per rollout."""
+    found, half = {}, settings.runs
+    for name in progress(rungs, "rungs"):
+        estimator = ladder.get(name).estimator
+        trained = [
+            train(estimator, settings, count, rates, range(2 * half))
+            for count in progress(epochs, name)
+        ]
+        final, lost = (torch.stack(each) for each in zip(*trained, strict=True))
+        own = [
+            choose(finished(each, gone)[:, :half], rates, each[:, half:])
+            for each, gone in zip(final, lost, strict=True)
+        ]
+        found[name] = Rung(final[..., half:], lost[..., half:], own)
+    return found

@@ -43,6 +43,19 @@ class Checked:
     def __post_init__(self) -> None:
         check(self)
 
+    def at_least(self, least: int, *fields: str) -> None:
+        """Raise `CourseError` for the first of these fields that is below `least`."""
+        for name in fields:
+            value = getattr(self, name)
+            require(value >= least, name, value, f"a whole number ≥ {least}")
+
+    def rising(self, *fields: str) -> None:
+        """Raise `CourseError` for the first of these tuples that does not rise from above 0."""
+        for name in fields:
+            values = getattr(self, name)
+            fits = min(values) > 0 and list(values) == sorted(set(values))
+            require(fits, name, values, "numbers > 0 in rising order")
+
 
 def check(settings: Any) -> None:
     """Raise `CourseError`, which names the field, if a field does not fit its type and name.
