@@ -19,28 +19,27 @@ wrong arm.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from bandits.contest import COMMITTED, TEXTBOOK, Contest, Judged, judge, played, uniform_cost
 from course.errors import require
 from course.lab import figures
 from course.lab.diverged import told
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import interval, paired_error, share_error
+from course.lab.statistics import named_interval, paired_error, share_error
 from course.lab.sweep import edges
 from course.lab.terminal import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 TITLE = (
     "GRPO against ε-greedy, UCB and Thompson sampling at equal pulls: tuned it does well, but it"
@@ -67,51 +66,27 @@ class Settings(Checked):
     learning_rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     # the sweep of ε-greedy
     epsilons: tuple[float, ...] = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4)
-    bonuses: tuple[float, ...] = tuple(
-        TEXTBOOK * 2.0**k for k in (-4, -3, -2, -1, 0)
-    )  # the sweep of UCB; √2 is the textbook's
+    # the sweep of UCB; √2 is the textbook's
+    bonuses: tuple[float, ...] = tuple(TEXTBOOK * 2.0**k for k in range(-4, 1))
     runs: int = 600  # independent runs that are reported
     tuning_runs: int = 200  # other runs, which choose each algorithm's setting
     seed: int = 0  # seed of the random streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("runs", "tuning_runs", "arms"):
-            require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
-        sizes = (self.group, *self.groups)
-        require(
-            self.pulls >= 4 * self.group,
-            "pulls",
-            self.pulls,
-            f"at least 4 rollouts of group = {self.group}",
-        )
-        require(
-            all(g > 1 and self.pulls % g == 0 for g in sizes),
-            "group, groups",
-            sizes,
-            f"divisors of pulls = {self.pulls} above 1",
-        )
-        for name in ("learning_rates", "epsilons", "bonuses"):
-            values = getattr(self, name)
-            rising = all(low < high for low, high in pairwise((0.0, *values)))
-            require(rising, name, values, "numbers > 0 in rising order")
+        self.at_least(2, "runs", "tuning_runs", "arms")
+        self.rising("learning_rates", "epsilons", "bonuses")
+        sizes, enough = (self.group, *self.groups), f"at least 4 rollouts of group = {self.group}"
+        require(self.pulls >= 4 * self.group, "pulls", self.pulls, enough)
+        divide = all(g > 1 and self.pulls % g == 0 for g in sizes)
+        require(divide, "group, groups", sizes, f"divisors of pulls = {self.pulls} above 1")
         require(max(self.epsilons) <= 1, "epsilons", self.epsilons, "probabilities")
 
     @property
     def is_default(self) -> bool:
-        """Whether the claims were made for this experiment (other runs, seeds and rungs may be
-        chosen).
-        """
-        return (
-            dataclasses.replace(
-                self,
-                rungs=SETTINGS.rungs,
-                runs=SETTINGS.runs,
-                tuning_runs=SETTINGS.tuning_runs,
-                seed=SETTINGS.seed,
-            )
-            == SETTINGS
-        )
+        """Whether this is the experiment of the claims; runs, seed and rungs may differ."""
+        free = {name: getattr(SETTINGS, name) for name in ("rungs", "runs", "tuning_runs", "seed")}
+        return dataclasses.replace(self, **free) == SETTINGS
 
     @property
     def contest(self) -> Contest:
@@ -130,32 +105,28 @@ SETTINGS = Settings()
 def run(settings: Settings, progress: Progress) -> Result:
     """Every algorithm over its settings; then the policy gradients over the size of the group."""
     contest, judged, choices = settings.contest, {}, {}
-    by_group: dict[str, dict[str, list[float]]] = {
-        name: {"regret": [], "regret_half": []} for name in settings.rungs
-    }
+    by_group: dict[str, Any] = {name: [] for name in settings.rungs}
     for name in progress((*LABELS, *settings.rungs), "algorithms"):
         values = settings.sweeps.get(name, settings.learning_rates)
         groups = {settings.group, *(() if name in LABELS else settings.groups)}
         for group in sorted(groups):
             what = name if name in LABELS else f"{name}, G = {group}"
-
-            def bar(steps: Iterable[int], what: str = what) -> Iterable[int]:
-                return progress(steps, what)
-
+            bar = partial(progress, text=what)
             found = judge(contest, values, played(contest, name, values, group, bar))
             if group == settings.group:
                 judged[name] = found
             if name not in LABELS:
                 choices[what] = found.choice
             if name in settings.rungs and group in settings.groups:
-                mean, half = interval(found.regret)
-                by_group[name]["regret"].append(mean)
-                by_group[name]["regret_half"].append(half)
+                by_group[name].append(found.regret)
     series = {
         "uniform": uniform_cost(settings.arms) * settings.pulls,
         "algorithms": {name: one.series for name, one in judged.items()},
         "groups": settings.groups,
-        "by_group": by_group,
+        "by_group": {
+            name: named_interval("regret", torch.stack(regrets))
+            for name, regrets in by_group.items()
+        },
     }
     said = [
         edges({LABELS[name]: judged[name].choice}, settings.sweeps[name], SYMBOLS[name])
@@ -169,64 +140,42 @@ def run(settings: Settings, progress: Progress) -> Result:
 # ---------------------------------------------------------------- facts
 
 
-def _facts(settings: Settings, judged: Mapping[str, Judged]) -> list[Fact]:
+def _facts(settings: Settings, judged: Mapping[str, Judged]) -> Facts:
     """Who loses less, run by run on the same arms; who pays in the second half."""
+    facts = Facts(SOURCE, runs=settings.runs)
     if not settings.is_default:
-        return []
-    facts = []
+        return facts
     test = f"in {settings.pulls:,} pulls of {settings.arms} arms with chances from U(0, 1)"
-
-    def above(claim: str, first: Tensor, second: Tensor) -> None:
-        mean, error = paired_error(first, second)
-        facts.append(Fact.above(claim, SOURCE, mean, 0.0, error, runs=settings.runs))
-
     for better, worse, claim in (
         ("thompson", "grpo", "Thompson sampling, with nothing to tune, loses less than tuned GRPO"),
-        (
-            "thompson",
-            "group_std",
-            "Thompson sampling, with nothing to tune, loses less than the tuned group std",
-        ),
+        ("thompson", "group_std", "Thompson sampling loses less than the tuned group std"),
         (
             "group_std",
             "grpo",
-            "On reward alone GRPO's KL term only costs: without it (group std) the regret is"
-            " smaller",
+            "GRPO's KL term only costs: without it (group std) regret is smaller",
         ),
         ("group_std", "epsilon_greedy", "The tuned group std loses less than tuned ε-greedy"),
         ("group_mean", "reinforce", "A group baseline loses less than none"),
     ):
         if better in judged and worse in judged:
-            regrets = judged[worse].regret, judged[better].regret
-            above(f"{claim}, {test} (difference of regrets)", *regrets)
-    ucb = judged["ucb"]
-    above(
-        f"UCB with the textbook's c = √2 loses more than with a tuned c, {test} (difference of"
-        " regrets)",
-        ucb.last,
-        ucb.regret,
-    )
+            regrets = paired_error(judged[worse].regret, judged[better].regret)
+            facts.above(f"{claim}, {test} (difference of regrets)", regrets)
+    ucb = paired_error(judged["ucb"].last, judged["ucb"].regret)
+    claim = "UCB with the textbook's c = √2 loses more than with a tuned c"
+    facts.above(f"{claim}, {test} (difference of regrets)", ucb)
     if "group_std" not in judged:
         return facts
     group, thompson = judged["group_std"].tail, judged["thompson"].tail
-    cheaper, error = share_error(int((group < thompson).sum()), len(group))
-    claim = (
-        "In most runs a pull of the second half costs the group std less than Thompson sampling"
-        " (share of runs)"
-    )
-    facts.append(Fact.above(claim, SOURCE, cheaper, 0.5, error))
+    claim = "In most runs a pull of the second half costs the group std less than Thompson sampling"
+    cheaper = share_error(int((group < thompson).sum()), len(group))
+    facts.above(f"{claim} (share of runs)", cheaper, 0.5)
     claim = "Yet on average it costs the group std more (difference per pull)"
-    above(claim, group, thompson)
-    for name, why in (
-        ("thompson", "Thompson sampling"),
-        ("grpo", "GRPO, whose KL term keeps the other arms alive"),
-    ):
+    facts.above(claim, paired_error(group, thompson))
+    for name, why in (("thompson", "Thompson sampling"), ("grpo", "GRPO, whose KL term explores")):
         if name in judged:
-            claim = (
-                f"More runs lose over {COMMITTED:g} per pull in the second half with the group std"
-                f" than with {why} (difference of shares)"
-            )
-            above(claim, group > COMMITTED, judged[name].tail > COMMITTED)
+            claim = f"More runs lose over {COMMITTED:g} per pull in the second half with the group"
+            shares = paired_error(group > COMMITTED, judged[name].tail > COMMITTED)
+            facts.above(f"{claim} std than with {why} (difference of shares)", shares)
     return facts
 
 
@@ -240,68 +189,50 @@ CAPTION = (
 
 
 def plot(result: Result) -> Figure:
-    """The regret pull by pull; over the settings; over the size of the group; and run by run in the
-    second half.
-    """
+    """Regret pull by pull, over the settings, over the group's size; and the cost run by run."""
     figure, (course, sweep, sizes, runs) = figures.new_figure(2, 2, width=13.0, height=9.2)
     rungs, pulls = result.settings["rungs"], result.settings["pulls"]
-    names = [*LABELS, *rungs]
-
-    def of(name: str, what: str) -> NDArray[np.float64]:
-        return result.array("algorithms", name, what)
-
-    for name in names:
-        label, value = LABELS.get(name, name), float(of(name, "value"))
-        tuned = "" if name == "thompson" else f" ({SYMBOLS.get(name, 'lr')} = {value:.2g})"
-        regret, half = of(name, "regret"), of(name, "regret_half")
-        figures.band(course, of(name, "pulls"), regret, half, name, label + tuned)
-        figures.band(runs, np.linspace(0, 1, 101), of(name, "tail"), None, name, label)
+    top = 0.0
+    for name in (*LABELS, *rungs):
+        of, label = ("algorithms", name), LABELS.get(name, name)
+        symbol, value = SYMBOLS.get(name, "lr"), float(result.array(*of, "value"))
+        tuned = label if name == "thompson" else f"{label} ({symbol} = {value:.2g})"
+        marks = result.array(*of, "pulls")
+        figures.curve(course, marks, result, *of, "regret", name=name, label=tuned)
+        top = max(top, 1.15 * float(result.array(*of, "regret")[-1]))
+        figures.band(runs, np.linspace(0, 1, 101), result.array(*of, "tail"), None, name, label)
         if name != "thompson":
             # the sweeps of ε and c end in the middle of the panel: labelled at the left end
-            aside = f"_{label}" if name in SYMBOLS else label
-            values, cost, half = (of(name, what) for what in ("values", "sweep", "sweep_half"))
-            figures.band(sweep, values, cost, half, name, aside)
+            aside, values = f"_{label}" if name in SYMBOLS else label, result.array(*of, "values")
+            figures.curve(sweep, values, result, *of, "sweep", name=name, label=aside)
             if name in SYMBOLS:
-                colour = figures.style_of(name)["color"]
-                figures.note(sweep, label, (values[0], cost[0]), (5, 8), color=colour)
+                start = values[0], result.array(*of, "sweep")[0]
+                figures.note(sweep, label, start, (5, 8), color=figures.style_of(name)["color"])
     for name in rungs:
-        regret, half = (result.array("by_group", name, what) for what in ("regret", "regret_half"))
-        figures.band(sizes, result.array("groups"), regret, half, name)
-    level = float(of("thompson", "regret")[-1])
+        figures.curve(sizes, result.array("groups"), result, "by_group", name, "regret", name=name)
+    level = float(result.array("algorithms", "thompson", "regret")[-1])
     for ax in (sweep, sizes):
         ax.axhline(level, linewidth=2, label="Thompson", **figures.style_of("thompson"))
         figures.log_axis(ax, "y", [20, 30, 50, 100, 200, 500])
         ax.set_ylim(0.75 * level, 1.2 * max(np.max(line.get_ydata()) for line in ax.get_lines()))
-    top = 1.15 * max(float(of(name, "regret")[-1]) for name in names)
-    marks, uniform = of("thompson", "pulls"), float(result.array("uniform"))
+    marks, uniform = result.array("algorithms", "thompson", "pulls"), float(result.array("uniform"))
     figures.expectation(course, uniform * marks / pulls, marks)
     place = (0.45 * top / uniform * pulls, 0.45 * top)
     figures.note(course, "learns nothing", place, (-8, 0), ha="right")
-    course.set_ylim(0, top)
     for ax in (course, sweep, sizes):
-        figures.log_axis(ax, "x", base=2)
-        ax.xaxis.set_major_formatter(
-            lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
-        )
+        figures.powers_of_two(ax)
     figures.log_axis(runs, "y")
-    runs.set_ylim(1e-4, 1)
-    group, end = result.settings["group"], f"regret after {pulls:,} pulls"
-    for ax, title, x, y in (
-        (
-            course,
-            "Each at its best setting: straight is logarithmic",
-            "pulls",
-            "regret so far",
-        ),
-        (sweep, f"How much the setting matters (G = {group})", "learning rate, ε or c", end),
-        (sizes, "Larger groups, fewer updates", "G, pulls per update", end),
-        (
-            runs,
-            "Who pays: the runs that committed to a wrong arm",
-            "share of runs, the cheapest first",
-            "cost per pull, second half",
-        ),
-    ):
-        figures.describe(ax, title, x, y)
-        figures.label_ends(ax)
+    x, title = "pulls", "Each at its best setting: straight is logarithmic"
+    figures.describe(course, title, x, "regret so far", ylim=(0, top), ends=True)
+    title, end = (
+        f"How much the setting matters (G = {result.settings['group']})",
+        f"regret after {pulls:,} pulls",
+    )
+    figures.describe(sweep, title, "learning rate, ε or c", end, ends=True)
+    figures.describe(sizes, "Larger groups, fewer updates", "G, pulls per update", end, ends=True)
+    x, title = (
+        "share of runs, the cheapest first",
+        "Who pays: the runs that committed to a wrong arm",
+    )
+    figures.describe(runs, title, x, "cost per pull, second half", ylim=(1e-4, 1), ends=True)
     return figure

@@ -26,6 +26,7 @@ from course.learner import Learner
 from course.parts import K3, ExactKL, NoKL, ScoreFunction
 from course.train.optim import SGD
 
+REFERENCE = torch.tensor([(0.25, 0.72, 0.03)], dtype=torch.float64)  # on B3
 THREE_ARMS = Bernoulli(torch.tensor([B3_MEANS], dtype=torch.float64))
 
 
@@ -71,8 +72,7 @@ def distance_to_policy_gradient(name: str, listed: Outcomes, group: int) -> floa
 
 def anchored_b3() -> Outcomes:
     """B3 with a critic's value .4 and the reference (.25, .72, .03)."""
-    reference = torch.tensor([(0.25, 0.72, 0.03)], dtype=torch.float64).log()
-    return b3(reference=reference, value=torch.tensor([0.4], dtype=torch.float64))
+    return b3(reference=REFERENCE.log(), value=torch.tensor([0.4], dtype=torch.float64))
 
 
 def kl_part(beta: float, group: int = 4) -> dict[str, float]:
@@ -86,9 +86,8 @@ def kl_part(beta: float, group: int = 4) -> dict[str, float]:
         microscope(one, on_b3, group, covariance=False).expected
         for one in (grpo, replace(grpo, kl=NoKL()), replace(grpo, kl=ExactKL(beta)))
     )
-    assert on_b3.ref_log_prob is not None
     policy, eye = torch.tensor(B3_POLICY, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
-    ratio = on_b3.ref_log_prob[0, :, 0].exp() / policy
+    ratio = REFERENCE[0] / policy
     sampled = beta * (policy * (ratio - 1)) @ (eye - policy)
     forward, reverse = (-beta * kl_gradient(on_b3, way) for way in ("forward", "reverse"))
     return {

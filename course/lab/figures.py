@@ -368,6 +368,12 @@ def log_axis(
         axis.set_minor_locator(NullLocator())
 
 
+def powers_of_two(ax: Axes) -> None:
+    """Make the x axis logarithmic with base 2; its ticks say 1/4, 1/2, 1, 2 …"""
+    log_axis(ax, "x", base=2)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}")
+
+
 def note(
     ax: Axes,
     text: str,
