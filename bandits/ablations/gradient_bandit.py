@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,9 +35,8 @@ from bandits.theory.gradient_bandit import (
     printed_error,
     train,
 )
-from course.errors import require
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import interval, mean_error, paired_error
@@ -46,7 +44,6 @@ from course.lab.terminal import Progress
 from course.train.optim import Schedule
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "the gradient bandit with and without a baseline, and three rules for the running mean"
@@ -71,8 +68,7 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("runs", "steps", "arms"):
-            require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
+        self.at_least(2, "runs", "steps", "arms")
 
     @property
     def bed(self) -> Setup:
@@ -82,164 +78,107 @@ class Settings(Checked):
     @property
     def as_published(self) -> bool:
         """Whether these are the book's settings, so that its numbers apply."""
-        return (self.steps, self.arms, self.mean) == (1000, 10, 4.0) and {0.1, 0.4} <= set(
-            self.learning_rates
-        )
+        book = (self.steps, self.arms, self.mean) == (1000, 10, 4.0)
+        return book and {0.1, 0.4} <= set(self.learning_rates)
 
 
 SETTINGS = Settings()
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """The four curves with the book's rule; the other two rules with a baseline; the identities
-    behind the difference.
-    """
+    """The four curves with the book's rule, the other two rules, and the identities behind them."""
     rates, count = list(settings.learning_rates), len(settings.learning_rates)
     # (rule or "none", α) → probability of the best arm [logs, runs]
     curves: dict[tuple[str, float], Tensor] = {}
     steps = [0]
     for rule in RULES:
         shares = [1.0] * count + [0.0] * (count if rule == OWN else 0)
-
-        def bar(pulls: Iterable[int], rule: str = rule) -> Iterable[int]:
-            return progress(pulls, rule, total=settings.steps)
-
+        bar = partial(progress, text=rule, total=settings.steps)
         history = train(settings.bed, rule, (rates * 2)[: len(shares)], shares, bar=bar)
         steps = [0, *history.steps]
         for place, share in enumerate(shares):
             best = history["optimal_action"][:, place]
             curves[rule if share else "none", rates[place % count]] = best
-    series = {
+    series: dict[str, Any] = {
         name: {str(rate): _curve(curves[name, rate], 1 / settings.arms) for rate in rates}
         for name in (*RULES, "none")
     }
-    facts, published = identities(settings), []
+    facts: list[Fact] = list(identities(settings))
+    published = []
     if settings.as_published:
         ends = {key: values[-1].double() for key, values in curves.items()}
         facts = [*_published(settings, ends), *_rules(settings, ends), *facts]
         published = [(end, printed_error(end)) for end in PUBLISHED.values()]
-    return Result(
-        series={"steps": steps, "curves": series, "published": published},
-        facts=facts,
-        caption=CAPTION,
-    )
+    series = {"steps": steps, "curves": series, "published": published}
+    return Result(series=series, facts=facts, caption=CAPTION)
 
 
 def _curve(values: Tensor, start: float) -> dict[str, list[float]]:
     """Mean over runs of [logs, runs] and half the width of its 95 % interval, from the start on."""
     mean, half = interval(values)
-    return {"mean": [start, *mean.tolist()], "half": [0.0, *half.tolist()]}
+    return {"mean": [start, *mean.tolist()], "mean_half": [0.0, *half.tolist()]}
 
 
 # ---------------------------------------------------------------- facts
 
 
-def _published(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> list[Fact]:
-    """The ends of the printed curves."""
-    facts = []
+def _published(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> Facts:
+    """The ends of the printed curves, which have an error of their own."""
+    facts = Facts(BOOK, 1)
     for (rate, baseline), end in PUBLISHED.items():
-        with_it = "with the running mean as baseline" if baseline else "without a baseline"
-        claim = (
-            f"The gradient bandit with α = {rate}, {with_it}, gives the best of 10 arms a"
-            f" probability near {end} after 1,000 pulls (the printed curve has an error of its own:"
-            " 2,000 runs, read off a figure)"
-        )
-        mean, error = mean_error(ends[OWN if baseline else "none", rate])
-        printed = printed_error(end)
-        facts.append(Fact.simulated(claim, BOOK, mean, error, end, printed, number=1))
+        how = "with the running mean as baseline" if baseline else "without a baseline"
+        claim = f"The gradient bandit with α = {rate}, {how}, gives the best of 10 arms a"
+        claim += f" probability near {end} after 1,000 pulls"
+        found = mean_error(ends[OWN if baseline else "none", rate])
+        facts.simulated(claim, found, end, printed_error(end))
     mean, error = mean_error(ends[ZERO, 0.4])
-    claim = (
-        "With α = 0.4 and the first reward judged by 0, the gradient bandit ends below the printed"
-        " .73: the book did not use that rule"
-    )
-    both = math.hypot(error, printed_error(0.73))
-    return [*facts, Fact.below(claim, BOOK, mean, 0.73, both, number=1)]
+    claim = "α = 0.4 with the first reward judged by 0 ends below the printed .73: another rule"
+    facts.below(claim, (mean, math.hypot(error, printed_error(0.73))), 0.73)
+    return facts
 
 
-def _rules(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> list[Fact]:
+def _rules(settings: Settings, ends: dict[tuple[str, float], Tensor]) -> Facts:
     """The order of the three rules at α = 0.4, run by run."""
-    source, runs = "this course: simulated, same arms and noise for every rule", settings.runs
-    one, two = ends[OWN, 0.4], ends[INCLUDED, 0.4]
-    difference, error = paired_error(two, one)
-    third, third_error = paired_error(one, ends[ZERO, 0.4])
+    source = "this course: simulated, same arms and noise for every rule"
+    facts, own, included = Facts(source, 1, runs=settings.runs), ends[OWN, 0.4], ends[INCLUDED, 0.4]
+    difference, error = paired_error(included, own)
+    claim = (
+        "With α = 0.4 a running mean that includes the reward it judges ends ahead of the book's"
+    )
+    facts.above(f"{claim} (difference of the best arm's probability)", (difference, error))
     # error of the difference, were it 2,000 other runs
-    apart = math.sqrt(float(one.var() + two.var()) / PUBLISHED_RUNS)
-    return [
-        Fact.above(
-            "With α = 0.4, the running mean that includes the reward it judges ends ahead of the"
-            " book's mean of earlier rewards (difference of the best arm's probability)",
-            source,
-            difference,
-            0.0,
-            error,
-            number=1,
-            runs=runs,
-        ),
-        Fact.below(
-            "Two independent curves of 2,000 runs each show that difference with fewer than 4"
-            " standard errors: it takes several thousand",
-            source,
-            difference / apart,
-            4.0,
-            error / apart,
-            number=1,
-            runs=runs,
-        ),
-        Fact.above(
-            "With α = 0.4, the book's rule (first reward judged by itself) ends ahead of judging"
-            " the first reward by 0 (difference)",
-            source,
-            third,
-            0.0,
-            third_error,
-            number=1,
-            runs=runs,
-        ),
-    ]
+    apart = math.sqrt(float(own.var() + included.var()) / PUBLISHED_RUNS)
+    claim = "Two independent curves of 2,000 runs each show it with fewer than 4 standard errors"
+    facts.below(claim, (difference / apart, error / apart), 4.0)
+    claim = "With α = 0.4 the book's rule ends ahead of judging the first reward by 0 (difference)"
+    facts.above(claim, paired_error(own, ends[ZERO, 0.4]))
+    return facts
 
 
-def identities(settings: Settings) -> list[Fact]:
+def identities(settings: Settings) -> Facts:
     """What the rules do to each other and to the offset, exactly, in float64."""
     rate, arms, mean = settings.learning_rates[-1], settings.arms, settings.mean
-    bed = dataclasses.replace(
-        settings.bed, runs=CHECK_RUNS, steps=CHECK_STEPS, log_every=CHECK_STEPS
-    )
+    few = {"runs": CHECK_RUNS, "steps": CHECK_STEPS, "log_every": CHECK_STEPS}
 
     def end(rule: str, mean: float = mean, schedule: Schedule | None = None) -> Tensor:
-        moved = dataclasses.replace(bed, mean=mean)
-        history = train(moved, rule, [rate], [1.0], dtype=torch.float64, schedule=schedule)
+        bed = dataclasses.replace(settings.bed, mean=mean, **few)
+        history = train(bed, rule, [rate], [1.0], dtype=torch.float64, schedule=schedule)
         return history["optimal_action"][-1]
 
-    own, warm_up = end(OWN), end(OWN, schedule=lambda step: step / (step + 1))
+    facts, own = Facts("this course: derived", 1), end(OWN)
+    warm_up = end(OWN, schedule=lambda step: step / (step + 1))
+    claim = "Including the judged reward is the book's rule with the learning rate α(1 − 1/t): in"
+    claim += " every run (largest difference of the best arm's probability)"
+    facts.exact(claim, (end(INCLUDED) - warm_up).abs().max(), 0.0)
+    claim = f"With the book's running mean, adding {mean:g} to every reward changes no run (largest"
+    facts.exact(f"{claim} difference)", (own - end(OWN, 0.0)).abs().max(), 0.0)
     praised = math.exp(rate * mean) / (math.exp(rate * mean) + arms - 1)
-    exact = partial(Fact.exact, source="this course: derived", number=1)
-    return [
-        exact(
-            "Including the reward being judged in the running mean is the book's rule with the"
-            " learning rate α(1 − 1/t): not one run differs (largest difference of the best arm's"
-            " probability)",
-            measured=(end(INCLUDED) - warm_up).abs().max(),
-            expected=0.0,
-        ),
-        exact(
-            f"With the book's running mean, adding {mean:g} to every reward changes nothing in any"
-            " run (largest difference)",
-            measured=(own - end(OWN, 0.0)).abs().max(),
-            expected=0.0,
-        ),
-        exact(
-            f"Judged by 0, a first reward R = {mean:g} at α = {rate:g} lifts the arm pulled first"
-            f" from 1/{arms} to e^(αR)/(e^(αR) + {arms - 1}), whichever it is",
-            measured=first_pull(ZERO, rate, mean, arms),
-            expected=praised,
-        ),
-        exact(
-            "Judged by itself, the first reward moves nothing: the arm pulled first keeps its"
-            " probability",
-            measured=first_pull(OWN, rate, mean, arms),
-            expected=1 / arms,
-        ),
-    ]
+    claim = f"Judged by 0, a first reward R = {mean:g} at α = {rate:g} lifts the arm pulled first"
+    claim += f" from 1/{arms} to e^(αR)/(e^(αR) + {arms - 1}), whichever it is"
+    facts.exact(claim, first_pull(ZERO, rate, mean, arms), praised)
+    claim = "Judged by itself, the first reward moves nothing: that arm keeps its probability"
+    facts.exact(claim, first_pull(OWN, rate, mean, arms), 1 / arms)
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -257,24 +196,22 @@ CAPTION = (
 
 
 def plot(result: Result) -> Figure:
-    """Left the four curves beside the printed ends; right the three rules at the larger learning
-    rate.
-    """
+    """Left the four curves beside the printed ends; right the rules at the larger learning rate."""
     figure, (four, three) = figures.new_figure(1, 2, width=12.6, height=4.8)
     steps, rates = result.array("steps"), list(result.settings["learning_rates"])
     published = result.array("published")  # [4, (end, its error)], or nothing
-
-    def draw(ax: Axes, name: str, rate: float, label: str, **style: Any) -> None:
-        mean, half = (result.array("curves", name, str(rate), what) for what in ("mean", "half"))
-        figures.band(ax, steps, mean, half, label=label, **style)
-
     for name, rung, text in ((OWN, "baseline", "with baseline"), ("none", "reinforce", "without")):
         colour = figures.style_of(rung)["color"]
         for rate in rates:
             dashes = figures.SOLID if rate == rates[0] else figures.DASH
-            draw(four, name, rate, f"α = {rate:g}, {text}", color=colour, linestyle=dashes)
+            look = {"label": f"α = {rate:g}, {text}", "color": colour, "linestyle": dashes}
+            figures.curve(four, steps, result, "curves", name, str(rate), "mean", **look)
     for rule, (label, colour, dashes) in LOOKS.items():
-        draw(three, rule, rates[-1], label, color=colour, linestyle=dashes)
+        look, keys = (
+            {"label": label, "color": colour, "linestyle": dashes},
+            (str(rates[-1]), "mean"),
+        )
+        figures.curve(three, steps, result, "curves", rule, *keys, **look)
     last = float(steps[-1])
     for end, _ in published:
         figures.expectation(four, end, last, marker="D")
@@ -283,13 +220,14 @@ def plot(result: Result) -> Figure:
         figures.expectation(three, end, last, marker="D")
         words = "the book's end\n± 2 standard errors"
         figures.note(three, words, (last, end + 0.02), (-8, 6), ha="right")
-    for ax, title in (
-        (four, "What a baseline buys (◇ the book's ends)"),
-        (three, f"Which running mean, at α = {rates[-1]:g}"),
+    for ax, title, ylim in (
+        (four, "What a baseline buys (◇ the book's ends)", (0, 1)),
+        (
+            three,
+            f"Which running mean, at α = {rates[-1]:g}",
+            (0.45, 0.8) if len(published) else (0, 1),
+        ),
     ):
-        figures.describe(ax, title, "pulls, one update each", "probability of the best arm")
-    four.set_ylim(0, 1)
-    three.set_ylim(*((0.45, 0.8) if len(published) else (0, 1)))
-    for ax in (four, three):
-        figures.label_ends(ax)
+        x, y = "pulls, one update each", "probability of the best arm"
+        figures.describe(ax, title, x, y, ylim=ylim, ends=True)
     return figure
