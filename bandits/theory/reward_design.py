@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bandits.environments import Continuous
 from bandits.gaussian import group_gradients
-from course.estimator import Estimator
+from bandits.policies import GaussianPolicy
+from bandits.problem import GaussianBandit
+from course import ladder
+from course.errors import require
+from course.estimator import Estimator, replace
+from course.lab.settings import Checked
+from course.lab.statistics import mean_error
+from course.lab.terminal import Progress
+from course.learner import Learner
+from course.parts import GroupStd
 from course.train.noise import Noise
+from course.train.optim import SGD
 
+SPACING = 0.5  # between starting points
 WINDOW = 0.5  # half the width of the window around the target 0 that pays 1 − α
 
 
@@ -66,3 +79,90 @@ def drift(
         groups, len(places), group
     )
     return group_gradients(estimator, places, 1.0, action, lambda x: reward(x, alpha, delta))
+
+
+@dataclass(frozen=True)
+class Search(Checked):
+    """The settings of a training: policies N(θ, 1) from a row of starting points."""
+
+    group: int = 10  # samples per rollout
+    steps: int = 300  # rollouts, one update each
+    # starting points run from −far to far, 0.5 apart, in standard deviations of the policy
+    far: float = 10.0
+    runs: int = 50  # independent runs from each starting point
+    seed: int = 0  # seed of the random streams
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(2, "steps", "runs", "group")
+        require(self.far >= 1, "far", self.far, "a number ≥ 1")
+
+    @property
+    def starts(self) -> Tensor:
+        """[S] the starting points."""
+        half = math.floor(self.far / SPACING)
+        return torch.arange(-half, half + 1, dtype=torch.float64) * SPACING
+
+
+def train(
+    estimator: Estimator,
+    settings: Search,
+    designs: Sequence[tuple[float, float]],
+    rates: Sequence[float],
+    seed: int,
+    progress: Progress,
+) -> Tensor:
+    """Where the policies end: [D, L, S, R] for designs, learning rates, starting points and
+    independent runs.
+    """
+    starts = settings.starts
+    shape = (len(designs), len(rates), len(starts), settings.runs)
+    noise = Noise(shape, seed, dtype=torch.float64)
+    # actions are [D, L, S, R, Q, G], with one prompt
+    alpha, delta = (
+        torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1, 1, 1)
+        for values in zip(*designs, strict=True)
+    )
+    policy = GaussianPolicy(starts[:, None].expand(shape).unsqueeze(-1))
+    scored = Continuous(lambda x: reward(x, alpha, delta))
+    bandit = GaussianBandit(scored, policy, settings.group)
+    optimizer = SGD(torch.tensor(rates, dtype=torch.float64)[:, None, None].expand(shape))
+    learner = Learner(bandit, estimator, optimizer, noise, log_every=settings.steps)
+    learner.train(settings.steps, lambda steps: progress(steps, "rollouts", total=settings.steps))
+    return bandit.action_policy.mean.detach().squeeze(-1)
+
+
+def reached(final: Tensor) -> Tensor:
+    """Whether a policy's mean ended inside the window."""
+    return final.abs() <= WINDOW
+
+
+def width(final: Tensor) -> tuple[float, float]:
+    """Width of the basin, [S, R] → number ± standard error: how much of the line of starting points
+    reaches the target.
+    """
+    return mean_error(reached(final).double().sum(0) * SPACING)
+
+
+def variants(rungs: Sequence[str], every_eps: Sequence[float]) -> dict[str, Estimator]:
+    """The estimators to compare by name: those with a group std once for each eps."""
+    found = {}
+    for name in rungs:
+        estimator = ladder.get(name).estimator
+        if isinstance(estimator.scale, GroupStd):
+            for eps in every_eps:
+                scale = GroupStd(estimator.scale.ddof, eps)
+                found[label(name, eps)] = replace(estimator, scale=scale)
+        else:
+            found[name] = estimator
+    return found
+
+
+def label(rung: str, eps: float) -> str:
+    """The name of a rung with this eps."""
+    return f"{rung}, eps = {written(eps)}"
+
+
+def written(eps: float) -> str:
+    """1e-8 and not 1e-08."""
+    return f"{eps:g}".replace("e-0", "e-")

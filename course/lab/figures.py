@@ -132,11 +132,12 @@ def describe(
     ylim: tuple[float | None, float | None] | None = None,
     ends: bool = False,
     legend: str = "",
+    ncols: int = 1,
 ) -> None:
     """Set the title (on the left), the axis labels with units, and the limits of a panel.
 
     Call it last for a panel, after its curves and scales. `ends` labels the curves at their right
-    ends; `legend` is the place of a legend instead.
+    ends; `legend` is the place of a legend instead, in `ncols` columns.
     """
     ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK)
     ax.set_xlabel(x, fontsize=FONT, color=INK)
@@ -148,8 +149,8 @@ def describe(
     if ends:
         label_ends(ax)
     if legend:
-        look: Style = {"loc": legend, "frameon": False, "fontsize": SMALLEST_FONT}
-        ax.legend(**look)
+        look: Style = {"loc": legend, "ncols": ncols, "handlelength": 1.8, "columnspacing": 1.2}
+        ax.legend(frameon=False, fontsize=SMALLEST_FONT, **look)
 
 
 def band(
