@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from bandits.theory import clip_unbounded as theory
 from bandits.theory.clip_unbounded import Path, clip_bounds, limit, push
@@ -29,7 +29,7 @@ from course import ladder
 from course.errors import require
 from course.estimator import Estimator
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
@@ -59,19 +59,14 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.group >= 2, "group", self.group, "a whole number ≥ 2")
+        self.at_least(2, "group")
         for name, share in [("share", self.share), *(("shares", each) for each in self.shares)]:
             whole = abs(share * self.group - round(share * self.group)) < 1e-9
-            require(
-                0 < share < 1 and whole,
-                name,
-                share,
-                f"a multiple of 1/{self.group} above 0 and below 1",
-            )
-        require(
-            0 < self.length <= 0.1, "length", self.length, "a number of nats above 0, at most 0.1"
-        )
-        require(self.steps >= 100, "steps", self.steps, "a whole number ≥ 100")
+            allowed = f"a multiple of 1/{self.group} above 0 and below 1"
+            require(0 < share < 1 and whole, name, share, allowed)
+        allowed = "a number of nats above 0, at most 0.1"
+        require(0 < self.length <= 0.1, "length", self.length, allowed)
+        self.at_least(100, "steps")
 
     @property
     def all_shares(self) -> tuple[float, ...]:
@@ -91,15 +86,10 @@ def estimator_of(name: str) -> Estimator:
 
 def run(settings: Settings, progress: Progress) -> Result:
     """Every estimator on every π₁."""
+    s = settings
     found = {
-        name: theory.small_steps(
-            estimator_of(name),
-            settings.all_shares,
-            settings.group,
-            settings.length,
-            settings.steps,
-        )
-        for name in progress([*settings.rungs, UNCENTRED], "estimators")
+        name: theory.small_steps(estimator_of(name), s.all_shares, s.group, s.length, s.steps)
+        for name in progress([*s.rungs, UNCENTRED], "estimators")
     }
     here = settings.all_shares.index(settings.share)
     series = {
@@ -115,17 +105,15 @@ def run(settings: Settings, progress: Progress) -> Result:
 # ---------------------------------------------------------------- facts
 
 
-def _facts(settings: Settings, found: dict[str, Path]) -> list[Fact]:
+def _facts(settings: Settings, found: dict[str, Path]) -> Facts:
     share = torch.tensor(settings.all_shares, dtype=torch.float64)
-    here = settings.all_shares.index(settings.share)
+    here, facts = settings.all_shares.index(settings.share), Facts(WANG, 10)
     at = f"(π₁ = {settings.share:g}, rewards 1 and 0)"
-    exact = partial(Fact.exact, source=WANG, number=10)
-    facts = []
 
-    def stopped(claim: str, measured: float, expected: float) -> None:
+    def stopped(claim: str, measured: Tensor, expected: float) -> None:
         # one step of that length changes a log-probability by less than √2 times it
         reach = math.sqrt(2) * settings.length * expected
-        facts.append(Fact(claim, WANG, measured, 0.0, expected, reach, number=10))
+        facts.append(Fact(claim, WANG, measured.item(), 0.0, expected, reach, number=10))
 
     for name, path in found.items():
         bounds = clip_bounds(estimator_of(name))
@@ -135,52 +123,27 @@ def _facts(settings: Settings, found: dict[str, Path]) -> list[Fact]:
         centred = not isinstance(estimator_of(name).baseline, NoBaseline)
         stop = limit(share, low, high, centred)
         formula = f"(1 − {low:g}(1−π₁))/π₁" if centred else f"{high:g}"
-        stopped(
-            f"{name}: many small steps on one rollout take ρ₁ to {formula}, and there it stops"
-            f" {at}",
-            float(path.after[here]),
-            float(stop[here]),
-        )
-        within = bool(((path.before <= stop + 1e-12) & (stop <= path.after + 1e-12)).all())
-        claim = (
-            f"{name}: that limit lies within the last small step, for every π₁ from {share[0]:g} to"
-            f" {share[-1]:g}"
-        )
-        facts.append(exact(claim, measured=within, expected=True))
+        claim = f"{name}: many small steps on one rollout take ρ₁ to {formula}, and there it stops"
+        stopped(f"{claim} {at}", path.after[here], float(stop[here]))
+        within = ((path.before <= stop + 1e-12) & (stop <= path.after + 1e-12)).all()
+        claim = f"{name}: that limit lies within the last small step, for every π₁ from"
+        facts.exact(f"{claim} {share[0]:g} to {share[-1]:g}", bool(within), True)
     if "clip" in found:
         path, stop = found["clip"], limit(share, 0.8, 1.2)
-        stopped(
-            f"clip: when everything has stopped, ρ₂ is 1 − ε, and ρ₁ is what that leaves {at}",
-            float(path.bad[-1, here]),
-            0.8,
-        )
-        claim = (
-            f"clip: every sample is clipped then, and still ρ₁ is {float(stop[here]):g}: share of"
-            f" samples clipped {at}"
-        )
-        facts.append(exact(claim, measured=path.clipped[here], expected=1.0))
-        stopped(
-            f"clip: the rarer the good arm was, the further its ratio goes: ρ₁ at π₁ ="
-            f" {share[0]:g}",
-            float(path.after[0]),
-            float(stop[0]),
-        )
+        claim = "clip: when everything has stopped, ρ₂ is 1 − ε, and ρ₁ is what that leaves"
+        stopped(f"{claim} {at}", path.bad[-1, here], 0.8)
+        claim = f"clip: every sample is clipped then, and still ρ₁ is {float(stop[here]):g}: share"
+        facts.exact(f"{claim} of samples clipped {at}", path.clipped[here], 1.0)
+        claim = "clip: the rarer the good arm was, the further its ratio goes: ρ₁ at π₁ ="
+        stopped(f"{claim} {share[0]:g}", path.after[0], float(stop[0]))
     end = float(limit(share[here], 0.8, 1.2))
     middle, over, now = (1.2 + end) / 2, end + 0.01, settings.share * (1.2 + end) / 2
     gradient = f"expected gradient of arm 1's logit {at}"
-    return [
-        *facts,
-        exact(
-            f"clip at ρ₁ = {middle:g}: only the bad arm pushes, with π₁·π(1)·π(2): {gradient}",
-            measured=push(settings.share, middle),
-            expected=settings.share * now * (1 - now),
-        ),
-        exact(
-            f"clip at ρ₁ = {over:g}: nothing pushes any more: {gradient}",
-            measured=push(settings.share, over),
-            expected=0.0,
-        ),
-    ]
+    claim = f"clip at ρ₁ = {middle:g}: only the bad arm pushes, with π₁·π(1)·π(2): {gradient}"
+    facts.exact(claim, push(settings.share, middle), settings.share * now * (1 - now))
+    claim = f"clip at ρ₁ = {over:g}: nothing pushes any more: {gradient}"
+    facts.exact(claim, push(settings.share, over), 0.0)
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -193,9 +156,7 @@ CAPTION = (
 
 
 def plot(result: Result) -> Figure:
-    """ρ of both arms against the number of small steps; where ρ of the good arm ends, against how
-    rare that arm was.
-    """
+    """ρ of both arms against the small steps; where ρ of the good arm ends."""
     figure, (good, bad, ends) = figures.new_figure(1, 3, width=15.0, height=4.7)
     share, steps = result.settings["share"], result.array("steps")
     stop = float(limit(torch.tensor(share, dtype=torch.float64), 0.8, 1.2))
@@ -215,11 +176,9 @@ def plot(result: Result) -> Figure:
             figures.expectation(ax, level)
             figures.note(ax, text, (steps[shown][-1], level), (-4, up), ha="right")
         figures.label_ends(ax, list(curves))
-    small = "small steps on one rollout"
+    small, y = "small steps on one rollout", f"ρ₂ = π(arm 2)/{1 - share:g}"
     figures.describe(good, "The good arm runs past 1 + ε …", small, f"ρ₁ = π(arm 1)/{share:g}")
-    figures.describe(
-        bad, "… until the bad arm is silent too", small, f"ρ₂ = π(arm 2)/{1 - share:g}"
-    )
+    figures.describe(bad, "… until the bad arm is silent too", small, y)
     _draw_ends(ends, result)
     return figure
 
@@ -247,11 +206,7 @@ def _draw_ends(ax: Axes, result: Result) -> None:
     figures.log_axis(ax, "x")
     figures.log_axis(ax, "y", [1.2, 2, 5, 10, 20, 50])
     ax.minorticks_off()
-    figures.describe(
-        ax,
-        "The rarer the arm, the further it goes",
-        "π₁, probability of the good arm in the rollout",
-        "where ρ₁ ends",
-    )
+    x = "π₁, probability of the good arm in the rollout"
+    figures.describe(ax, "The rarer the arm, the further it goes", x, "where ρ₁ ends")
     measured = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     ax.legend(handles=measured, frameon=False, fontsize=10)

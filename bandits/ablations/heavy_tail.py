@@ -34,10 +34,10 @@ from course.errors import require
 from course.estimator import Estimator
 from course.exact import group_mean_factor
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import interval, mean_error
+from course.lab.statistics import mean_error, named_interval
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
@@ -72,15 +72,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            len(self.groups) > 1 and 2 <= min(self.groups) <= max(self.groups) <= 200,
-            "groups",
-            self.groups,
-            "sizes from 2 to 200",
-        )
+        fits = len(self.groups) > 1 and 2 <= min(self.groups) <= max(self.groups) <= 200
+        require(fits, "groups", self.groups, "sizes from 2 to 200")
         assert self.prize  # refuses arms of which B is not the better one
         require(min(self.trained) >= 2, "trained", self.trained, "group sizes ≥ 2")
-        require(self.runs >= 2, "runs", self.runs, "a whole number ≥ 2")
+        self.at_least(2, "runs")
 
     @property
     def prize(self) -> RarePrize:
@@ -125,91 +121,60 @@ def run(settings: Settings, progress: Progress) -> Result:
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
-def train(
-    settings: Settings, estimator: Estimator, group: int, progress: Progress
-) -> dict[str, Any]:
-    """Training runs from one half each: arm B's probability after every update as a mean and its
-    interval over runs, and at the end with its standard error.
+def train(s: Settings, estimator: Estimator, group: int, progress: Progress) -> dict[str, Any]:
+    """Training runs from one half each: arm B's probability after each update.
+
+    Returns its series, mean and interval over runs, and its `end` with the standard error.
     """
-    noise = Noise((settings.runs,), settings.seed, dtype=torch.float64)
-    bandit = Bandit(environment(settings.prize), Softmax.uniform(noise, 1, 2), group)
-    learner = Learner(bandit, estimator, SGD(settings.learning_rate), noise)
-    history = learner.train(
-        settings.steps, lambda steps: progress(steps, f"G = {group}", total=settings.steps)
-    )
-    better = history["optimal_action"]  # [steps, runs]
-    mean, half = interval(better)
-    series = {"steps": [0, *history.steps], "mean": [0.5, *mean], "half": [0.0, *half]}
+    noise = Noise((s.runs,), s.seed, dtype=torch.float64)
+    bandit = Bandit(environment(s.prize), Softmax.uniform(noise, 1, 2), group)
+    learner = Learner(bandit, estimator, SGD(s.learning_rate), noise)
+    history = learner.train(s.steps, partial(progress, text=f"G = {group}", total=s.steps))
+    start = torch.full((1, s.runs), 0.5, dtype=torch.float64)
+    better = torch.cat([start, history["optimal_action"]])  # [1 + steps, runs]
+    series = {"steps": [0, *history.steps], **named_interval("mean", better)}
     return {"series": series, "end": mean_error(better[-1])}
 
 
 # ---------------------------------------------------------------- facts
 
 
-def _exact_facts(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    prize, half = settings.prize, listed(settings.prize)
+def _exact_facts(settings: Settings, series: dict[str, Any]) -> Facts:
+    prize, half, facts = settings.prize, listed(settings.prize), Facts("this course", 14)
     pays = f"A pays {prize.sure:g}, B {prize.large:g} with probability {prize.chance:g}, π ="
-    found, source = first_listed(prize), "this course"
-    exact = partial(Fact.exact, source=source, number=14)
-    facts = [
-        exact(
-            f"{pays} ½: the first G whose expected group-normalised gradient points to B"
-            " (enumerated; expected: by hand)",
-            measured=found,
-            expected=first_group(prize, 0.5),
-        )
-    ]
+    found = first_listed(prize)
+    claim = (
+        f"{pays} ½: the first G whose expected group-normalised gradient points to B (enumerated"
+    )
+    facts.exact(f"{claim}; expected: by hand)", found, first_group(prize, 0.5))
     if found > 2:
         claim = f"{pays} ½: it is negative at every G from 2 to {found - 1} (the largest, by hand)"
-        most = max(push_by_counts(prize, group) for group in range(2, found))
-        facts.append(Fact.below(claim, source, most, 0.0, number=14))
+        facts.below(claim, max(push_by_counts(prize, group) for group in range(2, found)))
     by_counts = zip(settings.groups, series["by_counts"], strict=True)
     off = max(abs(push(STD, half, group) - by_hand) for group, by_hand in by_counts)
+    claim = f"{pays} ½: enumeration and the sum over counts agree (largest difference over G)"
+    facts.exact(claim, off, 0.0)
+    by_formula = zip(settings.groups, series["by_formula"], strict=True)
     worst = max(
-        abs(push(ladder.group_mean, half, group) / (group_mean_factor(group) * prize.slope) - 1)
-        for group in settings.groups
+        abs(push(ladder.group_mean, half, group) / slope - 1) for group, slope in by_formula
     )
-    return [
-        *facts,
-        exact(
-            f"{pays} ½: enumeration and the sum over counts agree (largest difference over G)",
-            measured=off,
-            expected=0.0,
-        ),
-        exact(
-            f"{pays} ½: the mean alone gives (G−1)/G·∇J on B's logit, positive at every G (largest"
-            " relative difference)",
-            measured=worst,
-            expected=0.0,
-        ),
-        Fact.above(
-            f"{pays} (.95, .05): the first right G is larger than from one half each",
-            source,
-            first_group(prize, 0.05),
-            found,
-            number=14,
-        ),
-    ]
+    claim = f"{pays} ½: the mean alone gives (G−1)/G·∇J on B's logit, positive at every G (largest"
+    facts.exact(f"{claim} relative difference)", worst, 0.0)
+    claim = f"{pays} (.95, .05): the first right G is larger than from one half each"
+    facts.above(claim, first_group(prize, 0.05), found)
+    return facts
 
 
-def _training_facts(
-    settings: Settings, trained: dict[int, dict[str, dict[str, Any]]]
-) -> list[Fact]:
+def _training_facts(s: Settings, trained: dict[int, dict[str, dict[str, Any]]]) -> Facts:
     """Where runs end: the mean alone on B, the std where its exact push at one half points."""
-    prize, facts = settings.prize, []
+    prize, facts = s.prize, Facts("this course", 14, runs=s.runs)
     pays = f"A pays {prize.sure:g}, B {prize.large:g} with probability {prize.chance:g}, π = ½"
     for group, found in trained.items():
         to_b = {"group_mean": True, "group_std": push_by_counts(prize, group) > 0}
         for name in [name for name in to_b if name in found]:
-            mean, error = found[name]["end"]
-            where, make = ("above", Fact.above) if to_b[name] else ("below", Fact.below)
-            claim = (
-                f"{pays}, {name}, {settings.runs} runs with G = {group}: after {settings.steps}"
-                f" updates B's probability is {where} ½"
-            )
-            facts.append(
-                make(claim, "this course", mean, 0.5, error, number=14, runs=settings.runs)
-            )
+            where, add = ("above", facts.above) if to_b[name] else ("below", facts.below)
+            claim = f"{pays}, {name}, {s.runs} runs with G = {group}: after {s.steps} updates B's"
+            add(f"{claim} probability is {where} ½", found[name]["end"], 0.5)
     return facts
 
 
@@ -237,23 +202,21 @@ def plot(result: Result) -> Figure:
     start = int(result.array("first")[POLICIES.index(0.5)])
     figures.note(pushes, f"right from G = {start}", (start, 0.0), (-8, 34), line=True, ha="right")
     figures.log_axis(pushes, "x", [2, 4, 8, 16, 32, 64, 128], base=2)
-    samples = "samples per prompt, G"
-    figures.describe(
-        pushes, "The std prefers the worse arm", samples, "expected gradient on B's logit"
-    )
+    samples, y = "samples per prompt, G", "expected gradient on B's logit"
+    figures.describe(pushes, "The std prefers the worse arm", samples, y)
     _draw_first(first, result)
     figures.describe(first, "The rarer B, the more samples", "probability of arm B", samples)
     for size, dashes in zip(result.series["trained"], DASHES * len(groups), strict=False):
         for name in rungs:
-            steps, mean, half = (
-                result.array("trained", size, name, key) for key in ("steps", "mean", "half")
+            of, look = (
+                ("trained", size, name),
+                {"label": f"{name}, G = {size}", "linestyle": dashes},
             )
-            label = f"{name}, G = {size}"
-            figures.band(trained, steps, mean, half, name, label, linestyle=dashes)
-    trained.set_ylim(-0.02, 1.02)
+            steps = result.array(*of, "steps")
+            figures.curve(trained, steps, result, *of, "mean", name=name, **look)
     figures.reference(trained, y=0.5)
-    figures.describe(trained, "… and so it trains", "updates", "probability of arm B, the better")
-    figures.label_ends(trained)
+    title, y = "… and so it trains", "probability of arm B, the better"
+    figures.describe(trained, title, "updates", y, ylim=(-0.02, 1.02), ends=True)
     return figure
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from course import ladder
 from course.errors import require
 from course.estimator import Estimator, uses_critic
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import described, named_interval, paired_error
@@ -49,9 +50,7 @@ EXPECTED_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """What is run; rewards are shifted by `shift` and multiplied by `stretch` in the second and
-    third part.
-    """
+    """What is run; the second part shifts all rewards, the third multiplies them."""
 
     rungs: tuple[str, ...] = tuple(rung.name for rung in ladder.select())  # which estimators
     runs: int = 100  # independent runs that are reported (as many again choose the learning rate)
@@ -73,8 +72,7 @@ class Settings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.group > 1, "group", self.group, "at least 2: group baselines compare samples")
-        rates, rising = self.learning_rates, sorted(set(self.learning_rates))
-        require(list(rates) == rising, "learning_rates", rates, "numbers in rising order")
+        self.rising("learning_rates")
         both = self.scale, self.stretch
         require(min(both) > 0, "scale, stretch", both, "numbers > 0")
 
@@ -84,9 +82,9 @@ SETTINGS = Settings()
 
 @dataclass(frozen=True)
 class Climb:
-    """One rung, trained: `reward` and `kl_ref` [logs, *runs]; reward as a share of what is to be
-    won (0 to 1), KL in nats. `halted` [*runs] says which runs diverged; they keep their last good
-    policy.
+    """One rung after training: `reward` (0 to 1) and `kl_ref` (nats) [logs, *runs].
+
+    `halted` [*runs] says which runs diverged; they keep their last good policy.
     """
 
     steps: list[int]
@@ -119,16 +117,15 @@ def train(
     optimizer = SGD(torch.tensor(rates, device=device).unsqueeze(-1).expand(runs))
     loop: dict[str, Any] = {"epochs": settings.epochs, "log_every": 2, "halt_diverged": True}
     learner = Learner(bandit, estimator, optimizer, noise, **loop)
-    history = learner.train(
-        settings.steps, lambda steps: progress(steps, "rollouts", total=settings.steps)
-    )
+    bar = partial(progress, text="rollouts", total=settings.steps)
+    history = learner.train(settings.steps, bar)
     reward = (history["expected_reward"].cpu() - offset) / scale
     return Climb(history.steps, reward, history["kl_ref"].cpu(), learner.diverged)
 
 
 def pick(swept: Climb, settings: Settings) -> Choice:
-    """The learning rate that ends best on the first half of the runs; one at which a run diverged
-    only where none is without.
+    """The learning rate that ends best on the first half of the runs, if possible without
+    divergence.
     """
     final = swept.reward[-1].double()
     tuning, judging = finished(final, swept.halted)[:, : settings.runs], final[:, settings.runs :]
@@ -176,32 +173,34 @@ def run(settings: Settings, progress: Progress) -> Result:
     return Result(series=shown, facts=_facts(s, ends, halted), caption=caption.strip())
 
 
-def _facts(s: Settings, ends: Mapping[str, Mapping[str, Tensor]], halted: int) -> list[Fact]:
+def _facts(s: Settings, ends: Mapping[str, Mapping[str, Tensor]], halted: int) -> Facts:
+    facts, shao = Facts("this course", runs=s.runs), "Shao et al. 2024 (2402.03300)"
     claim = f"No run that is reported diverged and was halted (of {s.runs * len(ends)})"
-    facts = [Fact.exact(claim, "this course", halted, 0)]
+    facts.exact(claim, halted, 0)
     if s.epochs == 1 or s.offset != 0:  # what follows was said of several updates on rewards 0 to 1
         return facts
-    shao = "Shao et al. 2024 (2402.03300)"
-    # fmt: off
-    claims = (
-        (f"Adding {s.shift:g} to every reward costs REINFORCE part of its final reward"
-         " (difference; 1 is all there is to win)", "this course",
-         ("reinforce", "final"), ("reinforce", "shifted")),
-        (f"With rewards shifted by {s.shift:g}, subtracting the mean (baseline) ends above"
-         " REINFORCE", "Williams 1992; Greensmith et al. 2004",
-         ("baseline", "shifted"), ("reinforce", "shifted")),
-        (f"With rewards times {s.stretch:g} and the old learning rate, the group's std ends above"
-         " the group mean alone", shao, ("group_std", "stretched"), ("group_mean", "stretched")),
-        ("The KL term keeps GRPO nearer to where it started (KL to the reference, nats, less than"
-         " without the term; each at its best learning rate)", shao,
-         ("length_mean", "kl_ref"), ("grpo", "kl_ref")),
+
+    def ahead(claim: str, better: str, worse: str, source: str = "") -> None:
+        """`better` and `worse` are "rung, part"."""
+        (one, part), (other, of) = better.split(", "), worse.split(", ")
+        if one in ends and other in ends:
+            facts.above(claim, paired_error(ends[one][part], ends[other][of]), source=source)
+
+    claim = f"Adding {s.shift:g} to every reward costs REINFORCE part of its final reward"
+    claim = f"{claim} (difference; 1 is all there is to win)"
+    ahead(claim, "reinforce, final", "reinforce, shifted")
+    claim = f"With rewards shifted by {s.shift:g}, subtracting the mean (baseline) ends above"
+    source = "Williams 1992; Greensmith et al. 2004"
+    ahead(f"{claim} REINFORCE", "baseline, shifted", "reinforce, shifted", source)
+    claim = (
+        f"With rewards times {s.stretch:g} and the old learning rate, the group's std ends above"
     )
-    # fmt: on
-    for claim, source, better, worse in claims:
-        if better[0] in ends and worse[0] in ends:
-            high, low = (ends[name][what] for name, what in (better, worse))
-            mean, error = paired_error(high, low)
-            facts.append(Fact.above(claim, source, mean, 0.0, error, runs=s.runs))
+    ahead(f"{claim} the group mean alone", "group_std, stretched", "group_mean, stretched", shao)
+    claim = (
+        "The KL term keeps GRPO nearer to where it started (KL to the reference, nats, less than"
+    )
+    claim = f"{claim} without the term; each at its best learning rate)"
+    ahead(claim, "length_mean, kl_ref", "grpo, kl_ref", shao)
     return facts
 
 
@@ -213,9 +212,7 @@ MISSING = "expected reward still missing"
 
 
 def plot(result: Result) -> Figure:
-    """What is still missing along the way; the sweep; what shifted and scaled rewards do; what the
-    KL term costs and buys.
-    """
+    """What is missing along the way; the sweep; other units of reward; what the KL term costs."""
     figure, (curves, sweep, units, anchor) = figures.new_figure(2, 2, width=12.0, height=8.6)
     names, rates = list(result.settings["rungs"]), result.array("learning_rates")
 
@@ -223,37 +220,37 @@ def plot(result: Result) -> Figure:
         return result.array("rungs", name, what)
 
     for name in names:
-        figures.band(
-            curves, of(name, "samples"), 1 - of(name, "reward"), of(name, "reward_half"), name
-        )
+        missing, half = 1 - of(name, "reward"), of(name, "reward_half")
+        figures.band(curves, of(name, "samples"), missing, half, name)
         figures.band(sweep, rates, 1 - of(name, "sweep"), of(name, "sweep_half"), name)
-    parts = (("o", "final", -0.22), ("s", "shifted", 0.0), ("^", "stretched", 0.22))
-    for marker, what, aside in parts:
-        lost, half = (
-            [1 - of(name, what) for name in names],
-            [of(name, f"{what}_half") for name in names],
-        )
-        figures.rows(units, names, lost, half, aside=aside, marker=marker, markersize=6)
+    for marker, what, aside in (
+        ("o", "final", -0.22),
+        ("s", "shifted", 0.0),
+        ("^", "stretched", 0.22),
+    ):
+        lost = [1 - of(name, what) for name in names]
+        widths = [of(name, f"{what}_half") for name in names]
+        figures.rows(units, names, lost, widths, aside=aside, marker=marker, markersize=6)
     for ax in (curves, sweep, anchor):
         figures.log_axis(ax, "y")
     figures.log_axis(units, "x")
     figures.log_axis(sweep, "x", base=2)
-    figures.describe(curves, "At its own best learning rate", "samples", MISSING)
-    title = "How much the learning rate matters"
-    figures.describe(sweep, title, "learning rate", f"{MISSING} at the end")
-    shift, stretch = result.settings["shift"], result.settings["stretch"]
-    title = f"●  as tuned    ■  rewards + {shift:g}    ▲  rewards × {stretch:g}"
-    figures.describe(units, title, f"{MISSING} at the end", "")
+    end, shift, stretch = (
+        f"{MISSING} at the end",
+        result.settings["shift"],
+        result.settings["stretch"],
+    )
     _plot_anchor(anchor, result)
-    figures.label_ends(curves)
-    figures.label_ends(sweep)
+    title = f"●  as tuned    ■  rewards + {shift:g}    ▲  rewards × {stretch:g}"
+    figures.describe(units, title, end)
+    figures.describe(curves, "At its own best learning rate", "samples", MISSING, ends=True)
+    title = "How much the learning rate matters"
+    figures.describe(sweep, title, "learning rate", end, ends=True)
     return figure
 
 
 def _plot_anchor(ax: Axes, result: Result) -> None:
-    """Distance from the start against what is still missing; rungs that share a place share a
-    label.
-    """
+    """Distance from the start against what is missing; rungs at one place share a label."""
     points: dict[tuple[float, float], list[str]] = {}
     for name in result.settings["rungs"]:
         final, half, kl, kl_half = (

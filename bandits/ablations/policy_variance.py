@@ -27,7 +27,7 @@ from bandits.theory.policy_variance import BASELINES, CLOSED_FORM, REPARAMETERIS
 from course import ladder
 from course.errors import require
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import mean_error, student
@@ -63,8 +63,7 @@ class Settings(Checked):
         super().__post_init__()
         require(self.distance > 0, "distance", self.distance, "a number > 0")
         require(min(self.sigmas) > 0, "sigmas", self.sigmas, "numbers > 0")
-        for name in ("group", "batches", "samples"):
-            require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
+        self.at_least(2, "group", "batches", "samples")
 
 
 SETTINGS = Settings()
@@ -109,8 +108,9 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 
 def relative_noise(gradient: Tensor, expected: float | None) -> Tensor:
-    """Standard deviation over |E ĝ|, [S, batches, samples] → [S, batches]; the measured mean where
-    none is `expected`.
+    """Standard deviation over |E ĝ|, [S, batches, samples] → [S, batches].
+
+    |E ĝ| is the measured mean if none is `expected`.
     """
     length = gradient.mean((-2, -1)).abs().unsqueeze(-1) if expected is None else abs(expected)
     return gradient.std(-1) / length
@@ -119,73 +119,62 @@ def relative_noise(gradient: Tensor, expected: float | None) -> Tensor:
 # ---------------------------------------------------------------- facts
 
 
-def _facts(s: Settings, sigma: Tensor, single: Mapping[str, Mapping[str, Any]]) -> list[Fact]:
+def _facts(s: Settings, sigma: Tensor, single: Mapping[str, Mapping[str, Any]]) -> Facts:
     """The four formulas, by quadrature and by sampling."""
-    d, narrow, facts, largest = s.distance, int(sigma.argmin()), [], 0.0
+    d, narrow, facts, largest = s.distance, int(sigma.argmin()), Facts(SOURCE, 17, s.batches), 0.0
     at = f"(d = {d:g}, σ = {s.sigmas[narrow]:g}"
     for name, formula in FORMULAS.items():
         found, closed = single[name], CLOSED_FORM[name](d, sigma)
-        expected, claim = (
-            closed[narrow],
-            f"Variance of the gradient with respect to μ, {formula} {at};",
-        )
-        exact, mean, error = (found[way][narrow] for way in ("variance", "sampled", "error"))
-        facts += [
-            Fact.exact(f"{claim} quadrature)", SOURCE, exact, expected, number=17),
-            Fact.simulated(
-                f"{claim} sampled)", SOURCE, mean, error, expected, number=17, runs=s.batches
-            ),
-        ]
+        claim = f"Variance of the gradient with respect to μ, {formula} {at};"
+        facts.exact(f"{claim} quadrature)", found["variance"][narrow], closed[narrow])
+        sampled = found["sampled"][narrow], found["error"][narrow]
+        facts.simulated(f"{claim} sampled)", sampled, closed[narrow])
         largest = max(largest, float((found["variance"] / closed - 1).abs().max()))
     every = ", ".join(f"{value:g}" for value in s.sigmas)
     claim = f"The four formulas hold for every σ of {every} (largest relative error)"
-    facts.append(Fact.exact(claim, SOURCE, largest, 0.0, number=17))
+    facts.exact(claim, largest, 0.0)
     # in units of the largest term that is added up, which grows as σ shrinks
-    off = max(float((single[name]["mean"] + 2 * d).abs().max()) for name in FORMULAS)
+    off, size = max(float((single[name]["mean"] + 2 * d).abs().max()) for name in FORMULAS), d**2
     claim = "No baseline changes the expected gradient, ∇J = −2d, nor does differentiating the"
-    claim += " reward (largest difference over all σ)"
-    size = d**2 / s.sigmas[narrow]
-    return [*facts, Fact.exact(claim, "Williams 1992", off, 0.0, scale=size, number=17)]
+    claim, scale = f"{claim} reward (largest difference over all σ)", size / s.sigmas[narrow]
+    facts.exact(claim, off, 0.0, scale=scale, source="Williams 1992")
+    return facts
 
 
-def _of_best_baseline(s: Settings) -> list[Fact]:
+def _of_best_baseline(s: Settings) -> Facts:
     """b* from its definition, and what RLOO with two samples is worth."""
-    d, widest = s.distance, max(s.sigmas)
+    d, widest, facts = s.distance, max(s.sigmas), Facts(SOURCE, 17)
     sigma, where = torch.tensor([widest], dtype=torch.float64), f"(d = {d:g}, σ = {widest:g})"
     z, weight = theory.quadrature(1)
     square = weight * z[:, 0] ** 2  # the squared score, times σ²
     best = (square @ theory.reward(d + widest * z[:, 0])) / square.sum()
+    claim = f"The best constant baseline E[r s²]/E[s²] is −(d² + 3σ²): below J, by 2σ² {where}"
+    source = "Weaver & Tao 2001; Greensmith et al. 2004"
+    facts.exact(claim, best, BASELINES["best b"](d, sigma)[0], source=source)
     pairs, weights = theory.quadrature(2)
     two = theory.of_group(ladder.get("rloo").estimator, d, sigma, pairs)
-    variance = theory.moments(two, weights)[1][0]
-    below = f"The best constant baseline E[r s²]/E[s²] is −(d² + 3σ²): below J, by 2σ² {where}"
-    alike = "RLOO with two samples is exactly as noisy as one sample with the best constant"
-    alike += f" baseline: 8d² + 6σ² {where}"
-    source = "Weaver & Tao 2001; Greensmith et al. 2004"
-    wanted = CLOSED_FORM["best b"](d, sigma)[0]
-    return [
-        Fact.exact(below, source, best, BASELINES["best b"](d, sigma)[0], number=17),
-        Fact.exact(alike, SOURCE, variance, wanted, number=17),
-    ]
+    claim = "RLOO with two samples is exactly as noisy as one sample with the best constant"
+    variance, expected = theory.moments(two, weights)[1][0], CLOSED_FORM["best b"](d, sigma)[0]
+    facts.exact(f"{claim} baseline: 8d² + 6σ² {where}", variance, expected)
+    return facts
 
 
-def _of_groups(s: Settings, sigma: Tensor, groups: Mapping[str, Mapping[str, Any]]) -> list[Fact]:
+def _of_groups(s: Settings, sigma: Tensor, groups: Mapping[str, Mapping[str, Any]]) -> Facts:
     """What groups of G samples make of it at the smallest σ."""
-    facts, narrow = [], int(sigma.argmin())
+    facts, narrow = Facts(SOURCE, 17, s.batches), int(sigma.argmin())
     at = f"(d = {s.distance:g}, σ = {s.sigmas[narrow]:g}, G = {s.group}"
-    more: dict[str, Any] = {"number": 17, "runs": s.batches}
     titles = {"reinforce": "REINFORCE", "rloo": "RLOO", "group_std": "GRPO's mean and std"}
     for name, title in titles.items():
         expected = theory.expected_noise(name, s.group, s.distance, sigma)
         if name in groups and expected is not None:
-            mean, error = (groups[name][what][narrow] for what in ("noise", "error"))
+            found = groups[name]["noise"][narrow], groups[name]["error"][narrow]
             claim = f"{title}: standard deviation of ĝ over |E ĝ| {at})"
-            facts.append(Fact.simulated(claim, SOURCE, mean, error, expected[narrow], **more))
+            facts.simulated(claim, found, expected[narrow])
     if "group_std" in groups:
-        mean, error = (groups["group_std"][what][narrow] for what in ("mean", "mean_error"))
+        found = groups["group_std"]["mean"][narrow], groups["group_std"]["mean_error"][narrow]
         claim = "Dividing by the std makes the step itself grow as 1/σ: E ĝ → −E[std of G"
-        claim, spread = f"{claim} normals]/σ {at}; ∇J = −2d)", theory.mean_spread(s.group)
-        facts.append(Fact.simulated(claim, SOURCE, mean, error, -spread / sigma[narrow], **more))
+        spread = theory.mean_spread(s.group)
+        facts.simulated(f"{claim} normals]/σ {at}; ∇J = −2d)", found, -spread / sigma[narrow])
     return facts
 
 
@@ -196,10 +185,7 @@ COLOURS = dict(zip(FORMULAS, ("#000000", "#b8860b", "#00875f", "#0057a3"), stric
 
 
 def plot(result: Result) -> Figure:
-    """Left: variance of one sample's gradient.
-
-    Right: noise of a group's gradient relative to its length.
-    """
+    """Variance of one sample's gradient; noise of a group's gradient relative to its length."""
     figure, (one, many) = figures.new_figure(1, 2, width=12.6, height=5.0)
     sigma = np.array(result.settings["sigmas"])
     fine = torch.from_numpy(np.geomspace(sigma.min(), sigma.max(), 200))
@@ -230,8 +216,7 @@ def _plot_single(ax: Axes, result: Result, sigma: Any, fine: Tensor, t: float) -
     ):
         figures.note(ax, text, (place, level), offset, fontsize=12)
     title = f"One sample, at distance {d:g} from the optimum"
-    figures.describe(ax, title, SIGMA, "variance of the gradient with respect to μ")
-    figures.label_ends(ax)
+    figures.describe(ax, title, SIGMA, "variance of the gradient with respect to μ", ends=True)
 
 
 def _plot_groups(ax: Axes, result: Result, sigma: Any, fine: Tensor, t: float) -> None:
