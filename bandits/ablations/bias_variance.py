@@ -14,10 +14,10 @@ unchanged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from bandits.theory.baselines import (
     baselines,
@@ -41,7 +41,7 @@ from course.exact import (
     variance_at_baseline,
 )
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
@@ -69,21 +69,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            len(self.groups) > 1 and min(self.groups) >= 2,
-            "groups",
-            self.groups,
-            "at least two group sizes, each ≥ 2",
-        )
-        require(
-            tuple(sorted(set(self.groups))) == self.groups,
-            "groups",
-            self.groups,
-            "group sizes in rising order",
-        )
-        require(
-            2 <= self.listed <= 12, "listed", self.listed, "from 2 to 12: every group is listed"
-        )
+        fits = len(self.groups) > 1 and min(self.groups) >= 2
+        require(fits, "groups", self.groups, "at least two group sizes, each ≥ 2")
+        self.rising("groups")
+        allowed = "from 2 to 12: every group is listed"
+        require(2 <= self.listed <= 12, "listed", self.listed, allowed)
         require(self.offset >= 0, "offset", self.offset, "a number ≥ 0")
 
 
@@ -138,134 +128,85 @@ def run(settings: Settings, progress: Progress) -> Result:
 # ---------------------------------------------------------------- facts
 
 
-def _identity(group: int) -> list[Fact]:
+def _identity(group: int) -> Facts:
     """The covariance identity on every group that can be drawn."""
-    outcomes = canonical()
-    loo = every_group(ladder.rloo, outcomes, group)
-    mean = every_group(ladder.group_mean, outcomes, group)
+    outcomes, facts = canonical(), Facts("Kool et al. 2019; Ahmadian et al. 2024 (2402.14740)", 3)
+    loo, mean = (every_group(one, outcomes, group) for one in (ladder.rloo, ladder.group_mean))
     drawn = loo.outcome[:, 0]
     reward, score = outcomes.total_reward[0][drawn], outcomes.total_score[0][drawn]
-    average = torch.einsum("m,md->d", loo.chance, loo.gradient)
     of_all = f"largest difference of all {len(drawn)} groups of {group} on B3"
-    off = {
-        f"RLOO's gradient is Σ_{{i<j}} (r_i − r_j)(s_i − s_j)/(G(G−1)): {of_all}": (
-            loo.gradient - pair_gradient(reward, score)
-        ),
-        f"RLOO's gradient is the sample covariance of reward and score: {of_all}": (
-            loo.gradient - sample_covariance(reward, score)
-        ),
-        f"A group mean that includes the sample gives (G−1)/G of RLOO's gradient: {of_all}": (
-            mean.gradient - group_mean_factor(group) * loo.gradient
-        ),
-        f"RLOO's gradient, averaged over them, is ∇J: largest difference, {group} samples on B3": (
-            average - gradient(outcomes)
-        ),
-    }
-    source = "Kool et al. 2019; Ahmadian et al. 2024 (2402.14740)"
-    return [
-        Fact.exact(claim, source, difference.abs().max(), 0.0, number=3)
-        for claim, difference in off.items()
-    ]
+
+    def same(claim: str, one: Tensor, other: Tensor, where: str = of_all) -> None:
+        facts.exact(f"{claim}: {where}", (one - other).abs().max(), 0.0)
+
+    claim = "RLOO's gradient is Σ_{i<j} (r_i − r_j)(s_i − s_j)/(G(G−1))"
+    same(claim, loo.gradient, pair_gradient(reward, score))
+    claim = "RLOO's gradient is the sample covariance of reward and score"
+    same(claim, loo.gradient, sample_covariance(reward, score))
+    claim = "A group mean that includes the sample gives (G−1)/G of RLOO's gradient"
+    same(claim, mean.gradient, group_mean_factor(group) * loo.gradient)
+    average = torch.einsum("m,md->d", loo.chance, loo.gradient)
+    claim, where = "RLOO's gradient, averaged over them, is ∇J", "largest difference"
+    same(claim, average, gradient(outcomes), f"{where}, {group} samples on B3")
+    return facts
 
 
-def _best_baselines(offset: float) -> list[Fact]:
-    """Variances at the four baselines, by the microscope and by formula; then with every reward
-    shifted.
-    """
+def _best_baselines(offset: float) -> Facts:
+    """Variances at the four baselines, listed and by formula; then with all rewards shifted."""
     here, there = canonical(), canonical(offset)
     p, reward = probability(here)[0], here.total_reward[0]
-    square = here.total_score[0].square().sum(-1)
-    greensmith = partial(Fact.exact, source="Weaver & Tao 2001; Greensmith et al. 2004", number=4)
-    ours = partial(Fact.exact, source="this course", number=4)
-    facts = [
-        greensmith(
-            "The constant baseline with the least variance on B3 is E[r‖s‖²]/E‖s‖² (from enumerated"
-            " variances at three baselines)",
-            measured=lowest_point(here),
-            expected=(p * reward * square).sum() / (p * square).sum(),
-        )
-    ]
-    before, after = baselines(here), baselines(there)
+    square, before, after = here.total_score[0].square().sum(-1), baselines(here), baselines(there)
+    facts, ours = Facts("Weaver & Tao 2001; Greensmith et al. 2004", 4), "this course"
+    claim = "The constant baseline with the least variance on B3 is E[r‖s‖²]/E‖s‖² (from enumerated"
+    formula = (p * reward * square).sum() / (p * square).sum()
+    facts.exact(f"{claim} variances at three baselines)", lowest_point(here), formula)
     for name, b in before.items():
-        claim = (
-            f"Variance of one sample's gradient on B3, baseline: {BASELINES[name]} (enumerated;"
-            " expected: the formula)"
-        )
-        seen, formula = enumerated_variance(here, b), variance_at_baseline(here, b)
-        facts.append(greensmith(claim, measured=seen, expected=formula))
+        claim = f"Variance of one sample's gradient on B3, baseline: {BASELINES[name]} (enumerated;"
+        seen, expected = enumerated_variance(here, b), variance_at_baseline(here, b)
+        facts.exact(f"{claim} expected: the formula)", seen, expected)
     plain = enumerated_variance(here, before["none"])
+    ratio = enumerated_variance(there, after["none"]) / plain
     shifted = (p * (reward + offset) ** 2 * square).sum() - gradient(here).square().sum()
-    facts.append(
-        ours(
-            f"Adding {offset:g} to every reward multiplies REINFORCE's variance on B3 (a ratio;"
-            " expected: by the formula)",
-            measured=enumerated_variance(there, after["none"]) / plain,
-            expected=shifted / variance_at_baseline(here, 0.0),
-        )
-    )
+    claim = f"Adding {offset:g} to every reward multiplies REINFORCE's variance on B3 (a ratio;"
+    expected = shifted / variance_at_baseline(here, 0.0)
+    facts.exact(f"{claim} expected: by the formula)", ratio, expected, source=ours)
     same = f"Adding {offset:g} to every reward leaves"
     for name in ("mean", "scalar", "coordinate"):
         change = enumerated_variance(there, after[name]) - enumerated_variance(here, before[name])
         claim = f"{same} the variance at {BASELINES[name]} as it was (difference)"
-        facts.append(ours(claim, measured=change, expected=0.0))
+        facts.exact(claim, change, 0.0, source=ours)
     for name in ("rloo", "group_mean", "group_std"):
         estimator = ladder.get(name).estimator
         one, other = (microscope(estimator, listed, 4).covariance for listed in (here, there))
         assert one is not None
         assert other is not None
         claim = f"{same} {name}'s covariance on B3 as it was (G = 4, largest difference)"
-        facts.append(ours(claim, measured=(one - other).abs().max(), expected=0.0))
+        facts.exact(claim, (one - other).abs().max(), 0.0, source=ours)
     return facts
 
 
-def _crossover(groups: tuple[int, ...]) -> list[Fact]:
+def _crossover(groups: tuple[int, ...]) -> Facts:
     """RLOO's variance against its formula at every G, and the G at which it equals REINFORCE's."""
-    outcomes = canonical()
+    outcomes, facts = canonical(), Facts("this course", 5)
 
     def listed(rung: str, group: int) -> float:
         return microscope(ladder.get(rung).estimator, outcomes, group).variance
 
-    def formula(group: int) -> float:
-        return float(rloo_covariance(outcomes, group)[0].trace())
-
-    off = max(abs(listed("rloo", group) / formula(group) - 1) for group in groups)
+    formula = {group: float(rloo_covariance(outcomes, group)[0].trace()) for group in groups}
+    off = max(abs(listed("rloo", group) / formula[group] - 1) for group in groups)
+    claim = "RLOO's variance on B3 is Var = V_J/G + (σ_r² E‖s‖² + ‖∇J‖²)/(G(G−1)) (largest relative"
+    facts.exact(f"{claim} difference, G = {groups[0]} … {groups[-1]})", off, 0.0)
     two, three, plain = 2 * listed("rloo", 2), 3 * listed("rloo", 3), 2 * listed("reinforce", 2)
+    claim = "With 2 samples per prompt on B3, RLOO is noisier than REINFORCE without a baseline"
+    facts.above(f"{claim} (total variance of a batch)", two / 2, plain / 2)
+    claim = "With 3 samples per prompt on B3, RLOO is quieter than REINFORCE"
+    facts.below(claim, three / 3, plain / 3)
     # G·Var = a + c/(G − 1) with c = 2·(two − three) and a = 2·three − two
     found = 1 + 2 * (two - three) / (plain - (2 * three - two))
-    source, law = "this course", "Var = V_J/G + (σ_r² E‖s‖² + ‖∇J‖²)/(G(G−1))"
-    return [
-        Fact.exact(
-            f"RLOO's variance on B3 is {law} (largest relative difference, G = {groups[0]} …"
-            f" {groups[-1]})",
-            source,
-            off,
-            0.0,
-            number=5,
-        ),
-        Fact.above(
-            "With 2 samples per prompt on B3, RLOO is noisier than REINFORCE without a baseline"
-            " (total variance of a batch)",
-            source,
-            two / 2,
-            plain / 2,
-            number=5,
-        ),
-        Fact.below(
-            "With 3 samples per prompt on B3, RLOO is quieter than REINFORCE",
-            source,
-            three / 3,
-            plain / 3,
-            number=5,
-        ),
-        Fact.exact(
-            "RLOO and REINFORCE are equally noisy on B3 at G = 1 + c/(V_0 − V_J), c that numerator"
-            " (from the enumerated variances at G = 2, 3)",
-            source,
-            found,
-            rloo_crossover(outcomes)[0],
-            number=5,
-        ),
-    ]
+    claim = "RLOO and REINFORCE are equally noisy on B3 at G = 1 + c/(V_0 − V_J), c that numerator"
+    claim = f"{claim} (from the enumerated variances at G = 2, 3)"
+    facts.exact(claim, found, rloo_crossover(outcomes)[0])
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -278,9 +219,7 @@ CAPTION = (
 
 
 def plot(result: Result) -> Figure:
-    """Length and noise against G; the variance at each baseline, before and after a shift of the
-    rewards.
-    """
+    """Length and noise against G; the variance at each baseline, before and after a shift."""
     figure, (length, noise, parabola, shift) = figures.new_figure(2, 2, width=12.2, height=8.2)
     groups, rungs = result.array("groups"), result.settings["rungs"]
     for ax, what in ((length, "length"), (noise, "noise")):
@@ -294,33 +233,22 @@ def plot(result: Result) -> Figure:
         ax.set_ylim(bottom=0)
     closed = [line for line in length.get_lines() if line.get_label() == "_closed form"]
     length.legend(closed[:1], ["closed form"], loc="lower right", frameon=False)
-    samples = "samples per prompt, G"
-    figures.describe(
-        length, "Means shorten the gradient, the std lengthens it", samples, "‖E[ĝ]‖ / ‖∇J‖"
-    )
-    figures.describe(
-        noise,
-        "Two samples: leave-one-out is the noisier",
-        samples,
-        "G · variance, rescaled to ‖∇J‖",
-    )
     place, level = float(result.array("crossover")[0]), float(result.array("variance", "none"))
     figures.expectation(noise, level, place, "_crossover", marker="o")
     figures.note(noise, f"equal at G = {place:.2f}", (place, level), (40, -30), line=True)
+    samples, title = "samples per prompt, G", "Means shorten the gradient, the std lengthens it"
+    figures.describe(length, title, samples, "‖E[ĝ]‖ / ‖∇J‖", ends=True)
+    title, y = "Two samples: leave-one-out is the noisier", "G · variance, rescaled to ‖∇J‖"
+    figures.describe(noise, title, samples, y, ends=True)
     _draw_parabola(parabola, result)
     _draw_shift(shift, result)
-    for ax in (length, noise):
-        figures.label_ends(ax)
     return figure
 
 
 def _draw_parabola(ax: Axes, result: Result) -> None:
-    figures.describe(
-        ax,
-        "On B3 the mean is nearly the best constant",
-        "baseline b (in units of reward)",
-        "variance of one sample's gradient",
-    )
+    title, x = "On B3 the mean is nearly the best constant", "baseline b (in units of reward)"
+    y = "variance of one sample's gradient"
+    figures.describe(ax, title, x, y, ylim=(0.085, 0.34))
     figures.expectation(ax, x=result.array("parabola", "b"), y=result.array("parabola", "variance"))
     for name, shift in (("none", (10, 6)), ("mean", (-20, 50)), ("scalar", (14, -38))):
         b = float(result.array("baseline", name)[0])
@@ -332,7 +260,6 @@ def _draw_parabola(ax: Axes, result: Result) -> None:
     level, colour = float(result.array("variance", "coordinate")), COLOURS["coordinate"]
     ax.axhline(level, color=colour, linewidth=1.6)
     figures.note(ax, "a constant for each logit", (-0.1, level), (0, -14), color=colour)
-    ax.set_ylim(0.085, 0.34)
 
 
 def _draw_shift(ax: Axes, result: Result) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,7 @@ from course import ladder
 from course.errors import CourseError, require
 from course.estimator import Estimator, replace
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
@@ -67,20 +66,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.group >= 3,
-            "group",
-            self.group,
-            "at least 3: of two equal numbers the mean is exact",
-        )
+        self.at_least(3, "group")  # of two equal numbers the mean is exact
+        self.at_least(2, "points")
         require(self.large > 1, "large", self.large, "a number > 1")
-        require(
-            20 < self.log_r < 700,
-            "log_r",
-            self.log_r,
-            "a number between 20 and 700, so that float64 does not overflow",
-        )
-        require(self.points > 1, "points", self.points, "at least 2")
+        allowed = "a number between 20 and 700, so that float64 does not overflow"
+        require(20 < self.log_r < 700, "log_r", self.log_r, allowed)
 
 
 SETTINGS = Settings()
@@ -100,9 +90,7 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 
 def measure(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Each case: |advantage| (or the penalty) by the formula as it stands, and by the course's
-    parts.
-    """
+    """Each case: |advantage| (or the penalty) by the textbook formula and by the course's parts."""
     group, cases = settings.group, {}
     same = equal(torch.tensor([settings.reward]), group)
     big = equal(near(settings.large), group)
@@ -139,122 +127,70 @@ def refused(estimator: Estimator, groups: Tensor) -> str:
 
 # ---------------------------------------------------------------- facts
 
-exact = partial(Fact.exact, source="this course", number=23)
-reported = partial(Fact.exact, source="users' reports", number=23)
 
-
-def _reward_facts(settings: Settings, cases: dict[str, dict[str, Any]]) -> list[Fact]:
+def _reward_facts(settings: Settings, cases: dict[str, dict[str, Any]]) -> Facts:
     """Rewards that are equal, large, alone, or left out of their own scale."""
-    rows = f"{settings.group} equal rewards of {settings.reward:g} in float32"
-    where = (
-        f"{settings.group} equal rewards near {settings.large:g} in float32, 2,001 of them tried"
-    )
-    facts = [
-        exact(
-            f"{rows}, found by max = min: the advantage of every sample",
-            measured=cases["equal"]["course"],
-            expected=0.0,
-        )
-    ]
-    if settings.group == 7 and settings.reward == 0.7:
-        step = spacing(settings.reward)
-        same = equal(torch.tensor([settings.reward]), settings.group)
+    facts, reported, group = Facts("this course", 23), "users' reports", settings.group
+    rows = f"{group} equal rewards of {settings.reward:g} in float32"
+    where = f"{group} equal rewards near {settings.large:g} in float32, 2,001 of them tried"
+    claim = f"{rows}, found by max = min: the advantage of every sample"
+    facts.exact(claim, cases["equal"]["course"], 0.0)
+    if group == 7 and settings.reward == 0.7:
+        step, same = spacing(settings.reward), equal(torch.tensor([settings.reward]), group)
         least = float(advantages(plain(1e-8), same).min())
-        claim = (
-            f"{rows}, by the formula with eps = 1e-8: the least advantage of the seven is near +.86"
-        )
-        facts += [
-            Fact.published(claim, "this course", least, 0.0, 0.86, 0.005, number=23),
-            exact(
-                f"{rows}: that is u/(u + eps), the mean being one float32 step u = 2⁻²⁴ below the"
-                " reward",
-                measured=cases["equal"]["plain"],
-                expected=step / (step + 1e-8),
-                digits=6,
-            ),
-        ]
+        claim = f"{rows}, by the formula with eps = 1e-8: the least advantage of the seven is near"
+        facts.published(f"{claim} +.86", (least, 0.0), 0.86, 0.005)
+        claim = f"{rows}: that is u/(u + eps), the mean being one float32 step u = 2⁻²⁴ below the"
+        facts.exact(f"{claim} reward", cases["equal"]["plain"], step / (step + 1e-8), 6)
     left = cases["large"]["plain"]
-    if settings.group == 7 and settings.large == 1000:
-        step = spacing(settings.large * (1 - 1e-9))
+    if group == 7 and settings.large == 1000:
+        steps = left / spacing(settings.large * (1 - 1e-9))
         claim = f"{where}: the largest residue is a whole number of float32 steps, 2 of 2⁻¹⁴"
-        facts.append(reported(claim, measured=left / step, expected=2.0))
+        facts.exact(claim, steps, 2.0, source=reported)
+    claim = f"{where}: divided by the std, an eps of 1e-4 turns the residue into this advantage,"
+    claim, expected = f"{claim} residue/(residue + eps)", left / (left + 1e-4)
+    facts.exact(claim, cases["large_std"]["plain"], expected, 6)
     both = max(cases["large"]["course"], cases["large_std"]["course"])
-    return [
-        *facts,
-        exact(
-            f"{where}: divided by the std, an eps of 1e-4 turns the residue into this advantage,"
-            " residue/(residue + eps)",
-            measured=cases["large_std"]["plain"],
-            expected=left / (left + 1e-4),
-            digits=6,
-        ),
-        exact(
-            f"{where}, found by max = min: the largest advantage, with and without the std",
-            measured=both,
-            expected=0.0,
-        ),
-        reported(
-            "A group of one with ddof = 1 gives NaN by the formula (a truth value)",
-            source="users' reports (trl#5773)",
-            measured=math.isnan(cases["one"]["plain"]),
-            expected=True,
-        ),
-        exact(
-            "A group of one is refused here, with a reason",
-            measured=cases["one"]["course"],
-            expected="refused",
-        ),
-        reported(
-            "Leave-one-out baseline and leave-one-out std on (1, 0, 0, 0), eps = 1e-6: the"
-            " advantage of the 1 is 1/eps",
-            measured=cases["left_out"]["plain"],
-            expected=1e6,
-        ),
-        exact(
-            "The group's own std on (1, 0, 0, 0), eps = 1e-6: the advantage of the 1 is .75/(√3/4 +"
-            " eps), at most √(G−1)",
-            measured=cases["left_out"]["course"],
-            expected=0.75 / (math.sqrt(3) / 4 + 1e-6),
-        ),
-    ]
+    claim = f"{where}, found by max = min: the largest advantage, with and without the std"
+    facts.exact(claim, both, 0.0)
+    claim = "A group of one with ddof = 1 gives NaN by the formula (a truth value)"
+    facts.exact(claim, math.isnan(cases["one"]["plain"]), True, source=f"{reported} (trl#5773)")
+    facts.exact("A group of one is refused here, with a reason", cases["one"]["course"], "refused")
+    claim = (
+        "Leave-one-out baseline and leave-one-out std on (1, 0, 0, 0), eps = 1e-6: the advantage"
+    )
+    facts.exact(f"{claim} of the 1 is 1/eps", cases["left_out"]["plain"], 1e6, source=reported)
+    claim = "The group's own std on (1, 0, 0, 0), eps = 1e-6: the advantage of the 1 is .75/(√3/4 +"
+    expected = 0.75 / (math.sqrt(3) / 4 + 1e-6)
+    facts.exact(f"{claim} eps), at most √(G−1)", cases["left_out"]["course"], expected)
+    return facts
 
 
-def _k3_facts(settings: Settings, cases: dict[str, dict[str, Any]]) -> list[Fact]:
+def _k3_facts(settings: Settings, cases: dict[str, dict[str, Any]]) -> Facts:
     """The overflow, where it begins, and what clamping leaves."""
-    nats, facts = f"log π_ref/π = {settings.log_r:g}", []
-    start = overflow_point()
+    nats, facts, start = (
+        f"log π_ref/π = {settings.log_r:g}",
+        Facts("this course", 23),
+        overflow_point(),
+    )
     if settings.log_r > start:
-        facts.append(
-            reported(
-                f"k3 in float32 at {nats} is infinite (a truth value)",
-                source="users' reports (trl#6550)",
-                measured=math.isinf(cases["k3"]["plain"]),
-                expected=True,
-            )
+        claim, infinite = (
+            f"k3 in float32 at {nats} is infinite (a truth value)",
+            cases["k3"]["plain"],
         )
+        facts.exact(claim, math.isinf(infinite), True, source="users' reports (trl#6550)")
+    claim = "k3 overflows float32 from log π_ref/π = log of the largest float32 number (nats, found"
+    largest_log = math.log(torch.finfo(torch.float32).max)
+    # a float32 step of log r is 8e-6 there
+    facts.exact(f"{claim} by bisection)", start, largest_log, 7)
+    # in float64: float32 cannot tell e²⁰ − 21 from e²⁰
     clamped = penalty(K3(beta=1.0, max_log_r=20.0), settings.log_r, torch.float64)
-    return [
-        *facts,
-        exact(
-            "k3 overflows float32 from log π_ref/π = log of the largest float32 number (nats, found"
-            " by bisection)",
-            measured=start,
-            expected=math.log(torch.finfo(torch.float32).max),
-            digits=7,  # a float32 step of log r is 8e-6 there
-        ),
-        # in float64: float32 cannot tell e²⁰ − 21 from e²⁰
-        exact(
-            f"With log r clamped at 20, as verl does, k3 at {nats} is e²⁰ − 21",
-            measured=clamped,
-            expected=math.exp(20) - 21,
-            digits=11,
-        ),
-        exact(
-            f"In float64 k3 at {nats} is e^{{log r}} − 1 − log r",
-            measured=penalty(K3(beta=1.0), settings.log_r, torch.float64),
-            expected=math.expm1(settings.log_r) - settings.log_r,
-        ),
-    ]
+    claim = f"With log r clamped at 20, as verl does, k3 at {nats} is e²⁰ − 21"
+    facts.exact(claim, clamped, math.exp(20) - 21, 11)
+    full = penalty(K3(beta=1.0), settings.log_r, torch.float64)
+    expected = math.expm1(settings.log_r) - settings.log_r
+    facts.exact(f"In float64 k3 at {nats} is e^{{log r}} − 1 − log r", full, expected)
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -268,12 +204,9 @@ BAD, GOOD = "#b8320f", "#0057a3"
 
 
 def plot(result: Result) -> Figure:
-    """What the formula gives in each case, beside what the course's parts give; equal rewards over
-    the reward.
-    """
-    figure, (chart, scatter) = figures.new_figure(
-        1, 2, width=14.5, height=4.9, width_ratios=(1.5, 1)
-    )
+    """Formula and course in each case; what the formula makes of equal rewards."""
+    options: dict[str, Any] = {"width": 14.5, "height": 4.9, "width_ratios": (1.5, 1)}
+    figure, (chart, scatter) = figures.new_figure(1, 2, **options)
     cases = result.series["cases"]
     labels = [case["label"] for case in cases.values()]
     for which, marker, colour, aside, words in (
@@ -294,22 +227,17 @@ def plot(result: Result) -> Figure:
     ticks = [1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6, 1e8]
     powers = [f"$10^{{{round(math.log10(tick))}}}$" for tick in ticks]
     figures.log_axis(chart, "x", [NOTHING, *ticks, ENDLESS], ["0", *powers, "no number"])
-    chart.set_xlim(NOTHING / 3, ENDLESS * 3)
-    chart.legend(frameon=False, loc="upper right")
-    figures.describe(chart, "What a sample is credited with", "|advantage|, or penalty", "")
-    for (eps, values), marker, colour in zip(
-        result.series["plain"].items(), "ox^", figures.shades(3), strict=True
+    title, span = "What a sample is credited with", (NOTHING / 3, ENDLESS * 3)
+    figures.describe(chart, title, "|advantage|, or penalty", xlim=span, legend="upper right")
+    for (eps, colour), marker in zip(
+        figures.shaded(list(result.series["plain"])), "ox^", strict=True
     ):
-        words = f"formula, eps = {float(eps):.0e}"
-        rewards = result.array("rewards")
-        scatter.plot(rewards, values, marker, color=colour, markersize=4, label=words)
+        look = {"color": colour, "markersize": 4, "label": f"formula, eps = {float(eps):.0e}"}
+        scatter.plot(result.array("rewards"), result.array("plain", eps), marker, **look)
     scatter.axhline(0, color=GOOD, linewidth=2.0, label="here: exactly 0")
-    scatter.legend(frameon=False, loc="lower left", ncols=1)
-    scatter.set_ylim(-2.2, 1.2)
-    group = result.settings["group"]
-    figures.describe(
-        scatter, f"{group} equal rewards in float32", "the reward", "advantage of each"
-    )
+    title, corner = f"{result.settings['group']} equal rewards in float32", "lower left"
+    y = "advantage of each"
+    figures.describe(scatter, title, "the reward", y, ylim=(-2.2, 1.2), legend=corner)
     return figure
 
 

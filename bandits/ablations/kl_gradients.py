@@ -22,12 +22,9 @@ import torch
 from torch import Tensor
 
 from bandits.ablations.kl_estimators import COLOURS, HERE, REFERENCE
-from bandits.environments import Deterministic
 from bandits.exact import B3_POLICY
-from bandits.flow import ascend
 from bandits.theory import kl_estimators as theory
 from course.errors import require
-from course.estimator import Estimator
 from course.exact import (
     Outcomes,
     group_mean_factor,
@@ -36,12 +33,11 @@ from course.exact import (
     relative_distance,
 )
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import K1, GroupMean, GroupStd, InReward
-from course.parts.kl import exact_kl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +61,7 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.group > 1, "group", self.group, "a whole number ≥ 2")
+        self.at_least(2, "group")
         whole = min(self.reference) > 0 and abs(sum(self.reference) - 1) < 1e-9
         require(whole, "reference", self.reference, "three probabilities > 0 that sum to 1")
 
@@ -83,25 +79,21 @@ CAPTION = "Gradients and curves are exact. β = 1, all rewards 0, policy (.5, .3
 
 def run(settings: Settings, progress: Progress) -> Result:
     """Everything is enumerated."""
-    s = settings
     policy = torch.tensor(B3_POLICY, dtype=torch.float64).log()
-    reference = torch.tensor(s.reference, dtype=torch.float64).log()
-    penalties = theory.placements()
+    reference = torch.tensor(settings.reference, dtype=torch.float64).log()
     found = {
         name: theory.penalty_gradient(penalty, policy, reference)
-        for name, penalty in penalties.items()
+        for name, penalty in theory.placements().items()
     }
-    found["centred"] = theory.penalty_gradient(
-        K1(1.0, InReward()), policy, reference, s.group, baseline=GroupMean()
-    )
+    centred: dict[str, Any] = {"baseline": GroupMean()}
+    k1 = K1(1.0, InReward())
+    found["centred"] = theory.penalty_gradient(k1, policy, reference, settings.group, **centred)
     true, tokens = theory.divergence_gradients(policy, reference), theory.two_tokens()
     sequences = theory.sequence_gradients(tokens)
-    nothing = Deterministic(torch.zeros(1, 3, dtype=torch.float64))
-    curves = {}
-    for name in progress(CURVES, "curves"):  # each penalty alone drives the policy, exactly
-        alone: dict[str, Any] = {"rate": s.rate, "steps": s.steps, "reference": reference}
-        path = ascend(Estimator(kl=penalties[name]), nothing, policy, 1, **alone)
-        curves[name] = exact_kl(path, reference)
+    curves = {
+        name: theory.penalty_curve(name, policy, reference, settings.rate, settings.steps)
+        for name in progress(CURVES, "curves")
+    }
     whole, dropped = kl_gradient(tokens), theory.later_tokens(tokens)
     series = {
         "gradients": {name: _plane(gradient) for name, gradient in found.items()},
@@ -112,12 +104,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         "dropped": dropped.norm() / whole.norm(),
         "curves": curves,
     }
-    facts = [
-        *_gradient_facts(found, true),
-        *_scaling_facts(s, found),
-        *_sequence_facts(tokens, sequences),
-        *_curve_facts(curves),
-    ]
+    facts = [*_gradient_facts(found, true), *_scaling_facts(settings, found)]
+    facts += [*_sequence_facts(tokens, sequences), *_curve_facts(curves)]
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
@@ -132,50 +120,41 @@ def _plane(gradient: Tensor) -> Tensor:
 
 def _gradient_facts(found: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> list[Fact]:
     reverse, forward, chi = (true[name] for name in ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"))
-    zero, kl = torch.zeros_like(reverse), "∇KL(π‖ref)"
+    zero, kl, neither = torch.zeros_like(reverse), "∇KL(π‖ref)", "neither KL's gradient, but"
     away = "−∇KL(π‖ref): it pushes away from the reference"
-    # fmt: off
-    expected = [
-        ("k1 in the loss", "no gradient at all", zero, BOTH, 20),
-        ("k2 in the loss", kl, reverse, BOTH, 20),
-        ("k3 in the loss", "∇KL(ref‖π), the other divergence", forward, BOTH, 20),
-        ("exact KL in the loss", kl, reverse, HERE, 20),
-        ("ρ·k1 in the loss", kl, reverse, BOTH, 20),
-        ("ρ·k3 in the loss", kl, reverse, BOTH, 20),
-        ("k1 in the reward", kl, reverse, BOTH, 20),
-        ("k2 in the reward", "neither KL's gradient, but ∇E[k2] − ∇KL(π‖ref)",
-         true["E k2"] - reverse, HERE, 20),
-        ("k3 in the reward", "neither KL's gradient, but ∇KL(π‖ref) − ∇KL(ref‖π)",
-         reverse - forward, HERE, 20),
-        ("inverted k1 in the loss", "no gradient, as the right one", zero, HERE, 21),
-        ("inverted k1 in the reward", away, -reverse, HERE, 21),
-        ("inverted ρ·k1 in the loss", away, -reverse, HERE, 21),
-        ("inverted k2 in the loss", "∇KL(π‖ref), as the right one", reverse, HERE, 21),
-        ("inverted k3 in the loss", "½∇χ²(π‖ref): an anchor still, of another strength",
-         chi, HERE, 21),
-    ]
-    # fmt: on
+    published, bug = Facts(BOTH, 20), Facts(HERE, 21)
     where = "(relative distance of the two, three arms, on policy)"
-    facts = [
-        Fact.exact(
-            f"{name} descends {what} {where}",
-            source,
-            relative_distance(found[name], target),
-            0.0,
-            number=number,
-        )
-        for name, what, target, source, number in expected
-    ]
+    for facts, source, name, what, target in (
+        (published, BOTH, "k1 in the loss", "no gradient at all", zero),
+        (published, BOTH, "k2 in the loss", kl, reverse),
+        (published, BOTH, "k3 in the loss", "∇KL(ref‖π), the other divergence", forward),
+        (published, HERE, "exact KL in the loss", kl, reverse),
+        (published, BOTH, "ρ·k1 in the loss", kl, reverse),
+        (published, BOTH, "ρ·k3 in the loss", kl, reverse),
+        (published, BOTH, "k1 in the reward", kl, reverse),
+        (published, HERE, "k2 in the reward", f"{neither} ∇E[k2] − {kl}", true["E k2"] - reverse),
+        (published, HERE, "k3 in the reward", f"{neither} {kl} − ∇KL(ref‖π)", reverse - forward),
+        (bug, HERE, "inverted k1 in the loss", "no gradient, as the right one", zero),
+        (bug, HERE, "inverted k1 in the reward", away, -reverse),
+        (bug, HERE, "inverted ρ·k1 in the loss", away, -reverse),
+        (bug, HERE, "inverted k2 in the loss", f"{kl}, as the right one", reverse),
+        (bug, HERE, "inverted k3 in the loss", "½∇χ²(π‖ref), another anchor", chi),
+    ):
+        off = relative_distance(found[name], target)
+        facts.exact(f"{name} descends {what} {where}", off, 0.0, source=source)
     for name in ("k2 in the reward", "k3 in the reward"):
         nearest = min(relative_distance(found[name], target) for target in (reverse, forward))
         claim = f"{name}: relative distance to the nearer of the two KL gradients is above one half"
-        facts.append(Fact.above(claim, BOTH, nearest, 0.5, number=20))
-    return facts
+        published.above(claim, nearest, 0.5)
+    return [*published, *bug]
 
 
-def _scaling_facts(s: Settings, found: Mapping[str, Tensor]) -> list[Fact]:
+def _scaling_facts(s: Settings, found: Mapping[str, Tensor]) -> Facts:
     """k1 in the reward under a group's mean, and under its std."""
-    full, many = found["k1 in the reward"], 512
+    facts, full, many = Facts(HERE, 20), found["k1 in the reward"], 512
+    claim = "under a group mean that includes the sample, k1 in the reward is scaled by (G − 1)/G"
+    share = found["centred"] @ full / (full @ full)
+    facts.exact(f"{claim} (G = {s.group})", share, group_mean_factor(s.group))
     two = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     ref = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
 
@@ -186,49 +165,51 @@ def _scaling_facts(s: Settings, found: Mapping[str, Tensor]) -> list[Fact]:
     length = theory.divergence_gradients(two, ref)["KL(π‖ref)"].norm()
     # k1 takes two values, so its group std is that of a Bernoulli times the gap
     gap = ((two - ref)[0] - (two - ref)[1]).abs()
-    mean = "under a group mean that includes the sample, k1 in the reward is scaled by (G − 1)/G"
-    std = "under the group's std, with no other reward, it is scaled by w_G(p)/|difference of the"
-    std += " two k1|, w_G as for a Bernoulli reward (two arms, .3 and .7 against .6 and .4, G = 8)"
-    large = "for large groups that is 1/std(k1), less 1/(8Gp(1 − p)) of it: scale times std(k1)"
-    free = "and β cancels: with no other reward, β = .01 has the gradient of β = 1 (relative"
-    factor, weight = group_mean_factor(s.group), group_std_weight(0.3, 8) / gap
+    claim = "under the group's std, with no other reward, it is scaled by w_G(p)/|difference of the"
+    claim += (
+        " two k1|, w_G as for a Bernoulli reward (two arms, .3 and .7 against .6 and .4, G = 8)"
+    )
+    facts.exact(claim, under_std(8).norm() / length, group_std_weight(0.3, 8) / gap)
+    claim = "for large groups that is 1/std(k1), less 1/(8Gp(1 − p)) of it: scale times std(k1)"
     scaled = under_std(many).norm() / length * gap * math.sqrt(0.21)
-    share, first = found["centred"] @ full / (full @ full), 1 - 1 / (8 * many * 0.21)
-    off = relative_distance(under_std(8, 0.01), under_std(8))
-    return [
-        Fact.exact(f"{mean} (G = {s.group})", HERE, share, factor, number=20),
-        Fact.exact(std, HERE, under_std(8).norm() / length, weight, number=20),
-        Fact.exact(f"{large} (G = {many})", HERE, scaled, first, digits=5, number=20),
-        Fact.exact(f"{free} distance)", HERE, off, 0.0, number=20),
-    ]
+    facts.exact(f"{claim} (G = {many})", scaled, 1 - 1 / (8 * many * 0.21), 5)
+    claim = "and β cancels: with no other reward, β = .01 has the gradient of β = 1 (relative"
+    facts.exact(f"{claim} distance)", relative_distance(under_std(8, 0.01), under_std(8)), 0.0)
+    return facts
 
 
-def _sequence_facts(listed: Outcomes, found: Mapping[str, Tensor]) -> list[Fact]:
-    true, dropped = kl_gradient(listed), theory.later_tokens(listed)
-    where, facts = "(two tokens of three words, 9 answers listed; relative distance)", []
+def _sequence_facts(listed: Outcomes, found: Mapping[str, Tensor]) -> Facts:
+    true, dropped, facts = kl_gradient(listed), theory.later_tokens(listed), Facts(HERE, 20)
+    where = "(two tokens of three words, 9 answers listed; relative distance)"
     for name, gradient in found.items():
-        claim, source, target = f"{name} has the gradient of the whole answer's KL", COMEDY, true
-        if name != "k1 in the reward":
-            claim = f"{name}, has that gradient less E[KL(second token) ∇log π(first token)], what"
-            claim, source, target = f"{claim} the first does to the second", HERE, true - dropped
-        off = relative_distance(gradient, target)
-        facts.append(Fact.exact(f"{claim} {where}", source, off, 0.0, number=20))
+        if name == "k1 in the reward":
+            claim, off = (
+                f"{name} has the gradient of the whole answer's KL",
+                relative_distance(gradient, true),
+            )
+            facts.exact(f"{claim} {where}", off, 0.0, source=COMEDY)
+            continue
+        claim = f"{name}, has that gradient less E[KL(second token) ∇log π(first token)], what"
+        off = relative_distance(gradient, true - dropped)
+        facts.exact(f"{claim} the first does to the second {where}", off, 0.0)
     claim = "and that is no small part of it (share of its length, the policy and reference here)"
-    return [*facts, Fact.above(claim, HERE, dropped.norm() / true.norm(), 0.1, number=20)]
+    facts.above(claim, dropped.norm() / true.norm(), 0.1)
+    return facts
 
 
-def _curve_facts(found: Mapping[str, Tensor]) -> list[Fact]:
-    facts = []
+def _curve_facts(found: Mapping[str, Tensor]) -> Facts:
+    facts = Facts(HERE, 21)
     for name, claim, expected in (
         (CURVES[0], "k1 in the reward, alone: share of updates at which KL(π‖ref) falls", 1.0),
         (CURVES[1], "inverted k1 in the reward, alone: share of updates at which it falls", 0.0),
         (CURVES[5], "inverted k3 in the loss, alone, is an anchor: share at which it falls", 1.0),
     ):
-        falling = (found[name].diff() < 0).double().mean()
-        facts.append(Fact.exact(claim, HERE, falling, expected, number=21))
+        facts.exact(claim, (found[name].diff() < 0).double().mean(), expected)
     apart = (found[CURVES[2]] - found[CURVES[3]]).abs().max()
-    claim = "k2 and inverted k2 in the loss have one curve (largest difference, nats)"
-    return [*facts, Fact.exact(claim, HERE, apart, 0.0, number=21)]
+    facts.exact(
+        "k2 and inverted k2 in the loss have one curve (largest difference, nats)", apart, 0.0
+    )
+    return facts
 
 
 # ---------------------------------------------------------------- the figure
@@ -310,5 +291,4 @@ def _plot_curves(ax: Axes, result: Result) -> None:
         figures.band(ax, np.arange(len(curve)), curve, color=colour, label=label, **look)
     figures.log_axis(ax, "y")
     title, x = "The inverted ratio, seen from its curves", "updates with the penalty alone"
-    figures.describe(ax, title, x, "KL(π‖ref) (nats)")
-    figures.label_ends(ax)
+    figures.describe(ax, title, x, "KL(π‖ref) (nats)", ends=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bandits.environments import Deterministic
-from bandits.flow import expected_gradient
+from bandits.flow import ascend, expected_gradient
 from course.estimator import Estimator
 from course.exact import Outcomes, gaussian_control_variate, microscope
 from course.lab.statistics import mean_error
@@ -224,3 +224,16 @@ def sequence_gradients(listed: Outcomes) -> dict[str, Tensor]:
         name: -microscope(Estimator(kl=penalty), listed, 1, covariance=False).expected
         for name, penalty in summed.items()
     }
+
+
+def penalty_curve(
+    name: str, log_prob: Tensor, reference: Tensor, rate: float, steps: int
+) -> Tensor:
+    """KL(π‖ref) [1 + steps], in nats, while the penalty `name` of `placements` alone drives π.
+
+    The ascent follows the exact expected gradient from `log_prob` [K]; every reward is 0.
+    """
+    nothing = Deterministic(torch.zeros(1, len(log_prob), dtype=torch.float64))
+    alone = Estimator(kl=placements()[name])
+    path = ascend(alone, nothing, log_prob, 1, rate=rate, steps=steps, reference=reference)
+    return exact_kl(path, reference)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from bandits.ablations import ladder as ablation
-from bandits.ablations.ladder import Climb, Settings, pick, train
+from bandits.ablations.ladder import Settings
+from bandits.theory.contextual import Climb, pick, train
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
