@@ -67,17 +67,23 @@ def anchored_error(
     tokens of a place have `reference` of the reference policy. With group mean and std the reward
     pulls on the log-probability of a wrong token with w_G(ε)(1 − ε)ε/T, the penalty against it with
     β(reference − ε/T); ε is where the two are equal. The group is silent with probability
-    (1 − ε)^G. `group_size` is ≥ 2 or math.inf. Source: here.
+    (1 − ε)^G. `group_size` is ≥ 2 or math.inf. Raises `CourseError` if they balance at no ε ≤ ½.
+    Source: here.
     """
     check_group_size(group_size, 2, infinite=True)
     require(beta >= 0, "beta", beta, "a number ≥ 0")
     require(tokens > 0, "tokens", tokens, "a whole number > 0")
     require(0 < reference <= 1, "reference", reference, "a probability above 0")
-    low, high = 0.0, 1.0
+
+    def held(share: float) -> bool:
+        pull = float(group_std_weight(share, group_size)) * (1 - share) * share / tokens
+        return pull >= beta * (reference - share / tokens)
+
+    low, high = 0.0, 0.5
+    require(held(high), "beta", beta, "a penalty that the reward balances below ε = ½")
     for _ in range(60):
         middle = (low + high) / 2
-        pull = float(group_std_weight(middle, group_size)) * (1 - middle) * middle / tokens
-        low, high = (middle, high) if pull < beta * (reference - middle / tokens) else (low, middle)
+        low, high = (low, middle) if held(middle) else (middle, high)
     return high
 
 

@@ -63,6 +63,8 @@ def test_an_error_in_many_places_is_shared_by_them() -> None:
         # w_2(p) = 1: the two samples of a pair differ with probability 2p(1−p), with A = ±1
         assert anchored_error(beta, 2, tokens, 0.9) == pytest.approx(want, rel=1e-9)
     assert anchored_error(0.0, 16) == pytest.approx(0.0, abs=1e-15)
+    with pytest.raises(CourseError, match="beta"):
+        anchored_error(1.0, 2, tokens=4)  # ¼ (1 − ε)ε is at most 1/16
 
 
 def test_the_rare_arm_is_found_first_under_k3() -> None:
