@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from course.errors import require
 from course.estimator import Estimator
+from course.lab.facts import Fact
+from course.lab.statistics import paired_error
 from course.lab.sweep import Swept, sweep
 from course.lab.terminal import QUIET, Progress
 from course.learner import Learner
@@ -104,6 +107,11 @@ class Curves:
         return torch.where(self.halted, torch.nan, self.values["accuracy"][-1].double())
 
     @property
+    def start(self) -> Tensor:
+        """The greedy accuracy [L, S] of the same models after the warm start."""
+        return self.values["accuracy"][0].double()
+
+    @property
     def gain(self) -> Tensor:
         """The accuracy less that of the same model after the warm start, [logs, L, S]."""
         return self.values["accuracy"] - self.values["accuracy"][0]
@@ -124,7 +132,7 @@ def train(
     *,
     questions: Tensor | None = None,
     also: Mapping[str, Tensor] | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Callable[[Tensor], Optimizer] | None = None,
     asks: type[LanguageModel] = LanguageModel,
     text: str = "rollouts",
     seen: Callable[[int, dict[str, Tensor]], None] = lambda step, row: None,
@@ -133,22 +141,24 @@ def train(
 
     A model draws from the same random streams at every rate and with every estimator, so
     comparisons are paired. The greedy accuracy is measured on `questions` [N], rows of the task
-    (default: those for judging). `also` names further sets of rows to measure. `optimizer` replaces
-    Adam. `seen` is told of each logged row.
+    (default: those for judging). `also` names further sets of rows to measure. `optimizer` makes
+    what replaces Adam from the rates [L, S], which are bounds of the KL for TRPO. `seen` is told of
+    each logged row.
     """
     runs, device = (len(rates), len(numbers)), budget.device
     value = needs_value_head(budget, estimator)
     model = copies(start.of(numbers), start.model, runs, value=value)
     every = [number for _ in rates for number in numbers]
+    each = torch.tensor(rates, device=device).unsqueeze(-1).expand(runs)
     learner = train_learner(
         budget,
         estimator,
         model,
         start.task,
         Streams(budget.seed, runs, every, device),
-        torch.tensor(rates, device=device).unsqueeze(-1).expand(runs),
+        each,
         critic=critic_of(budget, estimator, model),
-        optimizer=optimizer,
+        optimizer=None if optimizer is None else optimizer(each),
         asks=asks,
         halt_diverged=True,
     )
@@ -190,12 +200,15 @@ def sweep_rates(
     start: Start,
     progress: Progress = QUIET,
     *,
+    optimizer: Callable[[Tensor], Optimizer] | None = None,
     asks: type[LanguageModel] = LanguageModel,
+    also: Mapping[str, Tensor] | None = None,
     text: str = "",
 ) -> Swept[Curves]:
     """Train the tuning models at every rate, then the judging models at the best rate.
 
     `start` holds both. The held-out questions that choose the rate are not those that judge it.
+    `optimizer`, `asks` and `also` are those of `train`; only the judging models measure `also`.
     """
     tuning, judging = range(budget.tuning), range(budget.tuning, budget.models)
     quick = replace(budget, log_every=budget.rollouts)  # only the final accuracy is needed
@@ -211,11 +224,22 @@ def sweep_rates(
             numbers,
             progress,
             questions=rows,
+            also=None if choosing else also,
+            optimizer=optimizer,
             asks=asks,
             text=f"{text}: choosing the rate" if choosing else text,
         )
 
     return sweep(trained, lambda curves: curves.final, budget.rates, tuning, judging)
+
+
+def compared(claim: str, more: Any, less: Any, number: int | None = None) -> Fact:
+    """The fact that `more` is above `less` (both [S]), model by model; it may not hold."""
+    mean, error = paired_error(more, less)
+    text, runs = f"{claim} (difference, model by model)", len(more)
+    return Fact.above(
+        text, "this course", mean, 0.0, error, number=number, runs=runs, chance=CHANCE
+    )
 
 
 def held_out(task: Task, count: int, *, choosing: bool = False) -> Tensor:
@@ -277,6 +301,7 @@ __all__ = [
     "AblationBudget",
     "Curves",
     "SweptBudget",
+    "compared",
     "distance",
     "held_out",
     "peak_bytes",

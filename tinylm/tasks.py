@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -237,6 +237,23 @@ class Task:
             for name in ("prompt", "target", "answer", "difficulty", "train", "held_out")
         }
         return Task(self.settings, **tables, marked=self.marked)
+
+
+def together(first: Task, second: Task) -> Task:
+    """Both tasks in one table, the questions of `first` before those of `second`.
+
+    Prompts and answers of both have the same widths, and the settings are those of `first`.
+    """
+    count = len(first.prompt)
+    return replace(
+        first,
+        prompt=torch.cat([first.prompt, second.prompt]),
+        target=torch.cat([first.target, second.target]),
+        answer=torch.cat([first.answer, second.answer]),
+        difficulty=torch.cat([first.difficulty, second.difficulty]),
+        train=torch.cat([first.train, second.train + count]),
+        held_out=torch.cat([first.held_out, second.held_out + count]),
+    )
 
 
 def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) -> Task:

@@ -13,27 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from course import ladder
 from course.errors import require
-from course.exact import silent_probability
 from course.lab import figures
 from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
-from course.lab.statistics import described, interval, paired_error
+from course.lab.statistics import described, named_interval
 from course.lab.sweep import Swept, edges
 from course.lab.terminal import Progress
-from course.rollout import Rollout
-from course.train.metrics import of_rollout
-from course.train.noise import Noise
-from tinylm.curves import CHANCE, Curves, SweptBudget, sweep_rates
-from tinylm.evaluate import right_to_go
-from tinylm.problem import LanguageModel
+from tinylm.curves import Curves, SweptBudget, compared, sweep_rates
 from tinylm.warm_start import warm_start
+from tinylm.watched import WatchedGroups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +35,7 @@ TITLE = (
     " silent"
 )
 FIGURE = "tinylm_group_size"
-EXPECTED_SECONDS = 140.0
+EXPECTED_SECONDS = 240.0
 SILENT = "Yu et al. 2025 (DAPO, 2503.14476), §3.2; the formula: this course"
 
 
@@ -57,105 +48,80 @@ class Settings(SweptBudget):
     rung: str = "grpo"  # which estimator
     groups: tuple[int, ...] = (2, 4, 8, 16, 32)  # completions per question, G
     completions: int = 128  # per rollout, at every G
-    log_every: int = 6  # rollouts
+    log_every: int = 8  # rollouts
+    # Adam's learning rates, each of which falls linearly to 0
+    rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4, 2.7e-3)
+    tuning: int = 2  # models that choose the rate
+    seeds: int = 10  # models that are judged
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(min(self.groups) > 1, "groups", self.groups, "whole numbers > 1")
         whole = all(self.completions % group == 0 for group in self.groups)
-        require(
-            whole,
-            "completions",
-            self.completions,
-            f"a multiple of every group size {self.groups}",
-        )
+        allowed = f"a multiple of every group size {self.groups}"
+        require(whole, "completions", self.completions, allowed)
 
 
 SETTINGS = Settings()
 
 
-class Watched(LanguageModel):
-    """The same problem, which also counts silent groups and computes each question's exact p."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # silent share [*runs] and p [*runs, Q] of each rollout since the last log
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def sample(self, noise: Noise) -> Rollout:
-        """Sample completions, and compute p under the policy that sampled them."""
-        rollout = super().sample(noise)
-        p = right_to_go(
-            self.model, self.task, rollout.data["question"], temperature=self.temperature
-        )[..., 0]
-        self.seen.append((of_rollout(rollout)["silent_groups"].double(), p.double()))
-        return rollout
-
-    def metrics(self) -> dict[str, Tensor]:
-        """The share of silent groups since the last log, its expectation, and its variance."""
-        measured, p = (torch.stack(each) for each in zip(*self.seen, strict=True))
-        self.seen = []
-        silent = silent_probability(p, self.group)
-        variance = (silent * (1 - silent)).sum((0, -1)) / (silent.shape[0] * silent.shape[-1]) ** 2
-        return {
-            "silent_measured": measured.mean(0),
-            "silent_expected": silent.mean((0, -1)),
-            "silent_variance": variance,
-        }
-
-
 def run(settings: Settings, progress: Progress) -> Result:
     """Warm start once; then every group size: its rate chosen on some models, judged on others."""
-    start = warm_start(settings, settings.models, progress)
-    estimator = ladder.get(settings.rung).estimator
-    found: dict[str, Swept[Curves]] = {}
-    for group in progress(settings.groups, "group sizes"):
-        budget = replace(settings, group=group, prompts=settings.completions // group)
-        found[str(group)] = sweep_rates(
-            budget, estimator, start, progress, asks=Watched, text=f"G = {group}"
+    s, start = settings, warm_start(settings, settings.models, progress)
+    estimator = ladder.get(s.rung).estimator
+    found: dict[int, Swept[Curves]] = {}
+    for group in progress(s.groups, "group sizes"):
+        budget = replace(s, group=group, prompts=s.completions // group)
+        found[group] = sweep_rates(
+            budget, estimator, start, progress, asks=WatchedGroups, text=f"G = {group}"
         )
-    sizes = {size: summary(swept, settings) for size, swept in found.items()}
-    said = {f"G = {size}": swept.choice for size, swept in found.items()}
+    largest = found[max(s.groups)].judged
+    sizes = {str(group): summary(swept, largest, s) for group, swept in found.items()}
+    said = {f"G = {group}": swept.choice for group, swept in found.items()}
     caption = (
-        f"{settings.completions} completions per rollout at every G. Gain over the own warm start:"
-        f" {described(settings.seeds)}, rates chosen on {settings.tuning} other models and other"
-        " questions. Thin dashed: p^G + (1−p)^G, averaged over the questions asked, p exact."
-        f" {edges(said, settings.rates)}"
+        f"{s.completions} completions per rollout at every G. Differences model by model:"
+        f" {described(s.seeds)}; the warm start's greedy accuracy is {largest.start.mean():.2f}."
+        f" Rates chosen on {s.tuning} other models and other questions. Thin dashed: p^G + (1−p)^G,"
+        f" averaged over the questions asked, p exact. {edges(said, s.rates)}"
     )
-    series = {"sizes": sizes, "start": start.accuracy, "rates": settings.rates}
-    result = Result(series=series, facts=_facts(settings, sizes), caption=caption.strip())
-    return told(result, {f"G = {size}": swept.judged.halted for size, swept in found.items()})
+    series = {
+        "sizes": sizes,
+        "start": largest.start[0],
+        "start_over_largest": named_interval("mean", largest.start[0] - largest.final[0]),
+        "sampled": start.accuracy,
+        "rates": s.rates,
+    }
+    result = Result(series=series, facts=_facts(s, sizes), caption=caption.strip())
+    return told(result, {f"G = {group}": swept.judged.halted for group, swept in found.items()})
 
 
-def summary(swept: Swept[Curves], settings: Settings) -> dict[str, Any]:
+def summary(swept: Swept[Curves], largest: Curves, settings: Settings) -> dict[str, Any]:
     """What is kept of one G: its rate, and of the judged models accuracy and silent groups along
-    the way.
+    the way; `over_largest` is the final accuracy less that of the largest G, model by model.
     """
     curves = swept.judged
-    way, way_half = interval(curves.gain[:, 0])
     silent, expected, variance = (
-        curves.values[name][1:, 0].double()
-        for name in ("silent_measured", "silent_expected", "silent_variance")
+        curves.values[f"silent_{name}"][1:, 0].double()
+        for name in ("measured", "expected", "variance")
     )
     return {
         "samples": [step * settings.completions for step in curves.steps],
         "rate": swept.choice.rate,
         "interior": swept.choice.interior,
         "sweep": None if swept.tried is None else swept.tried.final.mean(-1),
-        "accuracy": curves.values["accuracy"][:, 0].mean(-1),
-        "gain": way,
-        "gain_half": way_half,
         "final_seeds": curves.final[0],
         "silent": silent.mean(-1),
         "silent_error": (variance.sum(-1)).sqrt() / variance.shape[-1],
         "silent_expected": expected.mean(-1),
         "seconds": curves.seconds / settings.seeds,
+        **named_interval("gain", curves.gain[:, 0]),
+        **named_interval("over_largest", curves.final[0] - largest.final[0]),
     }
 
 
 def _facts(settings: Settings, sizes: Mapping[str, Mapping[str, Any]]) -> list[Fact]:
     """Silent groups against the formula, for each G over all rollouts; and accuracy with many
-    questions against few, model by model.
+    questions against few, model by model (a direction that an earlier run with other models fixed).
     """
     facts = []
     for group, found in sizes.items():
@@ -169,72 +135,60 @@ def _facts(settings: Settings, sizes: Mapping[str, Mapping[str, Any]]) -> list[F
         facts.append(Fact.simulated(claim, SILENT, measured, error, expected, number=13))
     small, large = str(min(settings.groups)), str(max(settings.groups))
     if small != large:
-        mean, error = paired_error(sizes[small]["final_seeds"], sizes[large]["final_seeds"])
         claim = (
             f"At {settings.completions} completions per rollout G = {small} ends above G = {large}"
-            " in held-out accuracy, each at its best rate (difference, model by model)"
+            " in held-out accuracy, each at its best rate"
         )
-        facts.append(
-            Fact.above(claim, "this course", mean, 0.0, error, runs=settings.seeds, chance=CHANCE)
-        )
+        facts.append(compared(claim, *(sizes[each]["final_seeds"] for each in (small, large))))
     return facts
 
 
 def plot(result: Result) -> Figure:
-    """Accuracy along the way, where it ends, and silent groups beside the formula."""
-    figure, (way, end, quiet) = figures.new_figure(1, 3, width=15.0, height=4.6)
+    """What a smaller G buys over the largest, model by model; the way there; and silent groups
+    beside the formula.
+    """
+    figure, (end, way, quiet) = figures.new_figure(1, 3, width=15.5, height=4.8)
     sizes = [str(group) for group in result.settings["groups"]]
-    colours = figures.shades(len(sizes))
-    for size, colour in zip(sizes, colours, strict=True):
-        x, y = (result.array("sizes", size, name) for name in ("samples", "gain"))
-        figures.band(way, x, y, label=f"G = {size}", color=colour, linestyle="-")
-    figures.describe(
-        way,
-        "The same completions, grouped otherwise",
-        "completions",
-        "held-out accuracy, above the warm start",
-    )
     _draw_ends(end, result, sizes)
-    for size, colour in zip(sizes, colours, strict=True):
-        x, y, error, expected = (
+    for size, colour in zip(sizes, figures.shades(len(sizes)), strict=True):
+        look = {"color": colour, "linestyle": "-"}
+        x, y, silent, error, expected = (
             result.array("sizes", size, name)
-            for name in ("samples", "silent", "silent_error", "silent_expected")
+            for name in ("samples", "gain", "silent", "silent_error", "silent_expected")
         )
-        figures.points(quiet, x[1:], y, 2 * error, color=colour, markersize=5, capsize=0)
+        figures.band(way, x, y, label=f"G = {size}", **look)
+        figures.points(quiet, x[1:], silent, 2 * error, color=colour, markersize=5, capsize=0)
         figures.expectation(quiet, x=x[1:], y=expected, label=f"_{size}")
         # where its name is written
         quiet.plot(x[-1:], expected[-1:], alpha=0, color=colour, label=f"G = {size}")
+    figures.reference(way, 0.0, label="warm start")
     quiet.set_ylim(0, 1)
-    figures.describe(
-        quiet, "Silent groups follow p^G + (1−p)^G", "completions", "silent groups (share)"
-    )
+    figures.describe(way, "The way there", "completions", "held-out accuracy above the warm start")
+    title = "Silent groups follow p^G + (1−p)^G"
+    figures.describe(quiet, title, "completions", "silent groups (share)")
     for ax in (way, quiet):
         ax.locator_params(axis="x", nbins=5)
-    figures.label_ends(way)
-    figures.label_ends(
-        quiet, [line for line in quiet.get_lines() if str(line.get_label()).startswith("G")]
-    )
+        figures.label_ends(ax, [x for x in ax.get_lines() if str(x.get_label()).startswith("G")])
     return figure
 
 
 def _draw_ends(ax: Axes, result: Result, sizes: list[str]) -> None:
-    """Final gain by G, with its interval and its learning rate."""
-    place = np.arange(len(sizes), dtype=float)
-    gain, half = (
-        [float(result.array("sizes", size, name)[-1]) for size in sizes]
-        for name in ("gain", "gain_half")
+    """Final accuracy of each G less that of the largest, model by model, and its learning rate."""
+    over, half = (
+        [float(result.array("sizes", size, name)) for size in sizes]
+        for name in ("over_largest", "over_largest_half")
     )
-    figures.points(ax, place, gain, half, result.settings["rung"], linestyle="-")
+    figures.points(ax, range(len(sizes)), over, half, result.settings["rung"], markersize=8)
+    begun = float(result.array("start_over_largest", "mean"))
+    figures.reference(ax, 0.0)
+    figures.reference(ax, begun, label="warm start", linestyle=":")
     completions = int(result.settings["completions"])
     words = [
         f"{size}\n{completions // int(size)}\n{float(result.array('sizes', size, 'rate')):g}"
         for size in sizes
     ]
-    ax.set_xticks(place, words)
+    ax.set_xticks(range(len(sizes)), words)
     ax.margins(x=0.08)
-    figures.describe(
-        ax,
-        "Where it ends",
-        "G; questions per rollout; learning rate",
-        "final gain over the warm start",
-    )
+    x = "G; questions per rollout; learning rate"
+    y = f"final accuracy less that of G = {sizes[-1]}, paired"
+    figures.describe(ax, "Many questions or many answers", x, y)

@@ -1,22 +1,21 @@
 """The KL anchor on a language model: what it holds, what it costs, and what it buys.
 
-A small transformer is warm-started on addition AND subtraction; reinforcement learning then rewards
-sums alone. GRPO is trained with each estimator of the KL at each place (k1, k2, k3 in the loss, k3
-times the ratio, k1 in the reward, the exact KL of every token) and each β. What to look for:
+A nano transformer is warm-started on addition AND subtraction of digits; reinforcement learning
+then rewards sums alone. So small a table holds no questions out: accuracies are of all of them.
+GRPO is trained with each estimator of the KL at each place and with each β, at one learning rate:
+the best without KL, chosen on other models and questions. What to look for:
 
     the actual distance from the reference, which β is meant to control
     k1 in the loss: on-policy its gradient has mean 0, so it does not hold the policy. From the
       second update of a rollout on it is worse: descending β·E_old[log π] means ascending
       β·KL(π_old‖π), which drives the policy away from its own samples
+    differences, which are no longer trained: are some forgotten, and does an anchor keep them?
     sums, which are rewarded: does an anchor make them worse?
-    differences, which are no longer trained (the dotted line is the warm start): are some
-      forgotten, and does an anchor keep them? The facts say which effects exceed the scatter of the
-      models
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,32 +25,30 @@ from torch import Tensor
 
 from course import ladder
 from course.errors import misnamed, require
-from course.estimator import Estimator
 from course.estimator import replace as swap
 from course.lab import figures
 from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
-from course.lab.statistics import described, interval, mean_error
+from course.lab.statistics import described, interval, named_interval
+from course.lab.sweep import edges
 from course.lab.terminal import Progress
 from course.parts import K1, K2, K3, KL, ExactKL, InLossTimesRatio, InReward
 from tinylm import tasks
-from tinylm.curves import CHANCE, AblationBudget, Curves, held_out, train
+from tinylm.curves import Curves, SweptBudget, compared, held_out, sweep_rates, train
 from tinylm.tasks import Task, TaskSettings
 from tinylm.warm_start import warm_start
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 TITLE = (
     "the KL anchor: β × estimator × place, against the distance really travelled and what it does"
     " to another skill"
 )
 FIGURE = "tinylm_kl"
-EXPECTED_SECONDS = 480.0
-SEEN = "measured here"
+EXPECTED_SECONDS = 300.0
 TRAINED, KEPT = "addition", "subtraction"  # rewarded, and not
 LOOSE = "k1 in the loss"
 ANCHORS = (
@@ -60,45 +57,32 @@ ANCHORS = (
     "ρ·k3 in the loss",
     "exact in the loss",
 )  # with the gradient of a KL, in the loss
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """A KL penalty: its class, its place, and how it is drawn."""
-
-    kind: type[KL]
-    options: Mapping[str, Any]
-    colour: str
-    dashes: Any = figures.SOLID
-
-    def at(self, beta: float) -> KL:
-        """The penalty with coefficient `beta`."""
-        return self.kind(beta, **self.options)
-
-
-PENALTIES: dict[str, Penalty] = {
-    LOOSE: Penalty(K1, {}, "#4a98e0"),
-    "k2 in the loss": Penalty(K2, {}, "#b8860b"),
-    "k3 in the loss": Penalty(K3, {}, "#b8320f"),
-    "ρ·k3 in the loss": Penalty(K3, {"place": InLossTimesRatio()}, "#c25fa0", figures.DASH),
-    "k1 in the reward": Penalty(K1, {"place": InReward()}, "#0057a3", figures.DASH),
-    "exact in the loss": Penalty(ExactKL, {}, "#00875f"),
+PENALTIES: dict[str, KL] = {  # at β = 1
+    LOOSE: K1(1.0),
+    "k2 in the loss": K2(1.0),
+    "k3 in the loss": K3(1.0),
+    "ρ·k3 in the loss": K3(1.0, place=InLossTimesRatio()),
+    "exact in the loss": ExactKL(1.0),
+    "k1 in the reward": K1(1.0, place=InReward()),
 }
 
 
 @dataclass(frozen=True)
-class Settings(AblationBudget):
+class Settings(SweptBudget):
     """Which penalties, how strong; and the size of each training."""
 
     penalties: tuple[str, ...] = tuple(PENALTIES)  # estimator and place
-    betas: tuple[float, ...] = (0.1, 0.3, 1.0)  # strengths β
-    rate: float = 1e-3  # Adam's learning rate, which falls linearly to 0
-    rollouts: int = 120  # rollouts of reinforcement learning
+    betas: tuple[float, ...] = (0.1, 1.0)  # strengths β
+    preset: str = "nano"  # nano, mini, small or gpu
+    digits: int = 1  # digits of each number
+    # Adam's learning rates, each of which falls linearly to 0
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rollouts: int = 160  # rollouts of reinforcement learning
+    epochs: int = 4  # updates per rollout: with one, k1 in the loss only adds noise
     warm_target: float = 0.4  # sampled accuracy of the warm start on both skills together
-    warm_lr: float = 3e-3  # Adam's learning rate in the warm start
-    warm_batch: int = 256  # demonstrations per step: two skills need more of them
-    seeds: int = 5  # models that are judged
-    log_every: int = 120  # rollouts; the last one is logged, too
+    log_every: int = 160  # rollouts; the last one is logged, too
+    tuning: int = 4  # models that choose the rate
+    seeds: int = 12  # models that are judged
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,87 +93,79 @@ class Settings(AblationBudget):
 
 
 SETTINGS = Settings()
-SHOWN = ("accuracy", KEPT, "kl_start", "silent_groups")
+SHOWN = ("accuracy", KEPT, "kl_start")
 
 
 def two_skills(digits: int) -> tuple[Task, Task, Tensor]:
-    """Both tasks in one table for the warm start; the same table split to train on sums alone.
-
-    The third result holds the rows of the held-out differences.
+    """Both tasks in one table for the warm start; the same table to train on sums alone, which are
+    all judged; and the rows of all differences, which are never trained on again.
     """
     first, second = (tasks.make(TaskSettings(name=name, digits=digits)) for name in (TRAINED, KEPT))
-    count = len(first.prompt)
-    whole = replace(
-        first,
-        prompt=torch.cat([first.prompt, second.prompt]),
-        target=torch.cat([first.target, second.target]),
-        answer=torch.cat([first.answer, second.answer]),
-        difficulty=torch.cat([first.difficulty, second.difficulty]),
-        train=torch.cat([first.train, second.train + count]),
-        held_out=torch.cat([first.held_out, second.held_out + count]),
-    )
-    return (
-        whole,
-        replace(whole, train=first.train, held_out=first.held_out),
-        second.held_out + count,
-    )
-
-
-def ends(curves: Curves) -> dict[str, Any]:
-    """What is kept of a training: each seed's last numbers, the other skill's among them."""
-    kept: dict[str, Any] = {name: curves.values[name][-1, 0] for name in SHOWN}
-    for name in SHOWN:
-        kept[f"{name}_mean"], kept[f"{name}_half"] = interval(kept[name])
-    return kept | {"halted": curves.halted[0].float().mean(), "seconds": curves.seconds}
+    whole, count = tasks.together(first, second), len(first.prompt)
+    sums = replace(whole, train=first.train, held_out=torch.arange(count))
+    return whole, sums, count + torch.arange(len(second.prompt))
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """One warm start; then one training without KL, and one for each penalty and β, all seeds at
-    once.
-    """
-    both, sums, others = two_skills(settings.digits)
-    start = warm_start(settings, settings.seeds, progress, task=both)
-    start = replace(start, task=sums.to(settings.device))
-    others = held_out(replace(start.task, held_out=others), settings.judged).to(settings.device)
+    """One warm start; the rate without KL; then one training for each penalty and β."""
+    s = settings
+    both, sums, others = two_skills(s.digits)
+    start = warm_start(s, s.models, progress, task=both)
+    start = replace(start, task=sums.to(s.device))
+    also = {KEPT: held_out(replace(start.task, held_out=others), s.judged).to(s.device)}
     base = ladder.get("length_mean").estimator  # GRPO less its KL
-
-    halted: dict[str, Tensor] = {}
-
-    def trained(estimator: Estimator, text: str) -> Curves:
-        curves = train(
-            settings,
-            estimator,
-            start,
-            (settings.rate,),
-            range(settings.seeds),
-            progress,
-            also={KEPT: others},
-            text=text,
-        )
-        halted[text] = curves.halted
-        return curves
-
-    free = trained(base, "no KL")
+    swept = sweep_rates(s, base, start, progress, also=also, text="no KL")
+    halted = {"no KL": swept.judged.halted}
+    rate, judged = (swept.choice.rate,), range(s.tuning, s.models)
     found: dict[str, dict[str, Any]] = {}
-    for name in progress(settings.penalties, "penalties"):
-        every = [
-            ends(trained(swap(base, kl=PENALTIES[name].at(beta)), f"{name}, β = {beta:g}"))
-            for beta in settings.betas
-        ]
-        found[name] = {
-            key: torch.stack([torch.as_tensor(one[key]) for one in every]) for key in every[0]
-        }
-    none = ends(free)
-    before = {name: free.values[name][0, 0] for name in ("accuracy", KEPT)}
+    for name in progress(s.penalties, "penalties"):
+        ended = []
+        for beta in s.betas:
+            text, estimator = f"{name}, β = {beta:g}", swap(base, kl=at(name, beta))
+            curves = train(s, estimator, start, rate, judged, progress, also=also, text=text)
+            halted[text] = curves.halted
+            ended.append(ends(curves))
+        found[name] = {key: torch.stack([one[key] for one in ended]) for key in SHOWN}
+    none = ends(swept.judged)
+    before = {name: swept.judged.values[name][0, 0] for name in ("accuracy", KEPT)}
     series = {
-        "none": none,
-        "penalties": found,
+        "none": none | {f"{name}_mean": none[name].mean() for name in SHOWN},
+        "penalties": {name: kept | over(kept, none) for name, kept in found.items()},
         "start": {name: value.mean() for name, value in before.items()},
+        "start_over_none": {n: interval(before[n] - none[n])[0] for n in ("accuracy", KEPT)},
+        "rate": swept.choice.rate,
         "sampled": start.accuracy,
     }
-    caption = f"{CAPTION} Intervals: {described(settings.seeds)}."
-    result = Result(series=series, facts=_facts(settings, found, none, before), caption=caption)
+    caption = (
+        "Addition and subtraction by supervision, then GRPO rewarded for addition alone. Accuracies"
+        " are of greedy answers, and the distance is KL(π‖reference) along them."
+        f" Less, or as a multiple of, what the same model has without KL: {described(s.seeds)}. One"
+        f" learning rate, {swept.choice.rate:g}: the best for sums without KL, chosen on {s.tuning}"
+        f" other models and other questions. {edges({'no KL': swept.choice}, s.rates)}"
+    )
+    result = Result(series=series, facts=_facts(s, found, none, before), caption=caption.strip())
     return told(result, halted)
+
+
+def at(name: str, beta: float) -> KL:
+    """The penalty with coefficient `beta`."""
+    return replace(PENALTIES[name], beta=beta)
+
+
+def ends(curves: Curves) -> dict[str, Tensor]:
+    """Each model's last numbers [S], the other skill's among them."""
+    return {name: curves.values[name][-1, 0] for name in SHOWN}
+
+
+def over(kept: Mapping[str, Tensor], none: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a penalty [β, S] changes, model by model: accuracies less those without KL, and the log
+    of the ratio of the distances.
+    """
+    far = kept["kl_start"].log10() - none["kl_start"].log10()
+    found = named_interval("over_kl_start", far)
+    for name in ("accuracy", KEPT):
+        found |= named_interval(f"over_{name}", kept[name] - none[name])
+    return found
 
 
 def _facts(
@@ -198,154 +174,63 @@ def _facts(
     none: Mapping[str, Tensor],
     before: Mapping[str, Tensor],
 ) -> list[Fact]:
-    """Differences model by model (same warm start, same questions); each is written, whether it
-    holds or not.
+    """Differences model by model; each is written, whether it holds or not. The directions are
+    theory's, and were fixed before the run.
     """
-    facts: list[Fact] = []
     most = f"With β = {s.betas[-1]:g}"
-
-    def compare(claim: str, difference: Tensor, *, above: bool = False) -> None:
-        mean, error = mean_error(difference)
-        make = Fact.above if above else Fact.below
-        facts.append(make(claim, SEEN, mean, 0.0, error, runs=s.seeds, chance=CHANCE))
-
-    claim = (
-        "Rewarding sums alone costs differences: accuracy on them after training without KL, less"
-        " that before"
-    )
-    compare(claim, none[KEPT] - before[KEPT])
+    claim = "Rewarding sums alone costs differences: accuracy on them before and after, without KL"
+    facts = [compared(claim, before[KEPT], none[KEPT])]
     for name in (*ANCHORS, "k1 in the reward"):
         if name in found:
-            claim = (
-                f"{most} {name} ends nearer to the reference than no KL does (log of the ratio of"
-                " the distances)"
-            )
-            compare(claim, found[name]["kl_start"][-1].log() - none["kl_start"].log())
+            claim = f"{most} {name} ends nearer to the reference than no KL does (log of distance)"
+            facts.append(compared(claim, none["kl_start"].log(), found[name]["kl_start"][-1].log()))
     if all(name in found for name in ANCHORS):
         claim = (
-            f"{most} differences are kept better than without KL (accuracy less that without, mean"
-            f" of {', '.join(ANCHORS)})"
+            f"{most} differences are kept better than without KL (accuracy, mean of"
+            f" {', '.join(ANCHORS)})"
         )
         kept = torch.stack([found[name][KEPT][-1] for name in ANCHORS]).mean(0)
-        compare(claim, kept - none[KEPT], above=True)
+        facts.append(compared(claim, kept, none[KEPT]))
     if LOOSE in found and s.epochs > 1:
-        claim = f"{most} {LOOSE} destroys what is rewarded: accuracy on sums, less that without KL"
-        compare(claim, found[LOOSE]["accuracy"][-1] - none["accuracy"])
+        claim = f"{most} {LOOSE} destroys what is rewarded: accuracy on sums without KL, less its"
+        facts.append(compared(claim, none["accuracy"], found[LOOSE]["accuracy"][-1]))
     return facts
 
 
-CAPTION = (
-    "Addition and subtraction by supervision, then GRPO rewarded for addition alone. Accuracies are"
-    " greedy, on held-out questions, less those of the same model without KL. One learning rate for"
-    " all, not swept. The distance is KL(π‖reference) along greedy answers. Points of one β are"
-    " moved apart a little."
-)
-
-
 def plot(result: Result) -> Figure:
-    """Distance, the skill that is rewarded and the one that is not, against β; and one skill
-    against the other.
-    """
-    figure, (distance, rewarded, kept, both) = figures.new_figure(2, 2, width=13.6, height=9.2)
-    names = list(result.series["penalties"])
-    _against_beta(
-        distance,
-        result,
-        "kl_start",
-        lambda name: interval(result.array("penalties", name, "kl_start")),
-    )
-    figures.expectation(distance, float(result.array("none", "kl_start_mean")), label="no KL")
-    distance.set_yscale("log")
-    figures.describe(
-        distance,
-        "How far it really went: k1 in the loss holds nothing",
-        "strength β of the penalty",
-        "KL(π‖reference) of an answer (nats)",
-    )
-    for ax, what, title in (
-        (rewarded, "accuracy", "Sums: rewarded"),
-        (kept, KEPT, "Differences: not asked for any more"),
-    ):
-        _against_beta(
-            ax,
-            result,
-            what,
-            lambda name, what=what: interval(_gain(result, name, what)),  # type: ignore[misc]
-        )
-        figures.expectation(ax, 0.0, label="no KL")
-        level = float(result.array("start", what) - result.array("none", f"{what}_mean"))
-        ax.axhline(level, color="#777777", linewidth=1.2, linestyle=":", label="warm start")
-        ax.set_ylim(-0.25, 0.2)
-        figures.describe(ax, title, "strength β of the penalty", "accuracy less that without KL")
-    for name in names:
-        if name != LOOSE:
-            x, y = (_gain(result, name, what).mean(-1) for what in ("accuracy", KEPT))
-            look = {"color": PENALTIES[name].colour, "linestyle": PENALTIES[name].dashes}
-            both.plot(x, y, linewidth=1.4, label=name, **look)
-            both.scatter(
-                x, y, s=[20 + 45 * place for place in range(len(x))], color=look["color"], zorder=3
-            )
-    begun = [
-        float(result.array("start", what) - result.array("none", f"{what}_mean"))
-        for what in ("accuracy", KEPT)
-    ]
-    for where, label, marker in ((begun, "warm start", "s"), ([0.0, 0.0], "no KL", "X")):
-        both.scatter(where[0], where[1], s=90, marker=marker, color=figures.INK, zorder=4)
-        both.annotate(
-            label, (where[0], where[1]), (10, -4), textcoords="offset points", color=figures.INK
-        )
-    figures.describe(
-        both,
-        "One against the other (larger point: larger β)",
-        "sums: accuracy less that without KL",
-        "differences: the same",
-    )
-    both.margins(0.12)
-    if LOOSE in names:
-        both.text(
-            0.02,
-            0.03,
-            f"{LOOSE} leaves the picture to the lower left",
-            transform=both.transAxes,
-            color=PENALTIES[LOOSE].colour,
-        )
-    for ax in (distance, rewarded, kept):
-        figures.label_ends(ax)
-    both.legend(frameon=False, fontsize=10, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """A row for each penalty: distance and both skills, beside the same model without KL."""
+    figure, (far, kept, rewarded) = figures.new_figure(1, 3, width=16.0, height=4.8)
+    _rows(far, result, "kl_start")
+    _rows(kept, result, KEPT)
+    _rows(rewarded, result, "accuracy")
+    far.set_xticks([-1, 0, 1, 2], ["0.1 ×", "1 ×", "10 ×", "100 ×"])
+    x = "KL(π‖reference) as a multiple of that without KL"
+    figures.describe(far, "What holds the policy: not k1 in the loss", x)
+    x = "accuracy less that without KL, paired"
+    figures.describe(kept, "Differences, not asked for any more", x)
+    figures.describe(rewarded, "Sums, which are rewarded", x)
+    figures.legend_above([far], columns=2)
     return figure
 
 
-def _gain(result: Result, name: str, what: str) -> NDArray[np.float64]:
-    """[β, seeds] what is measured, less what the same seed has without KL."""
-    return result.array("penalties", name, what) - result.array("none", what)
-
-
-def _against_beta(
-    ax: Axes, result: Result, what: str, measured: Callable[[str], tuple[Any, Any]]
-) -> None:
-    betas, names = (
-        np.asarray(result.settings["betas"], dtype=float),
-        list(result.series["penalties"]),
-    )
-    for place, name in enumerate(names):
-        mean, half = measured(name)
-        if what == "kl_start":
-            half = np.minimum(half, 0.9 * mean)  # what is drawn on a logarithmic axis is above 0
-        x = betas * 1.05 ** (place - (len(names) - 1) / 2)
-        style = {"color": PENALTIES[name].colour, "linestyle": PENALTIES[name].dashes}
-        figures.band(ax, x, mean, None, label=name, marker="o", markersize=4, **style)
-        ax.errorbar(x, mean, half, color=style["color"], linestyle="none", linewidth=1.1, alpha=0.7)
-    figures.log_axis(ax, "x", list(betas))
-
-
-__all__ = [
-    "EXPECTED_SECONDS",
-    "FIGURE",
-    "PENALTIES",
-    "SETTINGS",
-    "TITLE",
-    "Settings",
-    "plot",
-    "run",
-    "two_skills",
-]
+def _rows(ax: Axes, result: Result, what: str) -> None:
+    """A row per penalty, a shade per β; a dotted line where the warm start was."""
+    names, betas = list(result.series["penalties"]), result.settings["betas"]
+    mean, half = (
+        np.array([result.array("penalties", name, f"over_{what}{end}") for name in names])
+        for end in ("", "_half")
+    )  # [penalties, β]
+    for i, (beta, colour) in enumerate(zip(betas, figures.shades(len(betas)), strict=True)):
+        aside, label = 0.2 * (i - len(betas) / 2 + 0.5), f"β = {beta:g}"
+        figures.rows(ax, names, mean[:, i], half[:, i], aside=aside, color=colour, label=label)
+    figures.reference(ax, x=0.0, label="no KL")
+    if what == "kl_start":
+        return
+    begun = float(result.array("start_over_none", what))
+    figures.reference(ax, x=begun, label="warm start", linestyle=":")
+    low = min(-0.1, begun - 0.1)
+    ax.set_xlim(low, max(0.1, begun + 0.12))
+    for row, values in enumerate(mean):  # what leaves the picture
+        out = [f"{value:+.2f}" for value in values if value < low]
+        if out:
+            figures.note(ax, f"← {' and '.join(out)}", (low, row), (4, -14))

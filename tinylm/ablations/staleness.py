@@ -1,15 +1,16 @@
 """How many updates can one rollout bear?
 
-Policy gradient, bare ratio and clip, centred and not, and TRPO beside them.
-
-Every estimator gets the same number of rollouts; the number of updates on each rollout varies. With
-one update, policy gradient, ratio and clip are one curve. With many, the policy gradient keeps
-pushing along advantages that were measured on an old policy. All use one learning rate; whether a
-smaller one would help is another question.
+Policy gradient, bare ratio and clip, and TRPO beside them, all on the same number of rollouts. With
+one update per rollout, policy gradient, ratio and clip are one curve. With many, the policy
+gradient keeps pushing along advantages that were measured on an old policy. All use one learning
+rate: the best with one update per rollout, chosen on other models and questions. Whether a smaller
+one would help with many updates is another question. TRPO takes one step per rollout; its bound on
+the KL is chosen in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ from course.lab import figures
 from course.lab.diverged import told
 from course.lab.facts import Fact
 from course.lab.result import Result
-from course.lab.statistics import described, interval, mean_error
+from course.lab.statistics import described, named_interval
+from course.lab.sweep import edges
 from course.lab.terminal import Progress
 from course.train.trust_region import TRPO
-from tinylm.curves import CHANCE, AblationBudget, Curves, train
+from tinylm.curves import Curves, SweptBudget, compared, sweep_rates, train
 from tinylm.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -36,165 +38,151 @@ TITLE = (
     " region do about it"
 )
 FIGURE = "tinylm_staleness"
-EXPECTED_SECONDS = 220.0
+EXPECTED_SECONDS = 300.0
 SAME = ("baseline", "surrogate", "clip")  # one curve with one update per rollout
-SHOWN = ("accuracy", "entropy", "kl_start", "ratio_max", "clip_fraction")
+# what a part buys: the first estimator less the second
+EFFECTS = (("clip", "surrogate"), ("surrogate", "baseline"), ("reinforce", "baseline"))
 
 
 @dataclass(frozen=True)
-class Settings(AblationBudget):
+class Settings(SweptBudget):
     """Which estimators, and how many updates; `epochs` of the budget is replaced by these."""
 
     rungs: tuple[str, ...] = ("reinforce", *SAME)  # which estimators
-    updates: tuple[int, ...] = (1, 4, 16)  # on every rollout
-    rate: float = 5e-4  # Adam's learning rate, which falls linearly to 0
-    rollouts: int = 40  # of reinforcement learning, for everybody
+    updates: tuple[int, ...] = (1, 4, 8, 16)  # on every rollout
+    # Adam's learning rates, each of which falls linearly to 0
+    rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4, 2.7e-3)
+    max_kls: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)  # TRPO's bounds, nats per token
     log_every: int = 40  # rollouts; the last one is logged, too
-    max_kl: float = 0.01  # TRPO's bound, nats per token; 0: no TRPO
+    tuning: int = 2  # models that choose the rate
+    seeds: int = 10  # models that are judged
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.max_kl >= 0, "max_kl", self.max_kl, "a number ≥ 0")
+        require(min(self.max_kls) > 0, "max_kls", self.max_kls, "numbers > 0")
 
 
 SETTINGS = Settings()
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """Every estimator with every number of updates, from one warm start."""
-    start, numbers = warm_start(settings, settings.seeds, progress), range(settings.seeds)
-    series: dict[str, dict[str, Any]] = {}
-    curves: Curves | None = None
-    halted: dict[str, Tensor] = {}
-    for name in progress(settings.rungs, "estimators"):
-        ends = []
-        for updates in progress(settings.updates, name):
-            budget = replace(settings, epochs=updates)
-            estimator = ladder.get(name).estimator
-            curves = train(budget, estimator, start, (settings.rate,), numbers, progress)
-            ends.append(_end(curves))
-            halted[f"{name}, {updates} updates"] = curves.halted
-        series[name] = {
-            key: torch.stack([torch.as_tensor(e[key]) for e in ends]) for key in ends[0]
-        }
-    trpo: dict[str, Any] = {}
-    if settings.max_kl:
-        constrained = train(
-            replace(settings, epochs=1),
-            ladder.get("surrogate").estimator,
-            start,
-            (settings.rate,),
-            numbers,
-            progress,
-            optimizer=TRPO(settings.max_kl),
-            text="TRPO",
-        )
-        trpo, halted["TRPO"] = _end(constrained), constrained.halted
-    assert curves is not None
-    before = curves.values["accuracy"][0, 0]  # greedy, as all the others
-    caption = (
-        f"{described(settings.seeds)[0].upper()}{described(settings.seeds)[1:]}; rollouts and"
-        f" learning rate ({settings.rate:g}, not swept) equal for all."
-    )
-    result = Result(
-        series={
-            "estimators": series,
-            "updates": settings.updates,
-            "start": before,
-            "sampled": start.accuracy,
-            "trpo": trpo,
+    """Choose the rate; then every estimator with every number of updates, from one warm start."""
+    s, start = settings, warm_start(settings, settings.models, progress)
+    ratio, once = ladder.get("surrogate").estimator, replace(settings, epochs=1)
+    swept = sweep_rates(once, ratio, start, progress, text="one update")
+    found: dict[str, list[Curves]] = {name: [] for name in s.rungs}
+    for name in progress(s.rungs, "estimators"):
+        for updates in s.updates:
+            budget, rate = replace(s, epochs=updates), (swept.choice.rate,)
+            judged = range(s.tuning, s.models)
+            estimator, text = ladder.get(name).estimator, f"{name}, {updates} updates"
+            found[name].append(train(budget, estimator, start, rate, judged, progress, text=text))
+    bounded = replace(once, rates=s.max_kls)
+    trpo = sweep_rates(bounded, ratio, start, progress, optimizer=TRPO, text="TRPO")
+    final = {name: torch.stack([each.final[0] for each in rows]) for name, rows in found.items()}
+    before, step = swept.judged.start[0], trpo.judged.final[0]  # greedy, as all the others
+    series: dict[str, Any] = {
+        "estimators": {
+            name: named_interval("accuracy_mean", final[name])
+            | named_interval("gain", final[name] - before)
+            | {"accuracy": final[name], "kl_start": _last(rows, "kl_start")}
+            for name, rows in found.items()
         },
-        facts=_facts(settings, series, trpo, before),
-        caption=caption,
+        "effects": {
+            f"{more} − {less}": named_interval("mean", final[more] - final[less])
+            for more, less in EFFECTS
+            if more in final and less in final
+        },
+        "updates": s.updates,
+        "rate": swept.choice.rate,
+        "start": before,
+        "sampled": start.accuracy,
+        "trpo": {"accuracy": step, "max_kl": trpo.choice.rate}
+        | named_interval("gain", step - before),
+    }
+    caption = (
+        f"Differences model by model: {described(s.seeds)}; the warm start's greedy accuracy is"
+        f" {before.mean():.2f}. One learning rate ({swept.choice.rate:g}), the best with one"
+        f" update, and TRPO's bound ({trpo.choice.rate:g} nats), both chosen on {s.tuning} other"
+        " models and other questions."
+        f" {edges({'one update': swept.choice}, s.rates)}"
+        f" {edges({'TRPO': trpo.choice}, s.max_kls, 'bound')}"
     )
-    return told(result, halted)
+    halted = {
+        f"{name}, {updates} updates": each.halted
+        for name, rows in found.items()
+        for updates, each in zip(s.updates, rows, strict=True)
+    }
+    facts = _facts(s, series, final)
+    result = Result(series=series, facts=facts, caption=" ".join(caption.split()))
+    return told(result, halted | {"TRPO": trpo.judged.halted})
 
 
-def _end(curves: Curves) -> dict[str, Any]:
-    kept: dict[str, Any] = {name: curves.values[name][-1, 0] for name in SHOWN}
-    kept["accuracy_mean"], kept["accuracy_half"] = interval(kept["accuracy"])
-    return kept | {"halted": curves.halted[0].float().mean()}
+def _last(rows: list[Curves], name: str) -> Tensor:
+    """The last value of a measurement, [updates, S]."""
+    return torch.stack([each.values[name][-1, 0] for each in rows])
 
 
-def _facts(
-    s: Settings, series: dict[str, dict[str, Any]], trpo: dict[str, Any], before: Tensor
-) -> list[Fact]:
+def _facts(s: Settings, series: Mapping[str, Any], final: Mapping[str, Tensor]) -> list[Fact]:
     """One curve with one update; who loses with many, model by model.
 
     The directions are fixed, from theory and an earlier run with other models: centred advantages
     push down what a stale sample did wrong, and nothing bounds that.
     """
-    facts = []
-    if 1 in s.updates and set(SAME) <= set(series):
-        far = torch.stack([series[name]["kl_start"][s.updates.index(1)] for name in SAME])
+    facts, many = [], max(s.updates)
+    few, at = s.updates.index(min(s.updates)), s.updates.index(many)
+    if s.updates[few] == 1 and set(SAME) <= set(final):
+        far = torch.stack([series["estimators"][name]["kl_start"][few] for name in SAME])
+        apart = float(((far.max(0).values - far.min(0).values) / far.mean(0)).max())
         claim = (
             "With one update per rollout, policy gradient, ratio and clip go the same way: largest"
             " difference of their KL to the start, as a share of it"
         )
-        apart = (far.max(0).values - far.min(0).values) / far.mean(0)
-        facts.append(Fact(claim, "this course", float(apart.max()), 0.0, 0.0, 1e-3, number=11))
-    many = max(s.updates)
-    last = {name: rows["accuracy"][s.updates.index(many)] for name, rows in series.items()}
-    one = {name: rows["accuracy"][s.updates.index(min(s.updates))] for name, rows in series.items()}
-    claims = []
-    if {"reinforce", *SAME} <= set(last):
-        claims = [
-            (
-                f"The bare ratio bears {many} updates per rollout worse than the clip",
-                last["clip"] - last["surrogate"],
-            ),
-            (
-                f"The policy gradient with centred advantages bears {many} updates per rollout"
-                " worse than the one without a baseline (rewards 0 and 1 push nothing down)",
-                last["reinforce"] - last["baseline"],
-            ),
-            (
-                f"The clip bears {many} updates per rollout worse than {min(s.updates)}",
-                one["clip"] - last["clip"],
-            ),
-        ]
-    if trpo:
-        claims.append(
-            ("TRPO, one step per rollout, ends above its start", trpo["accuracy"] - before)
-        )
-    for claim, difference in claims:
-        mean, error = mean_error(difference)
-        text = f"{claim} (difference of accuracies, model by model)"
-        facts.append(
-            Fact.above(
-                text, "this course", mean, 0.0, error, number=11, runs=s.seeds, chance=CHANCE
-            )
-        )
-    return facts
+        facts.append(Fact(claim, "this course", apart, 0.0, 0.0, 1e-3, number=11))
+    claims = (
+        f"The bare ratio bears {many} updates per rollout worse than the clip",
+        f"The policy gradient bears {many} updates per rollout worse than the ratio",
+        f"The policy gradient with centred advantages bears {many} updates per rollout worse than"
+        " the one without a baseline (rewards 0 and 1 push nothing down)",
+    )
+    for claim, (more, less) in zip(claims, EFFECTS, strict=True):
+        if more in final and less in final:
+            facts.append(compared(claim, final[more][at], final[less][at], 11))
+    if "clip" in final:
+        claim = f"The clip bears {many} updates per rollout worse than {min(s.updates)}"
+        facts.append(compared(claim, final["clip"][few], final["clip"][at], 11))
+    claim = "TRPO, one step per rollout, ends above its start"
+    return [*facts, compared(claim, series["trpo"]["accuracy"], series["start"], 11)]
 
 
 def plot(result: Result) -> Figure:
-    """Final accuracy against updates per rollout, and how far the ratio and the policy went."""
-    figure, (accuracy, kl, ratio) = figures.new_figure(1, 3, width=14.0, height=4.6)
+    """Final accuracy above the start, what each part buys, and how far the policy went."""
+    figure, (gain, effects, far) = figures.new_figure(1, 3, width=15.5, height=4.8)
     updates = result.array("updates")
     for name in result.settings["rungs"]:
-        mean, half = (
-            result.array("estimators", name, what) for what in ("accuracy_mean", "accuracy_half")
-        )
-        figures.band(accuracy, updates, mean, half, name)
-        for ax, what in ((kl, "kl_start"), (ratio, "ratio_max")):
-            figures.band(ax, updates, result.array("estimators", name, what).mean(-1), None, name)
-    levels = {"warm start, greedy": result.array("start")}
-    if result.series["trpo"]:
-        levels["TRPO, one step"] = result.array("trpo", "accuracy")
-    for label, values in levels.items():
-        figures.expectation(accuracy, y=float(values.mean()), label=label)
-    for ax in (accuracy, kl, ratio):
+        mean, half = (result.array("estimators", name, what) for what in ("gain", "gain_half"))
+        figures.band(gain, updates, mean, half, name)
+        kl = result.array("estimators", name, "kl_start").mean(-1)
+        figures.band(far, updates, kl, None, name)
+    step, half = (result.array("trpo", what) for what in ("gain", "gain_half"))
+    figures.points(gain, updates[0] * 0.93, step, half, "trpo", marker="D")
+    words = {"va": "center", "color": figures.style_of("trpo")["color"]}
+    figures.note(gain, "TRPO, one step", (float(updates[0]), float(step)), (10, -24), **words)
+    for label, aside in zip(result.series["effects"], (0.95, 1.0, 1.05), strict=False):
+        mean, half = (result.array("effects", label, what) for what in ("mean", "mean_half"))
+        look = figures.style_of(label.split(" − ")[0])
+        figures.band(effects, updates * aside, mean, None, label=label, **look)
+        figures.points(effects, updates * aside, mean, half, color=look["color"])
+    figures.reference(gain, 0.0, label="warm start")
+    figures.reference(effects, 0.0, label="no difference")
+    for ax in (gain, effects, far):
         figures.log_axis(ax, "x", list(updates), base=2)
-    figures.log_axis(kl, "y")
-    accuracy.set_ylim(-0.02, 1.02)
-    figures.describe(
-        accuracy, "Accuracy at equal samples", "updates per rollout", "held-out greedy accuracy"
-    )
-    figures.describe(
-        kl, "Distance travelled", "updates per rollout", "KL(π‖start) of an answer (nats)"
-    )
-    figures.describe(ratio, "The largest ratio of the last rollout", "updates per rollout", "ρ")
-    for ax in (accuracy, kl, ratio):
-        figures.label_ends(ax)
+    figures.log_axis(far, "y")
+    x, y = "updates per rollout", "held-out greedy accuracy, paired"
+    figures.describe(gain, "Above or below its own start", x, y)
+    figures.describe(effects, "What each part buys on stale samples", x, y)
+    figures.describe(far, "Distance travelled", x, "KL(π‖start) of an answer (nats)")
+    for ax in (gain, effects, far):
+        lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+        figures.label_ends(ax, lines)
     return figure

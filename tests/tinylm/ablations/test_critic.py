@@ -11,6 +11,7 @@ import torch
 
 from course import ladder
 from course.errors import CourseError
+from course.lab.statistics import interval
 from course.lab.terminal import QUIET
 from course.train.noise import Noise
 from tests.tinylm.helpers import sums, tiny
@@ -37,7 +38,6 @@ SMALL = Settings(
     rates=(1e-4, 1e-3),
     seeds=2,
     tuning=1,
-    samples=8,
     timed=1,
 )
 
@@ -95,10 +95,14 @@ def test_errors_by_hand() -> None:
 @pytest.mark.slow
 def test_a_small_run_counts_parameters_and_writes_every_comparison() -> None:
     result = ablation.run(SMALL, QUIET)
-    assert [fact.holds for fact in result.facts[:2]] == [True, True]
     # two comparisons of values and accuracy by place, of λ by place, and of the two places
-    assert len(result.facts) == 2 + 1 + 2 * 3
-    assert all(fact.runs == 2 for fact in result.facts if fact.relation == "above")
+    assert len(result.facts) == 1 + 2 * 3
+    assert all((fact.runs, fact.relation) == (2, "above") for fact in result.facts)
+    group = result.array("group", "final_seeds")
+    for place in ablation.PLACES:
+        over, half = interval(result.array(place, "1", "final_seeds") - group)
+        found = (float(result.array(place, "1", f"over_group{end}")) for end in ("", "_half"))
+        assert tuple(found) == pytest.approx((over, half), abs=1e-6)
     sizes, width = result.series["price"]["parameters"], SMALL.model(1).width
     assert sizes["own"] == 2 * sizes["group"] + width
     assert sizes["shared"] == sizes["group"] + width
@@ -130,7 +134,6 @@ def test_a_critic_starts_from_the_warm_start_with_a_head_of_zeros(place: str) ->
         ("rung", "ppo"),
         ("rates", ()),
         ("group", 1),
-        ("samples", 1),
         ("timed", 0),
     ],
 )

@@ -15,8 +15,9 @@ from course.lab.terminal import QUIET
 from course.train.noise import Noise
 from tests.tinylm.helpers import sums, tiny
 from tinylm.ablations import group_size as ablation
-from tinylm.ablations.group_size import Settings, Watched
+from tinylm.ablations.group_size import Settings
 from tinylm.evaluate import accuracy, right_to_go
+from tinylm.watched import WatchedGroups
 
 SMALL = Settings(
     digits=1,
@@ -52,7 +53,7 @@ def test_the_chance_of_the_right_answer_is_what_sampling_finds() -> None:
 
 def test_silent_groups_are_what_p_says_over_all_rollouts_since_the_last_log() -> None:
     task, group = sums(), 3
-    problem = Watched(tiny((2,), context=task.context), task, prompts=4, group=group)
+    problem = WatchedGroups(tiny((2,), context=task.context), task, prompts=4, group=group)
     p = torch.tensor([[0.0, 1.0, 0.5, 0.25]] * 2, dtype=torch.float64)
     problem.seen = [
         (torch.tensor([0.5, 0.25]), p),
@@ -76,7 +77,7 @@ def test_measured_silent_groups_scatter_as_the_variance_says() -> None:
     model = tiny((400,), context=task.context)
     with torch.no_grad():
         model.weights["head"] *= 0.2
-    problem = Watched(model, task, prompts=8, group=16)
+    problem = WatchedGroups(model, task, prompts=8, group=16)
     problem.sample(Noise((400,), 5, dtype=torch.float64))
     metrics = problem.metrics()
     z = (metrics["silent_measured"] - metrics["silent_expected"]) / metrics[

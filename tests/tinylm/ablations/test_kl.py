@@ -4,16 +4,19 @@ still is its reference.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from course.errors import CourseError
+from course.lab.statistics import interval
 from course.lab.terminal import QUIET
 from course.parts import K1, K3, InLossTimesRatio, InReward
 from tests.tinylm.helpers import tiny
 from tinylm.ablations import kl
-from tinylm.ablations.kl import PENALTIES, Settings, run, two_skills
+from tinylm.ablations.kl import PENALTIES, Settings, at, run, two_skills
 from tinylm.curves import distance
 from tinylm.rewards import ExactMatch
 from tinylm.tasks import decode
@@ -25,7 +28,8 @@ SMALL: dict = {
     "warm_target": 0.1,
     "judged": 20,
     "seeds": 2,
-    "rate": 3e-3,
+    "tuning": 1,
+    "rates": (3e-3,),
 }
 
 
@@ -35,7 +39,8 @@ def test_the_two_skills_share_a_table_and_only_one_is_trained() -> None:
     assert len(set(text)) == len(text) == 200
     assert all("+" in text[row] for row in [*sums.train, *sums.held_out])
     assert all("-" in text[row] for row in others)
-    assert not set(others.tolist()) & set(both.train.tolist())
+    assert set(sums.held_out.tolist()) | set(others.tolist()) == set(range(200))  # all are judged
+    assert not set(both.held_out.tolist()) & set(both.train.tolist())
     assert set(both.train.tolist()) > set(sums.train.tolist())
     assert {text[row][1] for row in both.train} == {"+", "-"}
 
@@ -82,6 +87,12 @@ def test_an_exact_penalty_holds_as_firmly_as_its_beta_says() -> None:
     )
     np.testing.assert_allclose(without, none, rtol=0.05)
     assert (firm < 0.5 * none).all()
+    gain, half = interval(
+        found.array("penalties", name, "accuracy")[1] - found.array("none", "accuracy")
+    )
+    said = (found.array("penalties", name, f"over_accuracy{end}")[1] for end in ("", "_half"))
+    assert tuple(map(float, said)) == pytest.approx((gain, half), abs=1e-6)
+    kl.plot(dataclasses.replace(found, settings=settings))
 
 
 def test_distance_is_zero_to_itself_and_positive_to_another() -> None:
@@ -94,8 +105,8 @@ def test_distance_is_zero_to_itself_and_positive_to_another() -> None:
 
 
 def test_penalties_stand_where_they_say() -> None:
-    assert PENALTIES["k1 in the reward"].at(0.1) == K1(0.1, place=InReward())
-    assert PENALTIES["ρ·k3 in the loss"].at(0.1) == K3(0.1, place=InLossTimesRatio())
+    assert at("k1 in the reward", 0.1) == K1(0.1, place=InReward())
+    assert at("ρ·k3 in the loss", 0.1) == K3(0.1, place=InLossTimesRatio())
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,7 @@ def test_penalties_stand_where_they_say() -> None:
         {"penalties": ()},
         {"betas": (0.0,)},
         {"betas": ()},
-        {"rate": 0.0},
+        {"rates": (0.0,)},
         {"seeds": 1},
     ],
 )

@@ -47,21 +47,36 @@ def test_a_rung_is_compared_with_the_first_model_by_model() -> None:
 
 
 def test_one_update_is_one_curve_and_every_claim_is_written() -> None:
-    settings = staleness.Settings(**SMALL, updates=(1, 3))
+    settings = staleness.Settings(
+        **SMALL, updates=(1, 3), rates=(1e-3, 3e-3, 1e-2), max_kls=(0.01, 0.1), tuning=1
+    )
     found = staleness.run(settings, QUIET)
-    assert len(found.facts) == 5
+    assert len(found.facts) == 6
     same, *others = found.facts
     assert same.holds
     assert all((fact.runs, fact.relation) == (3, "above") for fact in others)
     start = found.array("start")
     assert start.shape == (3,)
-    assert not np.allclose(start, found.array("sampled"))  # greedy, not sampled
-    for name in settings.rungs:
-        assert found.array("estimators", name, "accuracy").shape == (2, 3)
+    assert not np.allclose(start, found.array("sampled")[1:])  # greedy, not sampled
+    ends = {name: found.array("estimators", name, "accuracy") for name in settings.rungs}
+    for name, end in ends.items():
+        assert end.shape == (2, 3)
+        gain, half = interval(end - start)
+        np.testing.assert_allclose(found.array("estimators", name, "gain"), gain, atol=1e-6)
+        np.testing.assert_allclose(found.array("estimators", name, "gain_half"), half, atol=1e-6)
+    for more, less in staleness.EFFECTS:
+        mean, half = interval(ends[more] - ends[less])
+        effect = f"{more} − {less}"
+        np.testing.assert_allclose(found.array("effects", effect, "mean"), mean, atol=1e-6)
+        np.testing.assert_allclose(found.array("effects", effect, "mean_half"), half, atol=1e-6)
+    assert float(found.array("rate")) in settings.rates
+    assert float(found.array("trpo", "max_kl")) in settings.max_kls
     staleness.plot(dataclasses.replace(found, settings=settings))
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_kl", -1.0), ("updates", (0,)), ("rate", 0.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_kls", (0.0, 1.0)), ("updates", (0,)), ("rates", (0.0,))]
+)
 def test_settings_are_refused_at_the_door(field: str, value: object) -> None:
     with pytest.raises(CourseError, match=field):
         staleness.Settings(**{field: value})  # type: ignore[arg-type]
