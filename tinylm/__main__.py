@@ -3,11 +3,16 @@
 Without arguments it lists the commands and the ablations.
 """
 
+import os
 import sys
 
 from course.lab.interrupt import leave, quiet
 
 quiet()  # before anything else is loaded
+# Threads that wait for each other sleep. By default OpenMP's spin, and where other programs use the
+# processors, too, a rollout then takes ten times as long: the thread that is waited for does not
+# run while the other one spins in its place. It counts only if set before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from course.lab.terminal import guarded  # noqa: E402
 

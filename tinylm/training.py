@@ -53,7 +53,10 @@ class TrainSettings(Budget):
     """
 
     rung: str = "grpo"  # any name that `course rungs` lists
-    lr: float = 2e-3  # Adam's learning rate, which falls linearly to 0
+    # Adam's learning rate, which falls linearly to 0. At 2e-3 the first rollouts undo a third of
+    # what the warm start has taught, since their steps are mostly noise (`tinylm.ablations.seeds`)
+    lr: float = 1e-3
+    lr_warmup: int = 100  # updates over which the learning rate rises from 0
     sync_reference: int = 0  # rollouts between copies of the policy into the reference; 0: never
     runs: int = 1  # models trained in parallel
     # torch.compile the model (needs a C compiler; slower on a CPU); none: the gpu preset on a GPU

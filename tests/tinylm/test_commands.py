@@ -437,3 +437,20 @@ def test_without_a_command_it_lists_what_there_is(tmp_path: Path) -> None:
     listed = typed(cwd=tmp_path)
     assert listed.returncode == 0
     assert all(f"python -m tinylm {command}" in listed.stdout for command in commands.COMMANDS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP of other systems does not tell")
+@pytest.mark.parametrize(
+    ("asked", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_threads_that_wait_sleep_unless_told_otherwise(
+    asked: dict[str, str], policy: str, tmp_path: Path
+) -> None:
+    left = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tinylm", "eval", "--from", str(tmp_path)],
+        env={**left, **asked, "OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert f"OMP_WAIT_POLICY = '{policy}'" in ran.stderr
