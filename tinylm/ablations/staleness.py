@@ -166,15 +166,16 @@ def plot(result: Result) -> Figure:
         figures.band(far, updates, kl, None, name)
     step, half = (result.array("trpo", what) for what in ("gain", "gain_half"))
     figures.points(gain, updates[0] * 0.93, step, half, "trpo", marker="D")
-    words = {"va": "center", "color": figures.style_of("trpo")["color"]}
-    figures.note(gain, "TRPO, one step", (float(updates[0]), float(step)), (10, -24), **words)
+    colour = figures.style_of("trpo")["color"]
+    figures.note(gain, "TRPO, one step", (float(updates[0]), float(step)), (4, -4), color=colour)
     for label, aside in zip(result.series["effects"], (0.95, 1.0, 1.05), strict=False):
         mean, half = (result.array("effects", label, what) for what in ("mean", "mean_half"))
         look = figures.style_of(label.split(" − ")[0])
         figures.band(effects, updates * aside, mean, None, label=label, **look)
         figures.points(effects, updates * aside, mean, half, color=look["color"])
-    figures.reference(gain, 0.0, label="warm start")
-    figures.reference(effects, 0.0, label="no difference")
+    for ax, word in ((gain, "warm start, greedy"), (effects, "no difference")):
+        figures.reference(ax, 0.0)
+        figures.note(ax, word, (float(updates[0]), 0.0), (12, -13), color="#777777")
     for ax in (gain, effects, far):
         figures.log_axis(ax, "x", list(updates), base=2)
     figures.log_axis(far, "y")
