@@ -18,9 +18,8 @@ either.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,25 +28,26 @@ from torch import Tensor
 
 from bandits.natural import SoftmaxNaturalGradient
 from bandits.policies import log_softmax
-from bandits.problem import Bandit
 from bandits.theory.committal import (
     BASELINES,
     ThreeArms,
+    direct_steps,
     learner,
     least_variance_baseline,
+    longer,
     measured_variance,
     natural_variance,
     one_step,
+    probabilities,
     problem,
 )
 from course.errors import require
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import share_error
 from course.lab.terminal import Progress
-from course.train.optim import Optimizer
 from course.train.trust_region import NaturalGradient
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ class Settings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         assert self.three_arms  # refuses rewards, logits and a shift that are none
-        for name, least in (("steps", 10), ("runs", 2)):
-            value = getattr(self, name)
-            require(value >= least, name, value, f"a whole number ≥ {least}")
+        self.at_least(10, "steps")
+        self.at_least(2, "runs")
         require(self.shown <= self.runs, "shown", self.shown, f"at most runs = {self.runs}")
 
     @property
@@ -117,9 +116,10 @@ def label(kind: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the facts are made of: `lost` [baselines, rates, runs] off the best arm at the end; of
-    the runs with b* + shift [runs], whether the worst arm is the rarest; `later` [2, runs] lost
-    after longer (b* − shift, b* + shift); all logits finite.
+    """What the facts need of the runs.
+
+    `lost` [baselines, rates, runs]: off the best arm at the end; `worst_is_rarest` [runs]: of those
+    with b* + shift; `later` [2, runs]: still off after longer, with b* − shift and b* + shift.
     """
 
     lost: Tensor
@@ -142,14 +142,17 @@ def run(settings: Settings, progress: Progress) -> Result:
         for stop in stops:
             bar.update(stop - teacher.steps)
             teacher.train(stop - teacher.steps)
-            drawn.append(_probabilities(bandit)[:, here, : settings.shown])
-    end, logits = _probabilities(bandit), bandit.parameters[0].detach()[..., 0, :]
+            drawn.append(probabilities(bandit)[:, here, : settings.shown])
+    end, logits = probabilities(bandit), bandit.parameters[0].detach()[..., 0, :]
     low, high = kinds.index("below"), kinds.index("above")
+    more = settings.steps * (settings.longer - 1)
     worst = settings.rewards.index(min(settings.rewards))
     seen = Seen(
         lost=end[..., 0] < 0.5,
         worst_is_rarest=log_softmax(logits[high, here]).argmin(-1) == worst,
-        later=_longer(settings, logits[[low, high], here], progress),
+        later=longer(
+            arms, logits[[low, high], here], settings.lr, settings.seed + 1, more, progress
+        ),
         finite=bool(torch.isfinite(logits).all()),
     )
     paths = torch.stack(drawn, 2)[..., :2]
@@ -170,162 +173,82 @@ def run(settings: Settings, progress: Progress) -> Result:
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
-def _probabilities(bandit: Bandit) -> Tensor:
-    """[..., K] of the only prompt."""
-    with torch.no_grad():
-        return bandit.arm_policy.log_probs()[..., 0, :].exp()
-
-
 def _share(hits: Tensor) -> tuple[float, float]:
     """The share of runs and its standard error, of truth values [runs]."""
     return share_error(int(hits.sum()), max(1, len(hits)))
 
 
-def _longer(settings: Settings, logits: Tensor, progress: Progress) -> Tensor:
-    """[2, runs] which runs with b* − shift and b* + shift are off the best arm after `longer` times
-    the updates.
-    """
-    bandit = problem(settings.three_arms, ("below", "above"), logits)
-    if settings.longer > 1:
-        teacher = learner(bandit, settings.lr, settings.seed + 1)
-        more = settings.steps * (settings.longer - 1)
-        teacher.train(more, lambda steps: progress(steps, "further updates"))
-    return _probabilities(bandit)[..., 0] < 0.5
-
-
 # ---------------------------------------------------------------- facts
 
 
-def _exact_facts(arms: ThreeArms) -> list[Fact]:
+def _exact_facts(arms: ThreeArms) -> Facts:
     reward, log_prob = arms.reward, log_softmax(arms.logits)
     best = float(least_variance_baseline(log_prob, reward))
     low, middle, high = (measured_variance(arms, best + sign * arms.shift) for sign in (-1, 0, 1))
+    direct, off = direct_steps(arms, best), {}
+    size = max(float(step.abs().max()) for step in direct)
+    for name, make in (
+        ("fisher", lambda: NaturalGradient(1.0, damping=0.0)),
+        ("closed", lambda: SoftmaxNaturalGradient(1.0)),
+    ):
+        # up to the same number for all arms, which changes no probability
+        steps = [one_step(arms, make(), a, best) for a in range(3)]
+        gaps = [step - step.mean() - want for step, want in zip(steps, direct, strict=True)]
+        off[name] = max(float(difference.abs().max()) for difference in gaps)
+    at, pull = f"rewards {arms.rewards}, logits {arms.start}", "one pull's natural gradient"
+    facts = Facts(CHUNG, 6)
+    claim = "One pull's natural gradient is (r − b)/π(a)·(e_a − 1/K): largest difference from"
+    facts.exact(f"{claim} conjugate gradient on the Fisher matrix", off["fisher"], 0.0, scale=size)
+    claim = "The same step from F = diag(π) − ππᵀ in closed form: largest difference"
+    facts.exact(claim, off["closed"], 0.0, scale=size)
     # the vertex of the parabola through three points that are known without b*: b = 0, 1, 2
     zero, one, two = (measured_variance(arms, float(b)) for b in range(3))
     vertex = 1 + (zero - two) / (2 * (zero - 2 * one + two))
-    unit = torch.eye(3, dtype=torch.float64)
-    direct = [(reward[a] - best) / log_prob[a].exp() * (unit[a] - 1 / 3) for a in range(3)]
-    size = max(float(step.abs().max()) for step in direct)
-
-    def gap(make: Callable[[], Optimizer]) -> float:
-        # up to the same number for all arms, which changes no probability
-        steps = [one_step(arms, make(), a, best) for a in range(3)]
-        off = [step - step.mean() - want for step, want in zip(steps, direct, strict=True)]
-        return max(float(difference.abs().max()) for difference in off)
-
-    at, pull = f"rewards {arms.rewards}, logits {arms.start}", "one pull's natural gradient"
-    chung = partial(Fact.exact, source=CHUNG, number=6)
-    derived = partial(Fact.exact, source="derived", number=6)
-    return [
-        chung(
-            "One pull's natural gradient is (r − b)/π(a)·(e_a − 1/K): largest difference from"
-            " conjugate gradient on the Fisher matrix",
-            measured=gap(lambda: NaturalGradient(1.0, damping=0.0)),
-            expected=0.0,
-            scale=size,
-        ),
-        chung(
-            "The same step from F = diag(π) − ππᵀ in closed form: largest difference",
-            measured=gap(lambda: SoftmaxNaturalGradient(1.0)),
-            expected=0.0,
-            scale=size,
-        ),
-        derived(
-            f"The baseline of least variance is b* = Σ(r/π)/Σ(1/π) ({at}); measured: the vertex of"
-            " the parabola through three variances",
-            measured=vertex,
-            expected=best,
-        ),
-        chung(
-            f"b* + {arms.shift:g} has the variance of b* − {arms.shift:g} (total variance of"
-            f" {pull}; {at})",
-            measured=high,
-            expected=low,
-        ),
-        derived(
-            f"At b* the variance is (1 − 1/K) Σ(r − b)²/π − ‖r − mean(r)‖² ({at})",
-            measured=middle,
-            expected=natural_variance(log_prob, reward, best),
-        ),
-        Fact.above(
-            f"At the start the value V is noisier than b* − {arms.shift:g}: total variance of"
-            f" {pull} ({at})",
-            "derived",
-            measured_variance(arms, float(log_prob.exp() @ reward)),
-            low,
-            number=6,
-        ),
-    ]
+    claim = f"The baseline of least variance is b* = Σ(r/π)/Σ(1/π) ({at}); measured: the vertex of"
+    facts.exact(f"{claim} the parabola through three variances", vertex, best, source="derived")
+    claim = f"b* + {arms.shift:g} has the variance of b* − {arms.shift:g} (total variance of"
+    facts.exact(f"{claim} {pull}; {at})", high, low)
+    claim = f"At b* the variance is (1 − 1/K) Σ(r − b)²/π − ‖r − mean(r)‖² ({at})"
+    facts.exact(claim, middle, natural_variance(log_prob, reward, best), source="derived")
+    claim = f"At the start the value V is noisier than b* − {arms.shift:g}: total variance of"
+    value = measured_variance(arms, float(log_prob.exp() @ reward))
+    facts.above(f"{claim} {pull} ({at})", value, low, source="derived")
+    return facts
 
 
-def _simulated_facts(settings: Settings, seen: Seen) -> list[Fact]:
+def _simulated_facts(settings: Settings, seen: Seen) -> Facts:
     here, kinds = settings.rates.index(settings.lr), list(BASELINES)
     share = {kind: _share(seen.lost[i, here]) for i, kind in enumerate(kinds)}
     name = {kind: label(kind, asdict(settings)) for kind in kinds}
     total, step = settings.steps * settings.longer, f"(step {settings.lr:g})"
     at = f"(step {settings.lr:g}, {settings.steps:,} updates, {settings.runs} runs)"
+    facts, low, high = Facts(HERE, 6), name["below"], name["above"]
 
     def more(
-        claim: str, one: tuple[float, float], other: tuple[float, float], source: str = HERE
-    ) -> Fact:
-        claim = f"{claim}: difference of the shares"
-        both = math.hypot(one[1], other[1])
-        return Fact.above(claim, source, one[0] - other[0], 0.0, both, number=6)
+        claim: str, one: tuple[float, float], other: tuple[float, float], source: str = ""
+    ) -> None:
+        both = one[0] - other[0], math.hypot(one[1], other[1])
+        facts.above(f"{claim}: difference of the shares", both, source=source)
 
-    def rare(kind: str, source: str) -> Fact:
-        claim = (
-            f"With the baseline {name[kind]} fewer than one run in twenty misses the best arm {at}"
-        )
-        return Fact.below(claim, source, share[kind][0], 0.05, share[kind][1], number=6)
-
-    derived = partial(Fact.exact, source="derived", expected=True, number=6)
-    low, high = name["below"], name["above"]
-    still, error = _share(seen.later[0][seen.lost[0, here]])
-    return [
-        more(
-            f"{low} loses more runs than {high}, of the same variance {at}",
-            share["below"],
-            share["above"],
-            CHUNG,
-        ),
-        more(
-            f"{low} loses more runs than the value V, which is the noisier {at}",
-            share["below"],
-            share["value"],
-        ),
-        rare("value", MEI),
-        rare("fixed", HERE),
-        more(
-            f"After {total:,} updates {low} still has lost more runs than {high} {step}",
-            _share(seen.later[0]),
-            _share(seen.later[1]),
-        ),
-        Fact.above(
-            f"Most runs lost by {low} after {settings.steps:,} updates are still lost after"
-            f" {total:,} {step}",
-            HERE,
-            still,
-            0.5,
-            error,
-            number=6,
-        ),
-        derived(
-            f"In every run that {high} loses the worst arm has become the rarest, so that b* is"
-            " near that arm's reward",
-            measured=bool(seen.worst_is_rarest[seen.lost[kinds.index("above"), here]].all()),
-        ),
-        more(
-            f"Larger steps commit sooner: {low} loses more runs at step {settings.rates[-1]:g} than"
-            f" at {settings.rates[0]:g}",
-            _share(seen.lost[0, -1]),
-            _share(seen.lost[0, 0]),
-        ),
-        derived(
-            "Computed from log-probabilities, steps of (r − b)/π(a) never overflow: every logit of"
-            " every run is finite",
-            measured=seen.finite,
-        ),
-    ]
+    claim = f"{low} loses more runs than {high}, of the same variance {at}"
+    more(claim, share["below"], share["above"], CHUNG)
+    claim = f"{low} loses more runs than the value V, which is the noisier {at}"
+    more(claim, share["below"], share["value"])
+    for kind, source in (("value", MEI), ("fixed", HERE)):
+        claim = f"With the baseline {name[kind]} fewer than one run in twenty misses the best arm"
+        facts.below(f"{claim} {at}", share[kind], 0.05, source=source)
+    claim = f"After {total:,} updates {low} still has lost more runs than {high} {step}"
+    more(claim, _share(seen.later[0]), _share(seen.later[1]))
+    claim = f"Most runs lost by {low} after {settings.steps:,} updates are still lost after"
+    facts.above(f"{claim} {total:,} {step}", _share(seen.later[0][seen.lost[0, here]]), 0.5)
+    claim = f"In every run that {high} loses the worst arm has become the rarest, so that b* is"
+    rarest = bool(seen.worst_is_rarest[seen.lost[kinds.index("above"), here]].all())
+    facts.exact(f"{claim} near that arm's reward", rarest, True, source="derived")
+    claim = f"Larger steps commit sooner: {low} loses more runs at step {settings.rates[-1]:g} than"
+    more(f"{claim} at {settings.rates[0]:g}", _share(seen.lost[0, -1]), _share(seen.lost[0, 0]))
+    claim = "Computed from log-probabilities, steps of (r − b)/π(a) never overflow: every logit of"
+    facts.exact(f"{claim} every run is finite", seen.finite, True, source="derived")
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -352,9 +275,7 @@ CORNERS = torch.tensor([[0.5, 0.75**0.5], [0.0, 0.0], [1.0, 0.0]], dtype=torch.f
 
 
 def plot(result: Result) -> Figure:
-    """Paths on the simplex for three baselines; the share of runs that end off the best arm against
-    the step size.
-    """
+    """Paths on the simplex for three baselines; how many runs miss the best arm, by step size."""
     figure, panels = figures.new_figure(2, 2, width=10.4, height=8.6)
     for ax, kind in zip(panels, DRAWN, strict=False):
         _triangle(ax, result, kind)
@@ -364,16 +285,11 @@ def plot(result: Result) -> Figure:
         words = label(kind, result.settings)
         figures.band(ax, rates, share, error, label=words, marker="o", markersize=4, **style)
     figures.log_axis(ax, "x", rates)
-    ax.set_ylim(-3, 100)
-    figures.label_ends(ax)
+    title = f"Larger steps commit more: after {result.settings['steps']:,} updates"
+    y = "runs that miss the best arm, %"
+    figures.describe(ax, title, "step size", y, ylim=(-3, 100), ends=True)
     figures.expectation(ax, x=result.settings["lr"])
     figures.note(ax, "the other panels", (result.settings["lr"], 96), (5, 0), va="top")
-    figures.describe(
-        ax,
-        f"Larger steps commit more: after {result.settings['steps']:,} updates",
-        "step size",
-        "runs that miss the best arm, %",
-    )
     return figure
 
 
@@ -397,8 +313,7 @@ def _triangle(ax: Axes, result: Result, kind: str) -> None:
     count = f"{lost or 'none'} of {result.settings['runs']} runs\nmiss the best arm"
     colour = LOST if lost else FOUND
     ax.text(0.02, 0.86, count, transform=ax.transAxes, fontsize=11, color=colour, va="top")
-    figures.describe(ax, f"{label(kind, result.settings)}: {WHAT[kind]}")
+    title = f"{label(kind, result.settings)}: {WHAT[kind]}"
+    figures.describe(ax, title, xlim=(-0.06, 1.06), ylim=(-0.12, 1.0))
     ax.set_aspect("equal")
-    ax.set_xlim(-0.06, 1.06)
-    ax.set_ylim(-0.12, 1.0)
     ax.axis("off")

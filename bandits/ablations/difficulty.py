@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +47,7 @@ from course.exact import (
     silent_probability,
 )
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
@@ -83,14 +82,10 @@ class Settings(Checked):
         sizes = min(self.groups) >= 2 and max(self.groups) <= 256
         require(sizes, "groups", self.groups, "group sizes from 2 to 256")
         require(2 <= self.group <= 32, "group", self.group, "from 2 to 32")
-        require(self.points >= 3, "points", self.points, "at least 3")
+        self.at_least(3, "points")
         require(self.eps > 0, "eps", self.eps, "a number > 0")
-        require(
-            0 < self.short < self.long <= 64,
-            "long",
-            self.long,
-            f"a length above the short one, {self.short}, up to 64",
-        )
+        allowed = f"a length above the short one, {self.short}, up to 64"
+        require(0 < self.short < self.long <= 64, "long", self.long, allowed)
 
 
 SETTINGS = Settings()
@@ -98,9 +93,7 @@ NEVER = 1e-12  # a success probability that is as good as 0
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """The weight over p for every group size, rung and variant; silent groups; the weight under
-    1/|o|.
-    """
+    """The weight over p by group size, rung, variant and length; and the silent groups."""
     p = torch.linspace(0.02, 0.98, settings.points, dtype=torch.float64)
     group, short, long = settings.group, settings.short, settings.long
     pair = [right_or_wrong(x) for x in p.tolist()]
@@ -132,20 +125,14 @@ def run(settings: Settings, progress: Progress) -> Result:
         },
         "angle": angle(LENGTH_MEAN, four_answers(0.5, short, long), group),
     }
-    facts = [
-        *_weights(settings, series),
-        *_limits(),
-        *_silence(settings, series),
-        *_lengths(settings),
-    ]
+    facts = [*_weights(settings, series), *_limits()]
+    facts += [*_silence(settings, series), *_lengths(settings)]
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
 # ---------------------------------------------------------------- facts
 
-law = partial(
-    Fact.exact, source="Davis & Recht 2025 (2510.13651); Mroueh 2025 (2503.06639)", number=12
-)
+LAW = "Davis & Recht 2025 (2510.13651); Mroueh 2025 (2503.06639)"
 
 
 def _worst(measured: list[float], expected: Tensor | float) -> float:
@@ -153,181 +140,116 @@ def _worst(measured: list[float], expected: Tensor | float) -> float:
     return float((torch.tensor(measured, dtype=torch.float64) / expected - 1).abs().max())
 
 
-def _weights(settings: Settings, series: dict[str, Any]) -> list[Fact]:
+def _weights(settings: Settings, series: dict[str, Any]) -> Facts:
     """The law at every group size, on B3, and in its variants."""
-    p, group = series["p"], settings.group
-    facts = []
+    p, group, facts = series["p"], settings.group, Facts(LAW, 12)
     for size in settings.groups:
         claim = (
             f"G = {size}: the std turns ∇p into w_G(p)·∇p, w_G = E[√(N(G−N))]/(G p(1−p)) (largest"
-            " relative difference over p)"
         )
         off = _worst(series["weight"][size], group_std_weight(p, size))
-        facts.append(law(claim, measured=off, expected=0.0))
+        facts.exact(f"{claim} relative difference over p)", off, 0.0)
     flat = max(abs(weight(STD, right_or_wrong(x), 2) - 1) for x in p.tolist())
+    claim = "With two samples the std changes nothing: w_2(p) = 1 for every p (largest difference)"
+    facts.exact(claim, flat, 0.0)
     seen = microscope(STD, b3(), 16, covariance=False)
-    facts += [
-        law(
-            "With two samples the std changes nothing: w_2(p) = 1 for every p (largest difference)",
-            measured=flat,
-            expected=0.0,
-        ),
-        law(
-            "On B3, three arms with Bernoulli rewards, dividing by the std does not turn the"
-            " gradient (cosine to ∇J, G = 16)",
-            measured=seen.cosine,
-            expected=1.0,
-        ),
-        law(
-            "On B3 dividing by the std makes the gradient w_16(.41) times as long as ∇J (G = 16, J"
-            " = .41)",
-            measured=seen.expected.norm() / seen.gradient.norm(),
-            expected=group_std_weight(objective(b3()), 16),
-        ),
-    ]
-    known = {
-        "ddof = 1": (
-            "√((G−1)/G) times it",
-            group_std_weight(p, group) * math.sqrt((group - 1) / group),
-        ),
-        f"eps = {settings.eps:g}": (
-            "E[v/(√v + eps)]/(p(1−p)), v = N(G−N)/G²",
-            group_std_weight(p, group, 0, settings.eps),
-        ),
-    }
-    for name, (words, expected) in known.items():
+    claim = "On B3, three arms with Bernoulli rewards, dividing by the std does not turn the"
+    facts.exact(f"{claim} gradient (cosine to ∇J, G = 16)", seen.cosine, 1.0)
+    claim = "On B3 dividing by the std makes the gradient w_16(.41) times as long as ∇J (G = 16, J"
+    length, expected = seen.expected.norm() / seen.gradient.norm(), objective(b3())
+    facts.exact(f"{claim} = .41)", length, group_std_weight(expected, 16))
+    unbiased = group_std_weight(p, group) * math.sqrt((group - 1) / group)
+    with_eps = group_std_weight(p, group, 0, settings.eps)
+    for name, words, formula in (
+        ("ddof = 1", "√((G−1)/G) times it", unbiased),
+        (f"eps = {settings.eps:g}", "E[v/(√v + eps)]/(p(1−p)), v = N(G−N)/G²", with_eps),
+    ):
         claim = (
             f"With {name} the weight is {words} (largest relative difference over p, G = {group})"
         )
-        off = _worst(series["variants"][name], expected)
-        facts.append(Fact.exact(claim, "this course", off, 0.0, number=12))
+        facts.exact(claim, _worst(series["variants"][name], formula), 0.0, source="this course")
     mean_only = [weight(ladder.group_mean, right_or_wrong(x), group) for x in p.tolist()]
-    claim = (
-        "Without the std the weight is (G−1)/G, whatever p (largest relative difference, G ="
-        f" {group})"
-    )
-    off = _worst(mean_only, group_mean_factor(group))
-    return [*facts, law(claim, measured=off, expected=0.0)]
+    claim = "Without the std the weight is (G−1)/G, whatever p (largest relative difference, G ="
+    claim = f"{claim} {group})"
+    facts.exact(claim, _worst(mean_only, group_mean_factor(group)), 0.0)
+    return facts
 
 
-def _limits() -> list[Fact]:
+def _limits() -> Facts:
     """The ends: p → 0, and G → ∞."""
-    facts = [
-        law(
-            f"The weight of a prompt that is almost never solved is √(G−1): w_{group} at p ="
-            f" {NEVER:g}",
-            measured=weight(STD, right_or_wrong(NEVER), group),
-            expected=math.sqrt(group - 1),
-        )
-        for group in (8, 64)
-    ]
-    p, limit = 0.3, arcsine_gradient()
+    facts, p, limit = Facts(LAW, 12), 0.3, arcsine_gradient()
+    for group in (8, 64):
+        claim = f"The weight of a prompt that is almost never solved is √(G−1): w_{group} at p ="
+        seen = weight(STD, right_or_wrong(NEVER), group)
+        facts.exact(f"{claim} {NEVER:g}", seen, math.sqrt(group - 1))
+    # the next term of both limits is of the order of 1/G of what is expected, hence two digits
     gap = 1 - weight(STD, right_or_wrong(p), MANY) * math.sqrt(p * (1 - p))
+    claim = f"With many samples w tends to 1/√(p(1−p)): at p = {p}, G = {MANY} it is short of it by"
+    facts.exact(f"{claim} 1/(8Gp(1−p)) of it", gap, shortfall(p, MANY), 2)
     apart = microscope(STD, b3(), MANY, covariance=False).expected - limit
-    # the next term of the two is of the order of 1/G of what is expected, hence two digits
-    return [
-        *facts,
-        law(
-            f"With many samples w tends to 1/√(p(1−p)): at p = {p}, G = {MANY} it is short of it by"
-            " 1/(8Gp(1−p)) of it",
-            measured=gap,
-            expected=shortfall(p, MANY),
-            digits=2,
-        ),
-        law(
-            "With many samples E[ĝ] tends to the gradient of 2·arcsin √J: on B3 at G ="
-            f" {MANY} it is 1/(8GJ(1−J)) away (relative)",
-            measured=apart.norm() / limit.norm(),
-            expected=shortfall(objective(b3()), MANY),
-            digits=2,
-        ),
-    ]
-
-
-def _silence(settings: Settings, series: dict[str, Any]) -> list[Fact]:
-    """How many groups are silent, and what asking again does."""
-    p, group = series["p"], settings.group
-    dapo = partial(Fact.exact, source="Yu et al. 2025 (DAPO, 2503.14476), eq. 11", number=13)
-    off = max(
-        float((p.new_tensor(series["silent"][g]) - silent_probability(p, g)).abs().max())
-        for g in settings.groups
+    claim = (
+        f"With many samples E[ĝ] tends to the gradient of 2·arcsin √J: on B3 at G = {MANY} it is"
     )
+    expected = shortfall(objective(b3()), MANY)
+    facts.exact(f"{claim} 1/(8GJ(1−J)) away (relative)", apart.norm() / limit.norm(), expected, 2)
+    return facts
+
+
+def _silence(settings: Settings, series: dict[str, Any]) -> Facts:
+    """How many groups are silent, and what asking again does."""
+    p, group, groups = series["p"], settings.group, settings.groups
+    facts = Facts("Yu et al. 2025 (DAPO, 2503.14476), eq. 11", 13)
+    silent_shares = {size: p.new_tensor(series["silent"][size]) for size in groups}
+    off = max(float((silent_shares[g] - silent_probability(p, g)).abs().max()) for g in groups)
+    claim = "p^G + (1−p)^G of the groups give no gradient at all (largest difference over p, G ="
+    facts.exact(f"{claim} {', '.join(map(str, groups))})", off, 0.0)
+    claim = "At p = .1, 43 % of the groups of 8 are silent (a share)"
+    facts.exact(claim, silent_share(right_or_wrong(0.1), 8), 0.9**8 + 0.1**8)
     every = every_group(STD, b3(), group)
     loud = ~silent(b3().total_reward[0][every.outcome[:, 0]])[:, 0]
     chance, gradient = every.chance[loud], every.gradient[loud]
     refilled = torch.einsum("m,md->d", chance, gradient) / chance.sum()
     plain = microscope(STD, b3(), group, covariance=False).expected
-    share = float(silent_probability(0.1, group))
-    kept = weight(replace(STD, sample_filter=DropSilentGroups()), twins(0.1), group)
     again = "Asking again until no group is silent"
-    return [
-        dapo(
-            "p^G + (1−p)^G of the groups give no gradient at all (largest difference over p, G ="
-            f" {', '.join(map(str, settings.groups))})",
-            measured=off,
-            expected=0.0,
-        ),
-        dapo(
-            "At p = .1, 43 % of the groups of 8 are silent (a share)",
-            measured=silent_share(right_or_wrong(0.1), 8),
-            expected=0.9**8 + 0.1**8,
-        ),
-        dapo(
-            f"{again} makes E[ĝ] 1/P(not silent) times as long (B3, G = {group})",
-            measured=refilled.norm() / plain.norm(),
-            expected=1 / (1 - silent_probability(objective(b3()), group)),
-        ),
-        dapo(
-            f"{again} does not turn E[ĝ] (cosine, B3, G = {group})",
-            measured=torch.nn.functional.cosine_similarity(refilled, plain, 0),
-            expected=1.0,
-        ),
-        dapo(
-            "Dropping silent groups without asking again, two prompts with p = .1: (1 − s²)/(1 − s)"
-            f" times as long, s silent (G = {group})",
-            measured=kept / weight(STD, twins(0.1), group),
-            expected=(1 - share**2) / (1 - share),
-        ),
-    ]
+    longer = 1 / (1 - silent_probability(objective(b3()), group))
+    claim = f"{again} makes E[ĝ] 1/P(not silent) times as long (B3, G = {group})"
+    facts.exact(claim, refilled.norm() / plain.norm(), longer)
+    cosine = torch.nn.functional.cosine_similarity(refilled, plain, 0)
+    facts.exact(f"{again} does not turn E[ĝ] (cosine, B3, G = {group})", cosine, 1.0)
+    share = float(silent_probability(0.1, group))
+    dropped = weight(replace(STD, sample_filter=DropSilentGroups()), twins(0.1), group)
+    claim = "Dropping silent groups without asking again, two prompts with p = .1: (1 − s²)/(1 − s)"
+    ratio = dropped / weight(STD, twins(0.1), group)
+    facts.exact(
+        f"{claim} times as long, s silent (G = {group})", ratio, (1 - share**2) / (1 - share)
+    )
+    return facts
 
 
-def _lengths(settings: Settings) -> list[Fact]:
+def _lengths(settings: Settings) -> Facts:
     """What 1/|o| does to the law."""
     group, short, long = settings.group, settings.short, settings.long
-    source = "this course; the bias of 1/|o|: Liu et al. 2025 (Dr. GRPO, 2503.20783)"
-    ours, facts = partial(Fact.exact, source=source, number=12), []
+    facts = Facts("this course; the bias of 1/|o|: Liu et al. 2025 (Dr. GRPO, 2503.20783)", 12)
     for p in (0.1, 0.5):
         claim = (
             f"Under 1/|o|, right answers of {short} tokens and wrong ones of {long}: the weight is"
-            f" w_G(p)·((1−p)/{short} + p/{long}), at p = {p}, G = {group}"
         )
+        claim += f" w_G(p)·((1−p)/{short} + p/{long}), at p = {p}, G = {group}"
         seen = weight(LENGTH_MEAN, right_or_wrong(p, (short, long)), group)
-        expected = group_std_weight(p, group) * ((1 - p) / short + p / long)
-        facts.append(ours(claim, measured=seen, expected=expected))
+        facts.exact(claim, seen, group_std_weight(p, group) * ((1 - p) / short + p / long))
     listed = four_answers(0.5, short, long)
     both = f"right and wrong answers of {short} and of {long} tokens"
     expected = microscope(LENGTH_MEAN, listed, group, covariance=False).expected
+    claim = f"Under 1/|o|, {both}: E[ĝ] is w_G(p) Σ_a π_a (1[a right] − p) s_a/|o_a| (largest"
+    off = (expected - length_law(listed, group)).abs().max()
+    facts.exact(f"{claim} difference, p = .5, G = {group})", off, 0.0)
     ratio = (1 / short + 1 / long) / math.sqrt(2 * (1 / short**2 + 1 / long**2))
     formula = f"arccos of (1/{short} + 1/{long})/√(2(1/{short}² + 1/{long}²))"
-    return [
-        *facts,
-        ours(
-            f"Under 1/|o|, {both}: E[ĝ] is w_G(p) Σ_a π_a (1[a right] − p) s_a/|o_a| (largest"
-            f" difference, p = .5, G = {group})",
-            measured=(expected - length_law(listed, group)).abs().max(),
-            expected=0.0,
-        ),
-        ours(
-            f"Under 1/|o|, {both}: E[ĝ] points this many degrees away from ∇p, {formula}, p = .5",
-            measured=angle(LENGTH_MEAN, listed, group),
-            expected=math.degrees(math.acos(ratio)),
-        ),
-        ours(
-            f"Summed over tokens, {both} keep the direction of ∇p (cosine)",
-            measured=microscope(STD, listed, group, covariance=False).cosine,
-            expected=1.0,
-        ),
-    ]
+    claim = f"Under 1/|o|, {both}: E[ĝ] points this many degrees away from ∇p, {formula}, p = .5"
+    facts.exact(claim, angle(LENGTH_MEAN, listed, group), math.degrees(math.acos(ratio)))
+    cosine = microscope(STD, listed, group, covariance=False).cosine
+    facts.exact(f"Summed over tokens, {both} keep the direction of ∇p (cosine)", cosine, 1.0)
+    return facts
 
 
 # ---------------------------------------------------------------- figure
@@ -346,7 +268,7 @@ def plot(result: Result) -> Figure:
     p, fine = result.array("p"), torch.linspace(0.02, 0.98, 193, dtype=torch.float64)
     group, short, long = (result.settings[name] for name in ("group", "short", "long"))
     groups = list(result.series["weight"])
-    for size, colour in zip(groups, figures.shades(len(groups)), strict=True):
+    for size, colour in figures.shaded(groups):
         for ax, what, formula in (
             (sizes, "weight", group_std_weight(fine, int(size))),
             (quiet, "silent", silent_probability(fine, int(size))),

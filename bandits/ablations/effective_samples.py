@@ -17,44 +17,38 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from dataclasses import replace as change
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bandits.environments import Deterministic
 from bandits.exact import B3_MEANS, B3_POLICY
-from bandits.policies import Softmax
-from bandits.population import every_arm
 from bandits.theory.effective_samples import (
     Sums,
     answers,
     bernoulli_arms,
+    by_hand,
     centred,
     distance,
-    logits_of,
+    independent_tokens,
+    natural_gap,
     objective_moments,
     second_moment,
     sequences,
     start,
     tilted,
-    token_log_probs,
 )
 from course import ladder
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import microscope, sampling_probability
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
-from course.learner import Learner
 from course.parts import LeaveOneOut, SequenceMean, SequenceRatio
-from course.train.noise import Noise
-from course.train.trust_region import NaturalGradient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,15 +73,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            2 <= self.group <= 12,
-            "group",
-            self.group,
-            "from 2 to 12: all groups of 6 outcomes are listed",
-        )
+        allowed = "from 2 to 12: all groups of 6 outcomes are listed"
+        require(2 <= self.group <= 12, "group", self.group, allowed)
         assert self.task  # refuses tokens and words that are too many
         require(0 < self.farthest <= 20, "farthest", self.farthest, "a number above 0, at most 20")
-        require(self.points >= 3, "points", self.points, "a whole number ≥ 3")
+        self.at_least(3, "points")
 
     @property
     def task(self) -> Sums:
@@ -135,9 +125,7 @@ def _one_token(settings: Settings, strength: float) -> dict[str, Any]:
 
 
 def _several_tokens(task: Sums, strength: float) -> dict[str, Any]:
-    """The surrogate with token and with sequence ratios, its value and its gradient, at λ =
-    `strength`.
-    """
+    """The surrogate with token and with sequence ratios at λ = `strength`: value and gradient."""
     (_, reward), before = answers(task), start(task)
     now, value = tilted(before, reward, strength), float(before.exp() @ reward)
     listed = sequences(task, now, before)
@@ -165,171 +153,76 @@ def _several_tokens(task: Sums, strength: float) -> dict[str, Any]:
 # ---------------------------------------------------------------- facts
 
 
-def _one_facts(settings: Settings, points: list[dict[str, Any]]) -> list[Fact]:
+def _one_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
     group, before, last = settings.group, float(old @ means), points[-1]
     listed = bernoulli_arms(tilted(old.log(), means, settings.farthest), old.log())
     at = f"(B3, λ up to {settings.farthest:g}, G = {group})"
-    end = f"(B3, λ = {settings.farthest:g}, G = {group})"
+    end, facts = f"(B3, λ = {settings.farthest:g}, G = {group})", Facts("derived", 8)
 
-    def mean(estimator: Estimator, point: dict[str, Any]) -> float:
-        outcomes = bernoulli_arms(tilted(old.log(), means, point["strength"]), old.log())
-        return objective_moments(estimator, outcomes, group)[0]
-
-    def largest(estimator: Estimator, factor: float) -> float:
-        return max(abs(mean(estimator, point) - factor * point["gain"]) for point in points)
+    def gaps(estimator: Estimator, factor: float = 1.0) -> list[float]:
+        """The mean objective less factor·(J' − J), at each π'."""
+        now = [tilted(old.log(), means, point["strength"]) for point in points]
+        each = [objective_moments(estimator, bernoulli_arms(p, old.log()), group)[0] for p in now]
+        return [mean - factor * point["gain"] for mean, point in zip(each, points, strict=True)]
 
     surrogate, clip = centred(ladder.surrogate, before), centred(ladder.clip, before)
+    claim = "One token: E[ρA] with b = J(π) is J(π') − J(π) at any distance: largest difference"
+    facts.exact(f"{claim} {at}", max(map(abs, gaps(surrogate))), 0.0, source=KAKADE)
+    claim = "One token: so is it with the mean of the others as the baseline: largest difference"
+    others = gaps(change(surrogate, baseline=LeaveOneOut()))
+    facts.exact(f"{claim} {at}", max(map(abs, others)), 0.0)
+    claim = "One token: a mean that includes the sample leaves (G−1)/G of it: largest difference"
+    included = gaps(ladder.surrogate, (group - 1) / group)
+    facts.exact(f"{claim} {at}", max(map(abs, included)), 0.0)
     ratio, advantage = listed.log_prob.exp() / listed.old.exp(), listed.reward - before
     square = float((sampling_probability(listed).unsqueeze(-1) * (ratio * advantage) ** 2).sum())
-    one, two = (
-        float((old * (strength * means).exp()).sum())
-        for strength in (settings.farthest, 2 * settings.farthest)
-    )
-    kakade = partial(Fact.exact, source=KAKADE, number=8)
-    exact = partial(Fact.exact, source="derived", number=8)
-    return [
-        kakade(
-            "One token: E[ρA] with b = J(π) is J(π') − J(π) at any distance: largest difference"
-            f" {at}",
-            measured=largest(surrogate, 1.0),
-            expected=0.0,
-        ),
-        exact(
-            "One token: so is it with the mean of the others as the baseline: largest difference"
-            f" {at}",
-            measured=largest(change(surrogate, baseline=LeaveOneOut()), 1.0),
-            expected=0.0,
-        ),
-        exact(
-            "One token: a mean that includes the sample leaves (G−1)/G of it: largest difference"
-            f" {at}",
-            measured=largest(ladder.surrogate, (group - 1) / group),
-            expected=0.0,
-        ),
-        exact(
-            f"Standard deviation of one group's estimate is √((E[ρ²A²] − (J'−J)²)/G) {end}",
-            measured=objective_moments(surrogate, listed, group)[1],
-            expected=math.sqrt((square - last["gain"] ** 2) / group),
-        ),
-        exact(
-            "G samples are worth G/E[ρ²]; for π' ∝ π·exp(λr), E[ρ²] = Z(2λ)/Z(λ)², Z(λ) = Σπ"
-            f" exp(λr) {end}",
-            measured=last["second"],
-            expected=two / one**2,
-        ),
-        exact(
-            f"The effective share 1/E[ρ²] is never above exp(−KL(π'‖π)) {at}",
-            measured=all(1 / p["second"] <= math.exp(-p["kl"]) + 1e-12 for p in points),
-            expected=True,
-        ),
-        exact(
-            f"The clip's objective is nowhere above the true improvement, on average {at}",
-            measured=max(mean(clip, point) - point["gain"] for point in points) <= 1e-12,
-            expected=True,
-        ),
-    ]
+    claim = f"Standard deviation of one group's estimate is √((E[ρ²A²] − (J'−J)²)/G) {end}"
+    spread = objective_moments(surrogate, listed, group)[1]
+    facts.exact(claim, spread, math.sqrt((square - last["gain"] ** 2) / group))
+    strengths = settings.farthest, 2 * settings.farthest
+    one, two = (float((old * (strength * means).exp()).sum()) for strength in strengths)
+    claim = "G samples are worth G/E[ρ²]; for π' ∝ π·exp(λr), E[ρ²] = Z(2λ)/Z(λ)², Z(λ) = Σπ"
+    facts.exact(f"{claim} exp(λr) {end}", last["second"], two / one**2)
+    bounded = all(1 / p["second"] <= math.exp(-p["kl"]) + 1e-12 for p in points)
+    facts.exact(f"The effective share 1/E[ρ²] is never above exp(−KL(π'‖π)) {at}", bounded, True)
+    claim = f"The clip's objective is nowhere above the true improvement, on average {at}"
+    facts.exact(claim, max(gaps(clip)) <= 1e-12, True)
+    return facts
 
 
-def by_hand(task: Sums, strength: float) -> tuple[float, float]:
-    """E[Σ_t ρ_t A] of token ratios at λ = `strength`, added up over all answers; and the cosine of
-    its gradient and ∇J(π'), both by automatic differentiation.
-    """
-    (_, reward), before = answers(task), start(task)
-    old_tokens = token_log_probs(logits_of(before, task), task)
-    logits = logits_of(tilted(before, reward, strength), task).requires_grad_()
-    now = token_log_probs(logits, task)
-    advantage = reward - before.exp() @ reward
-    surrogate = (before.exp() * (now - old_tokens).exp().sum(-1) * advantage).sum()
-    value = (now.sum(-1).exp() * reward).sum()
-    one, other = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (surrogate, value))
-    cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0)
-    return surrogate.item(), cosine.item()
-
-
-def _several_facts(settings: Settings, points: list[dict[str, Any]]) -> list[Fact]:
+def _several_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
     task, last, count = settings.task, points[-1], settings.tokens
     surrogate, cosine = by_hand(task, settings.farthest)
-    near = [_several_tokens(task, strength) for strength in (1e-3, 2e-3)]
-    error = [point["gain"] - point["token"] for point in near]
-    tokens, power = _independent_tokens(settings)
     at = f"({count} tokens, λ up to {settings.farthest:g})"
     end = f"({count} tokens, λ = {settings.farthest:g}, KL(π'‖π) = {last['kl']:.2f})"
-    kakade = partial(Fact.exact, source=KAKADE, number=8)
-    exact = partial(Fact.exact, source="derived", number=8)
-    return [
-        kakade(
-            f"With the sequence's ratio E[ρA] is J(π') − J(π): largest difference {at}",
-            measured=max(abs(p["whole"] - p["gain"]) for p in points),
-            expected=0.0,
-        ),
-        kakade(
-            "With the sequence's ratio the expected gradient is ∇J(π'): largest relative bias"
-            f" {at}",
-            measured=max(p["whole_bias"] for p in points),
-            expected=0.0,
-        ),
-        kakade(
-            f"With token ratios it is so at π itself: relative bias at λ = 0 ({count} tokens)",
-            measured=points[0]["token_bias"],
-            expected=0.0,
-        ),
-        exact(
-            "With token ratios the value is off in second order: exponent of λ in its error as λ →"
-            f" 0 ({count} tokens)",
-            measured=math.log2(error[1] / error[0]),
-            expected=2.0,
-            digits=3,  # the next order is λ itself, 1e-3 here
-        ),
-        exact(
-            f"With token ratios the surrogate is E[Σ_t ρ_t A], added up by hand {end}",
-            measured=last["token"],
-            expected=surrogate,
-        ),
-        exact(
-            "With token ratios the surrogate is off: |error| as a share of J(π') − J(π), added up"
-            f" by hand {end}",
-            measured=abs(1 - last["token"] / last["gain"]),
-            expected=abs(1 - surrogate / last["gain"]),
-        ),
-        exact(
-            "With token ratios the expected gradient points elsewhere: 1 − cosine with ∇J(π'), by"
-            f" automatic differentiation of the sum {end}",
-            measured=1 - last["token_cosine"],
-            expected=1 - cosine,
-        ),
-        exact(
-            f"The same move on each of {count} tokens: E[ρ²] is that of one token to the power"
-            f" {count} (λ = {settings.farthest:g})",
-            measured=tokens,
-            expected=power,
-        ),
-    ]
-
-
-def _independent_tokens(settings: Settings) -> tuple[float, float]:
-    """E[ρ²] of answers whose tokens are each drawn and tilted alike, listed; and that of one token
-    to the power T.
-    """
-    task = Sums(settings.tokens, len(B3_POLICY))
-    now, every = tilted(old.log(), means, settings.farthest), answers(task)[0]
-    listed = sequences(task, now[every].sum(-1), old.log()[every].sum(-1))
-    return second_moment(listed), float((2 * now - old.log()).exp().sum()) ** settings.tokens
+    facts = Facts("derived", 8)
+    claim = f"With the sequence's ratio E[ρA] is J(π') − J(π): largest difference {at}"
+    facts.exact(claim, max(abs(p["whole"] - p["gain"]) for p in points), 0.0, source=KAKADE)
+    claim = "With the sequence's ratio the expected gradient is ∇J(π'): largest relative bias"
+    facts.exact(f"{claim} {at}", max(p["whole_bias"] for p in points), 0.0, source=KAKADE)
+    claim = f"With token ratios it is so at π itself: relative bias at λ = 0 ({count} tokens)"
+    facts.exact(claim, points[0]["token_bias"], 0.0, source=KAKADE)
+    near = [_several_tokens(task, strength) for strength in (1e-3, 2e-3)]
+    one, two = (point["gain"] - point["token"] for point in near)
+    claim = "With token ratios the value is off in second order: exponent of λ in its error as λ →"
+    # three digits: the next order is λ itself, 1e-3 here
+    facts.exact(f"{claim} 0 ({count} tokens)", math.log2(two / one), 2.0, 3)
+    claim = f"With token ratios the surrogate is E[Σ_t ρ_t A], added up by hand {end}"
+    facts.exact(claim, last["token"], surrogate)
+    claim = "With token ratios the expected gradient points elsewhere: 1 − cosine with ∇J(π'), by"
+    claim = f"{claim} automatic differentiation of the sum {end}"
+    facts.exact(claim, 1 - last["token_cosine"], 1 - cosine)
+    claim = f"The same move on each of {count} tokens: E[ρ²] is that of one token to the power"
+    claim = f"{claim} {count} (λ = {settings.farthest:g})"
+    facts.exact(claim, *independent_tokens(settings.farthest, count))
+    return facts
 
 
 def _natural_fact() -> Fact:
     """One natural step of length 1 with the exact gradient, by conjugate gradient, on B3."""
-    policy = Softmax.of(old.unsqueeze(0))
-    bandit = every_arm(Deterministic(means.unsqueeze(0)), policy)
-    optimizer, noise = NaturalGradient(1.0, damping=0.0), Noise((), dtype=torch.float64)
-    Learner(bandit, ladder.surrogate, optimizer, noise).train(1)
-    step = (policy.logits.detach() - old.log())[0]
-    advantage = means - old @ means
-    gap = (step - step.mean() - (advantage - advantage.mean())).abs().max()
-    claim = (
-        "F⁺∇J = A − (unweighted mean of A): largest difference from conjugate gradient on the"
-        " Fisher matrix (B3)"
-    )
-    return Fact.exact(claim, "Kakade 2001; derived", gap, 0.0, number=8)
+    claim = "F⁺∇J = A − (unweighted mean of A): largest difference from conjugate gradient on the"
+    claim = f"{claim} Fisher matrix (B3)"
+    return Fact.exact(claim, "Kakade 2001; derived", natural_gap(), 0.0, number=8)
 
 
 # ---------------------------------------------------------------- figure
@@ -345,9 +238,7 @@ SHOWN_TOKENS = (1, 2, 4, 16)
 
 
 def plot(result: Result) -> Figure:
-    """True improvement and surrogates; effective samples; token against sequence ratios, in value
-    and in gradient.
-    """
+    """Improvement and surrogates; effective samples; token and sequence ratios."""
     figure, (value, samples, tokens, gradient) = figures.new_figure(2, 2, width=11.5, height=8.0)
     kl, answer = result.array("one", "kl"), result.array("several", "kl")
     mean, std = result.array("one", "mean"), result.array("one", "std")
@@ -357,50 +248,30 @@ def plot(result: Result) -> Figure:
         figures.band(value, kl, mean[:, i], std[:, i], name, label=title)
     figures.expectation(value, result.array("one", "gain"), kl, label=truth)
     second = result.array("one", "second")
-    for count, colour in zip(SHOWN_TOKENS, figures.shades(len(SHOWN_TOKENS)), strict=True):
+    for count, colour in figures.shaded(SHOWN_TOKENS):
         label = "1 token" if count == 1 else f"{count} tokens"
         samples.plot(kl, 100 * second**-count, color=colour, linewidth=2.0, label=label)
         figures.expectation(samples, 100 * np.exp(-count * kl), kl)
     figures.log_axis(samples, "y", [0.1, 1, 10, 100], ["0.1%", "1%", "10%", "100%"])
-    samples.set_ylim(0.1, 120)
     most = "dashed: exp(−KL),\nthe most that is possible"
     figures.note(samples, most, (0.03, 0.04), xycoords="axes fraction")
-    figures.band(tokens, answer, result.array("several", "whole"), **WHOLE)
-    figures.band(tokens, answer, result.array("several", "token"), **TOKEN)
+    for look, name in ((WHOLE, "whole"), (TOKEN, "token")):
+        figures.band(tokens, answer, result.array("several", name), **look)
+        figures.band(gradient, answer, result.array("several", f"{name}_cosine"), **look)
     figures.expectation(tokens, result.array("several", "gain"), answer, label=truth)
-    figures.band(gradient, answer, result.array("several", "whole_cosine"), **WHOLE)
-    figures.band(gradient, answer, result.array("several", "token_cosine"), **TOKEN)
     figures.expectation(gradient, 1.0)
-    gradient.set_ylim(0, 1.08)
     group, count = result.settings["group"], result.settings["tokens"]
-    whole_kl = "KL(π'‖π) of the answer, nats"
-    for ax, axis, title, x, y in (
-        (
-            value,
-            kl,
-            "One token: the surrogate is exact, and noisy",
-            "KL(π'‖π), nats",
-            f"improvement (groups of {group})",
-        ),
-        (
-            samples,
-            kl,
-            "What falls is the effective sample size",
-            "KL(π'‖π) per token, nats",
-            "effective share 1/E[ρ²]",
-        ),
-        (tokens, answer, f"{count} tokens: token ratios fall short", whole_kl, "improvement"),
-        (
-            gradient,
-            answer,
-            "… and further out they turn away from ∇J",
-            whole_kl,
-            "cosine of E[ĝ] and ∇J(π')",
-        ),
-    ):
+    for ax, axis in ((value, kl), (samples, kl), (tokens, answer), (gradient, answer)):
         _kl_axis(ax, axis)
-        figures.describe(ax, title, x, y)
-        figures.label_ends(ax)
+    title, y = "One token: the surrogate is exact, and noisy", f"improvement (groups of {group})"
+    figures.describe(value, title, "KL(π'‖π), nats", y, ends=True)
+    title, x = "What falls is the effective sample size", "KL(π'‖π) per token, nats"
+    y = "effective share 1/E[ρ²]"
+    figures.describe(samples, title, x, y, ylim=(0.1, 120), ends=True)
+    title, x = f"{count} tokens: token ratios fall short", "KL(π'‖π) of the answer, nats"
+    figures.describe(tokens, title, x, "improvement", ends=True)
+    title, y = "… and further out they turn away from ∇J", "cosine of E[ĝ] and ∇J(π')"
+    figures.describe(gradient, title, x, y, ylim=(0, 1.08), ends=True)
     figures.reference(value, x=0.01, label="TRPO's usual KL", color="#999999")
     return figure
 

@@ -21,15 +21,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from bandits.environments import Deterministic
-from bandits.policies import Softmax
-from bandits.population import Population
 from bandits.theory.flows import (
     Array,
     Flow,
@@ -38,6 +33,7 @@ from bandits.theory.flows import (
     natural_times,
     needs_group,
     nodes,
+    proportional_gradient,
     rate_limit,
     speed,
     weight_times,
@@ -45,12 +41,11 @@ from bandits.theory.flows import (
 from course import ladder
 from course.errors import require
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.parts import GroupStd
-from course.train.noise import Noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,28 +73,14 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            min(self.groups) >= 2,
-            "groups",
-            self.groups,
-            "whole numbers ≥ 2",
-        )
-        for name in ("gap", "small_gap"):
-            require(
-                0 < getattr(self, name) <= 1,
-                name,
-                getattr(self, name),
-                "a number above 0, at most 1",
-            )
-        require(
-            4 <= self.span <= 30,
-            "span",
-            self.span,
-            "from 4 to 30 nats: beyond, 1 − p is lost in rounding",
-        )
+        require(min(self.groups) >= 2, "groups", self.groups, "whole numbers ≥ 2")
+        for name in ("gap", "small_gap", "lr"):
+            value = getattr(self, name)
+            require(0 < value <= 1, name, value, "a number above 0, at most 1")
+        allowed = "from 4 to 30 nats: beyond, 1 − p is lost in rounding"
+        require(4 <= self.span <= 30, "span", self.span, allowed)
         require(min(self.arms) >= 2, "arms", self.arms, "whole numbers ≥ 2")
-        require(0 < self.lr <= 1, "lr", self.lr, "a number above 0, at most 1")
-        require(self.steps >= 100, "steps", self.steps, "a whole number ≥ 100")
+        self.at_least(100, "steps")
 
 
 SETTINGS = Settings()
@@ -130,15 +111,10 @@ def run(settings: Settings, progress: Progress) -> Result:
         "small_gap": small.t,
         "natural": natural,
         "infinite": infinite,
-        "steps": {
-            str(arms): {"step": step, "missing": missing} for arms, (step, missing) in steps.items()
-        },
+        "steps": {str(k): {"step": t, "missing": left} for k, (t, left) in steps.items()},
     }
-    facts = [
-        *_policy_gradient_facts(settings, plain, small, natural),
-        *_group_facts(settings, flows, infinite),
-        *_step_facts(settings, steps),
-    ]
+    facts = [*_policy_gradient_facts(settings, plain, small, natural)]
+    facts += [*_group_facts(settings, flows, infinite), *_step_facts(settings, steps)]
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
@@ -156,151 +132,72 @@ def _odds(u: float) -> tuple[float, float]:
     return 1 / (1 + math.exp(-u)), 1 / (1 + math.exp(u))
 
 
-def _policy_gradient_facts(
-    settings: Settings, plain: Flow, small: Flow, natural: Array
-) -> list[Fact]:
-    start, missing = _odds(plain.u[0])[0], _odds(plain.u[-1])[1]
-    derived = partial(Fact.exact, source="derived", number=7)
-    mei = partial(Fact.exact, source=MEI, number=7)
-    facts = []
+def _policy_gradient_facts(s: Settings, plain: Flow, small: Flow, natural: Array) -> Facts:
+    start, missing, facts = _odds(plain.u[0])[0], _odds(plain.u[-1])[1], Facts("derived", 7)
     for one in (plain, small):
-        at = f"(two arms, gap {one.gap:g})"
-        facts += [
-            derived(
-                "Policy gradient's flow takes (u + sinh u)/Δ from p = ½ to log-odds u: largest"
-                f" relative difference {at}",
-                measured=_off(one.t, (one.u + np.sinh(one.u)) / one.gap),
-                expected=0.0,
-                digits=8,
-            ),
-            mei(
-                f"Policy gradient: 1 − p ~ 1/(2Δt), as 2Δt(1−p) at 1 − p = {missing:.1e} {at}",
-                measured=2 * one.gap * one.t[-1] * missing,
-                expected=1.0,
-                digits=6,
-            ),
-            derived(
-                "Policy gradient escapes from p₀ to ½ in 1/(2Δp₀), as time·2Δp₀ at p₀ ="
-                f" {start:.1e} {at}",
-                measured=-2 * one.gap * one.t[0] * start,
-                expected=1.0,
-                digits=5,
-            ),
-        ]
-    arms = max(settings.arms)
-    many = flow("reinforce", None, 1.0, settings.span, arms, -math.log(arms - 1))
-    return [
-        *facts,
-        derived(
-            "Natural PG: 1 − p falls as e^(−Δt), as log-odds per unit of time (two arms, gap"
-            f" {settings.gap:g})",
-            source="derived; linear rate: Mei et al. 2020 (2005.06392)",
-            measured=plain.u[-1] / natural[-1],
-            expected=settings.gap,
-        ),
-        mei(
-            f"Policy gradient's flow from uniform on K = {arms} arms that pay 1, 0, …, 0:"
-            f" t(1−p)·K/(K−1) → 1, at 1 − p = {missing:.1e}",
-            measured=many.t[-1] * missing * arms / (arms - 1),
-            expected=1.0,
-            digits=6,
-        ),
-    ]
+        at, scale = f"(two arms, gap {one.gap:g})", 2 * one.gap
+        claim = "Policy gradient's flow takes (u + sinh u)/Δ from p = ½ to log-odds u: largest"
+        off = _off(one.t, (one.u + np.sinh(one.u)) / one.gap)
+        facts.exact(f"{claim} relative difference {at}", off, 0.0, 8)
+        claim = f"Policy gradient: 1 − p ~ 1/(2Δt), as 2Δt(1−p) at 1 − p = {missing:.1e} {at}"
+        facts.exact(claim, scale * one.t[-1] * missing, 1.0, 6, source=MEI)
+        claim = "Policy gradient escapes from p₀ to ½ in 1/(2Δp₀), as time·2Δp₀ at p₀ ="
+        facts.exact(f"{claim} {start:.1e} {at}", -scale * one.t[0] * start, 1.0, 5)
+    claim = "Natural PG: 1 − p falls as e^(−Δt), as log-odds per unit of time (two arms, gap"
+    source = "derived; linear rate: Mei et al. 2020 (2005.06392)"
+    facts.exact(f"{claim} {s.gap:g})", plain.u[-1] / natural[-1], s.gap, source=source)
+    arms = max(s.arms)
+    many = flow("reinforce", None, 1.0, s.span, arms, -math.log(arms - 1))
+    claim = f"Policy gradient's flow from uniform on K = {arms} arms that pay 1, 0, …, 0:"
+    claim = f"{claim} t(1−p)·K/(K−1) → 1, at 1 − p = {missing:.1e}"
+    facts.exact(claim, many.t[-1] * missing * arms / (arms - 1), 1.0, 6, source=MEI)
+    return facts
 
 
-def _group_facts(settings: Settings, flows: Sequence[Flow], infinite: Array) -> list[Fact]:
-    edges = nodes(-0.75 * settings.span, settings.span)[0]
+def _group_facts(s: Settings, flows: Sequence[Flow], infinite: Array) -> Facts:
+    edges, facts = nodes(-0.75 * s.span, s.span)[0], Facts(WEIGHT, 7)
     start, missing = _odds(edges[0])[0], _odds(edges[-1])[1]
-    exact = partial(Fact.exact, source=WEIGHT, number=7)
-    one = partial(exact, expected=1.0)
-    t, finite = "GRPO at G = ∞", "GRPO at finite G"
-    facts = [
-        exact(
-            f"{t} takes 2 sinh(u/2) from p = ½ to log-odds u: largest relative difference",
-            measured=_off(infinite, 2 * np.sinh(edges / 2)),
-            expected=0.0,
-            digits=8,
-        ),
-        one(
-            f"{t}: 1 − p ~ 1/t² whatever the gap, as t²(1−p) at 1 − p = {missing:.1e}",
-            measured=infinite[-1] ** 2 * missing,
-            digits=6,
-        ),
-        one(
-            f"{t} escapes from p₀ to ½ in 1/√p₀, as time·√p₀ at p₀ = {start:.1e}",
-            measured=-infinite[0] * math.sqrt(start),
-            digits=6,
-        ),
-        _population_fact(),
-    ]
+    claim = "GRPO at G = ∞ takes 2 sinh(u/2) from p = ½ to log-odds u: largest relative difference"
+    facts.exact(claim, _off(infinite, 2 * np.sinh(edges / 2)), 0.0, 8)
+    claim = f"GRPO at G = ∞: 1 − p ~ 1/t² whatever the gap, as t²(1−p) at 1 − p = {missing:.1e}"
+    facts.exact(claim, infinite[-1] ** 2 * missing, 1.0, 6)
+    claim = f"GRPO at G = ∞ escapes from p₀ to ½ in 1/√p₀, as time·√p₀ at p₀ = {start:.1e}"
+    facts.exact(claim, -infinite[0] * math.sqrt(start), 1.0, 6)
+    claim = "GRPO on a rollout with right and wrong answers in exact proportion (p = .15) has the"
+    facts.exact(f"{claim} gradient p(1−p)/√(p(1−p)) of G = ∞", *proportional_gradient(3, 17, EPS))
     for f in flows:
         if f.rung != "group_std" or f.group is None:
             continue
         root, at = 2 * math.sqrt(f.group - 1), f"(G = {f.group}, eps {EPS:g})"
-        facts += [
-            exact(
-                "GRPO's flow is that of the weight w_G(p): largest relative difference of the times"
-                f" {at}",
-                measured=_off(f.t, weight_times(settings.span, f.group, EPS)),
-                expected=0.0,
-            ),
-            # four digits: eps of the std leaves eps·√G of the weight
-            one(
-                f"{finite}: 1 − p → 1/(2√(G−1)t), as 2√(G−1)·t(1−p) at 1 − p = {missing:.1e} {at}",
-                measured=root * f.t[-1] * missing,
-                digits=4,
-            ),
-            one(
-                f"{finite} escapes in 1/(2√(G−1)p₀), as time·2√(G−1)p₀ at p₀ = {start:.1e} {at}",
-                measured=-root * f.t[0] * start,
-                digits=4,
-            ),
-        ]
-    group, gap, small = max(settings.groups), settings.gap, settings.small_gap
+        claim = "GRPO's flow is that of the weight w_G(p): largest relative difference of the times"
+        facts.exact(f"{claim} {at}", _off(f.t, weight_times(s.span, f.group, EPS)), 0.0)
+        # four digits: eps of the std leaves eps·√G of the weight
+        claim = "GRPO at finite G: 1 − p → 1/(2√(G−1)t), as 2√(G−1)·t(1−p) at 1 − p ="
+        facts.exact(f"{claim} {missing:.1e} {at}", root * f.t[-1] * missing, 1.0, 4)
+        claim = "GRPO at finite G escapes in 1/(2√(G−1)p₀), as time·2√(G−1)p₀ at p₀ ="
+        facts.exact(f"{claim} {start:.1e} {at}", -root * f.t[0] * start, 1.0, 4)
+    group, gap, small = max(s.groups), s.gap, s.small_gap
     fast, slow = (speed(ladder.group_std, group, 1.0, each) for each in (gap, small))
-    claim = (
-        f"GRPO's speed does not depend on the gap: speed at gap {small:g} over speed at gap {gap:g}"
-        f" (G = {group}, log-odds 1)"
-    )
-    return [*facts, one(claim, measured=slow / fast, digits=4)]
+    claim = f"GRPO's speed does not depend on the gap: speed at gap {small:g} over speed at gap"
+    facts.exact(f"{claim} {gap:g} (G = {group}, log-odds 1)", slow / fast, 1.0, 4)
+    return facts
 
 
-def _population_fact() -> Fact:
-    """The estimator itself on a rollout in exact proportion, which is G = ∞: E[ĝ] =
-    ∇p/√(p(1−p)).
-    """
-    counts = torch.tensor([[3, 17]])
-    policy = Softmax.of(counts.double() / 20)
-    pays = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    bandit = Population(pays, policy, counts)
-    rollout = bandit.sample(Noise((), dtype=torch.float64))
-    ladder.group_std.objective(bandit.policy(rollout), ladder.group_std.freeze(rollout)).backward()
-    assert policy.logits.grad is not None
-    p = 3 / 20
-    expected = p * (1 - p) / (math.sqrt(p * (1 - p)) + EPS)
-    claim = (
-        "GRPO on a rollout with right and wrong answers in exact proportion (p = .15) has the"
-        " gradient p(1−p)/√(p(1−p)) of G = ∞"
-    )
-    return Fact.exact(claim, WEIGHT, policy.logits.grad[0, 0], expected, number=7)
-
-
-def _step_facts(settings: Settings, steps: dict[int, tuple[Array, Array]]) -> list[Fact]:
+def _step_facts(s: Settings, steps: dict[int, tuple[Array, Array]]) -> list[Fact]:
     """Late slope of 1/(1−p) against its limit and the first correction of finite time."""
     facts = []
     for arms, (step, missing) in steps.items():
-        half = int(np.abs(step - settings.steps // 2).argmin())
+        half = int(np.abs(step - s.steps // 2).argmin())
         slope = (1 / missing[-1] - 1 / missing[half]) / (step[-1] - step[half])
-        expected = rate_limit(arms, settings.lr, settings.steps)
+        expected = rate_limit(arms, s.lr, s.steps)
         claim = (
-            f"Exact gradient steps from uniform, K = {arms}, η = {settings.lr:g}: t·(1−p) →"
-            " (K−1)/(Kη), from the slope of 1/(1−p) over the last half of"
-            f" {settings.steps:,} steps (expected: with the first correction, 2(2 − a/2) ln 2/(aT),"
-            " a = Kη/(K−1))"
+            f"Exact gradient steps from uniform, K = {arms}, η = {s.lr:g}: t·(1−p) → (K−1)/(Kη),"
+            f" from the slope of 1/(1−p) over the last half of {s.steps:,} steps (expected: with"
+            " the first correction, 2(2 − a/2) ln 2/(aT), a = Kη/(K−1))"
         )
         # what is left is of the order of (log T/(aT))²
-        a, total = 1 / rate_limit(arms, settings.lr), settings.steps
-        left = 4 * expected * (math.log(total) / (a * total)) ** 2
+        a = 1 / rate_limit(arms, s.lr)
+        left = 4 * expected * (math.log(s.steps) / (a * s.steps)) ** 2
         facts.append(Fact(claim, MEI, 1 / slope, 0.0, expected, left, number=7))
     return facts
 
@@ -338,8 +235,7 @@ def plot(result: Result) -> Figure:
     figures.expectation(early, np.log(far) / gap, far)
     _formulas(late, 0.99, "right", ("1/(2Δt)", "1/(2√(G−1) t)", "1/t²", "exp(−Δt)"))
     _formulas(early, 0.03, "left", ("1/(2Δp₀)", "1/(2√(G−1) p₀)", "1/√p₀", "log(1/p₀)/Δ"))
-    many = result.settings["arms"]
-    for arms, colour in zip(many, figures.shades(len(many)), strict=True):
+    for arms, colour in figures.shaded(result.settings["arms"]):
         step, rest = result.array("steps", arms, "step"), result.array("steps", arms, "missing")
         words = f"K = {arms}: {rate_limit(arms, lr):.4g}"
         steps.plot(step, step * rest, color=colour, linewidth=2.0, label=words)
@@ -347,28 +243,14 @@ def plot(result: Result) -> Figure:
     for ax in (late, early, steps):
         figures.log_axis(ax, "x")
         figures.log_axis(ax, "y", [0.5, 1, 2, 5, 10, 20] if ax is steps else None)
-    late.set_xlim(0.3, 3e6)
-    late.set_ylim(1e-6, 1)
-    early.set_xlim(4, 1.3e7)
-    early.set_ylim(1, 1e8)
     steps.minorticks_off()
-    figures.describe(
-        late, "The last stretch", "time t from p = ½", "1 − p, the other arm's probability"
-    )
-    figures.describe(
-        early,
-        "Out of a bad start",
-        "1/p₀, p₀ the best arm's probability at the start",
-        "time until p = ½",
-    )
-    figures.describe(
-        steps,
-        f"Exact steps (η = {lr:g}): t(1−p) → (K−1)/(Kη)",
-        "steps t from the uniform policy",
-        "t · (1 − p)",
-    )
+    x, y = "time t from p = ½", "1 − p, the other arm's probability"
+    figures.describe(late, "The last stretch", x, y, xlim=(0.3, 3e6), ylim=(1e-6, 1))
+    x, y = "1/p₀, p₀ the best arm's probability at the start", "time until p = ½"
+    figures.describe(early, "Out of a bad start", x, y, xlim=(4, 1.3e7), ylim=(1, 1e8))
     figures.label_ends(early, curves)
-    figures.label_ends(steps)
+    title = f"Exact steps (η = {lr:g}): t(1−p) → (K−1)/(Kη)"
+    figures.describe(steps, title, "steps t from the uniform policy", "t · (1 − p)", ends=True)
     return figure
 
 

@@ -16,17 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bandits.flow import expected_gradient
 from bandits.theory import kl_fixed_points as theory
 from bandits.theory.kl_fixed_points import KINDS, estimators, limits, logit, measured_drift, settle
 from course.errors import require
-from course.estimator import replace
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
-from course.parts import ExactKL, ImportanceSampling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,9 +134,7 @@ def run(settings: Settings, progress: Progress) -> Result:
 
 
 def _field(s: Settings, beta: float, grid: Tensor, progress: Progress) -> dict[str, object]:
-    """The drift over β of «std, k2»: enumerated on the grid, in closed form at the group's size and
-    at ∞, and its zeros.
-    """
+    """The drift over β of "std, k2": enumerated and in closed form (also at G = ∞); its zeros."""
     kind, found = "std, k2", {}
     for name, group in (("finite", float(s.group)), ("infinite", math.inf)):
         zeros = limits(kind, s.reference, beta, group)
@@ -160,130 +155,115 @@ def _probability(x: float) -> float:
 # ---------------------------------------------------------------- facts
 
 
-def _drift_facts(s: Settings) -> list[Fact]:
+def _drift_facts(s: Settings) -> Facts:
     """The expected gradient against its closed form, at nine policies."""
-    facts, places = [], torch.linspace(-6, 6, 9, dtype=torch.float64)
+    facts, places = (
+        Facts(f"{MROUEH}; {VOJNOVIC}", 22),
+        torch.linspace(-6, 6, 9, dtype=torch.float64),
+    )
     forms = (
-        ("p(1−p)·(w_G(p) − β·log(odds/reference odds))", f"{MROUEH}; {VOJNOVIC}"),
+        ("p(1−p)·(w_G(p) − β·log(odds/reference odds))", ""),
         ("p(1−p)·w_G(p) − β·(p − p_ref)", HERE),
-        ("p(1−p)·((G−1)/G − β·log(odds/reference odds))", f"{MROUEH}; {VOJNOVIC}"),
+        ("p(1−p)·((G−1)/G − β·log(odds/reference odds))", ""),
+    )
+    where = (
+        f"(G = {s.group}, p_ref = {s.reference:g}, β = {s.beta:g}; largest relative difference at 9"
     )
     for kind, (form, source) in zip(KINDS, forms, strict=True):
         closed = theory.drift(kind, places, s.reference, s.beta, s.group)
         one = estimators(s.beta)[kind]
         drifts = [measured_drift(one, x, s.reference, s.group) for x in places.tolist()]
         off = (torch.tensor(drifts, dtype=torch.float64) - closed).abs() / closed.abs().clamp(min=1)
-        claim = f"{kind} in the loss: E[ĝ] on the right answer's logit is {form} (G = {s.group},"
-        claim += f" p_ref = {s.reference:g}, β = {s.beta:g}; largest relative difference at 9"
-        facts.append(Fact.exact(f"{claim} policies)", source, off.max(), 0.0, number=22))
+        claim = f"{kind} in the loss: E[ĝ] on the right answer's logit is {form} {where} policies)"
+        facts.exact(claim, off.max(), 0.0, source=source)
     return facts
 
 
-def _limit_facts(s: Settings, ends: Mapping[str, Sequence[float]]) -> list[Fact]:
+def _limit_facts(s: Settings, ends: Mapping[str, Sequence[float]]) -> Facts:
     """Where the flow stopped against the root of the equation."""
-    equations = (
-        ("logit p = logit p_ref + w_G(p)/β", f"{MROUEH}, at finite G"),
-        ("p − w_G(p)·p(1−p)/β = p_ref", f"{VOJNOVIC}, at finite G"),
-        ("exponential tilting, logit p = logit p_ref + (G−1)/(Gβ)", VOJNOVIC),
-    )
-    facts, at = [], s.betas.index(s.beta)
+    facts, at = Facts(VOJNOVIC, 22), s.betas.index(s.beta)
     where = f"(G = {s.group}, p_ref = {s.reference:g}, β = {s.beta:g}: final p)"
-    for kind, (equation, source) in zip(KINDS, equations, strict=True):
+    for kind, equation, source in (
+        (KINDS[0], "logit p = logit p_ref + w_G(p)/β", f"{MROUEH}, at finite G"),
+        (KINDS[1], "p − w_G(p)·p(1−p)/β = p_ref", f"{VOJNOVIC}, at finite G"),
+        (KINDS[2], "exponential tilting, logit p = logit p_ref + (G−1)/(Gβ)", VOJNOVIC),
+    ):
         roots = [limits(kind, s.reference, beta, s.group)[0][0] for beta in s.betas]
         end, expected = _probability(ends[kind][at]), _probability(roots[at])
         claim = f"{kind} in the loss: training ends where {equation} {where}"
-        facts.append(Fact.exact(claim, source, end, expected, 7, number=22))
+        facts.exact(claim, end, expected, 7, source=source)
         gap = max(abs(x - root) for x, root in zip(ends[kind], roots, strict=True))
         claim = f"{kind} in the loss: the same at every β from {min(s.betas):g} to"
         claim = f"{claim} {max(s.betas):g} (largest difference in logit p)"
-        facts.append(Fact.exact(claim, source, gap, 0.0, 7, number=22))
+        facts.exact(claim, gap, 0.0, 7, source=source)
     return facts
 
 
-def _root_facts() -> list[Fact]:
+def _root_facts() -> Facts:
     """None or two roots at G = ∞, one or three at finite G."""
-    kind, p_ref = "std, k2", 0.3
+    kind, p_ref, facts = "std, k2", 0.3, Facts(HERE, 22)
     none, two = (limits(kind, p_ref, beta, math.inf) for beta in (0.5, 2.0))
+    where = "with the std at G = ∞ and k2 in the loss, p_ref = .3"
+    facts.exact(f"{where}, β = .5: number of fixed points", len(none), 0, source=MROUEH)
+    facts.exact(f"{where}, β = 2: number of fixed points", len(two), 2, source=MROUEH)
+    claim = f"the lower of the two, p = {_probability(two[0][0]):.4f}, is stable"
+    facts.exact(claim, two[0][1], True)
+    facts.exact(
+        f"the upper of the two, p = {_probability(two[1][0]):.4f}, repels", two[1][1], False
+    )
     # each x is a fixed point of one β: the smallest of them
     x = torch.linspace(logit(p_ref) + 0.5, 12, 1_000_001, dtype=torch.float64)
     least = float((theory.weight(x, math.inf) / (x - logit(p_ref))).min())
+    claim = f"{where}: the two are born at β = sinh(x/2), x − logit p_ref = 2 coth(x/2) (β)"
+    facts.exact(claim, least, theory.fold(p_ref)[0])
+    left = _probability(float(settle(estimators(0.5)[kind], p_ref, p_ref, 0.5, 8, 0.2, 150)[-1]))
+    claim = "at finite G a fixed point always remains, because w_G ≤ √(G − 1): p_ref = .3, β = .5,"
+    waits = _probability(limits(kind, p_ref, 0.5, 8)[-1][0])
+    facts.exact(f"{claim} G = 8 ends at p where G = ∞ has none", left, waits, 7)
     many, large = limits(kind, p_ref, 2.0, 1024), estimators(2.0)[kind]
+    claim = "p_ref = .3, β = 2, G = 1024: number of fixed points (the third lies beyond the"
+    facts.exact(f"{claim} repelling one)", len(many), 3)
     repelling = many[1][0] if len(many) == 3 else math.nan
     below, above = (measured_drift(large, repelling + shift, p_ref, 1024) for shift in (-0.3, 0.3))
-    left = _probability(float(settle(estimators(0.5)[kind], p_ref, p_ref, 0.5, 8, 0.2, 150)[-1]))
-    waits = _probability(limits(kind, p_ref, 0.5, 8)[-1][0])
-    where = "with the std at G = ∞ and k2 in the loss, p_ref = .3"
-    always = "at finite G a fixed point always remains, because w_G ≤ √(G − 1): p_ref = .3, β = .5,"
-    always += " G = 8 ends at p where G = ∞ has none"
-    third = "p_ref = .3, β = 2, G = 1024: number of fixed points (the third lies beyond the"
-    third += " repelling one)"
-    down = "there, just below the repelling point, E[ĝ] leads down (d logit p/dt, nats per unit of"
-    # fmt: off
-    exact = (
-        (f"{where}, β = .5: number of fixed points", MROUEH, len(none), 0, 9),
-        (f"{where}, β = 2: number of fixed points", MROUEH, len(two), 2, 9),
-        (f"the lower of the two, p = {_probability(two[0][0]):.4f}, is stable",
-         HERE, two[0][1], True, 9),
-        (f"the upper of the two, p = {_probability(two[1][0]):.4f}, repels",
-         HERE, two[1][1], False, 9),
-        (f"{where}: the two are born at β = sinh(x/2), x − logit p_ref = 2 coth(x/2) (β)",
-         HERE, least, theory.fold(p_ref)[0], 9),
-        (always, HERE, left, waits, 7),
-        (third, HERE, len(many), 3, 9),
-    )
-    # fmt: on
-    return [
-        *(Fact.exact(*each, number=22) for each in exact),
-        Fact.below(f"{down} time)", HERE, below, 0.0, number=22),
-        Fact.above("and just above it, up", HERE, above, 0.0, number=22),
-    ]
+    claim = "there, just below the repelling point, E[ĝ] leads down (d logit p/dt, nats per unit of"
+    facts.below(f"{claim} time)", below)
+    facts.above("and just above it, up", above)
+    return facts
 
 
-def _cobweb_facts(s: Settings, flow: Tensor, steps: Tensor) -> list[Fact]:
+def _cobweb_facts(s: Settings, flow: Tensor, steps: Tensor) -> Facts:
     """Mroueh's recursion is not the gradient flow: logit p along both."""
     p_ref, beta, group, kind = s.cobweb_reference, s.cobweb_beta, s.cobweb_group, "std, k2"
-    where = f"p_ref = {p_ref:g}, β = {beta:g}"
+    where, facts = f"p_ref = {p_ref:g}, β = {beta:g}", Facts(MROUEH, 22)
     infinite, finite = (limits(kind, p_ref, beta, size) for size in (math.inf, group))
     formula = [logit(p_ref)]
     for _ in range(len(steps) - 1):
         formula.append(theory.recursion(formula[-1], p_ref, beta, group))
     pairs = zip(steps.tolist(), formula, strict=True)
     worst = max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
-    old = theory.policy_at(logit(0.3))
-    new = theory.policy_at(theory.recursion(logit(0.3), 0.3, 2.0, 8))
-    frozen = replace(estimators(2.0)[kind], surrogate=ImportanceSampling(), kl=ExactKL(2.0))
-    either: dict[str, Any] = {"old": old, "reference": old}
-    left = expected_gradient(frozen, theory.RIGHT_AND_WRONG, new, 8, **either).norm()
-    ascent = (
-        f"the recursion is natural-gradient ascent with rate 1/β ({where}, G = {group}; largest"
-    )
-    still = "one step of it is where the frozen objective E_old[ρA] − β·KL(π‖ref) is stationary"
-    lowest = f"the flow from p_ref converges to the lowest fixed point ({where}, G = {group}:"
+    claim = f"the recursion is natural-gradient ascent with rate 1/β ({where}, G = {group}; largest"
+    facts.exact(f"{claim} relative difference in logit p)", worst, 0.0, source=HERE)
+    claim = "one step of it is where the frozen objective E_old[ρA] − β·KL(π‖ref) is stationary"
+    left = theory.gradient_after_step(0.3, 2.0, 8)
+    facts.exact(f"{claim} (p_ref = .3, β = 2, G = 8; gradient left)", left, 0.0)
+    claim = f"the flow from p_ref converges to the lowest fixed point ({where}, G = {group}:"
     end, near = _probability(float(flow[-1])), _probability(finite[0][0])
-    facts = [
-        Fact.exact(f"{ascent} relative difference in logit p)", HERE, worst, 0.0, number=22),
-        Fact.exact(
-            f"{still} (p_ref = .3, β = 2, G = 8; gradient left)", MROUEH, left, 0.0, number=22
-        ),
-        Fact.exact(f"{lowest} final p)", HERE, end, near, 6, number=22),
-    ]
+    facts.exact(f"{claim} final p)", end, near, 6, source=HERE)
     if (p_ref, beta) != (0.001, 0.7):  # whether the recursion leaves depends on both
         return facts
     far = logit(p_ref)
     for _ in range(3):  # cosh overflows further out than 700
         far = min(theory.recursion(far, p_ref, beta, math.inf), 700.0)
+    claim = f"at G = ∞ ({where}) the recursion escapes to 1: p after 3 steps"
+    facts.exact(claim, _probability(far), 1.0)
     # of the recursion in logit p at its fixed point: d/dx of (2/β) cosh(x/2)
     slope, p = math.sinh(infinite[0][0] / 2) / beta, _probability(infinite[0][0])
+    claim = f"although its fixed point p = {p:.4f} is stable for the flow: slope of the recursion"
+    facts.below(f"{claim} there, below −1", slope, -1.0, source=HERE)
     ends, root = (math.log10(1 / (1 + math.exp(x))) for x in (float(steps[-1]), finite[-1][0]))
-    escapes = f"at G = ∞ ({where}) the recursion escapes to 1: p after 3 steps"
-    stable = f"although its fixed point p = {p:.4f} is stable for the flow: slope of the recursion"
-    beside = f"at finite G it ends beside 1 ({where}, G = {group}: log10 of 1 − p, against the"
-    return [
-        *facts,
-        Fact.exact(escapes, MROUEH, _probability(far), 1.0, number=22),
-        Fact.below(f"{stable} there, below −1", HERE, slope, -1.0, number=22),
-        Fact.exact(f"{beside} highest fixed point)", MROUEH, ends, root, 6, number=22),
-    ]
+    claim = f"at finite G it ends beside 1 ({where}, G = {group}: log10 of 1 − p, against the"
+    facts.exact(f"{claim} highest fixed point)", ends, root, 6)
+    return facts
 
 
 # ---------------------------------------------------------------- the figure

@@ -23,6 +23,7 @@ from course import ladder
 from course.errors import require
 from course.estimator import replace
 from course.exact import microscope
+from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import Constant, Value
 from course.rollout import Rollout
@@ -171,3 +172,29 @@ def measured_variance(arms: ThreeArms, baseline: float) -> float:
     assert seen.covariance is not None
     half = natural_direction(seen.covariance, log_prob)
     return float(natural_direction(half.T, log_prob).trace())
+
+
+def direct_steps(arms: ThreeArms, baseline: float) -> list[Tensor]:
+    """(r − b)/π(a)·(e_a − 1/K) [K] for a pull of each arm a: its natural gradient by formula."""
+    probability, unit = log_softmax(arms.logits).exp(), torch.eye(3, dtype=torch.float64)
+    return [(arms.reward[a] - baseline) / probability[a] * (unit[a] - 1 / 3) for a in range(3)]
+
+
+def probabilities(bandit: Bandit) -> Tensor:
+    """The policy's probabilities [..., K] for the only prompt."""
+    with torch.no_grad():
+        return bandit.arm_policy.log_probs()[..., 0, :].exp()
+
+
+def longer(
+    arms: ThreeArms, logits: Tensor, rate: float, seed: int, steps: int, progress: Progress
+) -> Tensor:
+    """Which runs [2, runs] are off the best arm after `steps` further updates from `logits`.
+
+    The first row has the baseline b* − shift, the second b* + shift.
+    """
+    bandit = problem(arms, ("below", "above"), logits)
+    if steps > 0:
+        teacher = learner(bandit, rate, seed)
+        teacher.train(steps, lambda each: progress(each, "further updates"))
+    return probabilities(bandit)[..., 0] < 0.5

@@ -12,12 +12,19 @@ from dataclasses import replace as change
 import torch
 from torch import Tensor
 
-from bandits.exact import B3_MEANS
+from bandits.environments import Deterministic
+from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.policies import Softmax
+from bandits.population import every_arm
+from course import ladder
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import Outcomes, every_group, sampling_probability
+from course.learner import Learner
 from course.parts import Constant, NoKL, NoScale
 from course.rollout import Policy, Rollout
+from course.train.noise import Noise
+from course.train.trust_region import NaturalGradient
 
 
 @dataclass(frozen=True)
@@ -151,3 +158,46 @@ def distance(outcomes: Outcomes) -> float:
 def centred(estimator: Estimator, value: float) -> Estimator:
     """The estimator with b = J(π), no scale and no KL, for which E[ρA] = J(π') − J(π) holds."""
     return change(estimator, baseline=Constant(value), scale=NoScale(), kl=NoKL())
+
+
+def by_hand(task: Sums, strength: float) -> tuple[float, float]:
+    """E[Σ_t ρ_t A] of token ratios at λ = `strength`, and the cosine of its gradient with ∇J(π').
+
+    The sum runs over all answers; the gradients come from automatic differentiation.
+    """
+    (_, reward), before = answers(task), start(task)
+    old_tokens = token_log_probs(logits_of(before, task), task)
+    logits = logits_of(tilted(before, reward, strength), task).requires_grad_()
+    now = token_log_probs(logits, task)
+    advantage = reward - before.exp() @ reward
+    surrogate = (before.exp() * (now - old_tokens).exp().sum(-1) * advantage).sum()
+    value = (now.sum(-1).exp() * reward).sum()
+    one, other = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (surrogate, value))
+    cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0)
+    return surrogate.item(), cosine.item()
+
+
+def independent_tokens(strength: float, tokens: int) -> tuple[float, float]:
+    """E[ρ²] of answers whose tokens are B3's arms, each tilted alike: listed, and as a power.
+
+    The second number is E[ρ²] of one token to the power `tokens`.
+    """
+    old, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
+    task = Sums(tokens, len(B3_POLICY))
+    now, every = tilted(old.log(), means, strength), answers(task)[0]
+    listed = sequences(task, now[every].sum(-1), old.log()[every].sum(-1))
+    return second_moment(listed), float((2 * now - old.log()).exp().sum()) ** tokens
+
+
+def natural_gap() -> float:
+    """How far one natural step of length 1 on B3 is from A − mean(A), up to a constant.
+
+    The step follows the exact gradient, by conjugate gradient on the Fisher matrix.
+    """
+    old, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
+    policy = Softmax.of(old.unsqueeze(0))
+    bandit = every_arm(Deterministic(means.unsqueeze(0)), policy)
+    optimizer, noise = NaturalGradient(1.0, damping=0.0), Noise((), dtype=torch.float64)
+    Learner(bandit, ladder.surrogate, optimizer, noise).train(1)
+    step, advantage = (policy.logits.detach() - old.log())[0], means - old @ means
+    return float((step - step.mean() - (advantage - advantage.mean())).abs().max())

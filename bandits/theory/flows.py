@@ -14,7 +14,7 @@ from bandits.environments import Deterministic
 from bandits.exact import outcomes
 from bandits.natural import natural_direction
 from bandits.policies import Softmax, log_softmax
-from bandits.population import every_arm
+from bandits.population import Population, every_arm
 from course import ladder
 from course.estimator import Estimator
 from course.exact import group_std_weight, microscope
@@ -174,3 +174,19 @@ def rate_limit(arms: int, lr: float, steps: float = math.inf) -> float:
     """
     a = lr * arms / (arms - 1)
     return (1 + (2 - a / 2) * 2 * math.log(2) / (a * steps)) / a
+
+
+def proportional_gradient(right: int, wrong: int, eps: float) -> tuple[float, float]:
+    """Group std's gradient on a rollout in exact proportion, which is G = ∞; and p(1−p)/(σ + eps).
+
+    p is the share of `right` answers and σ = √(p(1−p)).
+    """
+    counts = torch.tensor([[right, wrong]])
+    p = right / (right + wrong)
+    policy = Softmax.of(counts.double() / (right + wrong))
+    pays = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    bandit = Population(pays, policy, counts)
+    rollout = bandit.sample(Noise((), dtype=torch.float64))
+    ladder.group_std.objective(bandit.policy(rollout), ladder.group_std.freeze(rollout)).backward()
+    assert policy.logits.grad is not None
+    return float(policy.logits.grad[0, 0]), p * (1 - p) / (math.sqrt(p * (1 - p)) + eps)

@@ -28,7 +28,7 @@ from bandits.flow import ascend, expected_gradient
 from course import ladder
 from course.estimator import Estimator, replace
 from course.exact import group_mean_factor, group_std_weight
-from course.parts import K2, K3, GroupStd
+from course.parts import K2, K3, ExactKL, GroupStd, ImportanceSampling
 
 RIGHT_AND_WRONG = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
 
@@ -174,3 +174,16 @@ def settle(
         natural=True,
     )
     return logits_of(path)
+
+
+def gradient_after_step(reference: float, beta: float, group: int) -> float:
+    """Length of the expected gradient of E_old[ρA] − β·KL(π‖ref) after one step of the recursion.
+
+    The old policy is the reference; 0 means that the step has reached a stationary point.
+    """
+    old = policy_at(logit(reference))
+    new = policy_at(recursion(logit(reference), reference, beta, group))
+    std = estimators(beta)["std, k2"]
+    frozen = replace(std, surrogate=ImportanceSampling(), kl=ExactKL(beta))
+    gradient = expected_gradient(frozen, RIGHT_AND_WRONG, new, group, old=old, reference=old)
+    return float(gradient.norm())
