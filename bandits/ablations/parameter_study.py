@@ -14,33 +14,25 @@ that were drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from bandits.agents import UCB, EpsilonGreedy, Metered, play
-from bandits.environments import testbed
-from bandits.policies import Softmax
-from bandits.problem import Bandit
 from bandits.theory.best_arm import expected_maximum, maximum_error
-from bandits.theory.gradient_bandit import GRADIENT_BANDIT, OWN, RULES
+from bandits.theory.parameter_study import Study, regret
 from course.errors import require
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.statistics import interval, mean_error, paired_error
 from course.lab.sweep import Choice, choose, edges
 from course.lab.terminal import Progress
-from course.learner import Learner
-from course.train.critic import RunningMean
-from course.train.noise import Noise
-from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,13 +50,8 @@ PUBLISHED_RUNS = 2000  # behind each printed point, all on the same draws of arm
 # the printed summits are recalled from the figure, not digitised: taken to be no further off than
 # this
 READING = 0.03
-ORDER = (
-    "ucb",
-    "optimistic",
-    "gradient_bandit",
-    "epsilon_greedy",
-)  # by the height of the printed summits
-STEP_SIZE = 0.1  # of the optimistic estimates, the book's
+# by the height of the printed summits
+ORDER = ("ucb", "optimistic", "gradient_bandit", "epsilon_greedy")
 LABELS = {
     "epsilon_greedy": "ε-greedy (ε)",
     "gradient_bandit": "gradient bandit (α)",
@@ -73,20 +60,20 @@ LABELS = {
 }
 
 
+def powers(first: int, last: int) -> tuple[float, ...]:
+    """2^first, …, 2^last."""
+    return tuple(2.0**k for k in range(first, last + 1))
+
+
 @dataclass(frozen=True)
 class Settings(Checked):
     """What is run; the defaults are the book's. Parameters are powers of two."""
 
-    epsilons: tuple[float, ...] = tuple(
-        2.0**k for k in range(-7, -1)
-    )  # ε of ε-greedy with sample averages
-    learning_rates: tuple[float, ...] = tuple(
-        2.0**k for k in range(-5, 2)
-    )  # α of the gradient bandit
-    bonuses: tuple[float, ...] = tuple(2.0**k for k in range(-4, 3))  # c of UCB
-    optimism: tuple[float, ...] = tuple(
-        2.0**k for k in range(-2, 3)
-    )  # first estimate of every arm, greedy with step size 0.1
+    epsilons: tuple[float, ...] = powers(-7, -2)  # ε of ε-greedy with sample averages
+    learning_rates: tuple[float, ...] = powers(-5, 1)  # α of the gradient bandit
+    bonuses: tuple[float, ...] = powers(-4, 2)  # c of UCB
+    # first estimate of every arm, greedy with step size 0.1
+    optimism: tuple[float, ...] = powers(-2, 2)
     # independent runs that are reported, each with arms of its own; every algorithm sees the same
     # ones (as many again choose its parameter's best value)
     runs: int = 2000
@@ -96,24 +83,20 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("runs", "steps", "arms"):
-            require(getattr(self, name) > 1, name, getattr(self, name), "a whole number > 1")
+        self.at_least(2, "runs", "steps", "arms")
         require(max(self.epsilons) <= 1, "epsilons", self.epsilons, "probabilities")
-        for name in ("epsilons", "learning_rates", "bonuses", "optimism"):
-            values = getattr(self, name)
-            rising = min(values) > 0 and all(a < b for a, b in pairwise(values))
-            require(rising, name, values, "increasing numbers > 0, for a logarithmic axis")
+        self.rising("epsilons", "learning_rates", "bonuses", "optimism")
 
     @property
     def parameters(self) -> dict[str, tuple[float, ...]]:
         """Algorithm → the values of its parameter."""
-        return dict(
-            zip(
-                LABELS,
-                (self.epsilons, self.learning_rates, self.bonuses, self.optimism),
-                strict=True,
-            )
-        )
+        values = self.epsilons, self.learning_rates, self.bonuses, self.optimism
+        return dict(zip(LABELS, values, strict=True))
+
+    @property
+    def study(self) -> Study:
+        """The runs of every algorithm: twice as many as are reported."""
+        return Study(2 * self.runs, self.steps, self.arms, self.seed)
 
     @property
     def as_published(self) -> bool:
@@ -126,54 +109,21 @@ class Settings(Checked):
 SETTINGS = Settings()
 
 
-def regret(settings: Settings, name: str, progress: Progress) -> Tensor:
-    """Regret per pull [V, 2·runs] of an algorithm at each of its V parameter values, in units of
-    reward. A run's number alone decides its arms and its random streams.
-    """
-    values = settings.parameters[name]
-    runs = 2 * settings.runs
-    numbers = [*range(runs)] * len(values)
-    noise = Noise((len(values), runs), settings.seed, numbers=numbers)
-    environment = Metered(testbed(noise, settings.arms), every=settings.steps)
-    value = torch.tensor(values).unsqueeze(-1).expand(noise.runs)
-
-    def steps(range_: object) -> object:
-        return progress(range_, name, total=settings.steps)  # type: ignore[arg-type]
-
-    if name == "gradient_bandit":
-        bandit = Bandit(environment, Softmax.uniform(noise, 1, settings.arms), group=1)
-        critic = RunningMean(**RULES[OWN])  # type: ignore[arg-type]
-        learner = Learner(
-            bandit, GRADIENT_BANDIT, SGD(value), noise, critic=critic, log_every=settings.steps
-        )
-        learner.train(settings.steps, steps)  # type: ignore[arg-type]
-    else:
-        make: dict[str, Callable[[], EpsilonGreedy | UCB]] = {
-            "epsilon_greedy": lambda: EpsilonGreedy(noise, 1, settings.arms, value),
-            "ucb": lambda: UCB(noise, 1, settings.arms, value),
-            "optimistic": lambda: EpsilonGreedy(
-                noise, 1, settings.arms, 0.0, initial=value, step_size=STEP_SIZE
-            ),
-        }
-        play(make[name](), environment, settings.steps, noise, steps)  # type: ignore[arg-type]
-    return environment.regret / settings.steps
-
-
 def printed_error(arms: int) -> float:
-    """Standard error of a printed summit: the luck of its arms, and the reading (anywhere within ±
-    READING).
-    """
+    """Standard error of a printed summit: the luck of its arms, and the reading (± READING)."""
     return math.hypot(maximum_error(arms, PUBLISHED_RUNS), READING / math.sqrt(3))
 
 
 def run(settings: Settings, progress: Progress) -> Result:
-    """All algorithms over their parameters, on the same arms; each one's best value is chosen on
-    the second half of the runs, and everything is reported of the first.
+    """All algorithms on the same arms; their best values are chosen on the second half of the runs.
+
+    Everything is reported of the first half.
     """
     s, ceiling = settings, expected_maximum(settings.arms)
     series, cost, best = {}, {}, {}
     for name in progress(LABELS, "algorithms"):
-        both, values = regret(s, name, progress).double(), s.parameters[name]
+        values, bar = s.parameters[name], partial(progress, text=name, total=s.steps)
+        both = regret(s.study, name, values, bar).double()
         cost[name] = both[:, : s.runs]
         best[name] = choose(-both[:, s.runs :], values, cost[name])
         mean, half = interval(cost[name])
@@ -201,31 +151,29 @@ def _facts(
     for name, choice in best.items():
         assert choice.judged is not None
         summit[name] = choice.judged
+    facts, section = Facts(BOOK, 2, runs=s.runs), "Sutton & Barto 2018, §2.10"
+    # a chance of 1 in 100: with the usual one the reading would let a neighbour's summit pass
+    printed_facts, known = Facts(BOOK, 2, runs=s.runs, chance=0.01), Facts(BOOK, 2)
     luck = math.hypot(maximum_error(s.arms, PUBLISHED_RUNS), 0.005)
     claim = "Always pulling the best of ten arms with means from N(0, 1) earns about 1.55 (on the"
-    claim, source = f"{claim} book's 2,000 draws of arms)", "Sutton & Barto 2018, §2.3"
-    facts = [Fact.simulated(claim, source, ceiling, 0.0, 1.55, luck, number=2)]
+    claim = f"{claim} book's 2,000 draws of arms)"
+    known.simulated(claim, (ceiling, 0.0), 1.55, luck, source="Sutton & Barto 2018, §2.3")
     for name, (_, printed) in PEAKS.items():
         mean, error = mean_error(summit[name])
         claim = f"{LABELS[name]} at its best earns about {printed:.2f} per pull over the first"
         claim += " 1,000 pulls (printed for one draw of 2,000 sets of arms, recalled from the"
-        claim, off = f"{claim} figure to ± {READING:g})", printed_error(s.arms)
-        found = ceiling - mean, error
-        # a chance of 1 in 100: with the usual one the reading would let a neighbour's summit pass
-        sure: dict[str, Any] = {"number": 2, "runs": s.runs, "chance": 0.01}
-        facts.append(Fact.simulated(claim, BOOK, *found, printed, off, **sure))
+        claim += f" figure to ± {READING:g})"
+        printed_facts.simulated(claim, (ceiling - mean, error), printed, printed_error(s.arms))
     for name, values in s.parameters.items():
-        mean, error = min(paired_error(cost[name][end], summit[name]) for end in (0, -1))
+        lower = min(paired_error(cost[name][end], summit[name]) for end in (0, -1))
         ends = f"{Fraction(values[0])} … {Fraction(values[-1])}"
         claim = f"{LABELS[name]} does best at an intermediate value: both ends of {ends} earn less"
-        claim, source = f"{claim} (smaller difference per pull)", "Sutton & Barto 2018, §2.10"
-        facts.append(Fact.above(claim, source, mean, 0.0, error, number=2, runs=s.runs))
+        facts.above(f"{claim} (smaller difference per pull)", lower, source=section)
     for better, worse in pairwise(ORDER):
-        mean, error = paired_error(summit[worse], summit[better])
         claim = f"Each at its best, {LABELS[better]} earns more than {LABELS[worse]} on the same"
-        claim = f"{claim} arms (difference per pull)"
-        facts.append(Fact.above(claim, BOOK, mean, 0.0, error, number=2, runs=s.runs))
-    return facts
+        ahead = paired_error(summit[worse], summit[better])
+        facts.above(f"{claim} arms (difference per pull)", ahead)
+    return [*known, *printed_facts, *facts]
 
 
 LOOKS: dict[str, figures.Style] = {  # one policy gradient among the classical three
@@ -246,10 +194,8 @@ def plot(result: Result) -> Figure:
     """The four hills, their printed summits, and what knowing the best arm would earn."""
     figure, [ax] = figures.new_figure(width=9.6, height=5.4)
     for name, label in LABELS.items():
-        parameter, mean, half = (
-            result.array("algorithms", name, what) for what in ("parameter", "mean", "half")
-        )
-        look = LOOKS[name]
+        of, look = ("algorithms", name), LOOKS[name]
+        parameter, mean, half = (result.array(*of, what) for what in ("parameter", "mean", "half"))
         figures.band(ax, parameter, mean, half, label=label, marker="o", markersize=4.5, **look)
         end, colour = (parameter[-1], mean[-1]), figures.readable(look["color"])
         figures.note(ax, label, end, (9, 0), va="center", color=colour, fontsize=11)
@@ -261,10 +207,7 @@ def plot(result: Result) -> Figure:
     words: dict[str, Any] = {"va": "top", "xycoords": ax.get_yaxis_transform()}
     figures.note(ax, "the best arm, always", (0.01, ceiling - 0.006), fontsize=11, **words)
     ax.set_ylim(top=ceiling + 0.02)
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(
-        lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
-    )
+    figures.powers_of_two(ax)
     title = "A policy gradient among classical bandit algorithms (◇ the book's summits)"
     figures.describe(ax, title, "parameter: ε, α, c or Q₁", "mean reward of the first 1,000 pulls")
     return figure
