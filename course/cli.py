@@ -20,7 +20,6 @@ from course.lab.places import default_folder, names, project_root
 from course.lab.settings import Checked, read
 from course.lab.terminal import FACT_FAILED, OK, guarded, text_table
 
-QUICK_RUNS = 40
 KINDS = {
     "rung": "the ladder, bottom to top",
     "descendant": "descendants",
@@ -78,64 +77,70 @@ memory); 70 a bug of the course; 130 Ctrl-C, which leaves no half-written file""
 
 @dataclass(frozen=True)
 class Ladder(Checked):
-    """Run every rung of the ladder: under the microscope, on a contextual bandit, on a tiny model.
+    """Measure what each part of the ladder buys, on a contextual bandit and on a transformer.
 
-    The microscope gives the exact bias and spread of the gradient.
+    Every rung is trained beside the rung below it, under the stress that its part is for and
+    without. Before that, the microscope gives the exact bias and spread of every gradient.
     """
 
-    # the estimators to compare, such as clip,grpo,mine.py:mine (none: the eight rungs)
+    # the estimators to compare with the one below each, such as clip,grpo,mine.py:mine (none: the
+    # eight rungs)
     rungs: tuple[str, ...] | None = None
-    runs: int | None = None  # independent runs of each rung (none: the ablation's default)
     seed: int = 0  # of all random streams
     device: str | None = None  # cpu, cuda or auto (none: cpu)
     out: Path | None = None  # folder for the files (none: figures/)
-    quick: bool = False  # a first look in under a minute: fewer runs, a smaller model
+    quick: bool = False  # a first look: fewer rollouts and streams
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        clash = self.quick and self.runs is not None
-        require(not clash, "--quick", f"--runs {self.runs} as well", "one of the two")
+        if self.rungs is not None:
+            from course.lab.stress import rows_of
+
+            allowed = "at least one rung that stands on another"
+            require(bool(rows_of(self.rungs)), "rungs", ", ".join(self.rungs), allowed)
 
 
 def _ladder(argv: Sequence[str]) -> int:
     chosen = read(Ladder, argv, "course ladder")
-    from bandits.climb import climb as climb_bandit
-    from course import ladder
-    from course.lab import climb
+    from bandits.ablations import microscope
+    from bandits.ablations import parts as on_bandit
+    from course.lab import stress
+    from course.lab.ablation import run_ablation
     from course.lab.command import on_device, report
+    from course.lab.terminal import Progress, duration
     from course.train.files import check_writable
-    from tinylm.climb import climb as climb_model
+    from tinylm.ablations import parts as on_model
 
-    device = None if chosen.device is None else on_device(chosen).device
-    rungs = None if chosen.rungs is None else list(chosen.rungs)
     out = check_writable(chosen.out or default_folder())
-    runs = QUICK_RUNS if chosen.quick else chosen.runs
-    bandit, exact = climb_bandit(rungs, runs, chosen.seed, device, out)
-    model = climb_model(rungs, chosen.seed, device, out, chosen.quick)
-    compared = [rung.name for rung in ladder.select(rungs)]
-    picture = climb.write(climb.together(compared, [bandit, model]), out)
-    print(f"\n{climb.table(compared, [bandit, model])}\n")
-    print(
-        "± half the 95 % interval; bias, spread: of the gradient on B3, as a share of ‖∇J‖, exact,"
-        " on / off policy"
+    shared: dict[str, Any] = {"seed": chosen.seed}
+    shared |= {} if chosen.rungs is None else {"rungs": chosen.rungs}
+    shared |= {} if chosen.device is None else {"device": on_device(chosen).device}
+    progress = Progress()
+    exact = run_ablation(
+        microscope, dataclasses.replace(microscope.SETTINGS, **shared), out, progress
     )
-    results_of_all = (exact, bandit.result, model.result)
-    for found in results_of_all:
-        print(f"\n{found.title}")
-        report(found)
+    print(f"every gradient against the true one: {out / 'microscope.png'}", flush=True)
+    found = {}
+    for module in (on_bandit, on_model):
+        settings = module.QUICK if chosen.quick else module.SETTINGS
+        expected = module.QUICK_SECONDS if chosen.quick else module.EXPECTED_SECONDS
+        print(f"each part under its stress, {module.WHERE}: about {duration(expected)}", flush=True)
+        settings = dataclasses.replace(settings, **shared)
+        found[module.WHERE] = run_ablation(module, settings, out, progress)
+    together = stress.together(found)
+    together.save(out, stress.forest(found))
+    print(f"\n{stress.table(found)}\n\n{stress.CELLS}\n")
+    print(stress.purposes(chosen.rungs or on_bandit.SETTINGS.rungs))
+    for result in (exact, *found.values()):
+        print(f"\n{result.title}")
+        report(result)
+    print(f"\nthe figure: {out / 'parts.png'}; its data: {out / 'parts.json'}")
     print(
-        f"\nside by side: {picture}; more: "
-        + ", ".join(str(out / f"{found.name}.png") for found in results_of_all)
+        "next: `course lab` opens the lessons, `python -m bandits` and `python -m tinylm` list the"
+        " ablations, `course facts` shows every claim that was checked"
     )
-    print(
-        "next: `python -m bandits` and `python -m tinylm` list the ablations, `course facts` shows"
-        " every claim that was checked"
-    )
-    lost = climb.without_result(compared, [bandit, model])
-    if lost:
-        print(f"no result, all runs diverged: {', '.join(lost)}")
-    held = all(found.held == len(found.facts) for found in results_of_all)
-    return OK if held and not lost else FACT_FAILED
+    held = all(result.held == len(result.facts) for result in (exact, *found.values()))
+    return OK if held else FACT_FAILED
 
 
 def _bandits(argv: Sequence[str]) -> int:
@@ -344,7 +349,7 @@ def _notebooks(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "ladder": ("the main job: climb the ladder; a table and figures", _ladder),
+    "ladder": ("the main job: what each part buys; a table and figures", _ladder),
     "bandits": ("the ablations on bandits: list them, run one", _bandits),
     "tinylm": ("the tiny language model: its ablations; train, evaluate, sample", _tinylm),
     "facts": ("every claim that was measured, and whether it holds", _facts),

@@ -21,7 +21,7 @@ from course.train.noise import Noise
 from course.train.optim import Adam, LinearDecay, Optimizer
 from tinylm.model import PRESETS, ModelSettings, Transformer
 from tinylm.problem import LanguageModel
-from tinylm.rewards import REWARDS
+from tinylm.rewards import REWARDS, Reward
 from tinylm.sampling import check_sampling
 from tinylm.tasks import Task, TaskSettings
 
@@ -187,13 +187,15 @@ def train_learner(
     critic: Transformer | None = None,
     optimizer: Optimizer | None = None,
     asks: type[LanguageModel] = LanguageModel,
+    reward: Reward | None = None,
     halt_diverged: bool = False,
 ) -> Learner:
     """The learner for reinforcement learning: Adam with a linear warm-up and a linear decay to 0.
 
     `lr` is one learning rate or one per run [*runs]. `critic` comes from `critic_of`. `optimizer`
     replaces Adam (as for TRPO); the rollouts then hold full distributions. `asks` is the class of
-    the problem, for example one that measures more than its base class. With `halt_diverged`, a run
+    the problem, for example one that measures more than its base class. `reward` replaces the
+    budget's. With `halt_diverged`, a run
     that diverges stops and the others continue.
     """
     problem = asks.of(
@@ -202,7 +204,7 @@ def train_learner(
         task,
         prompts=budget.prompts,
         group=budget.group,
-        reward=REWARDS[budget.reward],
+        reward=REWARDS[budget.reward] if reward is None else reward,
         temperature=budget.temperature,
         critic=critic,
         distributions=optimizer is not None,

@@ -17,7 +17,6 @@ import pytest
 from course import cli, ladder
 from course.errors import CourseError
 from course.lab import ablation, command, places
-from course.lab.climb import Climbed
 from course.lab.facts import Fact
 from course.lab.result import SCHEMA, Result
 from course.lab.terminal import QUIET, Progress, Shown, duration, guarded, text_table
@@ -309,121 +308,49 @@ def test_figures_go_to_the_course_one_stands_in(
 # ---------------------------------------------------------------- `course`
 
 
-def stub_result(rungs: list[str] | None, halted: float = 0.0) -> Result:
-    names = [rung.name for rung in ladder.select(rungs)]
-    curve = {"samples": [0, 64], "y": [0.1, 0.5], "y_half": [0.0, 0.25], "halted": halted}
-    return Result(
-        name="stub",
-        settings={"runs": 4},
-        series={"rungs": dict.fromkeys(names, curve)},
-        facts=[Fact.exact("one is one", "arithmetic", 1.0, 1.0)],
-    )
-
-
 @pytest.fixture
-def climbed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """Stand-ins for the two climbs that write down how they were called."""
-    calls: list[tuple[object, ...]] = []
+def climbed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
+    """Stand-ins for what the ladder runs, which write down their settings."""
+    calls: list[tuple[str, dict]] = []
 
-    def bandit(rungs: list[str] | None, *rest: object) -> tuple[Climbed, Result]:
-        calls.append((rungs, *rest))
-        found = stub_result(rungs)
-        return (
-            Climbed(
-                "bandit",
-                found,
-                "y",
-                "reward",
-                {"note": dict.fromkeys(found.series["rungs"], "n/a")},
-            ),
-            found,
-        )
+    def run(module: types.ModuleType, settings: object, out: Path, progress: object) -> Result:
+        name = module.__name__
+        calls.append((name, dataclasses.asdict(settings)))
+        row = {"below": "surrogate", "rung": "clip", "stress": "stale", "predicted": None}
+        for key in ("effect", "removed", "control"):
+            row |= {key: 0.5, f"{key}_half": 0.25}
+        fact = Fact.exact("one is one", "arithmetic", 1.0, 1.0)
+        return Result(name="stub", series={"rows": {"clip, stale": row}}, facts=[fact])
 
-    def model(rungs: list[str] | None, *rest: object) -> Climbed:
-        calls.append((rungs, *rest))
-        return Climbed("model", stub_result(rungs), "y", "accuracy", {})
-
-    for name, body in (("bandits.climb", bandit), ("tinylm.climb", model)):
-        module = types.ModuleType(name)
-        module.climb = body
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("course.lab.ablation.run_ablation", run)
     return calls
 
 
-def test_ladder_hands_its_options_to_both_climbs_and_puts_them_side_by_side(
-    climbed: list[tuple[object, ...]],
+def test_ladder_hands_its_options_on_and_puts_both_problems_side_by_side(
+    climbed: list[tuple[str, dict]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["ladder"]) == 0
-    assert len(Result.load(tmp_path / "figures" / "climb.json").series["model"]["rungs"]) == 8
-    capsys.readouterr()
-    assert (
-        cli.main(
-            [
-                "ladder",
-                "--rungs",
-                "clip, grpo",
-                "--runs",
-                "7",
-                "--seed",
-                "5",
-                "--device",
-                "cpu",
-                "--out",
-                "x",
-            ]
-        )
-        == 0
-    )
-    assert (tmp_path / "x" / "climb.png").stat().st_size > 10_000
-    rows = [
-        line.split()
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith(("clip", "grpo"))
-    ]
-    assert rows == [
-        ["clip", "surrogate:", "Clip()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
-        ["grpo", "kl:", "K3()", "0.500", "±", "0.250", "n/a", "0.500", "±", "0.250"],
-    ]
-    assert cli.main(["ladder", "--quick"]) == 0
-    assert climbed == [
-        (None, None, 0, None, Path("figures")),
-        (None, 0, None, Path("figures"), False),
-        (["clip", "grpo"], 7, 5, "cpu", Path("x")),
-        (["clip", "grpo"], 5, "cpu", Path("x"), False),
-        (None, cli.QUICK_RUNS, 0, None, Path("figures")),
-        (None, 0, None, Path("figures"), True),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("share", "told", "status"),
-    [
-        (0.0, "0.500 ± 0.250", 0),
-        (0.5, "0.500 ± 0.250, halted in 2 of 4", 0),
-        (1.0, "halted in 4 of 4", 1),
-    ],
-)
-def test_runs_that_diverged_are_told_and_all_of_them_are_no_result(
-    share: float,
-    told: str,
-    status: int,
-    climbed: list[tuple[object, ...]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = Climbed("model", stub_result(["clip"], share), "y", "accuracy", {})
-    monkeypatch.setattr(sys.modules["tinylm.climb"], "climb", lambda *rest: found)
-    assert cli.main(["ladder", "--rungs", "clip"]) == status
+    assert cli.main(["ladder", "--rungs", "clip, grpo", "--seed", "5", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if line.startswith("clip"))
-    assert row.rstrip().endswith(told)
-    assert ("no result, all runs diverged: model: clip" in out) is (status == 1)
+    [row] = [line.split() for line in out.splitlines() if line.startswith("clip ")]
+    assert row[-6:] == ["+0.500", "±", "0.250", "+0.500", "±", "0.250"]
+    assert [name for name, _ in climbed] == [
+        "bandits.ablations.microscope",
+        "bandits.ablations.parts",
+        "tinylm.ablations.parts",
+    ]
+    for _, settings in climbed:
+        assert settings["rungs"] == ("clip", "grpo")
+        assert (settings["seed"], settings["device"]) == (5, "cpu")
+    both = Result.load(tmp_path / "figures" / "parts.json")
+    assert list(both.series) == ["contextual bandit", "transformer"]
+    assert (tmp_path / "figures" / "parts.png").stat().st_size > 10_000
+    assert cli.main(["ladder", "--quick", "--out", "x"]) == 0
+    assert climbed[-1][1]["seeds"] < climbed[2][1]["seeds"]
+    assert (tmp_path / "x" / "parts.png").exists()
 
 
 @pytest.mark.slow
@@ -454,10 +381,9 @@ def test_the_shell_completes_commands_ablations_and_options(
     [
         (["laddr"], "unknown command 'laddr': did you mean 'ladder'?"),
         (["ladder", "--rungs", "grop"], "did you mean 'grpo'?"),
-        (["ladder", "--runs", "0"], "--runs: got 0; allowed is a whole number ≥ 1"),
-        (["ladder", "--runs", "many"], "--runs: got 'many'; allowed is a whole number"),
+        (["ladder", "--rungs", "reinforce"], "at least one rung that stands on another"),
+        (["ladder", "--seed", "many"], "--seed: got 'many'; allowed is a whole number"),
         (["ladder", "--seed", "-1"], "--seed: got -1"),
-        (["ladder", "--quick", "--runs", "5"], "one of the two"),
         (["ladder", "--device", "abacus"], "what this machine has: cpu"),
         (["ladder", "--out", "file/figures"], "out: got 'file/figures'"),
         (["ladder", "--run-all"], "unknown option '--run-all'"),
@@ -466,7 +392,7 @@ def test_the_shell_completes_commands_ablations_and_options(
     ],
 )
 def test_bad_arguments_of_course_are_one_line_and_status_2(
-    climbed: list[tuple[object, ...]],
+    climbed: list[tuple[str, dict]],
     argv: list[str],
     says: str,
     tmp_path: Path,

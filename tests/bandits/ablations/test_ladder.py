@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from course.lab.climb import Climbed
+from course.lab.climb import table as climb_table
 
 from bandits.ablations import ladder as ablation
 from bandits.ablations.ladder import Settings
@@ -19,8 +21,6 @@ from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
 from course.lab.ablation import run_ablation
-from course.lab.climb import Climbed
-from course.lab.climb import table as climb_table
 from course.lab.terminal import QUIET
 from course.parts import Baseline
 from course.registry import register

@@ -1,0 +1,384 @@
+"""What each part of the ladder buys: one replaced part, one stress, both arms paired.
+
+A rung cures a failure of the rung below it. So every rung is trained beside the rung below under
+the stress that its part is for, and under none. Both arms have the same starts and random streams;
+each has its own best learning rate, chosen on other streams. The effect is rung − rung below.
+
+This module holds the stresses, the pairing, the figure and the table. A package says how it trains
+under a stress (`Train`); it knows nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from course import ladder
+from course.lab import figures
+from course.lab.diverged import told
+from course.lab.facts import Fact
+from course.lab.result import Result
+from course.lab.statistics import described, paired_error, paired_interval
+from course.lab.sweep import Choice, choose, finished
+from course.lab.terminal import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# what the numbers of `table` are
+CELLS = (
+    "effect of the part: rung − rung below, mean along the run, ± half the paired 95 % interval; of"
+    " the success probability, or of what the stress names"
+)
+CHANCE = 0.05  # that a 95 % interval excludes 0 by chance
+FINE = 0.05  # without its stress a part gains less than this
+
+
+@dataclass(frozen=True)
+class Stress:
+    """A stress, and what it is compared by.
+
+    `training` names the training: two stresses may look at different outcomes of one. `outcome` is
+    what is compared, a name in `Trained.outcomes`. `sign` is the direction of the effect that
+    theory gives, fixed before any run. `control` names the training without the stress.
+    """
+
+    training: str
+    says: str
+    outcome: str = "success"
+    sign: Literal[1, -1] = 1
+    control: str = "none"
+
+
+STRESSES: dict[str, Stress] = {
+    "offset": Stress("offset", "a constant added to every reward"),
+    "stale": Stress("stale", "many updates on each rollout"),
+    "constants": Stress("constants", "a constant of each question's own"),
+    "hard": Stress("difficulty", "difficulty differs: the hardest third", "hard", control="alike"),
+    "easy": Stress("difficulty", "difficulty differs: the easiest third", "easy", -1, "alike"),
+    "lengths": Stress(
+        "lengths", "answers of two lengths: how long wrong ones are", "length", control="one length"
+    ),
+    "unrewarded": Stress("unrewarded", "a skill that is no longer rewarded", "skill"),
+}
+# what each part of the ladder is for, in one sentence; a rung that is not listed meets every stress
+PURPOSE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "baseline": ("The baseline takes out what all rewards have in common.", ("offset",)),
+    "surrogate": ("The ratio corrects for samples of an older policy.", ("stale",)),
+    "clip": ("The clip stops pushing a sample once the policy has moved.", ("stale",)),
+    "group_mean": ("The group's mean takes out what one question pays anyway.", ("constants",)),
+    "group_std": ("The std moves weight from easy to hard questions.", ("hard", "easy")),
+    "length_mean": ("1/|o| holds wrong answers back the less, the longer they are.", ("lengths",)),
+    "grpo": ("The KL holds on to what the reward no longer pays for.", ("unrewarded",)),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A rung, trained: its outcomes along the way, name → [logs, L, S] (L rates, S streams).
+
+    "success" is always there: the exact expected reward, which also chooses the rate. `halted`
+    [L, S] are the runs that diverged.
+    """
+
+    outcomes: Mapping[str, Tensor]
+    halted: Tensor
+
+    def mean(self, outcome: str) -> Tensor:
+        """The outcome's mean along the run, [L, S]; NaN for runs that diverged."""
+        return torch.where(self.halted, torch.nan, self.outcomes[outcome].double().mean(0))
+
+
+# (rung, training, rates, stream numbers) → the rung trained at all rates on all these streams
+Train = Callable[[str, str, Sequence[float], range], Trained]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The learning rates, the streams that choose one, and the streams that are judged at it."""
+
+    rates: Sequence[float]
+    tuning: int
+    streams: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rungs under one training, judged on the same streams.
+
+    `low` and `high` are the rung below and the rung, each at its own best rate (`rates`). `without`
+    is the rung below at the rung's rate: the part is taken away, and nothing else changes. Rates
+    are chosen by the mean success along the run, on the tuning streams.
+    """
+
+    rates: tuple[Choice, Choice]
+    low: Trained
+    high: Trained
+    without: Trained
+
+
+@dataclass
+class Arms:
+    """Trains the arms, each once, however many rows it appears in."""
+
+    train: Train
+    sweep: Sweep
+
+    def __post_init__(self) -> None:
+        self.tried = cache(self._tried)
+        self.judged = cache(self._judged)
+        self.halted: dict[str, Tensor] = {}
+
+    def _tried(self, rung: str, training: str) -> Tensor:
+        """The mean success [L, tuning streams] along the run."""
+        found = self.train(rung, training, self.sweep.rates, range(self.sweep.tuning))
+        return finished(found.outcomes["success"].double().mean(0), found.halted)
+
+    def _judged(self, rung: str, training: str, rate: float) -> Trained:
+        first, count = self.sweep.tuning, self.sweep.streams
+        found = self.train(rung, training, [rate], range(first, first + count))
+        self.halted[f"{rung}, {training}, rate {rate:g}"] = found.halted
+        return found
+
+    def pair(self, below: str, rung: str, training: str) -> Pair:
+        """Both rungs, trained under one training."""
+        rates = self.sweep.rates
+        low = choose(self.tried(below, training), rates)
+        high = choose(self.tried(rung, training), rates)
+        return Pair(
+            (low, high),
+            self.judged(below, training, low.rate),
+            self.judged(rung, training, high.rate),
+            self.judged(below, training, high.rate),
+        )
+
+
+def rows_of(rungs: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The rows (rung below, rung, stress), in the order of the ladder.
+
+    A rung of the ladder meets the stress that its part is for, any other meets all of them.
+    """
+    found = []
+    for name in rungs:
+        below = ladder.get(name).on
+        if below:
+            _, stresses = PURPOSE.get(name, ("", tuple(STRESSES)))
+            found += [(below, name, stress) for stress in stresses]
+    return found
+
+
+def compare(
+    rungs: Sequence[str],
+    train: Train,
+    sweep: Sweep,
+    where: str,
+    predicted: Callable[[str, str, str, tuple[float, float]], float | None] = lambda *_: None,
+    caption: str = "",
+) -> Result:
+    """Every row with its control, its facts, and a caption: the result of an ablation.
+
+    `series["rows"]` maps "rung, stress" to what `row` says. `predicted(below, rung, stress, rates)`
+    is the effect that theory gives, or None.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    arms = Arms(train, sweep)
+    for below, rung, name in rows_of(rungs):
+        stress = STRESSES[name]
+        pair = arms.pair(below, rung, stress.training)
+        control = arms.pair(below, rung, stress.control)
+        expected = predicted(below, rung, name, (pair.rates[0].rate, pair.rates[1].rate))
+        found[f"{rung}, {name}"] = row(below, rung, name, pair, control, expected)
+    outer = ", ".join(key for key, each in found.items() if not each["interior"])
+    said = (
+        "Effects are means along the run, paired stream by stream. Filled: each arm at its own best"
+        f" rate, chosen on {sweep.tuning} other streams; hollow: the rung below at the rung's rate."
+        f" Each: {described(sweep.streams)}. Grey: without stress."
+        f" {caption}{f' Best rate at an end of the sweep: {outer}.' if outer else ''}"
+    )
+    facts = facts_of(found, where, sweep.streams)
+    return told(Result(series={"rows": found}, facts=facts, caption=said.strip()), arms.halted)
+
+
+def row(
+    below: str, rung: str, name: str, pair: Pair, control: Pair, predicted: float | None
+) -> dict[str, Any]:
+    """One comparison: the values of both arms on every stream, their paired effects and intervals.
+
+    "effect" is the difference of the outcome's means along the run with each arm at its own best
+    rate, "final" that of its last values, "removed" the first with both at the rung's rate,
+    "control" that of the success without stress. `earlier` is by how many logs the rung is earlier
+    at the level `level`, halfway from the start to the better arm's end; an arm that never gets
+    there counts as one log after the last.
+    """
+    outcome = STRESSES[name].outcome
+    low, high, without = (each.mean(outcome)[0] for each in (pair.low, pair.high, pair.without))
+    plain_low, plain_high = (each.mean("success")[0] for each in (control.low, control.high))
+    low_path, high_path = (each.outcomes[outcome][:, 0].double() for each in (pair.low, pair.high))
+    begin = low_path[0].mean()
+    found: dict[str, Any] = {
+        "below": below,
+        "rung": rung,
+        "stress": name,
+        "rates": [each.rate for each in pair.rates],
+        "interior": all(each.interior for each in pair.rates),
+        "start": begin,
+        "values_below": low,
+        "values_rung": high,
+        "without_values": without,
+        "control_values_below": plain_low,
+        "control_values_rung": plain_high,
+        "final_values_below": low_path[-1],
+        "final_values_rung": high_path[-1],
+        "predicted": predicted,
+    }
+    for key, first, second in (
+        ("effect", high, low),
+        ("final", high_path[-1], low_path[-1]),
+        ("removed", high, without),
+        ("control", plain_high, plain_low),
+    ):
+        found[key], found[f"{key}_half"] = paired_interval(first, second)
+    level = float(begin + (max(low_path[-1].mean(), high_path[-1].mean()) - begin) / 2)
+    found["level"] = level
+    earlier = paired_interval(_first(low_path, level), _first(high_path, level))
+    found["earlier"], found["earlier_half"] = earlier
+    return found
+
+
+def _first(path: Tensor, level: float) -> Tensor:
+    """The first log [S] of `path` [logs, S] that reaches `level`; the number of logs if none."""
+    there = path >= level
+    return torch.where(there.any(0), there.int().argmax(0), len(path)).double()
+
+
+def facts_of(found: Mapping[str, Mapping[str, Any]], where: str, streams: int) -> list[Fact]:
+    """Every row's interval excludes 0 on the side that theory gives; no control is as large."""
+    facts = []
+    for each in found.values():
+        stress = STRESSES[each["stress"]]
+        claim = (
+            f"{where}, {each['below']} → {each['rung']}, {stress.says}: the effect is"
+            f" {'above' if stress.sign > 0 else 'below'} 0"
+        )
+        mean, error = paired_error(each["values_rung"], each["values_below"])
+        make = Fact.above if stress.sign > 0 else Fact.below
+        facts.append(
+            make(claim, "this course", mean, 0.0, error, number=41, runs=streams, chance=CHANCE)
+        )
+        bound = each["control"] + each["control_half"]
+        claim = (
+            f"{where}, {each['below']} → {each['rung']}, without stress: gains less than {FINE:g}"
+        )
+        facts.append(Fact.below(claim, "this course", bound, FINE, number=41))
+    return facts
+
+
+# ---------------------------------------------------------------- the figure and the table
+
+
+def forest(results: Mapping[str, Result]) -> Figure:
+    """One row per part and stress, one panel per problem: effect, control and prediction.
+
+    `results` has the problem's words → its result, whose series "rows" come from `run_rows`.
+    """
+    every = {key: each for found in results.values() for key, each in found.series["rows"].items()}
+    figure, panels = figures.new_figure(
+        1, len(results), width=4.4 + 4.4 * len(results), height=1.6 + 0.62 * len(every)
+    )
+    for ax, (problem, found) in zip(panels, results.items(), strict=True):
+        _forest(ax, found, list(every), every)
+        figures.describe(ax, problem, "effect of the part: rung − rung below, paired")
+        if ax is not panels[0]:
+            ax.set_yticklabels([])
+    return figure
+
+
+def _forest(
+    ax: Axes, found: Result, keys: Sequence[str], every: Mapping[str, Mapping[str, Any]]
+) -> None:
+    rows = found.series["rows"]
+
+    def values(what: str) -> list[float]:
+        return [
+            math.nan if rows.get(key, {}).get(what) is None else float(rows[key][what])
+            for key in keys
+        ]
+
+    names = [every[key]["rung"] for key in keys]
+    labels = [f"{every[key]['rung']}\n{STRESSES[every[key]['stress']].says}" for key in keys]
+    marks: dict[str, dict[str, Any]] = {
+        "control": {"aside": 0.24, "markersize": 4, "color": "#999999"},
+        "removed": {"aside": -0.24, "markersize": 6, "markerfacecolor": "white"},
+        "effect": {"markersize": 8},
+    }
+    for what, style in marks.items():
+        figures.rows(ax, names, values(what), values(f"{what}_half"), labels=labels, **style)
+    places = {"marker": "d", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
+    ax.plot(values("predicted"), range(len(keys)), color=figures.INK, **places)
+    figures.reference(ax, x=0.0)
+
+
+def table(results: Mapping[str, Result]) -> str:
+    """The table part · stress · effect on each problem · control on each."""
+    keys = list(dict.fromkeys(key for found in results.values() for key in found.series["rows"]))
+    header = ["part", "stress", *results, *(f"{problem}, no stress" for problem in results)]
+    lines = []
+    for key in keys:
+        rung, stress = key.split(", ")
+        cells = [
+            _cell(found.series["rows"].get(key), what)
+            for what in ("effect", "control")
+            for found in results.values()
+        ]
+        lines.append((rung, STRESSES[stress].says, *cells))
+    return text_table(header, lines)
+
+
+def _cell(each: Mapping[str, Any] | None, what: str) -> str:
+    return "–" if each is None else f"{each[what]:+.3f} ± {each[f'{what}_half']:.3f}"
+
+
+def together(results: Mapping[str, Result]) -> Result:
+    """The rows of all problems in one result, named `parts`: the course's first figure."""
+    first = next(iter(results.values()))
+    return Result(
+        name="parts",
+        title="what each part of the ladder buys, " + " and ".join(results),
+        settings={problem: dict(found.settings) for problem, found in results.items()},
+        series={problem: dict(found.series) for problem, found in results.items()},
+        environment=first.environment,
+        seconds=sum(found.seconds for found in results.values()),
+        caption=first.caption,
+    )
+
+
+def purposes(rungs: Sequence[str]) -> str:
+    """One sentence per rung: what its part is for."""
+    return "\n".join(f"{name}: {PURPOSE[name][0]}" for name in rungs if name in PURPOSE)
+
+
+__all__ = [
+    "CELLS",
+    "PURPOSE",
+    "STRESSES",
+    "Arms",
+    "Pair",
+    "Stress",
+    "Sweep",
+    "Trained",
+    "compare",
+    "facts_of",
+    "forest",
+    "purposes",
+    "row",
+    "rows_of",
+    "table",
+    "together",
+]
