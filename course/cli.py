@@ -116,9 +116,10 @@ def _ladder(argv: Sequence[str]) -> int:
     shared |= {} if chosen.rungs is None else {"rungs": chosen.rungs}
     shared |= {} if chosen.device is None else {"device": on_device(chosen).device}
     progress = Progress()
-    exact = run_ablation(
-        microscope, dataclasses.replace(microscope.SETTINGS, **shared), out, progress
-    )
+    seen = microscope.SETTINGS
+    if chosen.rungs is not None:
+        seen = dataclasses.replace(seen, rungs=chosen.rungs)
+    exact = run_ablation(microscope, seen, out, progress)
     print(f"every gradient against the true one: {out / 'microscope.png'}", flush=True)
     found = {}
     for module in (on_bandit, on_model):

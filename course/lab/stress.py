@@ -320,8 +320,9 @@ def _forest(
     }
     for what, style in marks.items():
         figures.rows(ax, names, values(what), values(f"{what}_half"), labels=labels, **style)
-    places = {"marker": "d", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
-    ax.plot(values("predicted"), range(len(keys)), color=figures.INK, **places)
+    diamond: dict[str, Any] = {"marker": "d", "markersize": 12, "linestyle": "none"}
+    diamond |= {"color": figures.INK, "markerfacecolor": "none"}
+    ax.plot(values("predicted"), range(len(keys)), **diamond)
     figures.reference(ax, x=0.0)
 
 

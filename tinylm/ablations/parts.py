@@ -64,9 +64,10 @@ class Settings(AblationBudget):
     constants: float = 2.0  # stress: standard deviation of a constant of each question's own
     uneven: int = 10  # stress: how often sums that do not carry were shown, beside those that do
     terms: int = 4  # stress of answers of two lengths: numbers per sum
-    anchor: float = 1.0  # stress: β of the KL that holds on to the unrewarded skill
+    anchor: float = 1.0  # stress: β of the KL that holds on to the unrewarded skill …
+    longer: int = 2  # … and how many times as long that training is, since forgetting is slow
     # Adam's learning rates, each of which falls linearly to 0
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3)
     tuning: int = 3  # streams that choose the learning rate
     seeds: int = 16  # streams that are judged
 
@@ -182,6 +183,10 @@ def train(
 ) -> Trained:
     """Train a rung under a stress at L rates × S streams, all from the same warm start."""
     s, runs = settings, (len(rates), len(numbers))
+    if training == "unrewarded":
+        s = change(s, rollouts=s.longer * s.rollouts, log_every=s.longer * s.log_every)
+    elif training == "stale":
+        s = change(s, epochs=s.updates)
     estimator = ladder.get(rung).estimator
     if training == "unrewarded" and rung == "grpo":
         estimator = replace(estimator, kl=K3(beta=s.anchor))
@@ -190,7 +195,7 @@ def train(
     every = [number for _ in rates for number in numbers]
     streams = Streams(s.seed, runs, every, s.device)
     learner = train_learner(
-        change(s, epochs=s.updates if training == "stale" else s.epochs),
+        s,
         estimator,
         model,
         start.task,
