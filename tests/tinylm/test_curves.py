@@ -5,6 +5,7 @@ are chosen on other models and questions than they are judged on.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,7 +14,15 @@ from course import ladder
 from course.errors import CourseError
 from course.lab.terminal import QUIET
 from tests.tinylm.helpers import sums
-from tinylm.curves import AblationBudget, SweptBudget, held_out, peak_bytes, sweep_rates, train
+from tinylm.curves import (
+    AblationBudget,
+    SweptBudget,
+    compared,
+    held_out,
+    peak_bytes,
+    sweep_rates,
+    train,
+)
 from tinylm.training import Training, TrainSettings
 from tinylm.warm_start import warm_start
 from tinylm.wiring import JUDGE, Streams
@@ -117,3 +126,12 @@ def test_what_an_update_holds_is_at_least_weights_gradients_moments_and_referenc
 def test_refused_budgets(field: str, value: object) -> None:
     with pytest.raises(CourseError, match=field):
         AblationBudget(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_comparison_is_paired_and_its_bound_is_students_for_one_in_a_hundred() -> None:
+    fact = compared("so", torch.tensor([0.5, 0.3]), torch.tensor([0.1, 0.1]), 11)
+    assert fact.measured == pytest.approx(0.3)  # the mean of .4 and .2
+    assert fact.standard_error == pytest.approx(0.1)  # their standard deviation, .02^½, over 2^½
+    # Student's t with one degree of freedom is Cauchy's: its 0.995 quantile is tan(0.495 π)
+    assert fact.tolerance == pytest.approx(0.1 * math.tan(0.495 * math.pi))
+    assert (fact.number, fact.runs, fact.relation, fact.holds) == (11, 2, "above", False)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TITLE = "PPO's critic against the group mean: accuracy by λ, how good the values are, the price"
 FIGURE = "tinylm_critic"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 250.0
 PLACES = {"own": "own network", "shared": "shared trunk"}
 COLOURS = {"own": "#661100", "shared": "#c96f00"}
 PER_PARAMETER = 16  # bytes in float32: the weight, its gradient, and Adam's two moments

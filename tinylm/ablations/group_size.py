@@ -35,7 +35,7 @@ TITLE = (
     " silent"
 )
 FIGURE = "tinylm_group_size"
-EXPECTED_SECONDS = 240.0
+EXPECTED_SECONDS = 200.0
 SILENT = "Yu et al. 2025 (DAPO, 2503.14476), §3.2; the formula: this course"
 
 

@@ -48,7 +48,7 @@ TITLE = (
     " to another skill"
 )
 FIGURE = "tinylm_kl"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 220.0
 TRAINED, KEPT = "addition", "subtraction"  # rewarded, and not
 LOOSE = "k1 in the loss"
 ANCHORS = (
@@ -228,8 +228,8 @@ def _rows(ax: Axes, result: Result, what: str) -> None:
         return
     begun = float(result.array("start_over_none", what))
     figures.reference(ax, x=begun, label="warm start", linestyle=":")
-    low = min(-0.1, begun - 0.1)
-    ax.set_xlim(low, max(0.1, begun + 0.12))
+    low = min(-0.2, begun - 0.1)
+    ax.set_xlim(low, max(0.15, begun + 0.12))
     for row, values in enumerate(mean):  # what leaves the picture
         out = [f"{value:+.2f}" for value in values if value < low]
         if out:

@@ -38,7 +38,7 @@ TITLE = (
     " region do about it"
 )
 FIGURE = "tinylm_staleness"
-EXPECTED_SECONDS = 300.0
+EXPECTED_SECONDS = 600.0
 SAME = ("baseline", "surrogate", "clip")  # one curve with one update per rollout
 # what a part buys: the first estimator less the second
 EFFECTS = (("clip", "surrogate"), ("surrogate", "baseline"), ("reinforce", "baseline"))
@@ -49,10 +49,10 @@ class Settings(SweptBudget):
     """Which estimators, and how many updates; `epochs` of the budget is replaced by these."""
 
     rungs: tuple[str, ...] = ("reinforce", *SAME)  # which estimators
-    updates: tuple[int, ...] = (1, 4, 8, 16)  # on every rollout
+    updates: tuple[int, ...] = (1, 4, 8, 16, 32)  # on every rollout
     # Adam's learning rates, each of which falls linearly to 0
     rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4, 2.7e-3)
-    max_kls: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)  # TRPO's bounds, nats per token
+    max_kls: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)  # TRPO's bounds, nats per token
     log_every: int = 40  # rollouts; the last one is logged, too
     tuning: int = 2  # models that choose the rate
     seeds: int = 10  # models that are judged

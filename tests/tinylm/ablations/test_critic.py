@@ -19,10 +19,11 @@ from tinylm.ablations import critic as ablation
 from tinylm.ablations.critic import Settings
 from tinylm.bridge import Bridge
 from tinylm.curves import train
-from tinylm.evaluate import exact_values, value_errors
+from tinylm.evaluate import exact_values, right_to_go, value_errors
 from tinylm.sampling import sample
-from tinylm.scoring import log_dists
+from tinylm.scoring import log_dists, values
 from tinylm.warm_start import warm_start
+from tinylm.watched import critic_errors
 
 SMALL = Settings(
     digits=1,
@@ -90,6 +91,20 @@ def test_errors_by_hand() -> None:
     first, later = value_errors(value, exact, mask)
     assert float(first) == 1.0
     assert float(later) == pytest.approx((0.25 + 0 + 4) / 3)
+
+
+def test_a_trained_critics_errors_are_those_of_its_first_and_later_values() -> None:
+    task, group = sums(), 3
+    model = tiny((2,), context=task.context)
+    critic = tiny((2,), seed=1, context=task.context, value=True)
+    rows = task.held_out[:4]
+    found = critic_errors(model, critic, task, rows, group, Noise((2,), 1, dtype=torch.float64))
+    p = right_to_go(model, task, rows)[..., 0].double()
+    prompt = task.prompt[rows].expand(2, 4, -1)
+    first = values(critic, prompt, task.target[rows].expand(2, 4, -1).unsqueeze(-2))[..., 0, 0]
+    torch.testing.assert_close(found["prompt"], (first - p).square().mean(-1).sqrt())
+    torch.testing.assert_close(found["group"], ((p * (1 - p)).mean(-1) / group).sqrt())
+    assert bool((found["token"] > 0).all())
 
 
 @pytest.mark.slow
