@@ -1,4 +1,4 @@
-"""The benchmark's three programs do the same work: their curves agree within the error of their
+"""The benchmarks' programs do the same work: their curves agree within the error of their
 runs. Times are not asserted.
 """
 
@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from course.train.noise import Noise
 from tests.benchmarks.gradient_bandit import METRICS, numpy_by_hand, ours, python_loop, scalar_loop
+from tests.benchmarks.grpo_training import REWARD, Plain
+from tinylm.model import PRESETS, Transformer
+from tinylm.problem import LanguageModel
+from tinylm.tasks import TaskSettings, make
 
 RUNS, STEPS, ARMS = 1500, 60, 4
 
@@ -37,3 +42,23 @@ def test_the_loops_agree_with_numpy(body: Callable[[int, int, int], np.ndarray])
         assert (
             np.abs(loop[:, index] - hand[:, index]).max() < 5 * spread * (1 / few + 1 / RUNS) ** 0.5
         ), METRICS[index]
+
+
+def test_the_textbook_model_samples_and_learns_what_the_fast_one_does() -> None:
+    task = make(TaskSettings())
+    model = Transformer(PRESETS["nano"], (), 1)
+    kinds = [
+        kind(model, task, prompts=6, group=5, reward=REWARD["digits"])
+        for kind in (LanguageModel, Plain)
+    ]
+    fast, plain = (kind.sample(Noise((), 3)) for kind in kinds)
+    assert torch.equal(fast.data["tokens"], plain.data["tokens"])
+    for name in ("reward", "mask", "truncated"):
+        assert torch.equal(getattr(fast, name), getattr(plain, name)), name
+    torch.testing.assert_close(fast.log_prob, plain.log_prob)
+    scored = [kind.policy(fast).log_prob for kind in kinds]
+    torch.testing.assert_close(*scored)
+    for one, other in zip(
+        *(torch.autograd.grad(each.sum(), model.parameters) for each in scored), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

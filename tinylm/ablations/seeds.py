@@ -3,14 +3,13 @@
 Each training is what the command does with its defaults and one seed: random weights, a supervised
 warm start to 30 % of sampled answers right, then GRPO. What to look for:
 
-    every curve crosses 95 % of the held-out questions, the slowest ones two or three times later
-      than the median
-    the answers are right from the left: the warm start knows the hundreds and tens, and about half
-      of the units; how many of the units a seed knows decides how soon it arrives
-    no curve falls at the start. With `--lr 2e-3` every one does: a step is then as long as the
-      noise of 1,024 answers is large, the policy moves by 0.05 to 0.1 nats per token in each
-      update, and loses in twenty rollouts a third of what the warm start has taught. What a seed
-      loses there, it has to find again, and some run out of rollouts
+    whether every curve crosses 95 % of the held-out questions, and how far apart they do
+    the left end: the warm start knows the hundreds and tens, and about half of the units, where it
+      is one off. Seeds that know them unevenly, some digits hardly at all, arrive last: where all
+      answers of a group are wrong, nothing is learned
+    that the curves rise from the first rollout. With `--lr 2e-3 --lr-warmup 20` they fall first:
+      the policy moves by 0.05 to 0.1 nats per token in each update, mostly along the noise of 1,024
+      answers, and loses in twenty rollouts a third of what the warm start has taught
 """
 
 from __future__ import annotations
