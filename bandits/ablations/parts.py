@@ -61,12 +61,12 @@ class Settings(Checked):
     updates: int = 16  # stress: updates on each rollout
     constants: float = 2.0  # stress: standard deviation of a constant of each question's own
     lengths: tuple[int, int] = (2, 8)  # stress: tokens of short and of long answers …
-    pays: tuple[float, float] = (0.9, 0.1)  # … and how often right and wrong ones then pay 1
+    pays: tuple[float, float] = (0.8, 0.2)  # … and how often right and wrong ones then pay 1
     many: int = 16  # samples per question under the stress of difficulty, where noise is no matter
     skill: float = 0.9  # stress: success on every second question, which then pays nothing
     anchor: float = 0.1  # stress: β of the KL that holds on to them
     # the sweep of every arm
-    rates: tuple[float, ...] = tuple(2.0**power for power in range(-2, 9))
+    rates: tuple[float, ...] = tuple(2.0**power for power in range(-2, 10))
     tuning: int = 64  # streams that choose the learning rate
     streams: int = 256  # streams that are judged
     seed: int = 0  # seed of the random streams

@@ -297,7 +297,35 @@ def forest(results: Mapping[str, Result]) -> Figure:
         figures.describe(ax, problem, "effect of the part: rung − rung below, paired")
         if ax is not panels[0]:
             ax.set_yticklabels([])
+    _legend(figure)
     return figure
+
+
+MARKS: dict[str, dict[str, Any]] = {
+    "control": {"aside": 0.24, "markersize": 4, "color": "#999999"},
+    "removed": {"aside": -0.24, "markersize": 6, "markerfacecolor": "white"},
+    "effect": {"markersize": 8},
+}
+DIAMOND: dict[str, Any] = {"marker": "d", "markersize": 11, "markerfacecolor": "none"}
+MEANING = {
+    "removed": "the part taken away, the rate kept",
+    "effect": "each arm at its own best rate",
+    "control": "without the stress",
+}
+
+
+def _legend(figure: Figure) -> None:
+    """What the marks mean, below the panels."""
+    from matplotlib.lines import Line2D
+
+    plain: dict[str, Any] = {"color": figures.INK, "marker": "o", "linestyle": "none"}
+    looks = {text: plain | MARKS[what] for what, text in MEANING.items()}
+    looks["predicted"] = plain | DIAMOND
+    handles = [
+        Line2D([], [], label=text, **{key: look[key] for key in look if key != "aside"})
+        for text, look in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
 
 def _forest(
@@ -313,16 +341,9 @@ def _forest(
 
     names = [every[key]["rung"] for key in keys]
     labels = [f"{every[key]['rung']}\n{STRESSES[every[key]['stress']].says}" for key in keys]
-    marks: dict[str, dict[str, Any]] = {
-        "control": {"aside": 0.24, "markersize": 4, "color": "#999999"},
-        "removed": {"aside": -0.24, "markersize": 6, "markerfacecolor": "white"},
-        "effect": {"markersize": 8},
-    }
-    for what, style in marks.items():
+    for what, style in MARKS.items():
         figures.rows(ax, names, values(what), values(f"{what}_half"), labels=labels, **style)
-    diamond: dict[str, Any] = {"marker": "d", "markersize": 12, "linestyle": "none"}
-    diamond |= {"color": figures.INK, "markerfacecolor": "none"}
-    ax.plot(values("predicted"), range(len(keys)), **diamond)
+    ax.plot(values("predicted"), range(len(keys)), color=figures.INK, linestyle="none", **DIAMOND)
     figures.reference(ax, x=0.0)
 
 

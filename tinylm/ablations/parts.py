@@ -67,7 +67,7 @@ class Settings(AblationBudget):
     anchor: float = 1.0  # stress: β of the KL that holds on to the unrewarded skill …
     longer: int = 2  # … and how many times as long that training is, since forgetting is slow
     # Adam's learning rates, each of which falls linearly to 0
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2)
     tuning: int = 3  # streams that choose the learning rate
     seeds: int = 16  # streams that are judged
 
