@@ -52,7 +52,7 @@ class Settings(SweptBudget):
     updates: tuple[int, ...] = (1, 4, 8, 16, 32)  # on every rollout
     # Adam's learning rates, each of which falls linearly to 0
     rates: tuple[float, ...] = (1e-4, 3e-4, 9e-4, 2.7e-3)
-    max_kls: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)  # TRPO's bounds, nats per token
+    max_kls: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01)  # TRPO's bounds, nats per token
     log_every: int = 40  # rollouts; the last one is logged, too
     tuning: int = 2  # models that choose the rate
     seeds: int = 10  # models that are judged
