@@ -1,77 +1,124 @@
-"""Reinforcement learning from nothing: what chance gives, and what each reward asks for."""
+"""Reinforcement learning from nothing: what the arms differ in, and that they are paired."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-import torch
 
+from course import ladder
 from course.errors import CourseError
-from course.lab.terminal import QUIET
-from tests.tinylm.helpers import tokens_of
-from tinylm.ablations.zero import Settings, chance, run
-from tinylm.bridge import Bridge
-from tinylm.model import Transformer
-from tinylm.rewards import REWARDS
-from tinylm.tasks import Task
-from tinylm.warm_start import warm_start
+from course.estimator import uses_reference
+from course.lab.statistics import paired_interval
+from course.lab.terminal import QUIET, Progress
+from course.parts import K2, K3
+from tinylm.ablations import zero, zero_arms
+from tinylm.ablations.zero import ARMS, BELOW, CLAIMS, Settings, run
 
-SMALL = {"prompts": 8, "group": 8, "rollouts": 2, "log_every": 1, "seeds": 2}
-
-
-def test_chance_is_the_enumerated_probability_of_the_right_answer() -> None:
-    start = warm_start(Settings(), 2)
-    p = chance(start)
-    assert p.shape == (2, len(start.task.train))
-    for seed in range(2):
-        model = Transformer(start.model)
-        model.weights.update(
-            {name: weight[seed].requires_grad_() for name, weight in start.weights.items()}
-        )
-        for place in (0, 40):
-            bridge = Bridge(model, start.task, int(start.task.train[place]))
-            assert float(bridge.log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-12)
-            assert float(p[seed, place]) == pytest.approx(bridge.objective, rel=1e-4)
+SMALL = {
+    "preset": "nano",
+    "digits": 1,
+    "prompts": 8,
+    "group": 4,
+    "rollouts": 4,
+    "log_every": 1,
+    "judged": 5,
+    "seeds": 3,
+}
 
 
-def test_the_silent_share_follows_from_chance_and_curves_start_untrained() -> None:
-    found = run(Settings(**SMALL), QUIET)
-    silent = found.facts[0]
-    assert silent.holds
-    p = chance(warm_start(Settings(**SMALL), 2))
-    assert silent.expected == pytest.approx(float((p**8 + (1 - p) ** 8).mean()), rel=1e-6)
-    for name in Settings().rewards:
-        assert found.array("rewards", name, "completions").tolist() == [0.0, 64.0, 128.0]
+def test_the_rungs_are_the_ladders_and_no_rung_below_grpo_has_a_kl() -> None:
+    for name in (*BELOW, "grpo"):
+        assert ARMS[name].estimator == ladder.get(name).estimator
+        assert uses_reference(ARMS[name].estimator) == (name == "grpo")
+    assert len(BELOW) == 7
+    assert {arm.reward for name, arm in ARMS.items() if name.endswith("_end")} == {
+        "exact+digits+end"
+    }
+
+
+def test_the_other_arms_replace_one_part_or_the_reward() -> None:
+    def differs(name: str, rung: str) -> set[str]:
+        one, other = ARMS[name].estimator, ladder.get(rung).estimator
+        return {
+            field.name
+            for field in dataclasses.fields(one)
+            if field.compare and getattr(one, field.name) != getattr(other, field.name)
+        }
+
+    assert differs("reinforce_kl", "reinforce") == {"kl"}
+    assert differs("group_mean_kl", "group_mean") == {"kl"}
+    assert differs("entropy", "length_mean") == {"entropy_coef"}
+    assert differs("reverse_kl", "grpo") == {"kl"}
+    assert ARMS["reverse_kl"].estimator.kl == K2(0.04)
+    assert ARMS["reinforce_kl"].estimator.kl == ladder.grpo.kl == K3(0.04)
+    for name in ("reinforce", "group_mean", "length_mean", "grpo"):
+        assert ARMS[f"{name}_end"].estimator == ladder.get(name).estimator
+    assert ARMS["grpo_exact"].estimator == ladder.grpo
+    assert ARMS["grpo_exact"].reward == "exact"
+
+
+def test_arms_are_paired_and_an_arm_alone_is_what_it_is_among_others() -> None:
+    found = run(Settings(**SMALL, arms=("length_mean", "grpo_end", "grpo")), QUIET)
+    alone = run(Settings(**SMALL, arms=("grpo",)), QUIET)
+    for name in (*zero.LOGGED, "final"):
         np.testing.assert_array_equal(
-            found.array("rewards", name, "trained")[0],
-            found.array("rewards", "exact", "trained")[0],
+            found.array("arms", "grpo", name), alone.array("arms", "grpo", name)
         )
-        assert np.isnan(found.array("rewards", name, "silent_groups")[0]).all()
+    starts = [found.array("arms", name, "accuracy")[0] for name in found.series["arms"]]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    np.testing.assert_array_equal(starts[0], starts[2])
+    for name in ("length_mean", "grpo"):
+        assert found.array("arms", name, "completions").tolist() == [0, 32, 64, 96, 128]
+        assert found.array("arms", name, "truncated").shape == (5, 3)
+        assert np.isnan(found.array("arms", name, "entropy")[0]).all()
+        np.testing.assert_array_equal(
+            found.array("arms", name, "final"), found.array("arms", name, "accuracy")[-1]
+        )
 
 
-def test_credit_for_digits_does_not_ask_for_the_end() -> None:
-    task: Task = warm_start(Settings(), 1).task
-    row = torch.tensor([3 * 10 + 4])
-    for text, exact, digits in (
-        ("07⏎", 1.0, 1.0),
-        ("075", 0.0, 1.0),
-        ("05⏎", 0.0, 0.5),
-        ("⏎", 0.0, 0.0),
-    ):
-        answer = torch.tensor([tokens_of(text, task.limit)])
-        assert float(REWARDS["exact"](answer, row, task)) == exact
-        assert float(REWARDS["digits"](answer, row, task)) == digits
+def test_differences_are_students_and_every_claim_on_trained_arms_is_written() -> None:
+    settings = Settings(**SMALL, arms=("all",))
+    assert settings.arms == tuple(ARMS) == zero_arms.SETTINGS.arms
+    found = run(settings, QUIET)
+    assert len(found.facts) == len(CLAIMS) + 4
+    for ahead, behind, _ in CLAIMS:
+        finals = (found.array("arms", name, "final") for name in (ahead, behind))
+        mean, half = paired_interval(*finals)
+        row = found.series["differences"][f"{ahead} - {behind}"]
+        assert row["mean"] == pytest.approx(mean, abs=1e-6)
+        assert row["half"] == pytest.approx(half, abs=1e-6)
+    zero_arms.plot(dataclasses.replace(found, settings=settings))
+    two = run(Settings(**SMALL), QUIET)
+    assert list(two.series["differences"]) == ["grpo - length_mean"]
+    zero.plot(dataclasses.replace(two, settings=Settings(**SMALL)))
+
+
+def test_the_bandits_prediction_is_the_balance_of_reward_and_kl() -> None:
+    """Pairs, where w = 1: (1 − ε)ε/4 = β(17/18 − ε/4) for three digits and the end; 18 tokens."""
+    wrong = zero.predicted(Settings(group=2))["wrong"]
+    assert (1 - wrong) * wrong / 4 == pytest.approx(0.04 * (17 / 18 - wrong / 4), rel=1e-9)
+    silent = zero.predicted(Settings(group=16))
+    assert silent["silent_groups"] == pytest.approx((1 - silent["wrong"]) ** 16)
+
+
+def test_the_accuracy_is_told_while_it_climbs(capsys: pytest.CaptureFixture[str]) -> None:
+    run(Settings(**SMALL), Progress())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "held out" in line]
+    assert [line.split("rollout")[0].strip() for line in lines] == ["GRPO"] * 4 + [
+        "Length mean 1/|o|"
+    ] * 4
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rewards": ("exakt",)},
-        {"rewards": ()},
+        {"arms": ("gpro",)},
+        {"arms": ()},
         {"group": 1},
         {"seeds": 1},
         {"rate": 0.0},
-        {"entropy_coef": -1.0},
         {"held_out": 0.0},
         {"prompts": 0},
         {"warm_target": 0.3},
