@@ -254,8 +254,9 @@ def _facts(s: Settings, arms: dict[str, dict[str, Any]]) -> list[Fact]:
             f"GRPO's share of silent groups in its last {LATE} logged rollouts, against the balance"
             " of KL and reward"
         )
-        expected, few = predicted(s)["silent_groups"], {"runs": s.seeds, "chance": CHANCE}
-        facts.append(Fact.simulated(claim, "derived", mean, error, expected, number=NUMBER, **few))
+        expected = predicted(s)["silent_groups"]
+        same = partial(Fact.simulated, number=NUMBER, runs=s.seeds, chance=CHANCE)
+        facts.append(same(claim, "derived", mean, error, expected))
     if many and "grpo" in arms and "length_mean" in arms:
         cut = (torch.as_tensor(arms[name]["truncated"])[-1] for name in ("length_mean", "grpo"))
         mean, error = paired_error(*cut)
