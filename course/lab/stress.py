@@ -22,9 +22,9 @@ from torch import Tensor
 from course import ladder
 from course.lab import figures
 from course.lab.diverged import told
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
-from course.lab.statistics import described, paired_error, paired_interval
+from course.lab.statistics import described, mean_error, paired_interval
 from course.lab.sweep import Choice, choose, finished
 from course.lab.terminal import text_table
 
@@ -47,13 +47,14 @@ class Stress:
 
     `training` names the training: two stresses may look at different outcomes of one. `outcome` is
     what is compared, a name in `Trained.outcomes`. `sign` is the direction of the effect that
-    theory gives, fixed before any run. `control` names the training without the stress.
+    theory gives, fixed before any run; 0 where it says only that the effect is smaller than that of
+    the row before. `control` names the training without the stress.
     """
 
     training: str
     says: str
     outcome: str = "success"
-    sign: Literal[1, -1] = 1
+    sign: Literal[1, 0] = 1
     control: str = "none"
 
 
@@ -62,7 +63,7 @@ STRESSES: dict[str, Stress] = {
     "stale": Stress("stale", "many updates on each rollout"),
     "constants": Stress("constants", "a constant of each question's own"),
     "hard": Stress("difficulty", "difficulty differs: the hardest third", "hard", control="alike"),
-    "easy": Stress("difficulty", "difficulty differs: the easiest third", "easy", -1, "alike"),
+    "easy": Stress("difficulty", "difficulty differs: the easiest third", "easy", 0, "alike"),
     "lengths": Stress(
         "lengths", "answers of two lengths: how long wrong ones are", "length", control="one length"
     ),
@@ -259,24 +260,22 @@ def _first(path: Tensor, level: float) -> Tensor:
 
 
 def facts_of(found: Mapping[str, Mapping[str, Any]], where: str, streams: int) -> list[Fact]:
-    """Every row's interval excludes 0 on the side that theory gives; no control is as large."""
-    facts = []
+    """Every row's interval excludes 0 on the side that theory gives; no control gains as much."""
+    facts, before = Facts("this course", 41, streams, CHANCE), None
     for each in found.values():
         stress = STRESSES[each["stress"]]
-        claim = (
-            f"{where}, {each['below']} → {each['rung']}, {stress.says}: the effect is"
-            f" {'above' if stress.sign > 0 else 'below'} 0"
-        )
-        mean, error = paired_error(each["values_rung"], each["values_below"])
-        make = Fact.above if stress.sign > 0 else Fact.below
-        facts.append(
-            make(claim, "this course", mean, 0.0, error, number=41, runs=streams, chance=CHANCE)
-        )
+        pair = f"{where}, {each['below']} → {each['rung']}"
+        high, low = (torch.as_tensor(each[f"values_{arm}"]).numpy() for arm in ("rung", "below"))
+        if stress.sign:
+            facts.above(
+                f"{pair}, {stress.says}: the effect is above 0", mean_error(high - low), 0.0
+            )
+        elif before is not None:
+            claim = f"{pair}, {stress.says}: gains less than the row before"
+            facts.below(claim, mean_error(high - low - before))
+        before = high - low
         bound = each["control"] + each["control_half"]
-        claim = (
-            f"{where}, {each['below']} → {each['rung']}, without stress: gains less than {FINE:g}"
-        )
-        facts.append(Fact.below(claim, "this course", bound, FINE, number=41))
+        facts.below(f"{pair}, no stress: gains less than {FINE:g}", bound, FINE)
     return facts
 
 

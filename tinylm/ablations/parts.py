@@ -62,6 +62,7 @@ class Settings(AblationBudget):
     offset: float = 1.0  # stress: added to every reward
     updates: int = 8  # stress: updates on each rollout
     constants: float = 2.0  # stress: standard deviation of a constant of each question's own
+    many: int = 32  # answers per question under the stress of difficulty; half as many questions
     uneven: int = 10  # stress: how often sums that do not carry were shown, beside those that do
     terms: int = 4  # stress of answers of two lengths: numbers per sum
     anchor: float = 1.0  # stress: β of the KL that holds on to the unrewarded skill …
@@ -187,6 +188,8 @@ def train(
         s = change(s, rollouts=s.longer * s.rollouts, log_every=s.longer * s.log_every)
     elif training == "stale":
         s = change(s, epochs=s.updates)
+    elif training == "difficulty":
+        s = change(s, group=s.many, prompts=max(1, s.prompts // 2))
     estimator = ladder.get(rung).estimator
     if training == "unrewarded" and rung == "grpo":
         estimator = replace(estimator, kl=K3(beta=s.anchor))
