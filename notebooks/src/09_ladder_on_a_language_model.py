@@ -849,7 +849,7 @@ for row in zero.series["arms"].values():
     )
 
 # %% [markdown]
-# GRPO ends at .97 ± .07, and the same estimator without its KL at 0: nearly all its answers are cut at the limit. While the digits were learned, the end token was never worth anything, and by the time it would have been it had died out. GRPO's k3 pulls a rare token up with β·π_ref, however rare it has become; `python -m bandits rare_prize` shows on three arms that an entropy bonus of the same coefficient takes six times as many updates to find it, and predicts the share of silent groups that GRPO ends with: .458 there, .457 ± .04 here. A part that cost a little in every run from a warm start decides this one.
+# GRPO ends at .97 ± .07, and the same estimator without its KL at 0: nearly all its answers are cut at the limit. While the digits were learned, the end token was never worth anything, and by the time it would have been it had died out. GRPO's k3 pulls a rare token up with β·π_ref, however rare it has become. The balance of that pull with the reward, worked out on the three arms of `python -m bandits rare_prize`, predicts the share of silent groups that GRPO ends with: .458, and here it is .457 ± .04. The same three arms give an entropy bonus little chance; here it is a lottery: three of four models get somewhere, one stays at 0, and its difference to GRPO has an interval that holds 0. Credit for the end token in place of the KL: answers end, but groups fall silent just as well. A part that cost a little in every run from a warm start decides this one.
 #
 # **How large a group?** `tinylm_group_size` spends the same number of completions per rollout on many questions or on many answers to each.
 

@@ -283,7 +283,9 @@ def plot(result: Result) -> Figure:
         count = f"{len(below)} rungs without a KL" if len(below) > 1 else ARMS[below[0]].label
         labels[below[-1]] = count
     rungs = [*below, *(name for name in ("grpo",) if name in there)]
-    _curves(accuracy, result, rungs, "accuracy", "Only with the KL", "held-out accuracy", labels)
+    _curves(
+        accuracy, result, rungs, "accuracy", "Of the rungs, only GRPO", "held-out accuracy", labels
+    )
     _ends(ends, result, there)
     few = [name for name in ("reinforce", "length_mean", "entropy", "grpo") if name in there]
     short = {"length_mean": "without KL", "entropy": "entropy bonus"}

@@ -6,7 +6,7 @@ to look for:
     the rungs: seven without a KL, and GRPO
     the KL under REINFORCE and under the group mean without std: what the std adds
     an entropy bonus, and the reverse KL (k2) with GRPO's β, in the KL's place. On the three arms of
-      `python -m bandits rare_prize` neither finds the rare arm
+      `python -m bandits rare_prize` neither helps much; here single models differ
     credit for the end token, where nothing has to be kept alive until it is found
     GRPO with the exact reward alone, which hardly ever pays
     silent groups at GRPO's end, and the level that the KL's balance with the reward predicts
