@@ -216,7 +216,7 @@ def row(
     rate, "final" that of its last values, "removed" the first with both at the rung's rate,
     "control" that of the success without stress. `earlier` is by how many logs the rung is earlier
     at the level `level`, halfway from the start to the better arm's end; an arm that never gets
-    there counts as one log after the last.
+    there counts as one log after the last. eq:paired-effect
     """
     outcome = STRESSES[name].outcome
     low, high, without = (each.mean(outcome)[0] for each in (pair.low, pair.high, pair.without))

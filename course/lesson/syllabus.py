@@ -106,9 +106,9 @@ _ROWS = (
         "09",
         "ladder_on_a_language_model",
         "The ladder on a language model",
-        "reading curves: the parts that mattered here, and how far seeds differ",
+        "which part mattered, under which stress and by how much, with intervals that decide",
         ("grpo",),
-        "tinylm_zero",
+        "parts",
     ),
 )
 SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}

@@ -1,237 +1,483 @@
 # %% [markdown]
 # # 09 · The ladder on a language model
 #
-# You have all eight rungs. Now they race on a transformer. After this lesson you can
+# You have all eight rungs. On bandits each of them made its point. Now: which part matters when a transformer is trained, where, and by how much? After this lesson you can
 #
-# * set up a comparison that means something: equal samples, a sweep of learning rates, intervals over seeds;
-# * read the six curves of every training log, and name the ones that people misread;
-# * say when a "winner" is luck, and show it;
-# * find a bug that no curve shows.
+# * run a comparison that decides: one replaced part, one stress, both arms paired, each at its own best learning rate;
+# * compute the interval of a paired difference, and say what an undecided one allows;
+# * say for every part of the ladder what it is for, what it brings there, and that it brings nothing elsewhere;
+# * read the curves of a training log, and find a bug that they hardly show.
 #
-# You need lessons 06 to 08: the group, the KL, and a prompt as a bandit.
-#
-# Running time: {{time}}. Most of it is one cell, the race.
+# You need lessons 06 to 08: the group, the KL, and a prompt as a bandit. A first read takes about 55 minutes. It computes for {{time}}.
 
 # %%
+import dataclasses
+
+import numpy as np
 import torch
 
 import course
 from course import ladder
-from course.lab import figures
+from course.lab import figures, stress
+from course.lab.places import project_root
+from course.lab.result import Result
 
 lesson = course.setup("09")
 ladder.grpo
 
 # %% [markdown]
-# ## The task, and what is held equal
+# ## First, a run that works
 #
-# One-digit sums: `7+8=` is to be answered by `15` and an end token. Six small transformers, each with random weights of its own, first see demonstrations until they are right about
-# one time in three. Each of the six is a **seed**. They are a run axis: one program trains them all, and they never mix.
+# The command `python -m tinylm train` takes a small transformer, shows it some demonstrations of two-digit sums, and then trains it with GRPO. It was started with fresh seeds, nothing tuned in between. Here is what the file of those runs says. (Every file in `figures/` was written by one command of the course. A lesson reads it and prints its numbers.)
+
 
 # %%
-from course.learner import Learner
-from course.train.optim import Adam, LinearDecay
-from tinylm import tasks
-from tinylm.evaluate import accuracy, right_to_go
-from tinylm.model import ModelSettings, Transformer
-from tinylm.problem import LanguageModel
-from tinylm.warm_start import LIKELIHOOD, Demonstrations
+def load(name):
+    return Result.load(project_root() / "figures" / f"{name}.json")
 
-SEEDS, RATES = 6, (8e-4, 2.4e-3, 7.2e-3)
-double = {"dtype": torch.float64}  # so that your numbers are these
-task = tasks.make(tasks.TaskSettings(digits=1))
-shape = ModelSettings(width=24, layers=1, hidden=72, context=task.context)
-start = Transformer(shape, (SEEDS,), **double)
-supervised = Learner(
-    Demonstrations(start, task, batch=128),
-    LIKELIHOOD,
-    Adam(3e-3),
-    lesson.noise(SEEDS, use=1, **double),
-    max_grad_norm=1.0,
+
+runs = load("tinylm_train")
+curves, rollouts = runs.array("accuracy"), runs.array("rollouts")  # [seeds, logs], [logs]
+when, goal = runs.array("crossed"), runs.settings["goal"]
+per_rollout = runs.settings["prompts"] * runs.settings["group"]
+reached = curves.max(-1) >= goal
+print(f"{int(reached.sum())} of {len(curves)} seeds reach {goal:.0%} of the held-out questions")
+print(f"accuracy at the end: {curves[:, -1].min():.1%} to {curves[:, -1].max():.1%}")
+half_way = np.median(when[reached])
+print(
+    f"median: after {half_way:.0f} rollouts = {half_way * per_rollout:,.0f} completions;"
+    f" {np.median(runs.array('seconds')):.0f} seconds on one thread, warm start included"
 )
-supervised.train(110)
-print(f"{start.size:,} weights each; {len(task.train)} questions to train on")
+
+# %% jupyter={"source_hidden": true}
+figure, [ax] = figures.new_figure(width=6.4, height=3.3)
+for seed in curves:
+    ax.plot(rollouts, seed, color=figures.style_of("grpo")["color"], linewidth=0.9, alpha=0.7)
+figures.expectation(ax, goal, label=f"{goal:.0%}")
+figures.describe(ax, "GRPO on two-digit sums", "rollouts", "held-out, greedy accuracy")
+lesson.picture(figure, "accuracy on held-out questions climbs above 95 % for the seeds shown")
 
 # %% [markdown]
-# How good is each? With one right answer per question that number needs no sampling. It is the probability of that one completion:
+# So GRPO works. But *which of its parts* made it work? All seven were switched on. Would plain REINFORCE have done as well? A curve that goes up cannot say.
+#
+# ## How to ask
+#
+# The ladder tells us how. Each rung differs from the one below in **one part**, and each part was invented against one trouble. So train a rung and the rung below in that trouble, and again without it:
+#
+# * **One part, one stress.** The *stress* is the trouble the part is for, such as a constant added to every reward. The *control* is the same training without it.
+# * **Paired.** Both arms start from the same weights and draw from the same random streams, seed by seed. What is compared is the difference at each seed.
+# * **Each arm at its own best learning rate**, chosen on other seeds than those that are judged. Beside it stands the harder question: what if I take the part away and change nothing else, the rate included?
+# * **Exact.** With one right answer per question nobody has to sample to know the expected reward. It is the probability of that one completion:
 #
 # $$J(\theta)=\frac1Q\sum_{q}\pi_\theta(o^*_q\mid q)=\frac1Q\sum_q\prod_{t}\pi_\theta(o^*_{q,t}\mid q,o^*_{q,<t}) \tag{9.1}$$
 #
 # `eq:exact-success-rate` · the expected reward of exact match; the bridge of lesson 08
 #
-# Beside it stands the number that papers print, greedy accuracy: take the likeliest token at every step, and count.
+# * **An interval with every number.** With $y_s(k)$ the outcome of seed $s$ at log $k$ of $K$, the effect of a part is
+#
+# $$\Delta_s=\frac1K\sum_{k=1}^K\big(y_s^{\text{rung}}(k)-y_s^{\text{below}}(k)\big),\qquad \bar\Delta\pm t_{n-1}\,\text{se}(\Delta) \tag{9.2}$$
+#
+# `eq:paired-effect` · the mean along the run, so that an arm that learns sooner is ahead
+#
+# $$\text{se}(x)=\frac{1}{\sqrt n}\sqrt{\frac{1}{n-1}\sum_s(x_s-\bar x)^2} \tag{9.3}$$
+#
+# `eq:seed-standard-error` · Student 1908; 95 % of such intervals hold the true mean, with $t_{n-1}$ = 2.2 for 12 seeds and 4.3 for three
+#
+# ## One pair, by your own hands
+#
+# Let us do it once, live, for the first part of the ladder. A nano transformer learns one-digit sums from demonstrations until it is right about two times in five. Sixteen of them, each with random weights of its own: four choose the learning rate, twelve are judged.
 
 # %%
+from course.learner import Learner
+from course.train.optim import Adam, LinearDecay
+from tinylm import tasks
+from tinylm.evaluate import right_to_go
+from tinylm.model import PRESETS, Transformer
+from tinylm.problem import LanguageModel
+from tinylm.rewards import ExactMatch
+from tinylm.warm_start import LIKELIHOOD, Demonstrations
+
+TUNING, JUDGED = range(4), range(4, 16)  # seeds
+RATES = (3e-4, 1e-3, 3e-3)
+double = {"dtype": torch.float64}  # so that your numbers are these
+task = tasks.make(tasks.TaskSettings(digits=1))
+shape = dataclasses.replace(PRESETS["nano"], context=task.context)
+start = Transformer(shape, (16,), **double)
+demonstrations = Demonstrations(start, task, batch=64)
+noise = lesson.noise(16, use=1, **double)
+Learner(demonstrations, LIKELIHOOD, Adam(5e-3), noise, max_grad_norm=1.0).train(110)
+
+
 def exact(model):
-    """[...] the expected reward J over all training questions, exactly."""
+    """[...] the expected reward J over all training questions, exactly (9.1)."""
     return right_to_go(model, task, task.train)[..., 0].mean(-1)
 
 
-def greedy(model):
-    """[...] the share of them that the greedy answer gets right."""
-    return accuracy(model, task, questions=task.train).mean(-1)
-
-
-before = exact(start)
-print("J       ", [f"{each:.2f}" for each in before.tolist()])
-print("greedy  ", [f"{each:.2f}" for each in greedy(start).tolist()])
+print(f"{start.size:,} weights each; {len(task.train)} questions; J of the sixteen:")
+print([round(each, 2) for each in exact(start).tolist()])
 
 # %% [markdown]
-# Every estimator gets the same: the same six starts, 20 rollouts of 12 questions × 8 completions (1,920 completions), four updates on each rollout, gradients clipped in length, and
-# Adam with a learning rate that rises over the first rollout and then falls to 0 in a line:
+# The sixteen differ a lot: some learned from their demonstrations far more than others. Remember that.
 #
-# $$\text{lr}_k=\text{lr}\cdot\begin{cases}(k+1)/w&k<w\\1-\frac{k-w}{n-w}&k\ge w\end{cases} \tag{9.2}$$
+# Now the training itself. The stress is one line: 1 more for every answer, right or wrong. It changes nothing about which answer is best. Every arm gets the same questions, 60 rollouts of 16 questions × 8 completions, and Adam with a learning rate that rises first and then falls in a line:
+#
+# $$\text{lr}_k=\text{lr}\cdot\begin{cases}(k+1)/w&k<w\\1-\frac{k-w}{n-w}&k\ge w\end{cases} \tag{9.4}$$
 #
 # `eq:learning-rate-schedule` · a linear warm-up of $w$ of $n$ updates and a linear decay, usual since Vaswani et al. 2017 (its decay is $1/\sqrt k$)
-#
-# Each trains at **three** learning rates, which are a second run axis. This is the whole of it:
+
 
 # %%
+@dataclasses.dataclass(frozen=True)
+class Shifted(ExactMatch):
+    """1 for the right answer and 0 for any other, plus a constant."""
+
+    add: float = 0.0
+
+    def __call__(self, completion, question, task):
+        return super().__call__(completion, question, task) + self.add
+
+
 class Watched(LanguageModel):
-    """The same problem; it logs both measures of success, too."""
+    """The same problem; its log has the exact J, too."""
 
     @torch.no_grad()
     def metrics(self):
-        return {"J": exact(self.model), "greedy": greedy(self.model)}
+        return {"J": exact(self.model)}
 
 
-def climb(estimator, epochs=4, rates=RATES, rollouts=20):
-    """Train from the common start; a history whose metrics are [logs, rates, seeds]."""
-    runs = (len(rates), SEEDS)
+def train(estimator, rates, seeds, add=0.0, rollouts=60):
+    """Train at all rates on all seeds at once; a log whose curves are [logs, rates, seeds]."""
+    runs = (len(rates), len(seeds))
     model = Transformer(shape, runs, **double)
     with torch.no_grad():
         for name, weight in start.weights.items():
-            model.weights[name].copy_(weight.expand_as(model.weights[name]))
-    problem = Watched.of(estimator, model, task, prompts=12, group=8)
+            model.weights[name].copy_(weight[list(seeds)].expand_as(model.weights[name]))
+    problem = Watched.of(estimator, model, task, prompts=16, group=8, reward=Shifted(add=add))
     lr = torch.tensor(rates, **double).unsqueeze(-1).expand(runs)
-    optimizer = Adam(lr, LinearDecay(rollouts * epochs, warmup=epochs), betas=(0.9, 0.98))
-    noise = lesson.noise(*runs, use=2, numbers=[*range(SEEDS)] * len(rates), **double)
-    return Learner(
-        problem, estimator, optimizer, noise, epochs=epochs, max_grad_norm=1.0, log_every=4
-    ).train(rollouts)
+    adam = Adam(lr, LinearDecay(rollouts, warmup=10), betas=(0.9, 0.98))
+    noise = lesson.noise(*runs, use=2, numbers=[*seeds] * len(rates), **double)
+    return Learner(problem, estimator, adam, noise, max_grad_norm=1.0, log_every=4).train(rollouts)
 
 
 # %% [markdown]
-# One detail in it: `numbers` says which random stream each run gets, and a seed gets the same one at every learning rate and for every rung. Its questions are then the same everywhere. What differs between two
-# rungs at one seed is the rung, and not the luck of the questions.
+# `numbers` gives each seed its own random stream, the same one at every rate and for every rung. That is all that pairing takes.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
-    "one-update",
-    "First with ONE update per rollout in place of four. `baseline` (score function), `surrogate`"
-    " (ρA) and `clip` all train at the middle rate. How do their curves of J compare?",
+    "offset",
+    "Every reward gets + 1, so wrong answers pay 1 and right ones 2. `reinforce` multiplies"
+    " ∇log π with R, `baseline` with R minus the batch's mean. E[ĝ] is the same for both, up to a"
+    " factor near 1. Which learns faster, each at its best rate?",
     {
-        "clip is the steadiest": (
-            "At the first update after sampling π = π_old, every ρ is 1, and nothing is clipped."
-            " The clip has nothing to do."
-        ),
-        "all three are one curve": (
-            "With ρ = 1 the three gradients are the same vector (lesson 03), so the three trainings"
-            " are the same training."
-        ),
-        "close, but different": (
-            "They would be, if rounding or the ratio differed. In exact arithmetic they are equal;"
-            " in float64 they agree to rounding."
-        ),
-    },
-    answer="all three are one curve",
-)
-
-# %%
-once = {
-    name: climb(ladder.get(name).estimator, epochs=1, rates=RATES[1:2])
-    for name in ("baseline", "surrogate", "clip")
-}
-for name, history in once.items():
-    gap = (history["J"] - once["baseline"]["J"]).abs().max()
-    print(
-        f"{name:10} J at the end {history['J'][-1].mean():.3f}; equal to baseline's curve to 1e-9:"
-        f" {bool(gap < 1e-9)}; clip fraction {history['clip_fraction'].max():g}"
-    )
-
-# %% [markdown]
-# So three rungs of the ladder cannot be compared with one update per rollout. Their difference *is* what happens from the second update on. A paper that reports clip thresholds and one update per rollout reports
-# a setting that does nothing.
-#
-# ## The race
-#
-# Eight rungs, four updates per rollout, three rates, six seeds: 144 trainings.
-
-# %% jupyter={"source_hidden": true}
-lesson.ask(
-    "who-suffers",
-    "Four updates per rollout, and the largest learning rate. Which rung loses most?",
-    {
-        "reinforce": (
-            "It has no baseline, so wrong answers weigh 0: it never pushes anything down, and"
-            " raising right answers again is mild even when they are stale."
-        ),
         "baseline": (
-            "Two answers in three are wrong and get a negative advantage, and log π has no floor:"
-            " the score function goes on pushing wrong answers down with undiminished force, update"
-            " after update, on samples of the past."
+            "E[1 · ∇log π] = 0, so the constant adds no direction; but it adds noise, one whole"
+            " ∇log π for every wrong answer. The baseline takes it out."
         ),
-        "clip": (
-            "The clip switches off just those tokens that have moved far enough the way their"
-            " advantage wants. That is what it is for."
+        "the same, since their gradients agree in expectation": (
+            "Learning feels the noise, too: with 128 samples per update it does not average out."
         ),
-        "grpo": "It has the clip and an anchor, and so two reasons to stay near.",
+        "reinforce, since its rewards are larger": (
+            "Larger by a constant: a larger push for right and wrong alike. Adam divides the"
+            " scale out anyway; what stays is the noise."
+        ),
     },
     answer="baseline",
 )
 
-# %%
-RUNGS = [rung.name for rung in ladder.select()]
-race = {name: climb(ladder.get(name).estimator) for name in RUNGS}
-gain = {name: history["J"] - before for name, history in race.items()}  # [logs, rates, seeds]
-
-print("gain in J at the end, mean of 6 seeds")
-print(f"{'rung':12}" + "".join(f"  lr = {rate:<8g}" for rate in RATES))
-for name in RUNGS:
-    print(f"{name:12}" + "".join(f"  {each:<+13.3f}" for each in gain[name][-1].mean(-1).tolist()))
-
-# %% [markdown]
-# ## Learning rates first
-#
-# Read the table by columns, and then by rows. Each column is a comparison that someone could publish:
 
 # %%
-for place, rate in enumerate(RATES):
-    order = sorted(RUNGS, key=lambda name: -float(gain[name][-1, place].mean()))
-    print(f"lr = {rate:g}: " + " > ".join(order))
-best = {name: int(gain[name][-1].mean(-1).argmax()) for name in RUNGS}
-print("best rate of each:", {name: f"{RATES[place]:g}" for name, place in best.items()})
+def at_best(name, add):
+    """Choose the rate of a rung on the tuning seeds; train it there on the judged ones."""
+    tried = train(ladder.get(name).estimator, RATES, TUNING, add)["J"].mean((0, 2))
+    rate = RATES[int(tried.argmax())]
+    print(
+        f"{name:9} + {add:g}: mean J along the run on tuning seeds"
+        f" {[round(each, 3) for each in tried.tolist()]} → rate {rate:g}"
+    )
+    return rate, train(ladder.get(name).estimator, [rate], JUDGED, add)
+
+
+with_one = {name: at_best(name, 1.0) for name in ("reinforce", "baseline")}
+along = {name: log["J"][:, 0].mean(0) for name, (_, log) in with_one.items()}  # [seeds]
+for name, values in along.items():
+    print(f"{name:9}", [f"{each:.3f}" for each in values.tolist()])
 
 # %% [markdown]
-# Three columns, three orders. At the smallest rate plain REINFORCE is ahead of everything that was built on it; at the middle one it is fifth and GRPO is first. No column is the truth about the rungs: a comparison at one learning rate compares how well that rate happens to suit each of them. So each gets its own best rate from now on. Two warnings:
-#
-# * Where the best rate is the first or the last of the sweep, the sweep was too short for that rung: its best may lie outside. A real one goes on until it turns.
-# * The choice is made on the same numbers that are then shown. That flatters everyone; here everyone has had three tries.
-#
-# Why is REINFORCE so good here, and `baseline`, one part further, the worst of all? Rewards are 0 or 1, and without a baseline wrong answers weigh 0: REINFORCE imitates its own right answers, and that bears stale samples. `baseline` pushes wrong
-# answers down, too, and log π has no floor. The ratio makes that milder, the clip more so: read the middle column downwards.
-#
-# And the std? `group_std` divides each advantage by a std of at most ½, so on the same samples its gradient is about twice as long as `group_mean`'s, or longer. Does that act like twice the learning rate?
+# Two rows of twelve numbers, one column per seed. Is the second row better? Compute it.
+
+# %% jupyter={"source_hidden": true}
+from course.lab.statistics import interval, paired_interval
+
+
+def test_paired(attempt):
+    generator = torch.Generator().manual_seed(0)
+    for count in (3, 12):
+        start_of_seed = torch.randn(count, generator=generator, dtype=torch.float64)
+        first = start_of_seed + 0.1 * torch.randn(count, generator=generator, dtype=torch.float64)
+        second = start_of_seed - 0.3
+        found = [float(each) for each in attempt(first, second, STUDENT[count])]
+        differences = [a - b for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+        mean = sum(differences) / count
+        scatter = sum((each - mean) ** 2 for each in differences) / (count - 1)
+        half = STUDENT[count] * (scatter / count) ** 0.5
+        if abs(found[0] - mean) > 1e-9 or abs(found[1] - half) > 1e-9:
+            return (
+                f"for {count} seeds that differ much but move alike it gives"
+                f" {found[0]:+.3f} ± {found[1]:.3f}; by hand it is {mean:+.3f} ± {half:.3f}"
+            )
+    return None
+
+
+STUDENT = {3: 4.303, 12: 2.201}  # t of (9.2): two-sided, 95 %
+
+
+def paired_solution(first, second, t):
+    difference = first - second
+    return difference.mean(), t * difference.std() / len(difference) ** 0.5
+
+
+exercise_paired = lesson.exercise(
+    "paired-interval",
+    "Compute (9.2) from two rows of numbers: the mean of the differences and half their interval.",
+    test=test_paired,
+    solution=paired_solution,
+    wrong=[
+        lambda a, b, t: (
+            a.mean() - b.mean(),
+            t * ((a.var() + b.var()) / len(a)).sqrt(),
+        ),
+        lambda a, b, t: ((a - b).mean(), t * (a - b).std()),
+        lambda a, b, t: ((a - b).mean(), 1.96 * (a - b).std() / len(a) ** 0.5),
+    ],
+    hints=[
+        "Subtract first, then look at the scatter: what two arms share at a seed cancels.",
+        (
+            "(9.3) of the differences: their standard deviation (with n − 1, as `.std()` does)"
+            " over √n."
+        ),
+        "d = first - second; return d.mean(), t * d.std() / len(d) ** 0.5",
+    ],
+)
+
 
 # %%
-for name in ("group_mean", "group_std"):
-    norm = race[name]["gradient_norm"][:, 0].mean()
-    print(f"{name:11} gradient norm, mean of the training at lr = {RATES[0]:g}: {norm:.2f}")
+def my_paired(first, second, t):
+    """first, second [n]: the outcome of two arms, seed by seed; t from the table.
+
+    → (mean difference, half the width of its 95 % interval).
+    """
+    return NotImplemented
+
+
+exercise_paired.check(my_paired)
 
 # %% [markdown]
-# But two things in the loop undo a constant factor. The length of the gradient is cut,
+# Here is the answer, and beside it the interval that one gets by forgetting who belongs to whom:
+
+
+# %%
+def unpaired(first, second):
+    """The interval of two independent samples (Welch 1947)."""
+    from scipy.stats import ttest_ind
+
+    low, high = ttest_ind(first, second, equal_var=False).confidence_interval()
+    return (high + low) / 2, (high - low) / 2
+
+
+def shown(mean, half):
+    """A difference with its interval, and what the interval allows one to say."""
+    if half < 1e-9 and abs(mean) < 1e-9:
+        return "0, exactly"
+    sign = "above 0" if mean > half else "below 0" if mean < -half else ""
+    bound = abs(mean) + half
+    bound = f"{bound:.3f}" if bound > 5e-4 else f"{bound:.0e}"
+    return f"{mean:+.3f} ± {half:.3f}: {sign or f'undecided, less than ±{bound}'}"
+
+
+first, second = along["baseline"], along["reinforce"]
+print("baseline − reinforce, + 1 on every reward, mean J along the run, 12 seeds")
+print("  unpaired:", shown(*unpaired(first, second)))
+print("  paired:  ", shown(*paired_interval(first, second)))
+rate = with_one["baseline"][0]
+without = train(ladder.reinforce, [rate], JUDGED, 1.0)["J"][:, 0].mean(0)
+print(f"  paired, both at the baseline's rate {rate:g}:", shown(*paired_interval(first, without)))
+
+# %% [markdown]
+# The same twelve pairs. Unpaired, the scatter is that of the starts, and the comparison says nothing. Paired, what a start has in common for both arms cancels. A report that gives each method a mean ± a band over seeds has thrown this away.
 #
-# $$g\leftarrow g\cdot\min\!\big(1,\;c/\lVert g\rVert\big) \tag{9.3}$$
+# And the control?
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "control",
+    "Now without the + 1: rewards 0 and 1. Which is ahead?",
+    {
+        "baseline, by as much": (
+            "Its gradient is the same as before: the batch's mean takes the constant out exactly."
+            " It is REINFORCE that gains when the constant goes."
+        ),
+        "neither: rewards of 0 and 1 need no baseline": (
+            "Half right. They need none; but what the baseline does then is not nothing."
+        ),
+        "reinforce": (
+            "Wrong answers now weigh 0. REINFORCE imitates its own right answers, and that is calm:"
+            " the baseline adds all the wrong ones with a negative weight."
+        ),
+    },
+    answer="reinforce",
+)
+
+# %%
+_, imitating = at_best("reinforce", 0.0)
+unmoved = train(ladder.baseline, [rate], JUDGED, 0.0)  # its own rate, by the same four seeds
+calm = {"reinforce": imitating["J"][:, 0].mean(0), "baseline": unmoved["J"][:, 0].mean(0)}
+print(
+    "baseline − reinforce, no constant:",
+    shown(*paired_interval(calm["baseline"], calm["reinforce"])),
+)
+print("reinforce, + 1 less no constant:  ", shown(*paired_interval(second, calm["reinforce"])))
+same = torch.allclose(calm["baseline"], first, atol=1e-9)
+print("baseline's curve is the same with and without the constant, to 1e-9:", same)
+
+# %% [markdown]
+# So the first part of the ladder is an insurance. It makes the constant invisible; and for these twelve models, where there is no constant, it has a price. Keep both halves in mind for what follows.
+#
+# ## The main experiment
+#
+# The same was done for every part of the ladder, on two problems. The **transformer** is a nano one as above: one warm start, 16 random streams. The **contextual bandit** has nine questions from hard to easy, ten answers each, a linear policy whose features the questions share, and 256 streams. `course ladder` runs both; the next cell reads what it wrote. Before each row is revealed, say what you expect.
+
+# %%
+parts = {
+    "contextual bandit": load("bandit_parts"),
+    "transformer": load("tinylm_parts"),
+}
+for problem, found in parts.items():
+    print(f"{problem}: {found.settings['rollouts']} rollouts, rates {found.settings['rates']}")
+
+
+def reveal(key):
+    """Print one row of the experiment: both problems, stress and control."""
+    rung, name = key.split(", ")
+    print(f"{rung} − {ladder.get(rung).on}   stress: {stress.STRESSES[name].says}")
+    for problem, found in parts.items():
+        row = found.series["rows"][key]
+        edge = "" if row["interior"] else "   (best rate at the end of the sweep)"
+        print(f"\n  {problem}, mean of {len(row['values_rung'])} pairs{edge}")
+        print("    effect, each at its best rate  ", shown(row["effect"], row["effect_half"]))
+        if row["predicted"] is not None:
+            print(f"      expected, without noise       {row['predicted']:+.3f}")
+        print("    part taken away, rate unchanged", shown(row["removed"], row["removed_half"]))
+        print("    control, no stress             ", shown(row["control"], row["control_half"]))
+
+
+reveal("baseline, offset")
+
+# %% [markdown]
+# Your own experiment again, with one start and 16 streams. Effects are means along the run of the success probability, so +.05 means: five more of a hundred answers right, on average over the training. "Undecided" comes with a bound: an effect larger than that lies outside of the interval.
+#
+# The price you saw without the constant is not seen here: the control's interval holds 0 on both problems. Your twelve models and this one are other policies at other rates, and a price that small depends on them. A paired interval over streams speaks for the one start that all streams share; one over starts speaks for more.
+#
+# ### A constant of each question's own
+#
+# Some questions pay more than others whatever one answers: a reward model that likes a topic, a unit test that always passes. The stress adds to all answers of a question one number, drawn once from $N(0, 2^2)$. `clip` subtracts the batch's mean, `group_mean` each group's own.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "constants",
+    "Eight samples per group, 128 in the batch. What does the group's mean bring under these"
+    " constants, and what without?",
+    {
+        "a gain under stress, nothing much without": (
+            "The group's mean removes the constant exactly; the batch's mean removes it only on"
+            " average over questions, and the rest is noise in every update."
+        ),
+        "a loss under both: a mean of 8 is noisier than a mean of 128": (
+            "It is, and that is the price without stress: lesson 06 found (G−1)/G and a bit of"
+            " noise. Beside the constants it is small."
+        ),
+        "a gain under both": (
+            "Without constants the questions still differ in how often they are answered, but"
+            " rewards of 0 and 1 leave little to take out."
+        ),
+    },
+    answer="a gain under stress, nothing much without",
+)
+
+# %%
+reveal("group_mean, constants")
+
+# %% [markdown]
+# Insurance again: a gain under the stress, and without it nothing, or a small loss. Compare the second line with the first: take the part away and keep the learning rate, and more is lost than the part's effect. A rung without its part can partly save itself with a smaller rate. Whoever removes the part and changes nothing else cannot. Which of the two numbers you want depends on your question, so a report should say which it gives.
+#
+# ### Many updates on each rollout
+#
+# Now the two parts that came from TRPO and PPO. Sampling is expensive, so take 16 (bandit) or 8 (transformer) updates on each rollout. From the second on, the samples are of an older policy.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "one-update",
+    "First the control: one update per rollout. How much do ratio and clip change?",
+    {
+        "a little: they are close to 1": (
+            "They are 1, not close to it: the update is computed before the policy moves."
+        ),
+        "nothing at all, to rounding": (
+            "At π = π_old every ρ is 1, nothing is clipped, and the three gradients are one vector"
+            " (lesson 03)."
+        ),
+        "the clip steadies": "At ρ = 1 it has nothing to do.",
+    },
+    answer="nothing at all, to rounding",
+)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "stale",
+    "And with many updates: which matters more, the ratio (over none) or the clip (over the bare"
+    " ratio)?",
+    {
+        "the ratio on both: it is what makes stale samples unbiased": (
+            "It does on the bandit, where a sample is one choice. On the transformer each token has"
+            " its own ratio, and log π pushed down knows no floor under either."
+        ),
+        "the clip on both: only the clip stops anything": (
+            "On the bandit a bare ratio nearly stops by itself: an answer pushed down has a small"
+            " ρ, and with it a small gradient."
+        ),
+        "the ratio on the bandit, the clip on the transformer": (
+            "On the bandit ρ shrinks with what is pushed down, and that is nearly enough. On the"
+            " transformer updates of one question move others through shared weights, and the"
+            " clip, which ends the push, does most."
+        ),
+    },
+    answer="the ratio on the bandit, the clip on the transformer",
+)
+
+# %%
+reveal("surrogate, stale")
+print()
+reveal("clip, stale")
+
+# %% [markdown]
+# All four effects are above 0, and their sizes are in opposite order on the two problems. The control is 0, up to float32's rounding where it is not exact: a clip threshold does nothing with **one optimiser step** per rollout on fresh samples. With minibatches, an asynchronous sampler or a second engine that samples, the samples are stale at one epoch, too.
+#
+# ### Questions of different difficulty
+#
+# The std divides each group's advantages by their scatter. Lesson 06: in expectation a question with success $p$ is weighed with $w_G(p)$, most where nearly all fail or nearly all succeed. So the stress is a set of questions of very different difficulty, and two outcomes are looked at: the success on the hardest third and on the easiest.
+#
+# But a division by at most ½ also makes all advantages larger. Is that not simply a larger step? Two things in the transformer's loop undo a constant factor. The length of the gradient is cut,
+#
+# $$g\leftarrow g\cdot\min\!\big(1,\;c/\lVert g\rVert\big) \tag{9.5}$$
 #
 # `eq:gradient-norm-clip` · Pascanu et al. 2013, algorithm 1; here $c=1$, per run
 #
 # and Adam divides by the root of the mean square,
 #
-# $$\theta\leftarrow\theta-\text{lr}\;\hat m/(\sqrt{\hat v}+\epsilon),\qquad \hat m,\hat v:\ \text{bias-corrected running means of } g,\;g^2 \tag{9.4}$$
+# $$\theta\leftarrow\theta-\text{lr}\;\hat m/(\sqrt{\hat v}+\epsilon),\qquad \hat m,\hat v:\ \text{bias-corrected running means of } g,\;g^2 \tag{9.6}$$
 #
 # `eq:adam-step` · Kingma & Ba 2015, algorithm 1
 #
-# Multiply every $g$ by 10, and $\hat m$ and $\sqrt{\hat v}$ both grow by 10. Below, five steps of Adam on two parameters, with gradients and with ten times the gradients:
+# Multiply every $g$ by 10, and $\hat m$ and $\sqrt{\hat v}$ both grow by 10. On the bandit, plain gradient ascent, a factor *is* a learning rate: one more reason to give each arm its own best.
 
 # %%
 from course.train.optim import SGD, Closures
@@ -251,218 +497,401 @@ for optimizer in (SGD, Adam):
         f" {walk(optimizer(0.1), 10)}"
     )
 
-# %% [markdown]
-# Under Adam a constant factor is invisible (as long as ε is far below √v̂). What the std does *between* questions (it weighs hard and easy ones up, lesson 06) is not constant, and stays. Under SGD the same table would look different.
-#
-# ## Reading the curves
-#
-# Here are the learning curves, each rung at its best rate. The band is the 95 % interval of the mean over six seeds.
-
 # %% jupyter={"source_hidden": true}
-from course.lab.statistics import interval
-
-logs = torch.tensor([0, *race["clip"].steps]) * 96  # completions
-
-
-def with_start(values):
-    """A curve of gains [logs, S] with its 0 before training."""
-    return torch.cat([torch.zeros(1, values.shape[-1], **double), values])
-
-
-def draw_race():
-    figure, panels = figures.new_figure(1, 2, width=9.2, height=3.9, sharey=True)
-    for ax, names in zip(panels, (RUNGS[:4], RUNGS[4:]), strict=True):
-        for name in names:
-            figures.band(ax, logs, *interval(with_start(gain[name][:, best[name]])), name)
-        figures.expectation(ax, 0.0)
-        ax.set_xticks([0, 1000, 2000])
-    figures.describe(panels[0], "The lower four rungs", "completions", "J above the start's")
-    figures.describe(panels[1], "The upper four", "completions", "")
-    for ax in panels:
-        figures.label_ends(ax)
-    return figure
-
-
-lesson.picture(
-    draw_race(),
-    "gain in J against completions for eight rungs at their best rates with overlapping intervals",
+lesson.ask(
+    "std",
+    "What does dividing by the std do to the hardest third, each arm at its best rate?",
+    {
+        "it gains": (
+            "Groups with one right answer in eight get a larger weight; that is where hard"
+            " questions live."
+        ),
+        "it loses: hard groups are mostly silent": (
+            "Silent groups teach nothing with or without the std. It is the rare hit that counts"
+            " more."
+        ),
+        "nothing: at its best rate every weight is the same": (
+            "A rate multiplies all questions alike; w_G(p) weighs them against each other."
+        ),
+    },
+    answer="it gains",
 )
-
-# %% [markdown]
-# Everyone loses before it gains: the first updates, made on little evidence at nearly full speed, cost some of what supervision had taught. A comparison that stops there would rank the rungs by how slowly they start.
-#
-# And most of the bands overlap. Before you look for a winner, look at what else the log says. Some of these curves are misread every day.
-#
-# ### Reward
-#
-# The logged reward is the mean of 96 samples on questions drawn anew. Its own noise is about $\sqrt{J(1-J)/96}$, and then some for the choice of questions. The exact J next to it has none:
 
 # %%
-history, place = race["clip"], best["clip"]
-print("rollout       ", [f"{step:5d}" for step in history.steps])
-print("reward, seed 0", [f"{each:5.2f}" for each in history["reward"][:, place, 0].tolist()])
-print("exact J       ", [f"{each:5.2f}" for each in history["J"][:, place, 0].tolist()])
-print(
-    f"noise of one reward at J = {before[0]:.2f}: at least"
-    f" {(before[0] * (1 - before[0]) / 96).sqrt():.3f}"
-)
+reveal("group_std, hard")
+print()
+reveal("group_std, easy")
+
+# %% [markdown]
+# The hard third gains on both. For the easy third the course had fixed a claim before the run: it loses. That claim **does not hold**. On the bandit the easy third gains a little as well, and the expected path, without noise, says the same: it is no luck. On the transformer the interval holds 0. Its best rate lies at the end of the sweep in these two rows, so a wider sweep might change them. Read the bound: what the std costs easy questions here, if anything, is less than that.
+#
+# ### Answers of two lengths
+#
+# $1/|o|$ makes every token of a long answer weigh less. For a right answer that is a smaller reward per token, for a wrong one a smaller **penalty** per token. The stress: questions that can be answered short or long with the same pay. The outcome is the mean length of *wrong* answers, in shares of the limit.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
-    "greedy-or-sampled",
-    "Training at the best rate has raised J, the chance that a **sampled** answer is right. What"
-    " happened meanwhile to **greedy** accuracy on the same questions?",
+    "lengths",
+    "What does 1/|o| do to the length of wrong answers?",
     {
-        "it rose by about as much": (
-            "It would if both measured the same. J counts the probability of the right answer;"
-            " greedy accuracy asks only whether it is the largest one."
+        "shorter: long ones weigh less": (
+            "What weighs less is also pushed down less. Among wrong answers the long ones survive."
         ),
-        "it stayed, since greedy answers were right already": (
-            "They were right for about two questions in three, so there was room in both"
-            " directions."
+        "nothing: the advantage decides, not the length": (
+            "The advantage's sign decides the direction, 1/|o| how hard each token is pushed."
         ),
-        "it fell": (
-            "Training pays for probability mass, not for rank. It sharpens what is likely already,"
-            " on the questions it was asked, and can take the lead from an answer that was barely"
-            " ahead."
+        "longer": (
+            "All wrong answers are pushed down, the long ones less per token. So they take the"
+            " larger share of what stays wrong (lesson 06)."
         ),
     },
-    answer="it fell",
+    answer="longer",
 )
 
 # %%
-print("          J before → after      greedy before → after   (mean of 6 seeds, best rate)")
-for name in RUNGS:
-    after = (race[name][what][-1, best[name]].mean() for what in ("J", "greedy"))
-    print(
-        f"{name:12}{before.mean():.3f} → {next(after):.3f}        {greedy(start).mean():.3f} →"
-        f" {next(after):.3f}"
-    )
+reveal("length_mean, lengths")
 
 # %% [markdown]
-# If you had logged only greedy accuracy you would have called this training a failure, and if only the reward, a success. Both are true: J is what the objective asks for. With so few completions the policy mainly becomes *surer*. Entropy says so.
+# Longer on both, and far more on the bandit, where the expected path, without noise, stands beside it. (That mean length is no success: this row shows a side effect.) Where all answers have one length, the part leaves success as it was, within what is printed. So $1/|o|$ is no cure. It is a choice whose side effect you now know the sign of.
 #
-# ### Entropy, KL, clip fraction
+# ### A skill that is no longer rewarded
 #
-# $$\mathcal H=\frac{1}{\sum_i|o_i|}\sum_{i,t}\Big[-\sum_v\pi(v\mid\cdot)\log\pi(v\mid\cdot)\Big] \tag{9.5}$$
-#
-# `eq:token-entropy` · Shannon 1948, §6; the mean over chosen tokens
-#
-# $$\mathrm{KL}_{\text{old}}=\frac{1}{\sum_i|o_i|}\sum_{i,t}\sum_v\pi_{\text{old}}(v\mid\cdot)\log\frac{\pi_{\text{old}}(v\mid\cdot)}{\pi(v\mid\cdot)} \tag{9.6}$$
-#
-# `eq:mean-token-kl` · the quantity of PPO's penalty, Schulman et al. 2017, eq. 8; where the distributions are not kept, the mean of $k_3$
-#
-# $$\text{clip fraction}=\frac{\#\{(i,t):\;A_{i,t}>0,\ \rho_{i,t}>1+\varepsilon\;\;\text{or}\;\;A_{i,t}<0,\ \rho_{i,t}<1-\varepsilon\}}{\sum_i|o_i|} \tag{9.7}$$
-#
-# `eq:flat-token-share` · lesson 04: the tokens whose slope in ρ is 0
-#
-# All three are measured **at the last of the four updates, before it is applied**. That place matters: at the first update KL and clip fraction are 0, always.
+# The last part: the KL to the policy as it was at the start. The stress: two skills are there at the start, and only one of them is still rewarded (the bandit's even questions; on the transformer, sums are, differences are not). The outcome is the success at the *other*.
 
 # %% jupyter={"source_hidden": true}
-def draw_log():
-    figure, panels = figures.new_figure(2, 3, width=9.6, height=5.4)
-    shown = (
-        ("entropy", "Entropy", "nats per token"),
-        ("kl_old", "KL(π_old‖π), last update", "nats per token"),
-        ("clip_fraction", "Clip fraction, last update", "share of tokens"),
-        ("ratio_max", "Largest ρ, last update", "ρ"),
-        ("gradient_norm", "Gradient norm before clipping", ""),
-        ("silent_groups", "Silent groups", "share of groups"),
+lesson.ask(
+    "unrewarded",
+    "What do you expect of the KL, under this stress and without it?",
+    {
+        "it keeps the skill, and costs where nothing is to be kept": (
+            "A pull towards the start is a pull away from what the reward asks for. Whether that"
+            " price can be seen depends on β and on how far training goes."
+        ),
+        "it keeps the skill, and costs nothing": (
+            "The start is not the optimum of the reward. Every pull towards it has a price, small"
+            " or large."
+        ),
+        "nothing: what is not trained is not forgotten": (
+            "Weights are shared. Training on one question moves the others."
+        ),
+    },
+    answer="it keeps the skill, and costs where nothing is to be kept",
+)
+
+# %%
+reveal("grpo, unrewarded")
+
+# %% [markdown]
+# More of the skill is left on both. On the bandit the control shows the price. On the transformer 16 pairs see none: read the bound. And compare the second line with the first. At one and the same rate the transformer's effect is not decided: the anchored arm's best rate is another, and that belongs to what the first line counts.
+#
+# So far the KL looks like the smallest part of GRPO. TRL's default leaves it out. Is that all?
+#
+# ## From random weights
+#
+# Until now a warm start had shown the model what an answer looks like. Take it away: two-digit sums, random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. Everything else is as in the first section.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "zero",
+    "`grpo` and `length_mean` differ in the KL alone, with β = .04 towards the *random* start. Where"
+    " do they end, in held-out accuracy?",
+    {
+        "both near 0: without demonstrations nothing is ever right": (
+            "Credit for single digits is soon found by chance, and from there one of the two goes"
+            " on."
+        ),
+        "length_mean ahead: why hold on to random weights?": (
+            "To the random start's *spread*. A policy that is sure of itself samples one answer,"
+            " and then all groups are silent."
+        ),
+        "grpo near 1, length_mean near 0": (
+            "The KL keeps every token possible, the end token among them. Without it the policy"
+            " becomes sure of answers that earn ½ and never end, and nothing can teach it better."
+        ),
+    },
+    answer="grpo near 1, length_mean near 0",
+)
+
+# %%
+zero = load("tinylm_zero")
+arms = zero.series["arms"]
+print(f"{zero.settings['rollouts']} rollouts from random weights, {zero.settings['seeds']} models")
+print(f"{'arm, at the end':32}held-out       entropy  cut at the limit  silent groups")
+for name, arm in arms.items():
+    last = {what: zero.array("arms", name, what)[-1].mean() for what in ("entropy", "truncated")}
+    silent = zero.array("arms", name, "silent_groups")[-1].mean()
+    print(
+        f"{arm['label']:32}{arm['final_mean']:.2f} ± {arm['final_half']:.2f}"
+        f"{last['entropy']:11.2f}{last['truncated']:18.2f}{silent:15.2f}"
     )
-    for ax, (what, title, unit) in zip(panels, shown, strict=True):
-        for name in ("baseline", "surrogate", "clip", "grpo"):
-            figures.band(ax, logs[1:], race[name][what][:, 2].mean(-1), None, name)
-        figures.describe(ax, title, "completions", unit)
-        ax.set_xticks([0, 1000, 2000])
-    panels[3].set_yscale("log")
-    panels[3].set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-    panels[3].minorticks_off()
-    panels[1].legend(frameon=False, fontsize=10, loc="upper right")
-    return figure
+print("\npaired differences of the final accuracy")
+for pair, found in zero.series["differences"].items():
+    print(f"  {pair:28}", shown(found["mean"], found["half"]))
 
-
+# %% jupyter={"source_hidden": true}
+figure, panels = figures.new_figure(1, 2, width=9.4, height=3.4)
+for ax, what, title in zip(
+    panels, ("accuracy", "entropy"), ("Held-out accuracy", "Entropy, nats per token"), strict=True
+):
+    for name in ("grpo", "length_mean"):
+        steps, models = (zero.array("arms", name, each) for each in ("rollouts", what))
+        for model in models.T:
+            ax.plot(steps, model, color=figures.style_of(name)["color"], linewidth=0.8, alpha=0.5)
+        figures.band(ax, steps, models.mean(-1), name=name)
+    figures.describe(ax, title, "rollouts", "")
+panels[0].set_ylim(-0.03, 1.05)
+panels[1].set_ylim(-0.05, None)
+for ax in panels:
+    figures.label_ends(ax)
 lesson.picture(
-    draw_log(),
-    "entropy, KL, clip fraction, largest ratio, gradient norm and silent groups for four rungs at"
-    " the largest rate",
+    figure,
+    "from random weights: with the KL entropy falls slowly and accuracy climbs to near 1; without"
+    " it entropy is near 0 after a few rollouts, and accuracy stays at 0. Thin: each model",
 )
 
 # %% [markdown]
-# The largest rate, where things go wrong. What to read:
+# Read the row without the KL: answers cut at the limit, groups silent, and in the figure an entropy that is nearly gone after a few rollouts. Half a reward for digits can be had without the end token. Once that token has died out, no sample ever shows that it was worth another half. The part that is a price elsewhere decides everything here.
 #
-# * **Clip fraction goes to 0 at the end** for everyone who has a clip. That is the learning rate (9.2) falling to 0, not convergence. For `baseline` and `surrogate` it is 0 by definition: they have no flat region.
-# * **Entropy falls for everyone.** Falling entropy with a falling J is collapse; with a rising J it is learning. The curve alone cannot tell you.
-# * **Largest ρ** goes far above 1 + ε = 1.2 with the clip, too. The clip takes a token's slope away; it does not hold the token (lesson 04).
-# * **Silent groups rise** as the policy becomes sure, right or wrong. For a rung with the group's mean (here `grpo`) they say that the signal dries up, not that the task is solved.
-# * **The gradient norm** falls steeply and, for some, rises again, while the learning rate only falls. For `grpo` silent groups add zeros to it. It warns of explosions; it does not measure progress.
-# * **KL** is the price paid per rollout. Compare it between rungs before comparing rewards.
+# A bandit explains it, with three arms: one that pays ½ and is found soon, a rare one that pays 1, and one that pays nothing. How many of the sampled runs found the rare one?
 
 # %%
-print("at the largest rate, end of training, mean of 6 seeds")
-print("            gain in J   entropy   silent groups   largest ρ in the log")
-for name in ("reinforce", "baseline", "surrogate", "clip", "grpo"):
-    log = race[name]
-    row = (
-        gain[name][-1, 2].mean(),
-        log["entropy"][-1, 2].mean(),
-        log["silent_groups"][-1, 2].mean(),
-        log["ratio_max"][:, 2].amax(),
-    )
-    print(f"{name:10} {row[0]:+9.3f} {row[1]:9.2f} {row[2]:12.2f} {row[3]:16.3g}")
+rare = load("rare_prize")
+for name in rare.series["anchors"]:
+    mean, half = interval(rare.array("anchors", name, "found_share"))
+    print(f"{name:8} {mean:.2f} ± {half:.2f} of {rare.settings['runs']} runs found the rare arm")
+mean, half = interval(zero.array("arms", "grpo", "silent_groups")[-4:].mean(0))
+print(f"\nGRPO's silent groups on the transformer, last four logs: {mean:.3f} ± {half:.3f}")
+print(
+    "where KL and reward balance on the bandit, it has:"
+    f" {float(zero.array('predicted', 'silent_groups')):.3f}"
+)
 
 # %% [markdown]
-# Choose a rung, a learning rate and a curve. Thin lines are the six seeds.
+# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, and that stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$, which dies with the arm. Their intervals and that of no anchor overlap.
+#
+# <!-- answers: 26 -->
+# ## A term that nobody asked for
+#
+# **Is there an entropy bonus in my loss?** Some trainers had one on by default (the public question is verl#514), and two runs of one name then differed by a term that appeared in neither report's equations:
+#
+# $$L\leftarrow L+c_{\mathcal H}\sum_{i,t}w_{i,t}\,\mathcal H_{i,t},\qquad \mathcal H_{i,t}=-\sum_v\pi(v\mid\cdot)\log\pi(v\mid\cdot) \tag{9.7}$$
+#
+# `eq:entropy-bonus` · Williams & Peng 1991; Schulman et al. 2017, eq. 9 ($L$ is maximised)
+#
+# Here it is a field of the estimator, 0 unless you say otherwise, and an estimator shows what it has:
+
+# %%
+from course.estimator import replace
+
+replace(ladder.group_std, entropy_coef=0.1)
+
+# %% [markdown]
+# What you see of it is the entropy of the log, the mean over chosen tokens. Below, the twelve judged starts, with and without the bonus:
+#
+# $$\mathcal H=\frac{1}{\sum_i|o_i|}\sum_{i,t}\mathcal H_{i,t} \tag{9.8}$$
+#
+# `eq:token-entropy` · Shannon 1948, §6
+
+# %%
+plain = train(ladder.group_std, [1e-3], JUDGED, rollouts=40)
+bonus = train(replace(ladder.group_std, entropy_coef=0.1), [1e-3], JUDGED, rollouts=40)
+for what in ("entropy", "J"):
+    print(
+        f"{what:8} at the end, bonus less plain:",
+        shown(*paired_interval(bonus[what][-1, 0], plain[what][-1, 0])),
+    )
+
+# %% [markdown]
+# The two runs print the same name in a config that does not show the coefficient. If your entropy does not fall where everybody else's does, look for this term before you look for a discovery.
+#
+# ## The table
+#
+# All rows, both problems; then the picture of the same numbers. Filled: the effect, each arm at its best rate. Hollow: the part taken away, the rate unchanged. Grey: the control. Diamond: what the expected updates, without noise, predict.
+
+# %%
+print(stress.CELLS + "\n")
+print(stress.table(parts))
+
+# %% jupyter={"source_hidden": true}
+lesson.picture(
+    stress.forest(parts),
+    "a forest plot, one row per part and stress, for the bandit and the transformer: nearly all"
+    " effects lie to the right of the zero line, nearly all controls on it",
+)
+
+# %% [markdown]
+# And pair by pair. Choose a row: each line on the left is one stream, from the rung below to the rung; on the right are the differences.
 
 # %% jupyter={"source_hidden": true}
 from course.lesson import Choice
 
-CURVES = {
-    "gain in J": None,
-    "greedy accuracy": "greedy",
-    "reward": "reward",
-    "entropy": "entropy",
-    "KL(π_old‖π)": "kl_old",
-    "clip fraction": "clip_fraction",
-    "gradient norm": "gradient_norm",
-    "silent groups": "silent_groups",
-}
+KEYS = list(parts["transformer"].series["rows"])
 
 
-def draw_curve(rung, rate, curve):
-    figure, [ax] = figures.new_figure(width=6.6, height=3.7)
-    place, what = RATES.index(rate), CURVES[curve]
-    values = gain[rung][:, place] if what is None else race[rung][what][:, place]
-    for seed in values.T:
-        ax.plot(
-            logs[1:],
-            seed,
-            color=figures.style_of(rung)["color"],
-            linewidth=0.8,
-            alpha=0.5,
-            label="_seed",
-        )
-    mean, half = interval(values)
-    figures.band(ax, logs[1:], mean, half, rung)
-    if what is None:
-        figures.expectation(ax, 0.0)
-    figures.describe(ax, f"{rung} at lr = {rate:g}", "completions", curve)
+def draw_pairs(key, problem):
+    row = parts[problem].series["rows"][key]
+    low, high = (torch.tensor(row[f"values_{arm}"])[:64] for arm in ("below", "rung"))
+    figure, panels = figures.new_figure(1, 2, width=9.0, height=3.4)
+    colour = figures.style_of(row["rung"])["color"]
+    panels[0].plot([0, 1], torch.stack([low, high]), color=colour, linewidth=0.9, alpha=0.6)
+    panels[0].set_xticks([0, 1], [row["below"], row["rung"]])
+    panels[0].set_xlim(-0.3, 1.3)
+    figures.describe(panels[0], problem, "", stress.STRESSES[row["stress"]].outcome)
+    panels[1].plot(range(len(low)), (high - low).sort().values, "o", color=colour, markersize=4)
+    panels[1].axhspan(
+        row["effect"] - row["effect_half"],
+        row["effect"] + row["effect_half"],
+        color=colour,
+        alpha=0.25,
+    )
+    figures.expectation(panels[1], 0.0)
+    figures.describe(panels[1], "rung − rung below, sorted; 95 %", "stream", "difference")
     return figure
 
 
 lesson.explore(
-    "curves",
-    draw_curve,
-    "take baseline at the largest rate and go through the curves; then clip; watch how far single"
-    " seeds are from the mean",
-    rung=Choice(RUNGS, "baseline", "rung"),
-    rate=Choice(RATES, RATES[2], "learning rate"),
-    curve=Choice(tuple(CURVES), "gain in J", "curve"),
+    "pairs",
+    draw_pairs,
+    "find a row whose lines on the left overlap completely and whose differences are nearly all on"
+    " one side of 0",
+    key=Choice(KEYS, "clip, stale", "part, stress"),
+    problem=Choice(list(parts), "transformer", "problem"),
 )
 
 # %% [markdown]
-# ## Your turn: the clip fraction
+# ## How much is chance?
 #
-# The commonest wrong version counts every ρ outside of 1 ± ε.
+# Sixteen intervals of 95 %, so some would exclude 0 by luck. How many would, and how many do? And the noise floor: the same arm, the transformer's `baseline` without stress, against itself on other streams.
+
+# %%
+from course.lab.statistics import student
+
+rows = [row for found in parts.values() for row in found.series["rows"].values()]
+outside = sum(abs(row["effect"]) > row["effect_half"] for row in rows)
+strict = 0
+for row in rows:
+    streams = len(row["values_rung"])
+    wider = student(0.05 / len(rows), streams) / student(0.05, streams)
+    strict += abs(row["effect"]) > wider * row["effect_half"]
+print(
+    f"effects whose interval excludes 0: {outside} of {len(rows)}; by luck {0.05 * len(rows):.1f}"
+)
+print(f"still so at 95 % for all {len(rows)} together (Bonferroni): {strict}")
+
+same = torch.tensor(parts["transformer"].series["rows"]["baseline, offset"]["control_values_rung"])
+print("baseline less baseline, 8 streams and 8 others:", shown(*unpaired(same[:8], same[8:])))
+costs = [
+    f"{row['rung']} ({problem}, {row['control']:+.3f} ± {row['control_half']:.3f})"
+    for problem, found in parts.items()
+    for row in found.series["rows"].values()
+    if row["control"] < -row["control_half"]
+]
+print("parts that cost without their stress:", "; ".join(dict.fromkeys(costs)))
+
+# %% [markdown]
+# The interval of `baseline` less itself is what two *identical* unpaired trainings show, from one and the same start. A leaderboard of rungs whose gaps are smaller ranks streams, not rungs.
+#
+# ## Break it
+#
+# One of two runs is `group_std`. In the other one part was sabotaged. Every log has curves that should show it: J, the entropy (9.8), the gradient's norm before (9.5), silent groups, and two more, measured at the last update on a rollout. Here, with one update, these two are 0 for everybody, so they are not drawn:
+#
+# $$\mathrm{KL}_{\text{old}}=\frac{1}{\sum_i|o_i|}\sum_{i,t}\sum_v\pi_{\text{old}}(v\mid\cdot)\log\frac{\pi_{\text{old}}(v\mid\cdot)}{\pi(v\mid\cdot)} \tag{9.9}$$
+#
+# `eq:mean-token-kl` · the quantity of PPO's penalty, Schulman et al. 2017, eq. 8; where the distributions are not kept, the mean of $k_3$
+#
+# $$\text{clip fraction}=\frac{\#\{(i,t):\;A_{i,t}>0,\ \rho_{i,t}>1+\varepsilon\;\;\text{or}\;\;A_{i,t}<0,\ \rho_{i,t}<1-\varepsilon\}}{\sum_i|o_i|} \tag{9.10}$$
+#
+# `eq:flat-token-share` · lesson 04: the tokens whose slope in ρ is 0
+
+# %% jupyter={"source_hidden": true}
+from course.parts import GroupStd
+from course.parts.scale import inverse_std
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongAxis(GroupStd):
+    """The bug: the std over the questions of the batch, for each place in the group, where the
+    group's own is meant.
+    """
+
+    def __call__(self, advantage, returns, rollout):
+        # [..., 1, G]
+        over_questions = inverse_std(returns.transpose(-1, -2), self.ddof, self.eps).transpose(
+            -1, -2
+        )
+        return advantage * over_questions.unsqueeze(-1)
+
+
+broken = replace(ladder.group_std, scale=WrongAxis())
+suspects = {"run A": train(broken, [1e-3], JUDGED, rollouts=40), "run B": plain}
+
+
+def draw_suspects():
+    figure, panels = figures.new_figure(1, 4, width=11.0, height=3.0)
+    for ax, (what, title) in zip(
+        panels,
+        (
+            ("J", "J"),
+            ("entropy", "Entropy"),
+            ("gradient_norm", "Gradient norm"),
+            ("silent_groups", "Silent groups"),
+        ),
+        strict=True,
+    ):
+        for (name, log), colour in zip(suspects.items(), ("#444444", "#0f7f7f"), strict=True):
+            mean, half = interval(log[what][:, 0])
+            figures.band(ax, log.steps, mean, half, label=name, color=colour, linestyle="-")
+        figures.describe(ax, title, "rollouts", "")
+    panels[1].legend(frameon=False)
+    return figure
+
+
+lesson.picture(
+    draw_suspects(),
+    "J, entropy, gradient norm and silent groups of run A and run B",
+)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask(
+    "which-is-broken",
+    "Which of the two is sabotaged, as far as these four panels say?",
+    {
+        "run A: its J is lower": (
+            "The two lie on each other within bands many times as wide as their distance."
+        ),
+        "run B: its gradient is larger": (
+            "A larger gradient is what a division by a smaller std makes, right or wrong; Adam and"
+            " the cut (9.5) hide it from learning."
+        ),
+        "they cannot say": (
+            "Each of the curves is possible for a healthy run. One has to look at the advantages"
+            " themselves."
+        ),
+    },
+    answer="they cannot say",
+)
+
+# %% [markdown]
+# So look inside, at the advantages of one rollout: for every group that is not silent, the sum of A, and its standard deviation (population).
+
+# %%
+problem = LanguageModel(start, task, prompts=16, group=8)
+rollout = problem.sample(lesson.noise(16, use=3, **double))
+for name, estimator in (("run A", broken), ("run B", ladder.group_std)):
+    advantage = estimator.freeze(rollout).advantage[..., 0]
+    spread = advantage.std(-1, correction=0)
+    loud = rollout.total_reward.amax(-1) > rollout.total_reward.amin(-1)
+    print(
+        f"{name}: |sum of A in a group| at most {advantage.sum(-1).abs()[loud].max():.2f}; std of A"
+        f" in a group from {spread[loud].min():.2f} to {spread[loud].max():.2f}"
+    )
+for what in ("J", "entropy", "gradient_norm"):
+    first, second = (log[what][:, 0].mean(0) for log in suspects.values())
+    print(f"{what:14} mean along the run, A − B, paired:", shown(*paired_interval(first, second)))
+
+# %% [markdown]
+# Run B's groups all have Σ A = 0 and a std of 1. Run A's have neither: it divides each *place* in the group by the scatter over questions. Two lines on one rollout, a sum and a std, find it at once. Learning does not: read the bounds on J and entropy. Only the gradient's norm separates, and only when it is paired. That is why estimators are tested on small tensors, and not by their curves.
+
 
 # %% jupyter={"source_hidden": true}
 def test_clip_fraction(attempt):
@@ -494,7 +923,8 @@ def clip_fraction_solution(ratio, advantage, mask, epsilon):
 
 exercise_clip = lesson.exercise(
     "clip-fraction",
-    "Return the share of chosen tokens whose clipped objective is flat in ρ.",
+    "Write (9.10), the curve that people misread most: the commonest wrong version counts every ρ"
+    " outside of 1 ± ε.",
     test=test_clip_fraction,
     solution=clip_fraction_solution,
     wrong=[
@@ -533,343 +963,24 @@ def my_clip_fraction(ratio, advantage, mask, epsilon):
 exercise_clip.check(my_clip_fraction)
 
 # %% [markdown]
-# ## Who won?
+# ## At work
 #
-# A mean over $n$ seeds has a standard error,
+# | part | TRL 1.16, `GRPOConfig` | verl 0.9.1 | a trap |
+# | --- | --- | --- | --- |
+# | baseline | the group's mean, always | `algorithm.adv_estimator`, default `gae`: a critic | neither has the batch's mean alone; TRL's `scale_rewards="batch"` changes the std, not the mean |
+# | ratio | always; with one update per rollout ρ is 1 | always; `loss_mode=gpg` leaves it out | minibatches and `steps_per_generation` make samples stale, not `num_iterations` alone |
+# | clip | `epsilon` .2; `epsilon_high` unset: the same | `clip_ratio_low`, `clip_ratio_high`, .2 each | in verl `clip_ratio` alone does nothing, and a dual clip (`clip_ratio_c` 3) is always on |
+# | group mean | `num_generations` 8 | `adv_estimator=grpo`, `rollout.n` | a group of one: TRL refuses it, verl takes A = R, no baseline at all |
+# | std | `scale_rewards` "group" | `norm_adv_by_std_in_grpo` True | TRL's `loss_type="dr_grpo"` leaves the std on |
+# | 1/\|o\| | `loss_type`, default "dapo": a mean over tokens | `loss_agg_mode`, default `token-mean` | neither default is GRPO's $1/\lvert o\rvert$: that is "grpo" and `seq-mean-token-mean` |
+# | KL | `beta`, default 0: no KL at all | `use_kl_loss`, default off | TRL's KL, where on, is multiplied by ρ; see the section from random weights for what 0 can cost |
 #
-# $$\text{se}=\frac{1}{\sqrt n}\sqrt{\frac{1}{n-1}\sum_s(x_s-\bar x)^2},\qquad \text{95 \% interval: } \bar x\pm t_{n-1}\,\text{se} \tag{9.8}$$
-#
-# `eq:seed-standard-error` · Student 1908
-#
-# with $t_{n-1}$ = 4.3 for three seeds and 2.6 for six. Note the first: with three seeds the interval is more than twice as wide as the familiar ±1.96 se.
-#
-# Now run the experiment that most comparisons are: **three** of the six seeds, each rung at its best rate for them, and the highest mean wins. There are 20 ways to choose the three.
-
-# %% jupyter={"source_hidden": true}
-lesson.ask(
-    "three-seeds",
-    "Twenty races with three seeds each, from the same 144 trainings. How many different rungs come"
-    " out on top at least once?",
-    {
-        "one: the best is the best": (
-            "That would need a gap larger than the scatter. The bands of the learning curves"
-            " overlap."
-        ),
-        "two to seven": (
-            "With three seeds the winner is partly the draw of seeds. The next cell lists who wins"
-            " how often."
-        ),
-        "all eight": (
-            "Not quite: a rung that is clearly worse never wins. Seeds blur small gaps, not large"
-            " ones."
-        ),
-    },
-    answer="two to seven",
-)
-
-# %%
-from collections import Counter
-from itertools import combinations
-
-wins = Counter()
-for three in combinations(range(SEEDS), 3):
-    means = {name: float(gain[name][-1][:, list(three)].mean(-1).max()) for name in RUNGS}
-    wins[max(means, key=means.get)] += 1
-print("wins in 20 races of three seeds:", dict(wins.most_common()))
-
-# %% [markdown]
-# What can be said, then? Compare two rungs **seed by seed**: same start, same questions. The difference of each seed has a mean and a standard error of its own, and what both have in common cancels.
-
-# %%
-from course.lab.statistics import mean_error
-
-PAIRS = (
-    ("clip", "baseline", 2),
-    ("reinforce", "baseline", 2),
-    ("grpo", "length_mean", 2),
-    ("group_std", "group_mean", 1),
-    ("length_mean", "group_std", 1),
-)
-print("difference of the final J, six seeds, paired; t = 2.57")
-for better, worse, place in PAIRS:
-    mean, error = mean_error(gain[better][-1, place] - gain[worse][-1, place])
-    verdict = "differ" if abs(mean) > 2.571 * error else "cannot be told apart"
-    print(
-        f"lr = {RATES[place]:<7g} {better} − {worse}: {mean:+.3f} ± {2.571 * error:.3f}   {verdict}"
-    )
-
-# %% [markdown]
-# That is what this race can carry: differences at a rate that is too large for all eight, and nothing about the finer steps. And where two rungs do not differ, one interval in twenty says by luck that they do; among five such intervals the chance of at least one is up to one in four. On another task, with longer answers or a longer training, the order may be another.
-
-# %% jupyter={"source_hidden": true}
-def test_paired(attempt):
-    for a, b in (((0.5, 0.7, 0.9), (0.4, 0.6, 0.8)), ((0.2, 0.4, 0.9, 0.1), (0.1, 0.5, 0.5, 0.0))):
-        found_mean, found_error = attempt(
-            torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-        )
-        d = [x - y for x, y in zip(a, b, strict=True)]
-        mean = sum(d) / len(d)
-        error = (sum((x - mean) ** 2 for x in d) / (len(d) - 1) / len(d)) ** 0.5
-        if abs(float(found_mean) - mean) > 1e-9 or abs(float(found_error) - error) > 1e-9:
-            return (
-                f"for a = {a}, b = {b} it gives {float(found_mean):.3g} ± {float(found_error):.3g};"
-                f" the seeds' differences are {[round(x, 2) for x in d]}: {mean:.3g} ± {error:.3g}"
-            )
-    return None
-
-
-def paired_solution(a, b):
-    difference = a - b
-    return difference.mean(), difference.std() / len(difference) ** 0.5
-
-
-exercise_paired = lesson.exercise(
-    "paired",
-    "Return the mean of the differences seed by seed, and its standard error.",
-    test=test_paired,
-    solution=paired_solution,
-    wrong=[
-        lambda a, b: (a.mean() - b.mean(), ((a.var() + b.var()) / len(a)) ** 0.5),
-        lambda a, b: ((a - b).mean(), (a - b).std()),
-        lambda a, b: ((a - b).mean(), (a - b).std(correction=0) / len(a) ** 0.5),
-    ],
-    hints=[
-        "Subtract first, then look at the scatter: what two rungs share at one seed cancels.",
-        (
-            "The standard error of a mean of n numbers is their standard deviation (with n − 1)"
-            " over √n."
-        ),
-        "d = a - b; return d.mean(), d.std() / len(d) ** 0.5",
-    ],
-)
-
-
-# %%
-def my_paired(a, b):
-    """a, b [n]: the final J of two rungs, seed by seed → (mean difference, its standard error)."""
-    return NotImplemented
-
-
-exercise_paired.check(my_paired)
-
-# %% [markdown]
-# <!-- answers: 26 -->
-# ## A term that nobody asked for
-#
-# **Is there an entropy bonus in my loss?** Some trainers had one on by default, and two runs of one name then differed by a term that stood in neither report's equations:
-#
-# $$J\leftarrow J+c_{\mathcal H}\sum_{i,t}w_{i,t}\,\mathcal H_{i,t} \tag{9.9}$$
-#
-# `eq:entropy-bonus` · Williams & Peng 1991; Schulman et al. 2017, eq. 9
-#
-# Here it is a field of the estimator, 0 unless you say otherwise, and an estimator shows what it has:
-
-# %%
-from course.estimator import replace
-
-replace(ladder.grpo, entropy_coef=0.1)
-
-# %%
-bonus = climb(replace(ladder.grpo, entropy_coef=0.1), rates=RATES[1:2])
-for name, log, column in (("grpo", race["grpo"], 1), ("grpo + entropy bonus", bonus, 0)):
-    print(
-        f"{name:22} entropy {log['entropy'][0, column].mean():.2f} →"
-        f" {log['entropy'][-1, column].mean():.2f}   J {before.mean():.3f} →"
-        f" {log['J'][-1, column].mean():.3f}"
-    )
-
-# %% [markdown]
-# The two runs print the same name in a config that does not show the coefficient. The entropy curve is where it shows. If yours does not fall where everybody else's does, look for this term before you look for a discovery.
-#
-# ## Break it
-#
-# One of these two is `group_std`. In the other one part was sabotaged.
-
-# %% jupyter={"source_hidden": true}
-from dataclasses import dataclass
-
-from course.parts import GroupStd
-from course.parts.scale import inverse_std
-
-
-@dataclass(frozen=True)
-class WrongAxis(GroupStd):
-    """The bug: the std over the questions of the batch, for each place in the group, where the
-    group's own is meant.
-    """
-
-    def __call__(self, advantage, returns, rollout):
-        # [..., 1, G]
-        over_questions = inverse_std(returns.transpose(-1, -2), self.ddof, self.eps).transpose(
-            -1, -2
-        )
-        return advantage * over_questions.unsqueeze(-1)
-
-
-broken = replace(ladder.group_std, scale=WrongAxis())
-suspects = {"run A": climb(broken, rates=RATES[1:2]), "run B": race["group_std"]}
-
-
-def draw_suspects():
-    figure, panels = figures.new_figure(1, 3, width=9.4, height=3.3)
-    for ax, (what, title) in zip(
-        panels,
-        (("J", "J"), ("entropy", "Entropy"), ("gradient_norm", "Gradient norm")),
-        strict=True,
-    ):
-        for (name, log), colour in zip(suspects.items(), ("#444444", "#0f7f7f"), strict=True):
-            values = log[what][:, -1 if log[what].shape[1] == 1 else 1]
-            figures.band(ax, logs[1:], *interval(values), label=name, color=colour, linestyle="-")
-        figures.describe(ax, title, "completions", "")
-        ax.set_xticks([0, 1000, 2000])
-    panels[1].legend(frameon=False)
-    return figure
-
-
-lesson.picture(
-    draw_suspects(),
-    "J, entropy and gradient norm of run A and run B; the bands overlap everywhere in J and"
-    " entropy",
-)
-
-# %% [markdown]
-# No curve tells them apart with any confidence. So look inside, at the advantages of one rollout: for every group that is not silent, the sum of A, and its standard deviation (population).
-
-# %%
-problem = LanguageModel(start, task, prompts=16, group=8)
-rollout = problem.sample(lesson.noise(SEEDS, use=3, **double))
-for name, estimator in (("run A", broken), ("run B", ladder.group_std)):
-    advantage = estimator.freeze(rollout).advantage[..., 0]
-    spread = advantage.std(-1, correction=0)
-    loud = rollout.total_reward.amax(-1) > rollout.total_reward.amin(-1)
-    print(
-        f"{name}: |sum of A in a group| at most {advantage.sum(-1).abs()[loud].max():.2f}; std of A"
-        f" in a group from {spread[loud].min():.2f} to {spread[loud].max():.2f}"
-    )
-
-# %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-axis",
-    "Run B's groups all have Σ A = 0 and a std of 1. Run A's have neither. The rewards are 0 or 1."
-    " Which fault explains run A?",
-    {
-        "the std was left out": (
-            "Then A = R − mean: every group would still sum to 0, and its std could not exceed 0.5."
-        ),
-        "ddof = 1 in place of 0": (
-            "Then every group would sum to 0 and have the same std, √(7/8) = 0.94."
-        ),
-        "the mean was taken over the batch": (
-            "Then Σ A would not be 0, but each group would still be divided by its own std, and"
-            " have a std of 1."
-        ),
-        "the std was taken over the questions": (
-            "The mean is the group's, but each place in the group is divided by another number:"
-            " that breaks Σ A = 0 and the std of 1 at once."
-        ),
-    },
-    answer="the std was taken over the questions",
-)
-
-# %%
-import inspect
-
-print(inspect.getdoc(WrongAxis))
-mean, error = mean_error(suspects["run A"]["J"][-1, 0] - suspects["run B"]["J"][-1, 1])
-print(f"\nfinal J, run A − run B, paired: {mean:+.3f} ± {2.571 * error:.3f}")
-
-# %% [markdown]
-# The bug costs so little here that six seeds cannot see it. That is why estimators are tested on small tensors and not by their learning curves: two lines on one rollout, a sum and a std, find what a hundred trainings would not.
-#
-# ## The long runs
-#
-# What this lesson ran takes seconds. The committed figures took minutes each, most of them on two-digit sums; their data are in JSON files, and the next cell reads them. Each file carries its claims, what was measured, and whether they hold.
-
-# %%
-from course.lab.places import project_root
-from course.lab.result import Result
-
-FILES = ("tinylm_ladder", "tinylm_staleness", "tinylm_zero", "tinylm_group_size")
-ran = {name: Result.load(project_root() / "figures" / f"{name}.json") for name in FILES}
-for name, result in ran.items():
-    print(
-        f"{name}: {result.title}\n    {result.settings['seeds']} seeds; claims that hold:"
-        f" {result.held} of {len(result.facts)}"
-    )
-
-# %% [markdown]
-# **The ladder.** `tinylm_ladder` is the same race on two-digit sums, judged on held-out questions, with three rates and four updates per rollout; descendants take part, too. Two models choose the rate of each rung, and other models are judged at it, on other questions.
-
-# %%
-long = ran["tinylm_ladder"]
-rates = long.settings["rates"]
-print(
-    "accuracy, mean of the two that choose:"
-    + "".join(f"  lr = {rate:g}" for rate in rates)
-    + "      gain at the best rate"
-)
-for name in RUNGS:
-    sweep = "".join(f"{each:13.2f}" for each in long.array("rungs", name, "sweep").tolist())
-    end, half = (long.array("rungs", name, what)[-1] for what in ("gain", "gain_half"))
-    print(f"{name:24}{sweep}        {end:+.2f} ± {half:.2f}")
-
-# %% [markdown]
-# It makes no claim at all about who is better (0 of 0 above): read the intervals in the last column, and decide what you would dare to claim. (Its figure compares each rung with `reinforce` model by model: every interval holds 0.) Then read each row of the sweep from left to right: how much does a rung lose where the rate does not suit it?
-#
-# **How many updates can a rollout bear?** `tinylm_staleness` takes the four lower rungs from 1 to 16 updates on each rollout, at equal samples. It is this lesson's race once more, on a larger model and a harder task.
-
-# %%
-stale = ran["tinylm_staleness"]
-print(
-    "held-out accuracy;  updates per rollout:  "
-    + "".join(f"{count:<9}" for count in stale.settings["updates"])
-)
-for name in stale.settings["rungs"]:
-    print(
-        f"{name:42}"
-        + "".join(
-            f"{each:<9.2f}" for each in stale.array("estimators", name, "accuracy_mean").tolist()
-        )
-    )
-for fact in stale.facts:
-    print(f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}")
-
-# %% [markdown]
-# With one update, `baseline`, `surrogate` and `clip` are one number up to single answers. To the right they come apart, and `baseline` goes first, as in the race. The claims are compared seed by seed; each is written whether it holds or not, and one does not: TRPO takes one small step per rollout, and cannot be told from where it began.
-#
-# **From nothing.** `tinylm_zero` trains two-digit sums from random weights, without demonstrations: 1 for the exact answer, and up to ½ for its digits. Before you run the cell: which of the arms will learn anything? The credit for digits does not ask for the end token.
-
-# %%
-zero = ran["tinylm_zero"]
-for row in zero.series["arms"].values():
-    finals = " ".join(f"{each:.2f}" for each in row["final"])
-    print(
-        f"{row['label']:28} held out {row['final_mean']:.2f} ± {row['final_half']:.2f} ({finals})"
-        f"   cut at the limit {sum(row['truncated'][-1]) / len(row['final']):.0%}"
-    )
-
-# %% [markdown]
-# GRPO ends at .97 ± .07, and the same estimator without its KL at 0: nearly all its answers are cut at the limit. While the digits were learned, the end token was never worth anything, and by the time it would have been it had died out. GRPO's k3 pulls a rare token up with β·π_ref, however rare it has become. The balance of that pull with the reward, worked out on the three arms of `python -m bandits rare_prize`, predicts the share of silent groups that GRPO ends with: .458, and here it is .457 ± .04. The same three arms give an entropy bonus little chance; here it is a lottery: three of four models get somewhere, one stays at 0, and its difference to GRPO has an interval that holds 0. Credit for the end token in place of the KL: answers end, but groups fall silent just as well. A part that cost a little in every run from a warm start decides this one.
-#
-# **How large a group?** `tinylm_group_size` spends the same number of completions per rollout on many questions or on many answers to each.
-
-# %%
-sizes = ran["tinylm_group_size"]
-for group in sizes.settings["groups"]:
-    row = (float(sizes.array("sizes", str(group), name)[-1]) for name in ("gain", "gain_half"))
-    silent = sizes.array("sizes", str(group), "silent").mean()
-    print(
-        f"G = {group:2d}: silent groups {silent:.2f}; gain in held-out accuracy {next(row):+.2f} ±"
-        f" {next(row):.2f}"
-    )
-
-# %% [markdown]
-# The share of silent groups is a clear function of G. The gain falls from small groups to large ones, but its intervals are wider than the differences, and the claim that G = 2 ends above G = 32 does not hold, model by model either. Three sizes chose the largest rate of the sweep, so that a wider one may still find a better. You now know what to write under such a table.
+# [CONVENTIONS.md](../course/CONVENTIONS.md) has every option, with the name of the test that runs it against the library.
 #
 # ## Take away
 #
-# **A curve answers the question it measures, at the learning rate, budget and seeds it was run with.** Sweep the rate, pair the seeds, print the interval; and test an estimator on tensors, not on curves.
+# **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer (the std for easy questions excepted). Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and the KL decides everything where training starts from nothing. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
 #
 # ## Next
 #
-# Every curve here went after a reward that was right. Lesson 10 replaces the reward: by one that is designed, and by one that is learned from preferences and can be fooled.
+# Every curve here went after a reward that was right. What if it is not: designed badly, or learned from preferences and open to be fooled? In the meantime, try it out on your own part: `course ladder --help` says how.

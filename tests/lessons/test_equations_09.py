@@ -13,6 +13,8 @@ import torch
 
 from course.estimator import Estimator, Frozen
 from course.lab.statistics import mean_error
+from course.lab.stress import Pair, Trained, row
+from course.lab.sweep import Choice
 from course.parts import Clip
 from course.rollout import Policy, Rollout
 from course.train.metrics import mean_kl, of_update
@@ -170,6 +172,27 @@ def test_entropy_bonus() -> None:
     assert float(gained) == pytest.approx(
         0.3 * sum(entropies) / 2, abs=1e-12
     )  # N = 2 samples, tokens summed
+
+
+def test_paired_effect() -> None:
+    """eq:paired-effect: the mean along the run, subtracted seed by seed, by hand; t for 3 pairs is
+    4.303. The scatter that both arms share does not count.
+    """
+    below = [[0.10, 0.50, 0.90], [0.20, 0.60, 1.00]]  # [K = 2 logs, 3 seeds]
+    rung = [[0.11, 0.53, 0.92], [0.23, 0.65, 1.04]]
+
+    def trained(path: list[list[float]]) -> Trained:
+        along = torch.tensor(path, dtype=torch.float64).unsqueeze(1)  # [K, one rate, S]
+        return Trained({"success": along}, torch.zeros(1, 3, dtype=torch.bool))
+
+    low, high = trained(below), trained(rung)
+    rate = Choice(0.1, 1, 3)
+    pair = Pair((rate, rate), low, high, low)
+    found = row("reinforce", "baseline", "offset", pair, pair, None)
+    hand = [0.02, 0.04, 0.03]  # ((.01 + .03)/2, (.03 + .05)/2, (.02 + .04)/2)
+    half = 4.302653 * math.sqrt(sum((each - 0.03) ** 2 for each in hand) / 2 / 3)
+    assert found["effect"] == pytest.approx(0.03, abs=1e-12)
+    assert found["effect_half"] == pytest.approx(half, rel=1e-6)
 
 
 def test_seed_standard_error() -> None:
