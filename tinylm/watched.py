@@ -87,7 +87,7 @@ def critic_errors(
     """Root mean squared errors [*runs] of a critic's values, on `group` sampled answers to each.
 
     "prompt" and "token" are those of prompts and of later tokens. Beside them stands "group", what
-    the mean of `group` answers would be off by (eq:group-mean-error).
+    the mean of `group` answers would be off by (`group_mean_error`).
     """
     prompt = task.prompt[questions].expand(*model.runs, len(questions), -1)
     made = sample(model, prompt, group, task.limit, noise)

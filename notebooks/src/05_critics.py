@@ -915,7 +915,9 @@ for place in ("own", "shared"):
     cells = [found.series[place][f"{lam:g}"] for lam in found.settings["lambdas"]]
     print(
         f"critic, {place:20s}"
-        + "".join(f"{cell['over_group']:+.3f} ± {cell['over_group_half']:.3f}    " for cell in cells)
+        + "".join(
+            f"{cell['over_group']:+.3f} ± {cell['over_group_half']:.3f}    " for cell in cells
+        )
     )
 begun = found.series["start_over_group"]
 print(f"{'the warm start itself':28s}{begun['mean']:+.3f} ± {begun['mean_half']:.3f}")
