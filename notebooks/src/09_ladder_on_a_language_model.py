@@ -601,15 +601,15 @@ reveal("grpo, unrewarded")
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "zero",
-    "`grpo` and `length_mean` differ in the KL alone, with β = .04 towards the *random* start. Where"
-    " do they end, in held-out accuracy?",
+    "`grpo` and `length_mean` differ in the KL alone, with β = .04 towards the **random** start."
+    " Where do they end, in held-out accuracy?",
     {
         "both near 0: without demonstrations nothing is ever right": (
             "Credit for single digits is soon found by chance, and from there one of the two goes"
             " on."
         ),
         "length_mean ahead: why hold on to random weights?": (
-            "To the random start's *spread*. A policy that is sure of itself samples one answer,"
+            "To the random start's **spread**. A policy that is sure of itself samples one answer,"
             " and then all groups are silent."
         ),
         "grpo near 1, length_mean near 0": (
