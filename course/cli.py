@@ -89,7 +89,7 @@ class Ladder(Checked):
     seed: int = 0  # of all random streams
     device: str | None = None  # cpu, cuda or auto (none: cpu)
     out: Path | None = None  # folder for the files (none: figures/)
-    quick: bool = False  # a first look: fewer rollouts and streams
+    quick: bool = False  # a first look: fewer rollouts and streams, and no claim has to hold
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +140,9 @@ def _ladder(argv: Sequence[str]) -> int:
         "next: `course lab` opens the lessons, `python -m bandits` and `python -m tinylm` list the"
         " ablations, `course facts` shows every claim that was checked"
     )
+    if chosen.quick:
+        print("a first look, with few streams: without --quick more of the claims are decided")
+        return OK
     held = all(result.held == len(result.facts) for result in (exact, *found.values()))
     return OK if held else FACT_FAILED
 

@@ -88,7 +88,7 @@ class Settings(Checked):
 
 
 SETTINGS = Settings()
-QUICK = dataclasses.replace(SETTINGS, streams=32, tuning=8)
+QUICK = dataclasses.replace(SETTINGS, streams=64, tuning=8, rates=(1.0, 4.0, 16.0, 64.0))
 QUICK_SECONDS = 8.0
 
 

@@ -80,7 +80,9 @@ class Settings(AblationBudget):
 
 
 SETTINGS = Settings()
-QUICK = change(SETTINGS, rollouts=20, seeds=6, tuning=2, updates=4, rates=(3e-4, 1e-3, 3e-3))
+QUICK = change(
+    SETTINGS, rollouts=20, seeds=6, tuning=2, updates=4, many=16, terms=3, rates=(3e-4, 1e-3, 3e-3)
+)
 QUICK_SECONDS = 25.0
 
 
