@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bandits.environments import Environment, arms_first, pick
-from course.errors import require
+from course.arguments import typed
+from course.errors import require, require_finite, require_fits_runs, require_number
 from course.train.noise import Noise
 from course.train.optim import over_runs
 
@@ -37,6 +38,7 @@ class Agent(Protocol):
         ...
 
 
+@typed
 class Metered(Environment):
     """An environment that measures the regret, in the same way for every algorithm.
 
@@ -88,6 +90,7 @@ class Metered(Environment):
         return torch.stack(self._rows)
 
 
+@typed
 def play(
     agent: Agent,
     environment: Environment,
@@ -106,6 +109,7 @@ def play(
         environment.advance(noise)
 
 
+@typed
 class ActionValues:
     """What ε-greedy and UCB share: each arm's number of pulls and estimated value, [..., Q, K].
 
@@ -136,6 +140,7 @@ class ActionValues:
             step_size,
             "None for the sample average, or a number in (0, 1]",
         )
+        _require_setting("initial", initial, noise.runs)
         self.step_size = step_size
         self.count = arms_first(
             torch.zeros(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device)
@@ -159,6 +164,7 @@ class ActionValues:
         return highest(torch.where(score == top, self._order, -1.0))
 
 
+@typed
 class EpsilonGreedy(ActionValues):
     """With probability ε a uniformly random arm, otherwise the arm with the highest estimate.
 
@@ -178,6 +184,7 @@ class EpsilonGreedy(ActionValues):
         step_size: float | None = None,
     ) -> None:
         super().__init__(noise, prompts, arms, initial=initial, step_size=step_size)
+        _require_setting("EpsilonGreedy.epsilon", epsilon, noise.runs)
         low, high = torch.as_tensor(epsilon, device=getattr(epsilon, "device", "cpu")).aminmax()
         require(
             bool(0 <= low <= high <= 1),
@@ -194,6 +201,7 @@ class EpsilonGreedy(ActionValues):
         return torch.where(coin < over_runs(self.epsilon, coin), anything, self.best(self.value))
 
 
+@typed
 class UCB(ActionValues):
     """Pulls every arm once, then the arm with the highest value + c·√(ln t / n).
 
@@ -204,6 +212,7 @@ class UCB(ActionValues):
 
     def __init__(self, noise: Noise, prompts: int, arms: int, c: Setting = math.sqrt(2)) -> None:
         super().__init__(noise, prompts, arms)
+        require_fits_runs("UCB.c", c, noise.runs)
         require(
             bool((torch.as_tensor(c, device=getattr(c, "device", "cpu")) >= 0).all()),
             "UCB.c",
@@ -218,6 +227,7 @@ class UCB(ActionValues):
         return self.best(torch.where(self.count > 0, self.value + bonus, torch.inf))
 
 
+@typed
 class BetaThompson:
     """Thompson sampling for rewards 0 and 1: pull the arm with the highest posterior draw.
 
@@ -245,6 +255,7 @@ class BetaThompson:
         _put(self.losses, action, pick(self.losses, action) + (1 - reward))
 
 
+@typed
 class GaussianThompson:
     """Thompson sampling for Gaussian rewards with a Gaussian prior on each arm's mean.
 
@@ -275,6 +286,7 @@ class GaussianThompson:
             (prior_std, std),
             "standard deviations > 0",
         )
+        require_number("prior_mean", prior_mean, "a finite number")
         shape = (*noise.runs, prompts, arms)
         self.mean = arms_first(
             torch.full(shape, prior_mean, dtype=noise.dtype, device=noise.device)
@@ -328,6 +340,15 @@ def _propose(d: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     v = (1 + x / (9 * d).sqrt()) ** 3
     log_v = v.clamp(min=1e-30).log()
     return d * v, (v > 0) & (u.log() < 0.5 * x * x + d * (1 - v + log_v))
+
+
+def _require_setting(field: str, setting: Setting, runs: torch.Size) -> None:
+    """Raise `CourseError` unless a setting is a finite number, or one for each run [...]."""
+    if isinstance(setting, Tensor):
+        require_fits_runs(field, setting, runs)
+        require_finite(field, setting)
+    else:
+        require_number(field, setting, "a finite number (or a tensor of them, one per run)")
 
 
 def _per_arm(setting: Setting) -> Setting:

@@ -19,6 +19,7 @@ from bandits.environments import Bernoulli
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course import ladder
+from course.arguments import typed
 from course.estimator import uses_critic
 from course.lab.statistics import interval
 from course.lab.sweep import Choice, choose, finished
@@ -37,6 +38,7 @@ def quiet(steps: Iterable[int]) -> Iterable[int]:
     return steps
 
 
+@typed
 @dataclass(frozen=True)
 class Contest:
     """What every algorithm gets: the arms and the number of pulls.
@@ -53,6 +55,7 @@ class Contest:
     seed: int = 0
 
 
+@typed
 def ground(contest: Contest, values: int) -> tuple[Noise, Metered]:
     """The random streams for run axes (values, R), and the metered arms.
 
@@ -71,6 +74,7 @@ class Played:
     halted: Tensor
 
 
+@typed
 def played(
     contest: Contest, name: str, values: Sequence[float], group: int, bar: Bar = quiet
 ) -> Played:
@@ -123,6 +127,7 @@ class Judged:
     halted: Tensor
 
 
+@typed
 def judge(contest: Contest, values: Sequence[float], found: Played) -> Judged:
     """Choose the value with the smallest regret on the tuning runs; report the other runs."""
     arms, final = found.arms, found.arms.regret.double()  # [values, R]

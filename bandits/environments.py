@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, require
+from course.arguments import typed
+from course.errors import CourseError, require, require_finite, require_floats, require_number
 from course.train.noise import Noise
 
 
@@ -37,6 +38,7 @@ def pick(per_arm: Tensor, action: Tensor) -> Tensor:
     return per_arm.gather(-1, action)
 
 
+@typed
 @dataclass
 class Environment:
     """Arms with expected rewards `mean` [..., Q, K]. It is deterministic; subclasses add noise.
@@ -52,19 +54,17 @@ class Environment:
 
     def __post_init__(self) -> None:
         shape = tuple(self.mean.shape)
+        require_floats("environment.mean", self.mean)
         require(
             self.mean.dim() >= 2 and min(shape[-2:]) > 0,
             "environment.mean",
             shape,
             "a shape [..., Q, K]",
         )
-        require(
-            bool(torch.isfinite(self.mean).all()),
-            "environment.mean",
-            "a number that is not finite",
-            "finite numbers",
-        )
+        require_finite("environment.mean", self.mean)
         if self.lengths is not None:
+            whole = not self.lengths.is_floating_point() and self.lengths.dtype != torch.bool
+            require(whole, "environment.lengths", self.lengths.dtype, "a type of whole numbers")
             require(
                 self.lengths.shape == self.mean.shape[-1:],
                 "environment.lengths",
@@ -142,11 +142,16 @@ class Bernoulli(Environment):
         return values, torch.stack([self.mean, 1 - self.mean], -1)
 
 
+@typed
 @dataclass
 class Gaussian(Environment):
     """Arms pay `mean` + `std`·N(0, 1): the k-armed testbed (Sutton & Barto 2018, §2.3)."""
 
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_number("Gaussian.std", self.std, "a number ≥ 0", at_least=0)
+        super().__post_init__()
 
     def reward(self, action: Tensor, noise: Noise) -> Tensor:
         return torch.add(pick(self.mean, action), noise.normal(*action.shape[-2:]), alpha=self.std)
@@ -161,6 +166,7 @@ class Gaussian(Environment):
         return super().outcomes()
 
 
+@typed
 @dataclass
 class HeavyTailed(Environment):
     """Arms pay `mean` plus Student's t noise with `freedom` degrees (2: infinite variance)."""
@@ -168,11 +174,9 @@ class HeavyTailed(Environment):
     freedom: int = 2
 
     def __post_init__(self) -> None:
-        require(
-            self.freedom >= 2,
-            "HeavyTailed.freedom",
-            self.freedom,
-            "a whole number ≥ 2, below which the mean does not exist",
+        allowed = "a whole number from 2, below which the mean does not exist, to 1000"
+        require_number(
+            "HeavyTailed.freedom", self.freedom, allowed, at_least=2, at_most=1000, whole=True
         )
         super().__post_init__()
 
@@ -188,10 +192,15 @@ class HeavyTailed(Environment):
         )
 
 
+@typed
 class Discrete(Environment):
     """Each arm pays one of S values: `values` and their probabilities `chances` [..., Q, K, S]."""
 
     def __init__(self, values: Tensor, chances: Tensor, lengths: Tensor | None = None) -> None:
+        for name, tensor in (("values", values), ("chances", chances)):
+            require_floats(f"Discrete.{name}", tensor)
+        require(values.dim() >= 3, "Discrete.values", tuple(values.shape), "a shape [..., Q, K, S]")
+        require_finite("Discrete.values", values)
         require(
             values.shape == chances.shape,
             "Discrete.chances",
@@ -225,6 +234,7 @@ class Discrete(Environment):
         return self.values, self.chances
 
 
+@typed
 @dataclass
 class RandomWalk(Gaussian):
     """A non-stationary bandit: after every pull each arm's mean moves by `drift`·N(0, 1).
@@ -233,6 +243,10 @@ class RandomWalk(Gaussian):
     """
 
     drift: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_number("RandomWalk.drift", self.drift, "a finite number")
+        super().__post_init__()
 
     def advance(self, noise: Noise) -> None:
         steps = noise.normal(*self.mean.shape[-2:])
@@ -245,6 +259,7 @@ class RandomWalk(Gaussian):
         self.mean = arms_first(state["mean"].to(self.mean.device))
 
 
+@typed
 class SharedForecast(Environment):
     """The arms are forecasts q of an event y ~ Bernoulli(p) that the whole group shares.
 
@@ -254,6 +269,9 @@ class SharedForecast(Environment):
 
     def __init__(self, grid: Tensor, p: float, prompts: int = 1) -> None:
         require(0 <= p <= 1, "SharedForecast.p", p, "a probability")
+        fits = grid.dim() == 1 and grid.is_floating_point()
+        require(fits, "SharedForecast.grid", grid, "a floating-point tensor [K] of forecasts")
+        require_number("SharedForecast.prompts", prompts, "a whole number > 0", above=0, whole=True)
         self.grid, self.p = grid, p
         # [2, K] rewards for y = 0 and for y = 1
         self.given = torch.stack([1 - grid**2, 1 - (grid - 1) ** 2])
@@ -270,6 +288,7 @@ class SharedForecast(Environment):
         )
 
 
+@typed
 @dataclass
 class Continuous:
     """A continuous action for a Gaussian policy: `score` maps actions [..., Q, G] to rewards."""
@@ -286,6 +305,7 @@ class Continuous:
         """Do nothing: this environment is stationary."""
 
 
+@typed
 def testbed(
     noise: Noise, arms: int = 10, *, mean: float = 0.0, spread: float = 1.0, std: float = 1.0
 ) -> Gaussian:
@@ -294,9 +314,13 @@ def testbed(
     Each run draws its arms' means from N(`mean`, `spread`²); the rewards have standard deviation
     `std`.
     """
+    require_number("arms", arms, "at least 1", at_least=1, whole=True)
+    for name, value in (("mean", mean), ("spread", spread)):
+        require_number(name, value, "a finite number")
     return Gaussian(mean + spread * noise.normal(1, arms), std=std)
 
 
+@typed
 def contextual(
     noise: Noise,
     difficulty: Sequence[float],
@@ -317,8 +341,9 @@ def contextual(
         difficulty,
         "numbers from 0 to 1, one per prompt",
     )
-    require(arms > 1, "arms", arms, "at least 2")
-    require(scale > 0, "scale", scale, "a number > 0")
+    require_number("arms", arms, "at least 2", at_least=2, whole=True)
+    require_number("scale", scale, "a number > 0", above=0)
+    require_number("offset", offset, "a finite number")
     prompts = len(difficulty)
     level = torch.tensor(difficulty, dtype=noise.dtype, device=noise.device).unsqueeze(-1)
     chance = level * noise.uniform(prompts, arms)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bandits.environments import Bernoulli, Environment
-from course.errors import require
+from course.arguments import typed
+from course.errors import require, require_finite, require_logits
 from course.exact import Outcomes, tabular_score
 from course.rollout import on_last_token
 
@@ -16,6 +17,7 @@ B3_POLICY = (0.5, 0.3, 0.2)
 B3_MEANS = (0.2, 0.5, 0.8)
 
 
+@typed
 def outcomes(
     environment: Environment,
     log_prob: Tensor,
@@ -42,6 +44,14 @@ def outcomes(
         "a shape [Q, K]: one run",
     )
     prompts, arms, rewards = values.shape
+    shape = (prompts, arms)
+    for name, logs in (("log_prob", log_prob), ("old", old), ("reference", reference)):
+        if logs is not None:
+            require_logits(name, logs)
+            require(logs.shape == shape, name, tuple(logs.shape), f"(Q, K) = {shape}")
+    if value is not None:
+        require(value.shape == shape[:1], "value", tuple(value.shape), f"(Q,) = {shape[:1]}")
+        require_finite("value", value)
     score = tabular_score(log_prob) if score is None else score
     best = log_prob.argmax(-1, keepdim=True)
     device = environment.mean.device
@@ -93,6 +103,7 @@ def outcomes(
     )
 
 
+@typed
 def b3(
     *,
     old: Tensor | None = None,

@@ -13,11 +13,13 @@ from torch import Tensor
 from bandits.environments import Environment
 from bandits.exact import outcomes
 from bandits.policies import log_softmax
+from course.arguments import typed
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import microscope
 
 
+@typed
 def expected_gradient(
     estimator: Estimator,
     environment: Environment,
@@ -39,6 +41,7 @@ def expected_gradient(
     return microscope(estimator, listed, group, covariance=False).expected
 
 
+@typed
 def follow(
     pull: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -57,6 +60,7 @@ def follow(
     return torch.stack(path)
 
 
+@typed
 def ascend(
     estimator: Estimator,
     environment: Environment,

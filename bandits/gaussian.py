@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from bandits.policies import GaussianPolicy
+from course.arguments import typed
+from course.errors import require, require_broadcasts, require_floats
 from course.estimator import Estimator
 from course.rollout import Policy, Rollout
 
 
+@typed
 def group_gradients(
     estimator: Estimator,
     mean: Tensor,
@@ -26,7 +29,13 @@ def group_gradients(
     broadcast to [...]. `score` maps actions to rewards elementwise. Every group is a run with one
     prompt, so the estimator compares nothing across groups.
     """
+    require(action.dim() >= 1, "action", tuple(action.shape), "a shape [..., G]")
+    require_floats("action", action)
     runs = action.shape[:-1]
+    for name, each in (("mean", mean), ("std", std), ("value", value)):
+        if isinstance(each, Tensor):
+            require_floats(name, each)
+            require_broadcasts(name, each, runs)
     std = std.expand(runs).unsqueeze(-1) if isinstance(std, Tensor) else std
     policy = GaussianPolicy(mean.expand(runs).unsqueeze(-1), std)
     action = action.unsqueeze(-2)  # [..., Q = 1, G]

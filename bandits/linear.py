@@ -11,6 +11,8 @@ from torch import Tensor
 from bandits.environments import Discrete, contextual
 from bandits.policies import LinearSoftmax
 from bandits.problem import Bandit
+from course.arguments import typed
+from course.errors import require
 from course.lab.settings import Checked
 from course.train.noise import Noise
 
@@ -37,6 +39,7 @@ class SharedTask(Checked):
         return self.prompts, self.arms, self.features
 
 
+@typed
 def linear_bandit(
     sizes: tuple[int, int, int],
     offset: Tensor,
@@ -53,6 +56,7 @@ def linear_bandit(
     variance 1/features, which are the same in every run. A run has the same right arms and the same
     random numbers at every offset. `options` are passed on to the bandit's class `kind`.
     """
+    require(offset.dim() == 1, "offset", tuple(offset.shape), "a shape [S]")
     prompts, arms, features = sizes
     shape = (len(offset), len(numbers))
     answers = contextual(

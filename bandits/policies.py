@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from bandits.environments import arms_first, pick
-from course.errors import require
+from course.arguments import typed
+from course.errors import (
+    require,
+    require_broadcasts,
+    require_finite,
+    require_floats,
+    require_logits,
+    require_number,
+)
 from course.train.noise import Noise
 
 
@@ -35,6 +43,7 @@ def draw(log_probs: Tensor, noise: Noise, group: int) -> Tensor:
     return (cumulative.unsqueeze(-1) - uniform).le_(0).sum(0).long()
 
 
+@typed
 class Softmax:
     """π = softmax(θ) with a logit for every arm of every prompt: θ [..., Q, K].
 
@@ -43,18 +52,27 @@ class Softmax:
 
     def __init__(self, logits: Tensor) -> None:
         require(logits.dim() >= 2, "Softmax.logits", tuple(logits.shape), "a shape [..., Q, K]")
+        require_logits("Softmax.logits", logits)
         # the copy keeps the layout but does not share the caller's memory
         self.logits = arms_first(logits.detach()).clone().requires_grad_()
         self.parameters: Sequence[Tensor] = [self.logits]
 
     @classmethod
+    @typed
     def uniform(cls, noise: Noise, prompts: int, arms: int) -> Softmax:
         """The uniform policy, with the run axes, dtype and device of `noise`."""
+        for name, size in (("prompts", prompts), ("arms", arms)):
+            require_number(
+                f"Softmax.uniform.{name}", size, "a whole number > 0", above=0, whole=True
+            )
         return cls(torch.zeros(*noise.runs, prompts, arms, dtype=noise.dtype, device=noise.device))
 
     @classmethod
+    @typed
     def of(cls, probability: Tensor) -> Softmax:
         """The policy with these probabilities [..., Q, K]."""
+        fits = probability.is_floating_point() and bool((probability >= 0).all())
+        require(fits, "Softmax.of.probability", probability, "floating-point numbers ≥ 0")
         return cls(probability.log())
 
     def log_probs(self) -> Tensor:
@@ -62,6 +80,7 @@ class Softmax:
         return log_softmax(self.logits)
 
 
+@typed
 class LinearSoftmax:
     """π(·|q) = softmax(x_q·θ): features x [Q, K, D], and weights θ [..., D] shared by all prompts.
 
@@ -81,6 +100,9 @@ class LinearSoftmax:
             tuple(weights.shape),
             f"[..., {features.shape[-1]}]",
         )
+        for name, tensor in (("features", features), ("weights", weights)):
+            require_floats(f"LinearSoftmax.{name}", tensor)
+            require_finite(f"LinearSoftmax.{name}", tensor)
         self.features = features
         self.weights = weights.detach().clone().requires_grad_()
         self.parameters: Sequence[Tensor] = [self.weights]
@@ -92,18 +114,20 @@ class LinearSoftmax:
         ).movedim(0, -1)
 
 
+@typed
 class GaussianPolicy:
     """a ~ N(μ, σ²) for each prompt: `mean` and `log_std` [..., Q]; σ is learned if `learn_std`."""
 
     def __init__(self, mean: Tensor, std: float | Tensor = 1.0, *, learn_std: bool = False) -> None:
+        require(mean.dim() >= 1, "GaussianPolicy.mean", tuple(mean.shape), "a shape [..., Q]")
+        require_floats("GaussianPolicy.mean", mean)
+        require_finite("GaussianPolicy.mean", mean)
+        std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
+        require_broadcasts("GaussianPolicy.std", std, mean.shape)
+        positive = bool(((std > 0) & (std < torch.inf)).all())
+        require(positive, "GaussianPolicy.std", std, "finite numbers > 0")
         self.mean = mean.detach().clone().requires_grad_()
-        self.log_std = (
-            torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
-            .log()
-            .expand(mean.shape)
-            .clone()
-            .requires_grad_(learn_std)
-        )
+        self.log_std = std.log().expand(mean.shape).clone().requires_grad_(learn_std)
         self.parameters: Sequence[Tensor] = [self.mean, self.log_std] if learn_std else [self.mean]
 
     def draw(self, noise: Noise, group: int) -> Tensor:

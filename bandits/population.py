@@ -8,12 +8,14 @@ from torch import Tensor
 from bandits.environments import Environment, pick
 from bandits.policies import LinearSoftmax, Softmax
 from bandits.problem import Bandit
+from course.arguments import typed
 from course.errors import require
 from course.exact.counting import members
 from course.rollout import Rollout, on_last_token
 from course.train.noise import Noise
 
 
+@typed
 class Population(Bandit):
     """A bandit without randomness: every rollout holds arm a `counts[a]` times, paying its mean.
 
@@ -39,6 +41,8 @@ class Population(Bandit):
         *,
         reference: Tensor | str | None = None,
     ) -> None:
+        whole = not counts.is_floating_point() and counts.dtype != torch.bool
+        require(whole, "counts", counts.dtype, "a type of whole numbers, such as torch.int64")
         require(bool((counts >= 0).all()), "counts", counts.tolist(), "whole numbers ≥ 0")
         total = counts.sum(-1)
         group = int(total.flatten()[0])
@@ -70,6 +74,7 @@ class Population(Bandit):
         return self.rollout
 
 
+@typed
 def every_arm(environment: Environment, policy: Softmax | LinearSoftmax) -> Population:
     """The population with each arm once: `ImportanceSampling` surrogates then have the exact ∇J."""
     return Population(

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from bandits.environments import Continuous, Environment, pick
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw
+from course.arguments import typed
 from course.errors import require, require_number
 from course.rollout import Policy, Rollout, on_last_token
 from course.train.noise import Noise
 
 
+@typed
 class Bandit:
     """Samples `group` arms for every prompt in each rollout.
 
@@ -187,6 +189,7 @@ class Bandit:
         return torch.cat([full, forced.expand(*full.shape[:-2], self.tokens - 1, -1)], -2)
 
 
+@typed
 class GaussianBandit:
     """Draws `group` continuous actions for each of the Q prompts from a Gaussian policy."""
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+LONGEST = 200  # characters of a value in a message
+
 
 class CourseError(ValueError):
     """Bad input. Commands print its one line and exit with status 2."""
@@ -40,7 +42,16 @@ class Diverged(CourseError):
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise `CourseError` ("field: got value; allowed is …") unless `condition` holds."""
     if not condition:
-        raise CourseError(f"{field}: got {value!r}; allowed is {allowed}")
+        raise CourseError(f"{field}: got {_shown(value)}; allowed is {allowed}")
+
+
+def _shown(value: object) -> str:
+    """A value for a message: on one line, and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a class of the user's own, whose repr fails
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def require_number(
@@ -57,13 +68,13 @@ def require_number(
 ) -> None:
     """Raise `CourseError` unless `value` is one finite number within the given bounds.
 
-    Strings, tensors, lists, True and False do not count as numbers. Nor do NaN and integers too
-    large for a float. `whole` allows integers only (numpy's too, but not 2.0); `optional` allows
-    None.
+    Numbers are ints, floats and NumPy's scalars. Fractions are not, because tensors cannot be
+    multiplied by them; nor are strings, tensors, lists, True, False, NaN, and integers too large
+    for a float. `whole` allows integers only (numpy's too, but not 2.0); `optional` allows None.
     """
     if optional and value is None:
         return
-    number = _as_float(value, numbers.Integral if whole else numbers.Real)
+    number = as_float(value, numbers.Integral if whole else numbers.Real)
     fits = (
         math.isfinite(number)
         and (at_least is None or number >= at_least)
@@ -74,14 +85,61 @@ def require_number(
     require(fits, field, value, allowed)
 
 
-def _as_float(value: object, kind: type) -> float:
-    """`value` as a float; NaN if it is not of `kind`, or too large for a float."""
-    if not isinstance(value, kind) or isinstance(value, bool):
+def as_float(value: object, kind: type) -> float:
+    """`value` as a float; NaN if it is no number of `kind`, or too large for a float.
+
+    A number is an int, a float or a scalar of NumPy, but not True or False.
+    """
+    scalar = isinstance(value, int | float) or hasattr(value, "dtype")
+    if not scalar or not isinstance(value, kind) or isinstance(value, bool):
         return math.nan
     try:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:
         return math.nan
+
+
+def require_floats(field: str, tensor: Tensor) -> None:
+    """Raise `CourseError` unless a tensor is of a floating-point type."""
+    require(tensor.is_floating_point(), field, tensor.dtype, "a floating-point type")
+
+
+def require_logits(field: str, tensor: Tensor) -> None:
+    """Raise `CourseError` unless a tensor holds logits or logarithms of probabilities.
+
+    They are floating-point numbers, none NaN or +∞; −∞ stands for probability 0.
+    """
+    require_floats(field, tensor)
+    usable = tensor < math.inf
+    if not bool(usable.all()):
+        require(False, field, tensor.detach()[~usable][0].item(), "numbers, not NaN or +∞")
+
+
+def require_broadcasts(field: str, tensor: Tensor, shape: Iterable[int]) -> None:
+    """Raise `CourseError` unless a tensor broadcasts to `shape`."""
+    have, want = tuple(tensor.shape), tuple(shape)
+    pairs = zip(reversed(have), reversed(want), strict=False)
+    fits = len(have) <= len(want) and all(one in (1, other) for one, other in pairs)
+    require(fits, field, have, f"a shape that broadcasts to {want}")
+
+
+def require_fits_runs(field: str, value: object, runs: Iterable[int]) -> None:
+    """Raise `CourseError` for a tensor [...] that does not have one number for each run.
+
+    Each axis has the length of the run axis, or 1. Numbers and tensors without axes fit always.
+    """
+    shape, runs = tuple(getattr(value, "shape", ())), tuple(runs)
+    fits = len(shape) == len(runs) and all(
+        have in (1, want) for have, want in zip(shape, runs, strict=True)
+    )
+    require(not shape or fits, field, shape, f"a number or one for each of the runs {runs}")
+
+
+def require_finite(field: str, tensor: Tensor) -> None:
+    """Raise `CourseError` unless every number of a tensor is finite."""
+    finite = tensor.isfinite()
+    if not bool(finite.all()):
+        require(False, field, tensor.detach()[~finite][0].item(), "finite numbers")
 
 
 def require_flag(field: str, value: object) -> None:

@@ -118,6 +118,9 @@ class Estimator:
                 part,
                 f"a {kind.__name__} of course.parts, or your own subclass of it",
             )
+        below = self.below
+        fits = below is None or isinstance(below, Estimator)
+        require(fits, "estimator.below", below, "an Estimator or None")
         for name in ("entropy_coef", "value_coef"):
             require_number(f"estimator.{name}", getattr(self, name), "a number ≥ 0", at_least=0)
         _check_needs(self.parts)

@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.errors import CourseError, Diverged, NotFinite, require, require_flag, require_number
+from course.errors import (
+    CourseError,
+    Diverged,
+    NotFinite,
+    require,
+    require_fits_runs,
+    require_flag,
+    require_number,
+)
 from course.estimator import Estimator, Frozen, uses_critic
 from course.parts import AdaptiveBeta
 from course.rollout import Policy, Rollout
@@ -424,14 +432,4 @@ def _check(learner: Learner) -> None:
         f"the problem's own runs {tuple(problem.runs)}",
     )
     for name in ("lr", "max_kl"):
-        _check_per_run(f"optimizer.{name}", getattr(optimizer, name, None), problem.runs)
-
-
-def _check_per_run(name: str, value: object, runs: torch.Size) -> None:
-    """Raise `CourseError` if a tensor of one number per run does not fit the axes of the runs."""
-    if isinstance(value, Tensor) and value.dim() > 0:
-        shape = tuple(value.shape)
-        fits = len(shape) == len(runs) and all(
-            have in (1, want) for have, want in zip(shape, runs, strict=True)
-        )
-        require(fits, name, shape, f"a number or one for each of the runs {tuple(runs)}")
+        require_fits_runs(f"optimizer.{name}", getattr(optimizer, name, None), problem.runs)

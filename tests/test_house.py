@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (  # of course/, from the ground up; what is on one floor may import from it and from below
-    ("errors", "rollout", "parts", "equation", "estimator"),
+    ("errors", "arguments", "rollout", "parts", "equation", "estimator"),
     ("registry", "exact", "train"),
     ("ladder", "learner"),
     ("lab",),

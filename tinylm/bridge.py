@@ -31,6 +31,7 @@ from bandits.environments import Deterministic
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course import exact
+from course.arguments import typed
 from course.errors import require
 from course.estimator import Estimator
 from course.exact import Microscope, Outcomes
@@ -47,6 +48,7 @@ CHUNK = 4_000_000  # most weights to copy at a time when every token gets its ow
 CONTINUE = len(CHARACTERS)  # number of tokens after which a completion continues
 
 
+@typed
 def count(limit: int) -> int:
     """The number of completions of at most `limit` tokens.
 
@@ -56,6 +58,7 @@ def count(limit: int) -> int:
     return sum(CONTINUE**t for t in range(limit + 1))
 
 
+@typed
 def completions(limit: int, device: torch.device | str = "cpu") -> Tensor:
     """Every completion of at most `limit` tokens, [K, limit], with PAD after the end token.
 
@@ -85,6 +88,7 @@ def _digits(length: int) -> Tensor:
     return number // CONTINUE ** torch.arange(length - 1, -1, -1, device="cpu") % CONTINUE
 
 
+@typed
 class Bridge:
     """One prompt of a model as a bandit: K completions, their probabilities, rewards and scores.
 

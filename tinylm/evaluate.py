@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.arguments import typed
+from course.errors import require, require_number
 from course.train.noise import Noise
 from tinylm.model import Transformer
 from tinylm.rewards import ExactMatch
@@ -14,6 +15,7 @@ from tinylm.scoring import log_probs
 from tinylm.tasks import Task
 
 
+@typed
 @torch.no_grad()
 def accuracy(
     model: Transformer,
@@ -31,7 +33,9 @@ def accuracy(
     With `noise` None it is the greedy answer, 0 or 1; otherwise the share of `samples` sampled
     answers. `questions` [N] are rows of the task (default: all held-out ones).
     """
+    require_number("batch", batch, "a whole number > 0", above=0, whole=True)
     rows = task.held_out if questions is None else questions
+    _require_rows(rows, task, 1)
     right = []
     for part in rows.split(batch):
         prompt = task.prompt[part].expand(*model.runs, *task.prompt[part].shape)
@@ -43,6 +47,7 @@ def accuracy(
     return torch.cat(right, -1)
 
 
+@typed
 @torch.no_grad()
 def right_to_go(
     model: Transformer, task: Task, questions: Tensor, *, temperature: float = 1.0
@@ -58,6 +63,7 @@ def right_to_go(
     require(
         not task.marked, "task.scratchpad", True, "False: with a marker many completions are right"
     )
+    _require_rows(questions, task, 1 + len(model.runs))
     model.check_finite()
     rows = questions.expand(*model.runs, questions.shape[-1])
     target = task.target[rows]
@@ -67,6 +73,7 @@ def right_to_go(
     return chosen.flip(-1).cumsum(-1).flip(-1).exp()
 
 
+@typed
 def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tensor) -> Tensor:
     """The exact value of the state before each token: the probability of a right answer.
 
@@ -78,6 +85,7 @@ def exact_values(model: Transformer, task: Task, question: Tensor, tokens: Tenso
     return right_to_go(model, task, question).unsqueeze(-2) * so_far
 
 
+@typed
 def value_errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared errors [...] of values [..., Q, G, T], for the first token and for later tokens.
 
@@ -88,6 +96,7 @@ def value_errors(value: Tensor, exact: Tensor, mask: Tensor) -> tuple[Tensor, Te
     return square[..., 0].mean((-2, -1)), square[..., 1:].sum((-3, -2, -1)) / later
 
 
+@typed
 def group_mean_error(p: Tensor, group: int) -> Tensor:
     """The root mean squared error [...] of the mean of `group` answers as an estimate of p.
 
@@ -96,18 +105,31 @@ def group_mean_error(p: Tensor, group: int) -> Tensor:
     return ((p * (1 - p)).mean(-1) / group).sqrt()
 
 
+@typed
 def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     """An unbiased estimate of the probability that at least one of k samples is right.
 
     With c right answers among n samples it is 1 − C(n−c, k)/C(n, k). `right` [...] are the counts c
     → [...]. Raises `CourseError` if k > n. Chen et al. 2021 (Codex), eq. 1.
     """
+    most = f"counts from 0 to {samples}"
+    require(bool(((right >= 0) & (right <= samples)).all()), "right", right, most)
     require(1 <= k <= samples, "k", k, f"1 to {samples}, the samples there are")
     wrong = samples - right.double()
     none = torch.ones_like(wrong)
     for i in range(k):
         none = none * ((wrong - i) / (samples - i)).clamp(min=0)
     return 1 - none
+
+
+def _require_rows(questions: Tensor, task: Task, most: int) -> None:
+    """Raise `CourseError` unless these are row numbers of the task, on 1 to `most` axes."""
+    fits = questions.dtype == torch.long and 1 <= questions.dim() <= most
+    allowed = f"row numbers (torch.int64) on {'one axis' if most == 1 else f'1 to {most} axes'}"
+    require(fits, "questions", (tuple(questions.shape), questions.dtype), allowed)
+    rows = len(task.prompt)
+    inside = bool(((questions >= 0) & (questions < rows)).all())
+    require(inside, "questions", questions, f"row numbers from 0 to {rows - 1}")
 
 
 __all__ = [

@@ -24,6 +24,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import CourseError, require, require_flag, require_number
 from course.train.noise import Noise
 from tinylm.tasks import PAD, VOCABULARY
@@ -152,6 +153,7 @@ class Block:
         return x + self.mlp(norm(x))
 
 
+@typed
 class Transformer:
     """A transformer language model: its named weights, and the functions they define.
 

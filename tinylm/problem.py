@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import require, require_number
 from course.estimator import Estimator, uses_reference
 from course.rollout import Policy, Rollout, on_last_token
@@ -42,6 +43,7 @@ def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
     return task.train[place]
 
 
+@typed
 class LanguageModel:
     """Samples `group` completions of each of `prompts` questions; the last token gets the reward.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import require, require_flag, require_number
 from tinylm.tasks import CHARACTERS, END, MARKER, PAD, Task
 
@@ -29,6 +30,7 @@ def final_answer(completion: Tensor, width: int, marked: bool) -> Tensor:
     return torch.where((last >= 0) & (index < limit), found, PAD)
 
 
+@typed
 @dataclass(frozen=True)
 class Reward:
     """A verifiable reward: completions [..., T] and their questions' row numbers [...] → [...]."""
@@ -94,6 +96,7 @@ class Format(Reward):
         return self.weight * (wellformed & digit.any(-1) & (answer == END).any(-1)).float()
 
 
+@typed
 @dataclass(frozen=True)
 class Sum(Reward):
     """`weight` times the sum of several rewards, each with its own weight."""

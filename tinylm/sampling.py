@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import CourseError, require, require_number
 from course.train.noise import Noise
 from tinylm.fast.cache import extend, prefill
@@ -46,6 +47,7 @@ def check_sampling(temperature: float, top_k: int | None = None) -> None:
     require_number("top_k", top_k, allowed, at_least=1, at_most=most, whole=True, optional=True)
 
 
+@typed
 @torch.no_grad()
 def sample(
     model: Transformer,
@@ -124,6 +126,10 @@ def sample(
 def _check_prompt(model: Transformer, prompt: Tensor, group: int, limit: int) -> None:
     for name, count in (("group", group), ("limit", limit)):
         require_number(name, count, "a whole number > 0", at_least=1, whole=True)
+    axes = len(model.runs) + 2
+    fits = prompt.dim() >= axes and prompt.dtype == torch.long and prompt.numel() > 0
+    allowed = f"whole numbers (torch.int64) of at least {axes} axes [*runs, Q, P]"
+    require(fits, "prompt", (tuple(prompt.shape), prompt.dtype), allowed)
     room = model.settings.context - prompt.shape[-1]
     require(limit <= room, "limit", limit, f"at most {room}: the context less the prompt")
     for extreme in torch.stack(prompt.aminmax()).tolist():  # one transfer for both

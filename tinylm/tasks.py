@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import CourseError, misnamed, require, require_flag, require_number
 
 CHARACTERS = "0123456789+-*%=;#"  # ';' ends a step of the scratchpad, '#' precedes the answer
@@ -26,6 +27,7 @@ MARKER = CHARACTERS.index("#")
 QUESTION_LIMIT = 200_000
 
 
+@typed
 def encode(text: str) -> list[int]:
     """Characters → tokens. Raises `CourseError` for a character outside the vocabulary."""
     for character in text:
@@ -36,6 +38,7 @@ def encode(text: str) -> list[int]:
     return [CHARACTERS.index(character) for character in text]
 
 
+@typed
 def decode(tokens: Sequence[int]) -> str:
     """Tokens → characters, up to the end token or padding."""
     kept = itertools.takewhile(lambda token: 0 <= token < len(CHARACTERS), tokens)
@@ -201,6 +204,7 @@ def terms(settings: TaskSettings, generator: np.random.Generator) -> Iterator[Qu
         )
 
 
+@typed
 @dataclass(frozen=True)
 class Task:
     """A task's questions as tables, on one device.
@@ -256,6 +260,7 @@ def together(first: Task, second: Task) -> Task:
     )
 
 
+@typed
 def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) -> Task:
     """Build a task's tables.
 
@@ -263,6 +268,7 @@ def make(settings: TaskSettings, *, slack: int = 0, context: int | None = None) 
     P + T that is allowed. Raises `CourseError` if prompts differ in width, a question occurs twice,
     a split is empty, or sequences are longer than `context`.
     """
+    require_number("slack", slack, "a whole number ≥ 0", at_least=0, at_most=1000, whole=True)
     generator = np.random.default_rng(settings.seed)
     questions = list(TASKS[settings.name](settings, generator))
     prompts, answers = (

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from course import ladder
+from course.arguments import typed
 from course.errors import CourseError, require
 from course.estimator import Estimator
 from course.learner import History, Learner
@@ -104,6 +105,7 @@ def _try(estimator: Estimator, prompts: int, group: int) -> None:
     estimator.freeze(rollout)
 
 
+@typed
 class Training:
     """A training in progress.
 

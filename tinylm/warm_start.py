@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import CourseError, require
 from course.estimator import Estimator
 from course.lab.terminal import QUIET, Progress
@@ -34,6 +35,7 @@ CHECK_EVERY = 10  # steps between measurements of the accuracy
 LIKELIHOOD = Estimator(aggregation=TokenMean())
 
 
+@typed
 class Demonstrations:
     """A problem whose rollouts are the task's own answers, each with reward 1.
 
@@ -72,6 +74,7 @@ class Demonstrations:
         return {"cross_entropy": -chosen_mean(policy.log_prob.detach(), rollout.mask)}
 
 
+@typed
 def warm_learner(budget: Budget, model: Transformer, task: Task, streams: Streams) -> Learner:
     """The learner of the warm start: Adam on demonstrations of the training questions."""
     return Learner(
@@ -135,6 +138,7 @@ class Start:
         return {name: weight[list(numbers)] for name, weight in self.weights.items()}
 
 
+@typed
 def warm_start(
     budget: Budget, numbers: int, progress: Progress = QUIET, *, task: Task | None = None
 ) -> Start:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import require, require_number
 from course.estimator import Estimator, uses_critic
 from course.lab.settings import Checked
@@ -114,6 +115,7 @@ class Budget(Checked):
         return dataclasses.replace(preset, context=max(preset.context, context), value=value)
 
 
+@typed
 @dataclass(frozen=True)
 class Streams:
     """The random streams of a training's runs.
@@ -139,6 +141,7 @@ class Streams:
         return Transformer(settings, self.runs, seed, numbers=self.numbers, device=self.device)
 
 
+@typed
 def copies(
     weights: Mapping[str, Tensor],
     settings: ModelSettings,
@@ -159,6 +162,7 @@ def copies(
     return model
 
 
+@typed
 def critic_of(budget: Budget, estimator: Estimator, model: Transformer) -> Transformer | None:
     """The critic the estimator needs, or None.
 
@@ -176,6 +180,7 @@ def needs_value_head(budget: Budget, estimator: Estimator) -> bool:
     return budget.critic == "shared" and uses_critic(estimator)
 
 
+@typed
 def train_learner(
     budget: Budget,
     estimator: Estimator,

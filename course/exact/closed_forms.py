@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.arguments import require_type, typed
+from course.errors import require, require_finite, require_floats, require_number
 from course.exact.counting import check_group_size
 from course.exact.outcomes import Outcomes, log_reference_ratio, probability
 
@@ -25,8 +26,10 @@ def group_std_weight(
     the limit. `group_size` is ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞;
     Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
     """
-    p = _float64(p)
+    p = _probability(p)
     check_group_size(group_size, 2, infinite=True)
+    require_number("ddof", ddof, "0 or 1", at_least=0, at_most=1, whole=True)
+    require_number("eps", eps, "a number ≥ 0", at_least=0)
     if group_size == math.inf:
         return 1 / ((p * (1 - p)).sqrt() + eps)
     size = int(group_size)
@@ -54,7 +57,7 @@ def silent_probability(p: Tensor | float, group_size: float) -> Tensor:
     All G Bernoulli(p) rewards of such a group are equal. `eq:silent-groups`
     """
     check_group_size(group_size, infinite=True)
-    p = _float64(p)
+    p = _probability(p)
     return p**group_size + (1 - p) ** group_size
 
 
@@ -71,9 +74,9 @@ def anchored_error(
     Source: here.
     """
     check_group_size(group_size, 2, infinite=True)
-    require(beta >= 0, "beta", beta, "a number ≥ 0")
-    require(tokens > 0, "tokens", tokens, "a whole number > 0")
-    require(0 < reference <= 1, "reference", reference, "a probability above 0")
+    require_number("beta", beta, "a number ≥ 0", at_least=0)
+    require_number("tokens", tokens, "a whole number > 0", above=0, whole=True)
+    require_number("reference", reference, "a probability above 0", above=0, at_most=1)
 
     def held(share: float) -> bool:
         pull = float(group_std_weight(share, group_size)) * (1 - share) * share / tokens
@@ -87,6 +90,7 @@ def anchored_error(
     return high
 
 
+@typed
 def optimal_baseline(outcomes: Outcomes) -> Tensor:
     """b* = E[R‖s‖²] / E‖s‖² [Q], the constant baseline of least total variance.
 
@@ -96,6 +100,7 @@ def optimal_baseline(outcomes: Outcomes) -> Tensor:
     return (p * outcomes.total_reward * square).sum(-1) / (p * square).sum(-1)
 
 
+@typed
 def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
     """b*_d = E[R s_d²] / E[s_d²] [Q, D], one baseline per parameter.
 
@@ -107,6 +112,7 @@ def optimal_baseline_per_coordinate(outcomes: Outcomes) -> Tensor:
     )
 
 
+@typed
 def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
     """Covariance [Q, D, D] of (R − b)·s for ONE sample of each prompt.
 
@@ -116,6 +122,9 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
     """
     p, score = on_policy_probability(outcomes), outcomes.total_score
     b = _float64(baseline)
+    fits = b.shape in ((), score.shape[:1], score.shape[::2])
+    require(fits, "baseline", tuple(b.shape), "a number, or a shape [Q] or [Q, D]")
+    require_finite("baseline", b)
     # to broadcast against [Q, K, D]: one per prompt, one per parameter, or one number
     b = b[:, None, None] if b.dim() == 1 else b.unsqueeze(1) if b.dim() == 2 else b
     sample = (outcomes.total_reward.unsqueeze(-1) - b) * score
@@ -123,6 +132,7 @@ def covariance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tens
     return torch.einsum("qk,qkd,qke->qde", p, centred, centred)
 
 
+@typed
 def variance_at_baseline(outcomes: Outcomes, baseline: Tensor | float) -> Tensor:
     """Total variance [Q] of one sample's gradient (R − b)·s: trace of `covariance_at_baseline`."""
     return covariance_at_baseline(outcomes, baseline).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -143,6 +153,7 @@ def rloo_covariance(outcomes: Outcomes, group_size: float) -> Tensor:
     )
 
 
+@typed
 def rloo_crossover(outcomes: Outcomes) -> Tensor:
     """The G [Q] at which leave-one-out has the same total variance as no baseline.
 
@@ -169,6 +180,7 @@ def _exchange(p: Tensor, score: Tensor, reward: Tensor) -> Tensor:
 
 
 def on_policy_probability(outcomes: Outcomes) -> Tensor:
+    require(isinstance(outcomes, Outcomes), "outcomes", outcomes, "an Outcomes")
     require(
         outcomes.old_log_prob is None,
         "outcomes.old_log_prob",
@@ -185,6 +197,7 @@ class KLMoments(NamedTuple):
     std: Tensor
 
 
+@typed
 def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
     """Bias and std of k1, k2, k3 for q = N(0, 1), p = N(μ, 1), sampled from q: μ [...] → [...].
 
@@ -193,6 +206,7 @@ def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
     `eq:kl-gaussian-moments`
     """
     mu = _float64(mu)
+    require_finite("mu", mu)
     square, zero = mu**2, torch.zeros_like(mu)
     rest = torch.expm1(square)
     return {
@@ -203,6 +217,7 @@ def gaussian_kl_moments(mu: Tensor | float) -> dict[str, KLMoments]:
     }
 
 
+@typed
 def gaussian_control_variate(mu: Tensor | float) -> Tensor:
     """λ* = μ²/(e^{μ²} − 1), which gives −log r + λ(r − 1) its least variance: μ [...] → [...].
 
@@ -212,6 +227,7 @@ def gaussian_control_variate(mu: Tensor | float) -> Tensor:
     return square / torch.expm1(square)
 
 
+@typed
 def control_variate(outcomes: Outcomes) -> Tensor:
     """λ* = Cov(log r, r)/Var(r) [Q] for any outcomes, on policy. `eq:kl-control-variate`
 
@@ -222,19 +238,27 @@ def control_variate(outcomes: Outcomes) -> Tensor:
     return (p * log_r * centred).sum(-1) / (p * centred**2).sum(-1)
 
 
+@typed
 def control_variate_minimum(coefficient: float) -> float:
     """log λ + 1 − λ, the minimum of −log r + λ(r − 1) over r > 0, reached at r = 1/λ.
 
     It is 0 only for λ = 1, which is k3, and negative otherwise.
     """
+    require_number("coefficient", coefficient, "a number > 0", above=0)
     return math.log(coefficient) + 1 - coefficient
 
 
+@typed
 def relative_distance(a: Tensor, b: Tensor) -> float:
     """‖a − b‖ / ‖b‖; ‖a‖ if b = 0."""
+    require(a.shape == b.shape, "a", tuple(a.shape), f"the shape of b, {tuple(b.shape)}")
+    for name, tensor in (("a", a), ("b", b)):
+        require_floats(name, tensor)
+        require_finite(name, tensor)
     return float((a - b).norm() / (b.norm() if bool(b.any()) else 1.0))
 
 
+@typed
 def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
     """Σ_{i<j} (r_i − r_j)(s_i − s_j) / (G(G−1)): rewards [M, G], scores [M, G, D] → [M, D].
 
@@ -249,6 +273,7 @@ def pair_gradient(reward: Tensor, score: Tensor) -> Tensor:
     return torch.einsum("mij,mijd->md", difference, apart) / (2 * group * (group - 1))
 
 
+@typed
 def sample_covariance(reward: Tensor, score: Tensor) -> Tensor:
     """Σ_i (r_i − r̄)(s_i − s̄) / (G − 1): rewards [M, G], scores [M, G, D] → [M, D].
 
@@ -260,8 +285,16 @@ def sample_covariance(reward: Tensor, score: Tensor) -> Tensor:
     )
 
 
+def _probability(p: Tensor | float) -> Tensor:
+    """`p` in float64; raises `CourseError` unless it is from 0 to 1."""
+    found = _float64(p)
+    require(bool(((found >= 0) & (found <= 1)).all()), "p", p, "probabilities from 0 to 1")
+    return found
+
+
 def _float64(number: Tensor | float) -> Tensor:
     """A number or a tensor in float64, a tensor on its own device."""
+    require_type("number", number, Tensor | float)
     if isinstance(number, Tensor):
         return number.double()
     return torch.tensor(number, dtype=torch.float64, device="cpu")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course.arguments import typed
 from course.errors import CourseError, require
 from course.estimator import Estimator
 from course.exact.outcomes import Outcomes, sampling_probability
@@ -44,6 +45,7 @@ from course.rollout import Rollout
 GROUP, BATCH = (-1,), (-2, -1)
 
 
+@typed
 def in_the_limit(estimator: Estimator, outcomes: Outcomes) -> tuple[View, Moments]:
     """Coefficients and value for G → ∞; the covariance is 0 by the law of large numbers.
 

@@ -112,6 +112,8 @@ def microscope(
         '"auto", "multisets" or "lumped"',
     )
     group = check_group_size(group_size, infinite=True)
+    require(isinstance(estimator, Estimator), "estimator", estimator, "an Estimator")
+    require(isinstance(outcomes, Outcomes), "outcomes", outcomes, "an Outcomes")
     if group == math.inf:
         require(method == "auto", "method", method, '"auto" where G is infinite: nothing is listed')
         view, moments = in_the_limit(estimator, outcomes)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course.errors import require
+from course.arguments import typed
+from course.errors import require, require_finite, require_floats
 
 PER_SAMPLE = (
     "log_prob",
@@ -27,6 +28,7 @@ PER_ARM = ("old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
 DISTS = ("log_dist", "old_log_dist", "ref_log_dist")
 
 
+@typed
 @dataclass(frozen=True)
 class Outcomes:
     """The K possible outcomes of each prompt; an outcome is an answer with its reward.
@@ -73,6 +75,7 @@ class Outcomes:
                 object.__setattr__(
                     self, f.name, tensor.detach() if keeps else tensor.detach().double()
                 )
+        require_finite("outcomes.reward", self.reward)
         shape = self.reward.shape
         require(
             len(shape) == 3 and shape.numel() > 0,
@@ -130,6 +133,7 @@ class Outcomes:
         return self.chance * torch.where(self.mask, log_prob, 0.0).sum(-1).exp()
 
     @classmethod
+    @typed
     def of_sequences(
         cls,
         log_prob: Tensor,
@@ -144,6 +148,7 @@ class Outcomes:
         By default every token is chosen, rewards are deterministic, and there are no scores (D =
         0).
         """
+        require(reward.dim() == 3, "outcomes.reward", tuple(reward.shape), "the axes [Q, K, T]")
         mask = torch.ones_like(reward, dtype=torch.bool) if mask is None else mask
         chance = reward.new_ones(reward.shape[:2]) if chance is None else chance
         if score is None:
@@ -155,6 +160,7 @@ class Outcomes:
         return cls(log_prob, score, reward, mask, chance, **optional)
 
     @classmethod
+    @typed
     def of_arms(
         cls,
         log_prob: Tensor,
@@ -173,6 +179,13 @@ class Outcomes:
         `old_log_prob`, `ref_log_prob` and the other fields of a sample have the shape of
         `log_prob`; `greedy_reward` [Q] and the distributions are as in the class.
         """
+        require(log_prob.dim() in (1, 2), "log_prob", tuple(log_prob.shape), "[Q, A] or [A]")
+        require_floats("log_prob", log_prob)
+        axes = reward.dim() - log_prob.dim()
+        require(axes in (0, 1), "reward", tuple(reward.shape), "log_prob's shape, or one axis more")
+        if score is not None:
+            allowed = f"{tuple(log_prob.shape)} and one axis more"
+            require(score.shape[:-1] == log_prob.shape, "score", tuple(score.shape), allowed)
         per_arm = {name: optional.pop(name) for name in PER_ARM if optional.get(name) is not None}
         per_arm |= {"log_prob": log_prob, "reward": reward}
         per_arm |= {
@@ -230,6 +243,7 @@ class Outcomes:
         return replace(self, **changes)
 
 
+@typed
 def softmax_score(log_prob: Tensor) -> Tensor:
     """∂ log π_a / ∂ logit_b = 1[a = b] − π_b, the score of a softmax: [..., A] → [..., A, A].
 
@@ -240,6 +254,7 @@ def softmax_score(log_prob: Tensor) -> Tensor:
     ) - log_prob.exp().unsqueeze(-2)
 
 
+@typed
 def tabular_score(log_prob: Tensor) -> Tensor:
     """The score if every prompt has its own logits, D = Q·A: [Q, A] → [Q, A, Q·A].
 

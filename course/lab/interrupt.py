@@ -1,14 +1,17 @@
 """Ctrl-C while a command loads or while Python ends: status 130 and no traceback.
 
 The first line of a command calls `quiet` and the last one `leave`; in between `guarded` handles
-Ctrl-C. This module imports almost nothing.
+Ctrl-C. This module imports only what Python has loaded anyway, so that `quiet` comes at once.
 """
 
+import _signal  # `signal` makes its enumerations first, and a Ctrl-C meanwhile gives a traceback
 import os
-import signal
 import sys
-from contextlib import suppress
-from typing import NoReturn
+
+TYPE_CHECKING = False  # the constant of typing, without importing typing
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 INTERRUPTED = 130  # the exit status
 
@@ -20,11 +23,24 @@ def end(number: int, frame: object) -> None:
 
 def quiet() -> None:
     """Install `end` as the handler of Ctrl-C, unless another handler is already installed."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, end)
 
 
-def leave(status: int) -> NoReturn:
+def importing(frame: "FrameType | None") -> bool:
+    """Whether an import is in progress where `frame` is.
+
+    A library that meets an exception in the middle of its import may swallow it, hang or abort the
+    process, as PyTorch does.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave(status: int) -> "NoReturn":
     """End the process with `status`.
 
     After Ctrl-C it skips Python's own shutdown. If a library has swallowed a KeyboardInterrupt,
@@ -32,7 +48,9 @@ def leave(status: int) -> NoReturn:
     """
     if status == INTERRUPTED:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # closed, full or missing
+            try:
                 stream.flush()
+            except (OSError, ValueError, AttributeError):  # closed, full or missing
+                continue
         os._exit(status)
     sys.exit(status)

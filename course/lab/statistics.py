@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from course.errors import require
+from course.arguments import typed
+from course.errors import require, require_number
 
 LEVEL = 0.95  # of every interval that is drawn or printed
 
 
+@typed
 def student(chance: float, runs: int | None) -> float:
     """The two-sided quantile t of Student's distribution for `runs` normal values.
 
@@ -59,6 +61,7 @@ def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
     `values` [..., n] → floats or arrays [...]. The interval is Student's t with n − 1 degrees of
     freedom. One run has no interval: half is NaN, and `described` says so.
     """
+    _require_level(level)
     array = _array(values)
     require(
         array.ndim > 0 and array.shape[-1] > 0,
@@ -75,12 +78,14 @@ def interval(values: Any, level: float = LEVEL) -> tuple[Any, Any]:
     return (float(mean), float(half)) if array.ndim == 1 else (mean, half)
 
 
+@typed
 def named_interval(name: str, values: Any) -> dict[str, Any]:
     """`interval` as two series of a result, `name` and `name`_half."""
     mean, half = interval(values)
     return {name: mean, f"{name}_half": half}
 
 
+@typed
 def described(runs: int) -> str:
     """The words of a caption for an `interval` over this many runs."""
     if runs == 1:
@@ -101,6 +106,7 @@ def paired_interval(first: Any, second: Any, level: float = LEVEL) -> tuple[Any,
     return interval(_differences(first, second), level)
 
 
+@typed
 def share_error(hits: int, total: int) -> tuple[float, float]:
     """A share and its standard error, which is never 0.
 
@@ -111,6 +117,7 @@ def share_error(hits: int, total: int) -> tuple[float, float]:
     return hits / total, math.sqrt(adjusted * (1 - adjusted) / (total + 4))
 
 
+@typed
 def share_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """The 95 % interval of a share, `hits` of `total` independent tries (Wilson 1927).
 
@@ -118,12 +125,14 @@ def share_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, 
     """
     from scipy.stats import binomtest
 
+    _require_level(level)
     require(total > 0, "total", total, "a whole number > 0")
     require(0 <= hits <= total, "hits", hits, f"0 … {total}")
     found = binomtest(hits, total).proportion_ci(level, method="wilson")
     return float(found.low), float(found.high)
 
 
+@typed
 def mean_share_interval(shares: Any, samples: int = 1, level: float = LEVEL) -> tuple[float, float]:
     """The 95 % interval of the mean of shares [N], one per question, each out of `samples` draws.
 
@@ -149,9 +158,21 @@ def mean_share_interval(shares: Any, samples: int = 1, level: float = LEVEL) -> 
     return share_interval(round(mean * draws), draws, level)
 
 
+def _require_level(level: float) -> None:
+    require_number("level", level, "a number between 0 and 1", above=0, below=1)
+
+
 def _array(values: Any) -> np.ndarray:
+    """Numbers as an array; NaN stands for a run that was halted."""
     held = values.detach().cpu() if isinstance(values, Tensor) else values
-    return np.asarray(held, dtype=np.float64)
+    try:
+        found = np.asarray(held)
+        real = found if np.iscomplexobj(found) else found.astype(np.float64)
+        usable = not (np.iscomplexobj(real) or np.isinf(real).any())
+    except (TypeError, ValueError, OverflowError):
+        usable = False
+    require(usable, "values", values, "real numbers, none infinite")
+    return real
 
 
 def _differences(first: Any, second: Any) -> np.ndarray:

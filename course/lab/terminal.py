@@ -12,14 +12,16 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 from course.errors import CourseError
-from course.lab.interrupt import INTERRUPTED, end
+from course.lab.interrupt import INTERRUPTED, end, importing
 
 OK, FACT_FAILED, BAD_INPUT, MISTAKE = 0, 1, 2, 70  # exit statuses
 # errors of a pipe whose reader has closed it; Windows reports an invalid argument
@@ -48,6 +50,7 @@ SPELLED = {
     },
     **{"…": "...", "∑": "sum", "∂": "d", "∈": "in"},
 }
+AGAIN, LONGEST_IMPORT = 0.05, 1.0  # seconds after which a Ctrl-C that had no effect is raised again
 Item = TypeVar("Item")
 
 
@@ -166,24 +169,50 @@ def explain(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Yield a list to which every Ctrl-C is appended; each also raises KeyboardInterrupt."""
-    seen: list[int] = []
+def _noted_interrupts() -> Iterator[list[float]]:
+    """Yield a list of the times of every Ctrl-C; each also raises KeyboardInterrupt.
 
-    def note(number: int, frame: object) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
+    It is raised again if Python had to ignore it, as in a `__del__`. In the middle of an import it
+    waits for the end of the import, and after `LONGEST_IMPORT` seconds it ends the process.
+    """
+    seen: list[float] = []
+    over = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(time.monotonic())
+        if not importing(frame):
+            raise KeyboardInterrupt
+        if seen[-1] - seen[0] > LONGEST_IMPORT:
+            end(number, frame)
+        again()
+
+    def again() -> None:
+        threading.Thread(target=after_a_moment, daemon=True).start()
+
+    def after_a_moment() -> None:
+        if not over.wait(AGAIN):
+            signal.raise_signal(signal.SIGINT)
+
+    def ignored(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            again()
+        else:
+            hook(unraisable)
 
     ours = threading.current_thread() is threading.main_thread() and (
         before := signal.getsignal(signal.SIGINT)
     ) in (signal.default_int_handler, end)
+    hook = sys.unraisablehook
     if ours:
         signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = ignored
     try:
         yield seen
     finally:
+        over.set()
         if ours:
             signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
 
 
 def _interrupted() -> int:

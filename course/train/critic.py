@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from course.errors import require, require_flag, require_number
+from course.arguments import require_type
+from course.errors import require_finite, require_fits_runs, require_flag, require_number
 from course.parts.baseline import mean_of
 from course.rollout import Rollout
 
@@ -36,10 +39,13 @@ class RunningMean:
         per_prompt: bool = True,
         share: float | Tensor = 1.0,
     ) -> None:
-        require(first in ("zero", "reward"), "RunningMean.first", first, "'zero' or 'reward'")
+        require_type("RunningMean.first", first, Literal["zero", "reward"])
         require_flag("RunningMean.include_current", include_current)
         require_flag("RunningMean.per_prompt", per_prompt)
-        if not isinstance(share, Tensor):
+        if isinstance(share, Tensor):
+            require_type("RunningMean.share", share, Tensor)
+            require_finite("RunningMean.share", share)
+        else:
             require_number("RunningMean.share", share, "a finite number, or a tensor, one per run")
         self.include_current, self.first, self.per_prompt = include_current, first, per_prompt
         self.share = share.unsqueeze(-1) if isinstance(share, Tensor) else share
@@ -52,15 +58,7 @@ class RunningMean:
         Raises `CourseError` if `share` does not fit the runs.
         """
         if isinstance(self.share, Tensor):
-            fits = self.share.dim() == len(rollout.runs) + 1 and all(
-                n in (1, m) for n, m in zip(self.share.shape, rollout.runs, strict=False)
-            )
-            require(
-                fits,
-                "RunningMean.share",
-                tuple(self.share.shape[:-1]),
-                f"a number or one for each of the runs {tuple(rollout.runs)}",
-            )
+            require_fits_runs("RunningMean.share", self.share.squeeze(-1), rollout.runs)
         # samples without a chosen token do not count; a prompt with no other keeps its mean
         exists = rollout.present
         there = None if exists is None else exists.any(-1)

@@ -129,7 +129,7 @@ def _settle(folder: Path) -> None:
     """Put back the files that a journal names, and remove temporary files."""
     journal = folder / JOURNAL
     if journal.exists():
-        for name, existed in json.loads(journal.read_text(encoding="utf-8")):
+        for name, existed in _journalled(journal):
             path = folder / name
             old = _beside(path, OLD)
             if old.exists():
@@ -139,6 +139,21 @@ def _settle(folder: Path) -> None:
             _remove(_beside(path, NEW))
         journal.unlink()
     _remove(*folder.glob(f".*{NEW}"), *folder.glob(f".*{OLD}"))
+
+
+def _journalled(journal: Path) -> list[tuple[str, bool]]:
+    """What a journal holds; raises `CourseError` if it is not one that `_write_journal` wrote."""
+    try:
+        rows = json.loads(journal.read_text(encoding="utf-8"))
+        if all(isinstance(name, str) and isinstance(existed, bool) for name, existed in rows):
+            return [(name, existed) for name, existed in rows]
+        reason = "other things than names of files"
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error)
+    raise CourseError(
+        f"{journal}: got a damaged journal ({reason}); allowed is one that this course wrote:"
+        " move it away"
+    )
 
 
 def _write_journal(folder: Path, paths: list[Path]) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
+from course.arguments import require_type
 from course.errors import CourseError, require, require_number
 
 # numbers drawn ahead per run. It must not change: it decides how uniform and normal numbers share
@@ -44,11 +45,15 @@ class Noise:
         self.runs = torch.Size(runs)
         self.count = prod(self.runs)
         numbers = range(self.count) if numbers is None else numbers
+        allowed = f"one number for each of the {self.count} runs"
+        is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str)
+        require(is_list, "noise.numbers", numbers, allowed)
+        require_type("noise.device", device, torch.device | str)
         require(
             len(numbers) == self.count,
             "noise.numbers",
             len(numbers),
-            f"one number for each of the {self.count} runs",
+            allowed,
         )
         for number in (
             () if isinstance(numbers, range) and min(numbers, default=0) >= 0 else numbers

@@ -15,6 +15,7 @@ from typing import Protocol, overload
 import torch
 from torch import Tensor
 
+from course.arguments import require_type
 from course.errors import require, require_number
 
 Schedule = Callable[[int], float]
@@ -147,6 +148,7 @@ def require_per_run(field: str, value: object, unit: str) -> None:
     if not isinstance(value, Tensor):
         require_number(field, value, allowed, above=0)
         return
+    require_type(field, value, Tensor)
     whole_or_real = value.dtype != torch.bool and not value.is_complex()
     require(whole_or_real, field, value.dtype, allowed)
     bad = ~((value > 0) & (value < torch.inf))
