@@ -1,0 +1,83 @@
+"""One Ctrl-C always ends a command with status 130, whatever is running when it comes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from course.errors import CourseError
+from course.lab.interrupt import INTERRUPTED, importing
+from course.lab.terminal import guarded
+from course.train.files import JOURNAL, check_writable, replace_files
+
+MODULE = """
+import signal, sys
+from course.lab.interrupt import importing
+
+inside = importing(sys._getframe())
+try:
+    signal.raise_signal(signal.SIGINT)
+    swallowed = False
+except BaseException:
+    swallowed = True
+"""
+
+
+def work() -> int:
+    """What a command does after the Ctrl-C: it would go on for five seconds."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.001)
+    return 0
+
+
+def test_a_ctrl_c_that_python_ignores_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)  # an exception in here is ignored
+
+    def body() -> int:
+        Dying()
+        return work()
+
+    assert guarded(body) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: no file was left half-written\n"
+    assert sys.unraisablehook.__module__ != "course.lab.terminal"
+
+
+def test_a_ctrl_c_in_an_import_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module would swallow it: PyTorch aborts the process."""
+    (tmp_path / "interrupted_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def body() -> int:
+        import interrupted_module  # type: ignore[import-not-found]
+
+        assert interrupted_module.inside
+        assert not interrupted_module.swallowed
+        return work()
+
+    assert guarded(body) == INTERRUPTED
+    assert "interrupted_module" in sys.modules
+    assert not importing(sys._getframe())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b'"x"', b"[1]", b'[["x"]]', b'[["x", 2]]', b"[" * 100_000]
+)
+def test_a_damaged_journal_is_told_and_nothing_is_changed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_text("old")
+    (tmp_path / JOURNAL).write_bytes(content)
+    for attempt in (
+        lambda: check_writable(tmp_path),
+        lambda: replace_files({tmp_path / "x": b"new"}),
+    ):
+        with pytest.raises(CourseError, match=r"damaged journal .*allowed is"):
+            attempt()
+    assert (tmp_path / "x").read_text() == "old"
