@@ -28,8 +28,8 @@ except BaseException:
 
 
 def work() -> int:
-    """What a command does after the Ctrl-C: it would go on for five seconds."""
-    end = time.monotonic() + 5
+    """What a command does after the Ctrl-C: it would go on for a minute."""
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         time.sleep(0.001)
     return 0
