@@ -772,7 +772,7 @@ COMMANDS = {
     ),
     "wrong setting": (
         "-m bandits policy_variance --group 1",
-        "--group: got 1; allowed is a whole number > 1",
+        "--group: got 1; allowed is a whole number ≥ 2",
     ),
     "unwritable folder": (
         "-m bandits policy_variance --out mine.py/figures",
