@@ -290,21 +290,22 @@ for rewards in ([0, 0, 0, 0.1], [0, 0, 0, 1], [0, 0, 0, 0]):
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "arms",
-    "Our answers have at most 3 tokens. Roughly how many arms has the bandit of one question?",
+    "Our answers have at most 3 tokens. Let them have 6. How many times as many arms has the bandit"
+    " of one question then?",
     {
-        "20, one for each possible sum and some more": (
-            "The policy does not know that answers are numbers up to 18. It may write `+=;`."
+        "twice as many": (
+            "Every further token multiplies the arms by 17: each text so far can go on in 17 ways."
         ),
-        "about 5 thousand": (
-            "1 + 17 + 17² + 17³ = 5,220. A text of 100 tokens from a vocabulary of 100,000 has"
-            " 10⁵⁰⁰."
+        "about 5 thousand times": (
+            "Three more tokens, 17³ = 4,913 times. A text of 100 tokens from a vocabulary of"
+            " 100,000 has 10⁵⁰⁰."
         ),
-        "about 18³ · 18": (
-            "Behind the end token nothing follows, and completions of at most 3 tokens have no"
-            " fourth."
+        "about 25 million times": (
+            "That is 17⁶, all arms of six tokens. The question is how many times more than with"
+            " three."
         ),
     },
-    answer="about 5 thousand",
+    answer="about 5 thousand times",
 )
 
 # %%
@@ -542,37 +543,34 @@ panels[0].set_yscale("log")
 panels[0].set_ylim(1e-17, 10)
 panels[0].legend(frameon=False, loc="center")
 figures.describe(panels[0], "how far E[ĝ] is off", "KL(π‖π_old), nats", "‖E[ĝ] − ∇J‖ / ‖∇J‖")
-line = [0.0, 1.0]
-figures.expectation(panels[1], line, line, label="forecast = J")
 for name, colour, marker in (
     ("forecast_token", "#b8320f", "o"),
     ("forecast_sequence", "#00875f", "^"),
 ):
-    panels[1].plot(
-        [e["J"] for row in distances for e in row],
-        [e[name] for row in distances for e in row],
-        linestyle="none",
-        marker=marker,
-        color=colour,
-        markersize=5,
-        fillstyle="none",
-    )
+    for x, row in zip(apart, distances, strict=True):
+        panels[1].plot(
+            x,
+            [max(abs(each[name] - each["J"]), 1e-16) for each in row],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            markersize=5,
+        )
+panels[1].set_xscale("log")
+panels[1].set_yscale("log")
+panels[1].set_ylim(1e-17, 10)
 figures.describe(
-    panels[1],
-    "what the surrogate forecasts",
-    "true J after the updates",
-    "forecast from π_old's samples",
+    panels[1], "how far the forecast of J is off", "KL(π‖π_old), nats", "|forecast − J|"
 )
 lesson.picture(
     figure,
-    "relative error of the expected gradient over KL: a ratio per token is off by a fraction of a"
-    " per cent for most questions and by several per cent for some, the answer's ratio is exact to"
-    " rounding",
+    "errors of the expected gradient and of the forecast over KL: with a ratio per token up to a"
+    " tenth and a hundredth, with the answer's ratio both are exact to rounding",
 )
 
 # %% [markdown]
-# Each point is one question after one number of updates. On the right the forecasts of both kinds lie on the line, as far as the eye can tell: it takes the left panel to see the difference. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
-# product has more variance the longer the answer, which is why practice clips tokens (lesson 03), or takes a geometric mean (GSPO, lesson 06).
+# Each point is one question after one number of updates; the ratio of the answer is exact in both panels, to rounding. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
+# product has more variance the longer the answer, which is why practice clips tokens (lesson 03), or takes a geometric mean (GSPO, lesson 03).
 #
 # The same holds for the KL. Lesson 07 showed that penalties summed token by token drop the effect of a token on later ones. Its size here, as a share of the gradient of the
 # answers' KL (KL(ref‖π) for k3, KL(π‖ref) for the others):
@@ -754,21 +752,22 @@ print(
 # Someone trains with the `clip` rung, samples at temperature 1.5, with **one** update per rollout, four seeds per run. One of the runs has a fault. On the left the chance of a right sample (at 1.5), on the right the share of tokens
 # that the clip has made flat.
 
+
 # %% jupyter={"source_hidden": true}
-def climb(scored, rollouts=40):
-    """Chance of a right sample, greedy accuracy and clip fraction along the way, four seeds at
-    once.
+def climb(scored, estimator=ladder.clip, rollouts=40):
+    """Four seeds at once: the chance of a right sample and the clip fraction along the way; at the
+    end greedy accuracy and the chance of a right sample at temperature 1.
     """
     learned = Transformer(settings, (4,), **double)
     with torch.no_grad():
         for name, weight in model.weights.items():
             learned.weights[name].copy_(weight.expand_as(learned.weights[name]))
     problem = LanguageModel.of(
-        ladder.clip, learned, task, prompts=32, group=8, temperature=1.5, scored_temperature=scored
+        estimator, learned, task, prompts=32, group=8, temperature=1.5, scored_temperature=scored
     )
     learner = Learner(
         problem,
-        ladder.clip,
+        estimator,
         Adam(2e-3, betas=(0.9, 0.98)),
         lesson.noise(4, use=7, **double),
         max_grad_norm=1.0,
@@ -786,12 +785,13 @@ def climb(scored, rollouts=40):
         torch.stack(path),
         learner.history["clip_fraction"],
         accuracy(learned, task, questions=task.train).mean(-1),
+        right_to_go(learned, task, task.train)[..., 0].mean(-1),
     )
 
 
 climbs = {"run A": climb(None), "run B": climb(1.0)}
 figure, panels = figures.new_figure(1, 2, width=8.8, height=3.3)
-for (name, (path, clipped, _)), colour in zip(climbs.items(), ("#0057a3", "#c25fa0"), strict=True):
+for (name, (path, clipped, *_)), colour in zip(climbs.items(), ("#0057a3", "#c25fa0"), strict=True):
     figures.band(
         panels[0],
         range(0, 41, 5),
@@ -814,11 +814,10 @@ lesson.picture(
     "run A climbs with a clip fraction of 0; run B stalls, with a sixth to a fifth of the tokens"
     " clipped from the first update on",
 )
-for name, (path, clipped, greedy) in climbs.items():
+for name, (path, clipped, *_) in climbs.items():
     print(
         f"{name}: {path[0].mean():.2f} → {path[-1].mean():.2f}; clipped {clipped[0].mean():.2f} in"
-        f" the first update, {clipped[-1].mean():.2f} in the last; greedy answers"
-        f" {greedy.mean():.2f}"
+        f" the first update, {clipped[-1].mean():.2f} in the last"
     )
 
 # %% jupyter={"source_hidden": true}
@@ -847,13 +846,35 @@ lesson.ask(
 # %% [markdown]
 # The reveal: run B has `scored_temperature=1.0` beside `temperature=1.5`. A clip fraction above 0 in the **first** update after a rollout is the sign to look for. It costs nothing to log.
 #
-# One thing is not as one would expect: look at the *greedy* answers. Those of the faulty run are the better ones here, although its samples are worse. Whoever evaluates greedily only may not notice the fault.
+# One thing is not as one would expect: the *greedy* answers. And look at samples drawn at temperature 1 in place of 1.5:
+
+# %%
+from course.lab.statistics import paired_interval
+
+climbs["run B without the clip"] = climb(1.0, ladder.surrogate)
+right = climbs["run A"]
+print(f"greedy before: {accuracy(model, task, questions=task.train).mean():.2f}")
+for name, found in climbs.items():
+    print(name)
+    for what, first, second in (
+        ("samples at 1.5", right[0][-1], found[0][-1]),
+        ("samples at 1", right[3], found[3]),
+        ("greedy", right[2], found[2]),
+    ):
+        mean, half = paired_interval(second, first)
+        less = "" if found is right else f"   less run A, four pairs: {mean:+.3f} ± {half:.3f}"
+        print(f"    {what:15} {second.mean():.2f}{less}")
+
+# %% [markdown]
+# By its samples run B is behind at both temperatures, by its greedy answers it is ahead. The two measure different things: a sample counts the *probability* of the right answer, greedy decoding asks only whether it is the *largest*. And here the clip sorts. Where the model is sure, π_1 is above π_1.5, so ρ is above 1.2, and a right answer gets no push any more. What is still pushed up are right answers that are not the favourite; what is still pushed down are wrong ones that are. That changes ranks, and moves little mass. The third run has the same fault without a clip. Its lead in greedy answers is within what four pairs cannot tell from 0.
+#
+# Whoever evaluates greedily only would have called the fault an improvement.
 
 # %% [markdown]
 # ## Where there is no check: Bradley–Terry
 #
 # A sum can be checked, the tone of a letter cannot. Then people say which of two answers they prefer, and a **reward model** $r_\phi(q,o)$ is fitted to what they say. Give each answer a strength $e^{r}>0$ and let the chance to win be its
-# share (the formulas are lost in the text of “A Not So Gentle Introduction”; here they are):
+# share:
 #
 # $$P(o_w\succ o_l\mid q) = \frac{e^{r_\phi(q,o_w)}}{e^{r_\phi(q,o_w)}+e^{r_\phi(q,o_l)}} = \frac{1}{1+e^{-(r_\phi(q,o_w)-r_\phi(q,o_l))}} = \sigma\big(r_\phi(q,o_w)-r_\phi(q,o_l)\big). \tag{8.11}$$
 #
@@ -988,4 +1009,4 @@ preference.check(preference_loss)
 #
 # ## Next
 #
-# Lesson 09 climbs the ladder on this model: which of the replaced parts matter, and how to read curves whose seeds differ more than the methods.
+# Lesson 09 climbs the ladder on this model: which of the replaced parts matters, under which trouble, and by how much.
