@@ -5,7 +5,7 @@
 #
 # * run a comparison that decides: one replaced part, one stress, both arms paired, each at its own best learning rate;
 # * compute the interval of a paired difference, and say what an undecided one allows;
-# * say for every part of the ladder what it is for, what it brings there, and that it brings nothing elsewhere;
+# * say for every part of the ladder what it is for, what it brings there, and within which bound it brings nothing elsewhere;
 # * read the curves of a training log, and find a bug that they hardly show.
 #
 # You need lessons 06 to 08: the group, the KL, and a prompt as a bandit. A first read takes about 55 minutes. It computes for {{time}}.
@@ -437,17 +437,17 @@ lesson.ask(
     " ratio)?",
     {
         "the ratio on both: it is what makes stale samples unbiased": (
-            "It does on the bandit, where a sample is one choice. On the transformer each token has"
-            " its own ratio, and log π pushed down knows no floor under either."
+            "On the bandit, yes. On the transformer the step from the bare ratio to the clip brings"
+            " more than the step to the ratio."
         ),
         "the clip on both: only the clip stops anything": (
             "On the bandit a bare ratio nearly stops by itself: an answer pushed down has a small"
-            " ρ, and with it a small gradient."
+            " ρ, and with it a small gradient. Little is left for the clip to do."
         ),
         "the ratio on the bandit, the clip on the transformer": (
-            "On the bandit ρ shrinks with what is pushed down, and that is nearly enough. On the"
-            " transformer updates of one question move others through shared weights, and the"
-            " clip, which ends the push, does most."
+            "On the bandit ρ shrinks with what is pushed down (lesson 03), and that is nearly"
+            " enough. On the transformer it is the other way round. The experiment says that it is"
+            " so, not why: what works on a bandit need not be what matters on a network."
         ),
     },
     answer="the ratio on the bandit, the clip on the transformer",
@@ -596,7 +596,7 @@ reveal("grpo, unrewarded")
 #
 # ## From random weights
 #
-# Until now a warm start had shown the model what an answer looks like. Take it away: two-digit sums, random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. Everything else is as in the first section.
+# Until now a warm start had shown the model what an answer looks like. Take it away: two-digit sums, random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. Otherwise it is GRPO on two-digit sums as in the first section, with a smaller model and more rollouts.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
@@ -659,7 +659,7 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Read the row without the KL, `length_mean`: answers cut at the limit, groups silent, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. The part that is a price elsewhere decides everything here.
+# Read the row without the KL, `length_mean`: answers cut at the limit, groups silent, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. The part that was a price on the bandit above decides here.
 #
 # Two replacements were tried in its place: an entropy bonus, and credit for the end token. The mean over four models says little about either, as their intervals show; look at the models one by one in the last column. Some start, some do not. With an interval that wide, "the bonus does not replace the KL" has **not** been shown, and neither has the opposite.
 #
@@ -678,7 +678,7 @@ print(
 )
 
 # %% [markdown]
-# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, and that stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$, which dies with the arm. Their intervals and that of no anchor overlap.
+# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, and that stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$, which dies with the arm. Their intervals and that of no anchor overlap. (On the transformer the entropy bonus did better than that in some models: three arms do not explain everything.)
 #
 # <!-- answers: 26 -->
 # ## A term that nobody asked for
@@ -717,7 +717,7 @@ for what in ("entropy", "J"):
 #
 # ## The table
 #
-# All rows, both problems; then the picture of the same numbers. Filled: the effect, each arm at its best rate. Hollow: the part taken away, the rate unchanged. Grey: the control. Diamond: what the expected updates, without noise, predict.
+# All rows, both problems, effect and control; then the picture of the same numbers. Diamonds are what the expected updates, without noise, predict.
 
 # %%
 print(stress.CELLS + "\n")
@@ -990,7 +990,7 @@ exercise_clip.check(my_clip_fraction)
 #
 # ## Take away
 #
-# **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and the KL decides everything where training starts from nothing. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
+# **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and not without. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
 #
 # ## Next
 #
