@@ -1,10 +1,10 @@
 """From zero: two-digit sums from random weights by reinforcement learning alone (R1-Zero, small).
 
 Nothing is demonstrated. The reward is 1 for the exact answer and up to ½ for its digits. GRPO goes
-from 0 to nearly all held-out questions. The same estimator without its KL, `length_mean`, and every
-rung below it end at 0: the credit for digits is satisfied without the end token, so the policy
-becomes certain of answers that never end, all samples of a group pay the same ½, and the group is
-silent. The end token has died out before it was ever worth something.
+from 0 to nearly all held-out questions. The same estimator without its KL, `length_mean`, ends at
+0: the credit for digits is satisfied without the end token, so the policy becomes certain of
+answers that never end, all samples of a group pay the same ½, and the group is silent. The end
+token has died out before it was ever worth something.
 
 What to look for:
 
