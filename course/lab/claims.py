@@ -162,6 +162,12 @@ CLAIMS: dict[int, Claim] = {
         "the stress it gains little.",
         "this course",
     ),
+    42: Claim(
+        "from random weights",
+        "Reinforcement learning alone takes random weights to nearly all held-out two-digit sums "
+        "with GRPO's KL, and to none without it.",
+        "this course",
+    ),
 }
 
 

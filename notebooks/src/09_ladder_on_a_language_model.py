@@ -838,7 +838,7 @@ suspects = {"run A": train(broken, [1e-3], JUDGED, rollouts=40), "run B": plain}
 
 
 def draw_suspects():
-    figure, panels = figures.new_figure(1, 4, width=11.0, height=3.0)
+    figure, panels = figures.new_figure(1, 4, width=9.4, height=2.6)
     for ax, (what, title) in zip(
         panels,
         (
