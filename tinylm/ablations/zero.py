@@ -284,7 +284,7 @@ def plot(result: Result) -> Figure:
         labels[below[-1]] = count
     rungs = [*below, *(name for name in ("grpo",) if name in there)]
     _curves(
-        accuracy, result, rungs, "accuracy", "Of the rungs, only GRPO", "held-out accuracy", labels
+        accuracy, result, rungs, "accuracy", "With its KL, and without", "held-out accuracy", labels
     )
     _ends(ends, result, there)
     few = [name for name in ("reinforce", "length_mean", "entropy", "grpo") if name in there]
