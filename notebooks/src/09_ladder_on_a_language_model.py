@@ -638,7 +638,7 @@ for pair, found in zero.series["differences"].items():
     print(f"  {pair:28}", shown(found["mean"], found["half"]))
 
 # %% jupyter={"source_hidden": true}
-figure, panels = figures.new_figure(1, 2, width=9.4, height=3.4)
+figure, panels = figures.new_figure(1, 2, width=8.2, height=3.0)
 for ax, what, title in zip(
     panels, ("accuracy", "entropy"), ("Held-out accuracy", "Entropy, nats per token"), strict=True
 ):
@@ -742,7 +742,7 @@ KEYS = list(parts["transformer"].series["rows"])
 def draw_pairs(key, problem):
     row = parts[problem].series["rows"][key]
     low, high = (torch.tensor(row[f"values_{arm}"])[:64] for arm in ("below", "rung"))
-    figure, panels = figures.new_figure(1, 2, width=9.0, height=3.4)
+    figure, panels = figures.new_figure(1, 2, width=8.2, height=3.1)
     colour = figures.style_of(row["rung"])["color"]
     panels[0].plot([0, 1], torch.stack([low, high]), color=colour, linewidth=0.9, alpha=0.6)
     panels[0].set_xticks([0, 1], [row["below"], row["rung"]])

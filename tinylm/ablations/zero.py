@@ -4,7 +4,8 @@ Nothing is demonstrated. The reward is 1 for the exact answer and up to ½ for i
 from 0 to nearly all held-out questions. The same estimator without its KL, `length_mean`, ends at
 0: the credit for digits is satisfied without the end token, so the policy becomes certain of
 answers that never end, all samples of a group pay the same ½, and the group is silent. The end
-token has died out before it was ever worth something.
+token has died out before it was ever worth something. Not every model does: of two with other
+rounding one found the end after 600 rollouts, and stayed near 40 %.
 
 What to look for:
 
@@ -47,11 +48,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "two-digit sums from random weights: GRPO learns them, the same without its KL nothing"
+TITLE = "two-digit sums from random weights: GRPO with its KL, and the same without"
 FIGURE = "tinylm_zero_live"
-EXPECTED_SECONDS = 120.0
+EXPECTED_SECONDS = 170.0
 SEEN = "measured here"
-ENOUGH = 4  # models; with fewer, no claim is made about their mean
+ENOUGH = 4  # models; with fewer, no claim is made
 LATE = 4  # logged rollouts at the end
 NUMBER = 42  # of the claim in the course's list
 LOGGED = ("accuracy", "entropy", "truncated", "silent_groups", "length", "reward", "kl_start")
@@ -119,7 +120,7 @@ class Settings(AblationBudget):
     warm_target: float = 0.0  # no demonstration
     prompts: int = 64  # questions per rollout
     group: int = 16  # completions per question
-    rollouts: int = 1200  # rollouts of reinforcement learning
+    rollouts: int = 700  # rollouts of reinforcement learning
     log_every: int = 50  # rollouts between two points of a curve
     judged: int = 500  # held-out questions that measure the accuracy
     seeds: int = 2  # models, each from its own random weights
@@ -225,10 +226,12 @@ def predicted(settings: Settings) -> dict[str, float]:
 
 def _facts(s: Settings, arms: dict[str, dict[str, Any]]) -> list[Fact]:
     at = f"{s.rollouts:,} rollouts from random weights"
-    facts, above = [], partial(Fact.above, number=NUMBER)
-    many = s.seeds >= ENOUGH
+    facts: list[Fact] = []
+    above = partial(Fact.above, number=NUMBER)
+    if s.seeds < ENOUGH:
+        return facts
     for ahead, behind, why in CLAIMS:
-        if many and ahead in arms and behind in arms:
+        if ahead in arms and behind in arms:
             mean, error = paired_error(arms[ahead]["final"], arms[behind]["final"])
             claim = (
                 f"{why}: held-out accuracy after {at}, {ARMS[ahead].label} less"
@@ -247,7 +250,7 @@ def _facts(s: Settings, arms: dict[str, dict[str, Any]]) -> list[Fact]:
         least = float(torch.as_tensor(arms["grpo"]["final"]).min())
         claim = f"GRPO's worst model answers more than 95 % of held-out questions after {at}"
         facts.append(above(claim, SEEN, least, 0.95))
-    if many and "grpo" in arms:
+    if "grpo" in arms:
         silent = torch.as_tensor(arms["grpo"]["silent_groups"])[-LATE:].double().mean(0)
         mean, error = mean_error(silent)
         claim = (
@@ -257,7 +260,7 @@ def _facts(s: Settings, arms: dict[str, dict[str, Any]]) -> list[Fact]:
         expected = predicted(s)["silent_groups"]
         same = partial(Fact.simulated, number=NUMBER, runs=s.seeds, chance=CHANCE)
         facts.append(same(claim, "derived", mean, error, expected))
-    if many and "grpo" in arms and "length_mean" in arms:
+    if "grpo" in arms and "length_mean" in arms:
         cut = (torch.as_tensor(arms[name]["truncated"])[-1] for name in ("length_mean", "grpo"))
         mean, error = paired_error(*cut)
         claim = f"Without its KL the answers are cut at the limit: difference of the shares, {at}"

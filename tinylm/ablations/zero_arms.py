@@ -22,6 +22,6 @@ from tinylm.ablations.zero import ARMS, plot, run
 TITLE = "two-digit sums from random weights: the eight rungs, three KLs, an entropy bonus, rewards"
 FIGURE = "tinylm_zero"
 EXPECTED_SECONDS = 2400.0
-SETTINGS = replace(zero.SETTINGS, arms=tuple(ARMS), seeds=4)
+SETTINGS = replace(zero.SETTINGS, arms=tuple(ARMS), seeds=4, rollouts=1200)
 
 __all__ = ["EXPECTED_SECONDS", "FIGURE", "SETTINGS", "TITLE", "plot", "run"]
