@@ -247,7 +247,8 @@ def test_a_log_that_is_none_is_refused_before_anything_is_written(
 
 def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     """In another process; after a kill -9 of the first its folder can be gone on with."""
-    command = [sys.executable, "-m", "tinylm", "train", "--out", str(tmp_path), *options(KILLED)]
+    long = options(with_changes(KILLED, rollouts=100_000))  # it outlives the refused commands
+    command = [sys.executable, "-m", "tinylm", "train", "--out", str(tmp_path), *long]
     with open(tmp_path.parent / "said", "w") as said:
         first = subprocess.Popen(command, stdout=said, stderr=said)
     deadline = time.monotonic() + 60
@@ -265,7 +266,14 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path:
     first.wait()
     assert ".training.lock" in os.listdir(tmp_path)  # what a killed process leaves
     loaded = Training.load(tmp_path / CHECKPOINT)
-    run(loaded, tmp_path)
+    begun = loaded.learner.steps
+
+    def stop(now: Training) -> None:
+        if now.learner.steps == begun + 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(loaded, tmp_path, tick=stop)
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.json", CHECKPOINT, METRICS]
 
 
