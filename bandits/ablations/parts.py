@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TITLE = "what each part of the ladder buys on a contextual bandit: one part, one stress, paired"
 FIGURE = "bandit_parts"
-EXPECTED_SECONDS = 20.0
+EXPECTED_SECONDS = 45.0
 WHERE = "contextual bandit"
 
 
@@ -89,7 +89,7 @@ class Settings(Checked):
 
 SETTINGS = Settings()
 QUICK = dataclasses.replace(SETTINGS, streams=64, tuning=8, rates=(1.0, 4.0, 16.0, 64.0))
-QUICK_SECONDS = 8.0
+QUICK_SECONDS = 25.0
 
 
 def estimator_of(rung: str, training: str, settings: Settings) -> Estimator:
