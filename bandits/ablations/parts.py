@@ -242,7 +242,10 @@ def run(settings: Settings, progress: Progress) -> Result:
         return predicted(s, below, rung, stress, rates)
 
     sweep = Sweep(s.rates, s.tuning, s.streams)
-    caption = "Diamonds: expected updates, without noise."
+    caption = (
+        f"Diamonds: expected updates, without noise. The KL has β = {s.anchor:g} under its stress"
+        f" and the rung's own {ladder.grpo.kl.beta:g} without."
+    )
     return compare(s.rungs, trained, sweep, WHERE, theory_of, caption)
 
 

@@ -377,7 +377,7 @@ def together(results: Mapping[str, Result]) -> Result:
         series={problem: dict(found.series) for problem, found in results.items()},
         environment=first.environment,
         seconds=sum(found.seconds for found in results.values()),
-        caption=first.caption,
+        caption=" ".join(f"{problem}: {found.caption}" for problem, found in results.items()),
     )
 
 

@@ -590,7 +590,7 @@ lesson.ask(
 reveal("grpo, unrewarded")
 
 # %% [markdown]
-# More of the skill is left on both. On the bandit the control shows the price. On the transformer 16 pairs see none: read the bound. And compare the second line with the first. At one and the same rate the transformer's effect is not decided: the anchored arm's best rate is another, and that belongs to what the first line counts.
+# (Under the stress β is 0.1 on the bandit and 1 on the transformer; the control has the rung's own, 0.04.) More of the skill is left on both. On the bandit the control shows the price. On the transformer 16 pairs see none: read the bound. And compare the second line with the first. At one and the same rate the transformer's effect is not decided: the anchored arm's best rate is another, and that belongs to what the first line counts.
 #
 # So far the KL looks like the smallest part of GRPO. TRL's default leaves it out. Is that all?
 #

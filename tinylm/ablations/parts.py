@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as change
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,28 +96,13 @@ def two_lengths(terms: int) -> Task:
     direct = torch.full_like(long.target, tasks.PAD)
     direct[:, 0] = tasks.MARKER
     direct[:, 1 : 1 + long.answer.shape[1]] = long.answer
-    return stacked([change(long, target=direct)] * 3 + [long])
+    return reduce(tasks.together, [change(long, target=direct)] * 3 + [long])
 
 
 def two_skills() -> Task:
     """One-digit sums and differences; a row is a sum if it is in the first half."""
-    both = [tasks.make(tasks.TaskSettings(name=name, digits=1)) for name in SKILLS]
-    return stacked(both)
-
-
-def stacked(parts: Sequence[Task]) -> Task:
-    """Several tables with prompts of one width as one; the settings are those of the first."""
-    first, many = parts[0], [len(part.prompt) for part in parts]
-    before = [sum(many[:index]) for index in range(len(parts))]
-    tables = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("prompt", "target", "answer", "difficulty")
-    }
-    rows = {
-        name: torch.cat([getattr(p, name) + shift for p, shift in zip(parts, before, strict=True)])
-        for name in ("train", "held_out")
-    }
-    return Task(first.settings, **tables, **rows, marked=first.marked)
+    sums, differences = (tasks.make(tasks.TaskSettings(name=name, digits=1)) for name in SKILLS)
+    return tasks.together(sums, differences)
 
 
 def uneven(task: Task, times: int) -> Task:
@@ -257,7 +242,12 @@ def run(settings: Settings, progress: Progress) -> Result:
     def trained(rung: str, training: str, rates: Sequence[float], numbers: range) -> Trained:
         return train(s, start(training), rung, training, rates, numbers, progress)
 
-    return compare(s.rungs, trained, Sweep(s.rates, s.tuning, s.seeds), WHERE)
+    sweep, own = Sweep(s.rates, s.tuning, s.seeds), f"{ladder.grpo.kl.beta:g}"
+    caption = (
+        f"The KL has β = {s.anchor:g} under its stress and the rung's own {own} without; groups"
+        f" are of {s.many} where difficulty differs, else of {s.group}."
+    )
+    return compare(s.rungs, trained, sweep, WHERE, caption=caption)
 
 
 def plot(result: Result) -> Figure:
