@@ -663,7 +663,7 @@ lesson.picture(
 #
 # Two replacements were tried in its place: an entropy bonus, and credit for the end token. The mean over four models says little about either, as their intervals show; look at the models one by one in the last column. Some start, some do not. With an interval that wide, "the bonus does not replace the KL" has **not** been shown, and neither has the opposite.
 #
-# A bandit explains it, with three arms: one that pays ½ and is found soon, a rare one that pays 1, and one that pays nothing. How many of the sampled runs found the rare one?
+# A bandit explains it, with three arms: one that pays ½ and is found soon, a rare one that pays 1½ (its digits and the end), and one that pays nothing. How many of the sampled runs found the rare one?
 
 # %%
 rare = load("rare_prize")
