@@ -13,6 +13,7 @@ from course import ladder
 from course.estimator import Estimator, replace
 from course.exact import Outcomes, every_group, group_std_weight, microscope, objective
 from course.parts import GroupStd, SequenceMean
+from course.parts.baseline import silent
 
 # the group_std rung without its eps, for which the law is exact
 STD = replace(ladder.group_mean, scale=GroupStd(eps=0.0))
@@ -52,6 +53,13 @@ def weight(estimator: Estimator, listed: Outcomes, group: int) -> float:
     return float(seen.expected @ seen.gradient / seen.gradient.square().sum())
 
 
+def weights(
+    estimator: Estimator, p: Tensor, group: int, lengths: tuple[int, int] | None = None
+) -> Tensor:
+    """`weight` [n] at success probabilities p [n]; `lengths` as for `right_or_wrong`."""
+    return p.new_tensor([weight(estimator, right_or_wrong(x, lengths), group) for x in p.tolist()])
+
+
 def angle(estimator: Estimator, listed: Outcomes, group: int) -> float:
     """The angle between E[ĝ] and ∇p, in degrees."""
     cosine = microscope(estimator, listed, group, covariance=False).cosine
@@ -62,6 +70,45 @@ def silent_share(listed: Outcomes, group: int) -> float:
     """The probability of a group whose gradient is exactly zero (a zero-variance group)."""
     every = every_group(STD, listed, group)
     return float(every.chance[(every.gradient == 0).all(-1)].sum())
+
+
+def silent_shares(p: Tensor, group: int) -> Tensor:
+    """`silent_share` [n] of a right and a wrong answer at success probabilities p [n]."""
+    return p.new_tensor([silent_share(right_or_wrong(x), group) for x in p.tolist()])
+
+
+def asked_again(listed: Outcomes, group: int) -> Tensor:
+    """E[ĝ] [D] of the std if silent groups of one prompt are sampled again until none is silent.
+
+    It is E[ĝ | the group is not silent], and silence is decided by the rewards (Yu et al. 2025,
+    DAPO, eq. 11).
+    """
+    every = every_group(STD, listed, group)
+    loud = ~silent(listed.total_reward[0][every.outcome[:, 0]])[:, 0]  # [groups]
+    chance = every.chance[loud]
+    return torch.einsum("m,md->d", chance, every.gradient[loud]) / chance.sum()
+
+
+def length_pairs(short: int, long: int) -> list[tuple[int, int]]:
+    """The four pairs of a right answer's length and a wrong one's, in tokens."""
+    return [(right, wrong) for right in (short, long) for wrong in (short, long)]
+
+
+def length_weight(p: Tensor, group: int, right: int, wrong: int) -> Tensor:
+    """The weight of ∇p under 1/|o| if right and wrong answers have these lengths in tokens.
+
+    It is w_G(p)·((1−p)/right + p/wrong), for p of any shape.
+    """
+    return group_std_weight(p, group) * ((1 - p) / right + p / wrong)
+
+
+def length_angle(short: int, long: int) -> float:
+    """The angle between E[ĝ] and ∇p in degrees, of `four_answers` at p = ½ under 1/|o|.
+
+    E[ĝ] pushes right and wrong answers by ±(1/short, 1/long), and ∇p pushes them by ±(1, 1).
+    """
+    push = torch.tensor([1 / short, 1 / long], dtype=torch.float64)
+    return math.degrees(math.acos(float(push.sum() / (push.norm() * math.sqrt(2)))))
 
 
 def length_law(listed: Outcomes, group: int) -> Tensor:
