@@ -16,47 +16,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from dataclasses import replace as change
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bandits.exact import B3_MEANS, B3_POLICY
-from bandits.theory.effective_samples import (
-    Sums,
-    answers,
-    bernoulli_arms,
-    by_hand,
-    centred,
-    distance,
-    independent_tokens,
-    natural_gap,
-    objective_moments,
-    second_moment,
-    sequences,
-    start,
-    tilted,
-)
+from bandits.theory import effective_samples as theory
+from bandits.theory.effective_samples import Sums, bernoulli_arms, centred, tilted
 from course import ladder
 from course.errors import require
-from course.estimator import Estimator
-from course.exact import microscope, sampling_probability
+from course.estimator import Estimator, replace
 from course.lab import figures
-from course.lab.facts import Fact, Facts
+from course.lab.facts import Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
-from course.parts import LeaveOneOut, SequenceMean, SequenceRatio
+from course.parts import LeaveOneOut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 TITLE = "the surrogate is exact at any distance; the effective number of samples is what falls"
 EXPECTED_SECONDS = 2.0
-KAKADE = "Kakade & Langford 2002; derived"
 
 
 @dataclass(frozen=True)
@@ -86,7 +70,12 @@ class Settings(Checked):
 
 
 SETTINGS = Settings()
-Array = NDArray[np.float64]
+KAKADE, NATURAL = "Kakade & Langford 2002; derived", "Kakade 2001; derived"
+CAPTION = (
+    "Enumerated, not sampled. Top: B3, one token per answer, G samples per group; bands are ± 1"
+    " standard deviation of one group's estimate. Bottom: answers of several tokens, right if the"
+    " tokens have a given sum."
+)
 old, means = (torch.tensor(numbers, dtype=torch.float64) for numbers in (B3_POLICY, B3_MEANS))
 
 
@@ -95,14 +84,14 @@ def run(settings: Settings, progress: Progress) -> Result:
     strengths = torch.linspace(0, settings.farthest, settings.points, dtype=torch.float64).tolist()
     one = [_one_token(settings, strength) for strength in progress(strengths, "one token")]
     several = [
-        _several_tokens(settings.task, strength)
+        theory.by_token_and_by_answer(settings.task, strength)
         for strength in progress(strengths, "several tokens")
     ]
     series = {
         "one": {key: [point[key] for point in one] for key in one[0]},
         "several": {key: [point[key] for point in several] for key in several[0]},
     }
-    facts = [*_one_facts(settings, one), *_several_facts(settings, several), _natural_fact()]
+    facts = [*_one_facts(settings, one), *_several_facts(settings, several)]
     return Result(series=series, facts=facts, caption=CAPTION)
 
 
@@ -110,43 +99,15 @@ def _one_token(settings: Settings, strength: float) -> dict[str, Any]:
     """What each rung's objective says of π' at λ = `strength`, on B3."""
     now, before = tilted(old.log(), means, strength), float(old @ means)
     listed = bernoulli_arms(now, old.log())
-    moments = [
-        objective_moments(centred(ladder.get(name).estimator, before), listed, settings.group)
-        for name in settings.rungs
-    ]
+    rungs = [centred(ladder.get(name).estimator, before) for name in settings.rungs]
+    moments = [theory.objective_moments(rung, listed, settings.group) for rung in rungs]
     return {
         "strength": strength,
-        "kl": distance(listed),
+        "kl": theory.distance(listed),
         "gain": float(now.exp() @ means) - before,
-        "second": second_moment(listed),
+        "second": theory.second_moment(listed),
         "mean": [mean for mean, _ in moments],
         "std": [std for _, std in moments],
-    }
-
-
-def _several_tokens(task: Sums, strength: float) -> dict[str, Any]:
-    """The surrogate with token and with sequence ratios at λ = `strength`: value and gradient."""
-    (_, reward), before = answers(task), start(task)
-    now, value = tilted(before, reward, strength), float(before.exp() @ reward)
-    listed = sequences(task, now, before)
-    token = centred(ladder.surrogate, value)
-    whole = change(token, ratio=SequenceRatio())
-    # a sequence's ratio stands on each of its T tokens, so the mean over them is ρA; the gradient
-    # needs the sum
-    mean = change(whole, aggregation=SequenceMean())
-    by_token = microscope(token, listed, 1, covariance=False)
-    by_answer = microscope(whole, listed, 1, covariance=False)
-    return {
-        "strength": strength,
-        "kl": distance(listed),
-        "gain": float(now.exp() @ reward) - value,
-        "second": second_moment(listed),
-        "token": objective_moments(token, listed, 1)[0],
-        "whole": objective_moments(mean, listed, 1)[0],
-        "token_bias": by_token.relative_bias,
-        "whole_bias": by_answer.relative_bias,
-        "token_cosine": by_token.cosine,
-        "whole_cosine": by_answer.cosine,
     }
 
 
@@ -154,6 +115,7 @@ def _several_tokens(task: Sums, strength: float) -> dict[str, Any]:
 
 
 def _one_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
+    """One token per answer: what each baseline leaves, the spread, and the effective samples."""
     group, before, last = settings.group, float(old @ means), points[-1]
     listed = bernoulli_arms(tilted(old.log(), means, settings.farthest), old.log())
     at = f"(B3, λ up to {settings.farthest:g}, G = {group})"
@@ -162,47 +124,47 @@ def _one_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
     def gaps(estimator: Estimator, factor: float = 1.0) -> list[float]:
         """The mean objective less factor·(J' − J), at each π'."""
         now = [tilted(old.log(), means, point["strength"]) for point in points]
-        each = [objective_moments(estimator, bernoulli_arms(p, old.log()), group)[0] for p in now]
-        return [mean - factor * point["gain"] for mean, point in zip(each, points, strict=True)]
+        arms = [bernoulli_arms(policy, old.log()) for policy in now]
+        means_of = [theory.objective_moments(estimator, each, group)[0] for each in arms]
+        return [mean - factor * point["gain"] for mean, point in zip(means_of, points, strict=True)]
 
     surrogate, clip = centred(ladder.surrogate, before), centred(ladder.clip, before)
     claim = "One token: E[ρA] with b = J(π) is J(π') − J(π) at any distance: largest difference"
     facts.exact(f"{claim} {at}", max(map(abs, gaps(surrogate))), 0.0, source=KAKADE)
     claim = "One token: so is it with the mean of the others as the baseline: largest difference"
-    others = gaps(change(surrogate, baseline=LeaveOneOut()))
+    others = gaps(replace(surrogate, baseline=LeaveOneOut()))
     facts.exact(f"{claim} {at}", max(map(abs, others)), 0.0)
     claim = "One token: a mean that includes the sample leaves (G−1)/G of it: largest difference"
     included = gaps(ladder.surrogate, (group - 1) / group)
     facts.exact(f"{claim} {at}", max(map(abs, included)), 0.0)
-    ratio, advantage = listed.log_prob.exp() / listed.old.exp(), listed.reward - before
-    square = float((sampling_probability(listed).unsqueeze(-1) * (ratio * advantage) ** 2).sum())
     claim = f"Standard deviation of one group's estimate is √((E[ρ²A²] − (J'−J)²)/G) {end}"
-    spread = objective_moments(surrogate, listed, group)[1]
-    facts.exact(claim, spread, math.sqrt((square - last["gain"] ** 2) / group))
-    strengths = settings.farthest, 2 * settings.farthest
-    one, two = (float((old * (strength * means).exp()).sum()) for strength in strengths)
+    spread = theory.objective_moments(surrogate, listed, group)[1]
+    facts.exact(claim, spread, theory.ratio_spread(listed, group))
     claim = "G samples are worth G/E[ρ²]; for π' ∝ π·exp(λr), E[ρ²] = Z(2λ)/Z(λ)², Z(λ) = Σπ"
-    facts.exact(f"{claim} exp(λr) {end}", last["second"], two / one**2)
+    expected = theory.tilted_moment(old.log(), means, settings.farthest)
+    facts.exact(f"{claim} exp(λr) {end}", last["second"], expected)
     bounded = all(1 / p["second"] <= math.exp(-p["kl"]) + 1e-12 for p in points)
     facts.exact(f"The effective share 1/E[ρ²] is never above exp(−KL(π'‖π)) {at}", bounded, True)
     claim = f"The clip's objective is nowhere above the true improvement, on average {at}"
     facts.exact(claim, max(gaps(clip)) <= 1e-12, True)
+    claim = "F⁺∇J = A − (unweighted mean of A): largest difference from conjugate gradient on the"
+    facts.exact(f"{claim} Fisher matrix (B3)", theory.natural_gap(), 0.0, source=NATURAL)
     return facts
 
 
 def _several_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
-    task, last, count = settings.task, points[-1], settings.tokens
-    surrogate, cosine = by_hand(task, settings.farthest)
+    """Several tokens per answer: what the sequence's ratio keeps and token ratios lose."""
+    task, last, count, facts = settings.task, points[-1], settings.tokens, Facts("derived", 8)
+    surrogate, cosine = theory.by_hand(task, settings.farthest)
     at = f"({count} tokens, λ up to {settings.farthest:g})"
     end = f"({count} tokens, λ = {settings.farthest:g}, KL(π'‖π) = {last['kl']:.2f})"
-    facts = Facts("derived", 8)
     claim = f"With the sequence's ratio E[ρA] is J(π') − J(π): largest difference {at}"
     facts.exact(claim, max(abs(p["whole"] - p["gain"]) for p in points), 0.0, source=KAKADE)
     claim = "With the sequence's ratio the expected gradient is ∇J(π'): largest relative bias"
     facts.exact(f"{claim} {at}", max(p["whole_bias"] for p in points), 0.0, source=KAKADE)
     claim = f"With token ratios it is so at π itself: relative bias at λ = 0 ({count} tokens)"
     facts.exact(claim, points[0]["token_bias"], 0.0, source=KAKADE)
-    near = [_several_tokens(task, strength) for strength in (1e-3, 2e-3)]
+    near = [theory.by_token_and_by_answer(task, strength) for strength in (1e-3, 2e-3)]
     one, two = (point["gain"] - point["token"] for point in near)
     claim = "With token ratios the value is off in second order: exponent of λ in its error as λ →"
     # three digits: the next order is λ itself, 1e-3 here
@@ -214,24 +176,12 @@ def _several_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
     facts.exact(claim, 1 - last["token_cosine"], 1 - cosine)
     claim = f"The same move on each of {count} tokens: E[ρ²] is that of one token to the power"
     claim = f"{claim} {count} (λ = {settings.farthest:g})"
-    facts.exact(claim, *independent_tokens(settings.farthest, count))
+    facts.exact(claim, *theory.independent_tokens(settings.farthest, count))
     return facts
-
-
-def _natural_fact() -> Fact:
-    """One natural step of length 1 with the exact gradient, by conjugate gradient, on B3."""
-    claim = "F⁺∇J = A − (unweighted mean of A): largest difference from conjugate gradient on the"
-    claim = f"{claim} Fisher matrix (B3)"
-    return Fact.exact(claim, "Kakade 2001; derived", natural_gap(), 0.0, number=8)
 
 
 # ---------------------------------------------------------------- figure
 
-CAPTION = (
-    "Enumerated, not sampled. Top: B3, one token per answer, G samples per group; bands are ± 1"
-    " standard deviation of one group's estimate. Bottom: answers of several tokens, right if the"
-    " tokens have a given sum."
-)
 TOKEN: dict[str, Any] = {"color": "#b8320f", "linestyle": figures.SOLID, "label": "token ratios"}
 WHOLE: dict[str, Any] = {"color": "#0057a3", "linestyle": figures.SOLID, "label": "sequence ratio"}
 SHOWN_TOKENS = (1, 2, 4, 16)
@@ -276,7 +226,7 @@ def plot(result: Result) -> Figure:
     return figure
 
 
-def _kl_axis(ax: Axes, kl: Array) -> None:
+def _kl_axis(ax: Axes, kl: NDArray[np.float64]) -> None:
     """KL on a square-root scale, on which a steady move is a steady distance."""
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
     places = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 1.4, 2.0)

@@ -19,9 +19,9 @@ from bandits.population import every_arm
 from course import ladder
 from course.errors import require
 from course.estimator import Estimator
-from course.exact import Outcomes, every_group, sampling_probability
+from course.exact import Outcomes, every_group, microscope, sampling_probability
 from course.learner import Learner
-from course.parts import Constant, NoKL, NoScale
+from course.parts import Constant, NoKL, NoScale, SequenceMean, SequenceRatio
 from course.rollout import Policy, Rollout
 from course.train.noise import Noise
 from course.train.trust_region import NaturalGradient
@@ -158,6 +158,55 @@ def distance(outcomes: Outcomes) -> float:
 def centred(estimator: Estimator, value: float) -> Estimator:
     """The estimator with b = J(π), no scale and no KL, for which E[ρA] = J(π') − J(π) holds."""
     return change(estimator, baseline=Constant(value), scale=NoScale(), kl=NoKL())
+
+
+def ratio_spread(outcomes: Outcomes, group: int) -> float:
+    """√((E[ρ²A²] − (E[ρA])²)/G): the standard deviation of one group's estimate of J(π') − J(π).
+
+    The answers have one token, and A = r − J(π).
+    """
+    ratio = (outcomes.log_prob - outcomes.old).exp()  # [1, K, 1]
+    chance = sampling_probability(outcomes).unsqueeze(-1)
+    advantage = outcomes.reward - (chance * outcomes.reward).sum()
+    square, mean = ((chance * (ratio * advantage) ** power).sum() for power in (2, 1))
+    return float(((square - mean**2) / group).sqrt())
+
+
+def tilted_moment(log_prob: Tensor, reward: Tensor, strength: float) -> float:
+    """E_π[ρ²] of π' ∝ π·exp(λr), which is Z(2λ)/Z(λ)² with Z(λ) = Σ π exp(λr): [K], [K]."""
+    one, two = (torch.logsumexp(log_prob + x * strength * reward, -1) for x in (1, 2))
+    return float((two - 2 * one).exp())
+
+
+def by_token_and_by_answer(task: Sums, strength: float) -> dict[str, float]:
+    """The surrogate with token and with sequence ratios at π' ∝ π·exp(λr), λ = `strength`.
+
+    "token" and "whole" are its values without sampling error, which should be "gain", J(π') − J(π).
+    With "_bias" and "_cosine" they are the relative bias and the cosine of the expected gradient to
+    ∇J(π'). "kl" is KL(π'‖π) in nats, and "second" is E[ρ²] of whole answers.
+    """
+    (_, reward), before = answers(task), start(task)
+    now, value = tilted(before, reward, strength), float(before.exp() @ reward)
+    listed = sequences(task, now, before)
+    token = centred(ladder.surrogate, value)
+    whole = change(token, ratio=SequenceRatio())
+    # a sequence's ratio stands on each of its T tokens, so the mean over them is ρA; the gradient
+    # needs the sum
+    mean = change(whole, aggregation=SequenceMean())
+    by_token = microscope(token, listed, 1, covariance=False)
+    by_answer = microscope(whole, listed, 1, covariance=False)
+    return {
+        "strength": strength,
+        "kl": distance(listed),
+        "gain": float(now.exp() @ reward) - value,
+        "second": second_moment(listed),
+        "token": objective_moments(token, listed, 1)[0],
+        "whole": objective_moments(mean, listed, 1)[0],
+        "token_bias": by_token.relative_bias,
+        "whole_bias": by_answer.relative_bias,
+        "token_cosine": by_token.cosine,
+        "whole_cosine": by_answer.cosine,
+    }
 
 
 def by_hand(task: Sums, strength: float) -> tuple[float, float]:
