@@ -19,9 +19,13 @@ from bandits.theory.kl_fixed_points import (
     fold,
     limits,
     logit,
+    lowest,
     policy_at,
+    probability,
     recursion,
     settle,
+    stabilities,
+    staircase,
 )
 from course.errors import CourseError
 from course.exact import group_std_weight
@@ -146,3 +150,20 @@ def test_policy_at_is_the_logit_far_out_too() -> None:
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+def test_the_lowest_root_is_the_lower_of_two_and_nan_where_there_is_none() -> None:
+    # at the roots of G = ∞, logit p − logit .3 = 1/(β √(p(1 − p)))
+    for stable, below in ((True, True), (False, False)):
+        p = probability(lowest("std, k2", 0.3, 2.0, math.inf, stable))
+        assert logit(p) - logit(0.3) == pytest.approx(0.5 / math.sqrt(p * (1 - p)))
+        assert (p < 0.9) is below
+    assert math.isnan(lowest("std, k2", 0.3, 0.5, math.inf))
+    assert stabilities(0.3, 0.5, math.inf) == "none"
+    assert stabilities(0.3, 2.0, 1024) == "stable, repelling, stable"
+
+
+def test_the_staircase_goes_to_the_next_height_and_then_across_to_the_diagonal() -> None:
+    x, y = staircase(torch.tensor([1.0, 3.0, 2.0]))
+    assert x.tolist() == [1.0, 1.0, 3.0, 3.0, 2.0]
+    assert y.tolist() == [1.0, 3.0, 3.0, 2.0, 2.0]
