@@ -7,7 +7,7 @@ stop. Centred rewards push with a constant force for ever.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bandits.environments import Bernoulli
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
+from bandits.flow import ascend, expected_gradient
 from bandits.linear import SharedTask, linear_bandit
 from course import ladder
 from course.estimator import Estimator, replace, uses_critic
@@ -108,6 +109,26 @@ def stale_limit() -> tuple[Tensor, float, float]:
     return policy * means / before, float(policy @ means**2 / before), float(before)
 
 
+def stale_paths(names: Iterable[str], group: int, rate: float, updates: int) -> dict[str, Tensor]:
+    """log π [updates + 1, 3] of each rung on one rollout of B3 that is used again and again.
+
+    The updates follow the exact expected gradient at samples of the first policy.
+    """
+    start = torch.tensor(B3_POLICY, dtype=torch.float64).log()
+    exact: dict[str, Any] = {"rate": rate, "steps": updates, "stale": True}
+    return {
+        name: ascend(ladder.get(name).estimator, THREE_ARMS, start, group, **exact)
+        for name in names
+    }
+
+
+def pull_at_stale_limit(group: int) -> float:
+    """‖E[ĝ]‖ of REINFORCE at the policy of `stale_limit`, on samples of B3's first policy."""
+    start, (limit, *_) = torch.tensor(B3_POLICY, dtype=torch.float64).log(), stale_limit()
+    pull = expected_gradient(ladder.reinforce, THREE_ARMS, limit.log(), group, old=start)
+    return float(pull.norm())
+
+
 def centred_path(group: int, rate: float, updates: int) -> Tensor:
     """The log-probabilities [updates + 1, 3] of the centred score function on B3, in closed form.
 
@@ -143,6 +164,20 @@ def train(
     learner = Learner(bandit, estimator, SGD(rate), noise, epochs=epochs, **loop)
     learner.train(settings.rollouts)
     return bandit.metrics()["expected_reward"] - offset.unsqueeze(-1), learner.diverged
+
+
+def shifted_reinforce(
+    settings: SharedTask,
+    epochs: Iterable[int],
+    offsets: Sequence[float],
+    rate: float,
+    numbers: range,
+) -> Tensor:
+    """Final rewards [epochs, offsets, R] of REINFORCE, which sees rewards plus an offset."""
+    rates = [rate] * len(offsets)
+    return torch.stack(
+        [train(ladder.reinforce, settings, count, rates, numbers, offsets)[0] for count in epochs]
+    )
 
 
 @dataclass(frozen=True)
