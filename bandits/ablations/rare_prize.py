@@ -21,38 +21,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from bandits.environments import Deterministic
-from bandits.flow import expected_gradient
-from bandits.policies import Softmax
-from bandits.problem import Bandit
-from bandits.theory.rare_prize import (
-    ANCHORS,
-    RARE,
-    REWARDS,
-    WRONG,
-    Pull,
-    flow,
-    found_after,
-    start_of,
-)
-from course import ladder
-from course.errors import require, require_number
+from bandits.theory import rare_prize as theory
+from bandits.theory.rare_prize import ANCHORS, RARE, WRONG, Pull, found_after, start_of
+from course.errors import require
 from course.exact import anchored_error
 from course.lab import figures
-from course.lab.facts import Fact
+from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.statistics import interval, mean_error
+from course.lab.statistics import mean_error, named_interval
 from course.lab.terminal import Progress
-from course.learner import Learner
-from course.train.noise import Noise
-from course.train.optim import SGD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 TITLE = "one arm pays half, a rare one all: which KL, or entropy bonus, keeps the rare one findable"
 EXPECTED_SECONDS = 40.0
@@ -80,135 +62,73 @@ class Settings(Checked):
         super().__post_init__()
         start_of(self.half, self.rare)
         Pull("k3", self.coef, group=self.group)
-        require_number("rate", self.rate, "a number > 0", above=0)
         require(min(self.coefs, default=0) > 0, "coefs", self.coefs, "numbers > 0")
-        require(self.runs > 1, "runs", self.runs, "at least 2, for an interval")
-        for name in ("updates", "most", "log_every"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a whole number > 0")
+        self.at_least(2, "runs")  # for an interval
 
 
 SETTINGS = Settings()
-
-
-def run(settings: Settings, progress: Progress) -> Result:
-    """Exact paths and sampled trainings for each anchor, and the time to the rare arm."""
-    start, every = start_of(settings.half, settings.rare), range(len(ANCHORS))
-    series: dict[str, Any] = {"anchors": {}, "found": {}}
-    for place in progress(every, "anchors"):
-        kind = ANCHORS[place]
-        pull = Pull(kind, settings.coef, group=settings.group)
-        path = flow(pull, start, settings.rate, settings.updates).exp()
-        series["anchors"][kind] = {
-            "rare": path[:, RARE],
-            "silent": (path**settings.group).sum(-1),
-            **sampled(settings, pull, start),
-        }
-    for place in progress(range(1, len(ANCHORS)), "coefficients"):
-        pulls = [Pull(ANCHORS[place], coef, group=settings.group) for coef in settings.coefs]
-        series["found"][ANCHORS[place]] = [
-            found_after(pull, start, settings.rate, settings.most) for pull in pulls
-        ]
-    plain = Pull(group=settings.group)
-    series["found_without"] = found_after(plain, start, settings.rate, settings.most)
-    held = anchored_error(settings.coef, settings.group, 1, float(start[WRONG].exp()))
-    series["silent_predicted"] = (1 - held) ** settings.group
-    return Result(series=series, facts=_facts(settings, start, series, held), caption=CAPTION)
-
-
-def sampled(settings: Settings, pull: Pull, start: Tensor) -> dict[str, Any]:
-    """Sampled trainings by the learner: the rare arm's probability [logs, runs] and its mean."""
-    policy = Softmax(start.expand(settings.runs, 1, -1))
-    bandit = Bandit(
-        Deterministic(torch.tensor([REWARDS], dtype=torch.float64)),
-        policy,
-        settings.group,
-        reference="start" if pull.kind in ("k3", "k2") else None,
-    )
-    learner = Learner(
-        bandit,
-        pull.of(ladder.length_mean),
-        SGD(settings.rate),
-        Noise(bandit.runs, settings.seed, dtype=torch.float64),
-        log_every=settings.log_every,
-    )
-    rows = learner.train(settings.updates).rows
-    rare = torch.stack([row["optimal_action"] for row in rows])
-    mean, half = interval(rare)
-    return {
-        "steps": learner.history.steps,
-        "sampled": mean,
-        "sampled_half": half,
-        "found_share": (rare[-1] > 0.5).double(),
-    }
-
-
-def _facts(s: Settings, start: Tensor, series: dict[str, Any], held: float) -> list[Fact]:
-    environment = Deterministic(torch.tensor([REWARDS], dtype=torch.float64))
-    at = torch.tensor([0.2, 0.79, 0.01], dtype=torch.float64).log()
-    gap = 0.0
-    for kind in ANCHORS:
-        for std in (True, False):
-            pull = Pull(kind, s.coef, std, s.group)
-            below = ladder.length_mean if std else ladder.group_mean
-            reference = start if kind in ("k3", "k2") else None
-            enumerated = expected_gradient(
-                pull.of(below), environment, at, s.group, reference=reference
-            )
-            gap = max(gap, float((enumerated - pull.expected(at, start)).abs().max()))
-    # the rare arm has probability 0 here, so that only the balance of the other two remains
-    two = torch.tensor([held, 1 - held, 0.0], dtype=torch.float64).log()
-    balance = Pull("k3", s.coef, group=s.group).expected(two.clamp(min=-700.0), start)
-    found, without = series["found"], series["found_without"]
-    place = min(range(len(s.coefs)), key=lambda i: abs(s.coefs[i] - s.coef))
-    facts = [
-        Fact.exact(
-            "The closed form of the expected gradient is the estimators', with std and without,"
-            " for every anchor: largest difference",
-            DERIVED,
-            gap,
-            0.0,
-            scale=1.0,
-        ),
-        Fact.exact(
-            f"With k3 (β = {s.coef:g}) wrong answers stop getting rarer at `anchored_error`:"
-            " expected gradient on their logit there",
-            DERIVED,
-            balance[WRONG],
-            0.0,
-            4,  # the estimators add eps to the std
-            scale=s.coef,
-        ),
-        Fact.below(
-            f"k3 with β = {s.coefs[place]:g} finds the rare arm in less than a third of the updates"
-            " that it takes without any anchor",
-            DERIVED,
-            found["k3"][place],
-            without / 3,
-        ),
-    ]
-    for kind in ("k2", "entropy"):
-        claim = (
-            f"{kind} with the same coefficient needs more than half the updates that it takes"
-            " without any anchor"
-        )
-        facts.append(Fact.above(claim, DERIVED, found[kind][place], without / 2))
-    ends = {kind: series["anchors"][kind]["found_share"] for kind in ANCHORS}
-    for kind in ("none", "k2", "entropy"):
-        mean, error = mean_error(ends["k3"] - ends[kind])
-        claim = (
-            f"Sampled, {s.updates:,} updates: the share of runs that found the rare arm, k3 less"
-            f" {kind}, is above one half"
-        )
-        facts.append(Fact.above(claim, "measured here", mean, 0.5, error, runs=s.runs))
-    return facts
-
-
-# ---------------------------------------------------------------- figure
-
 CAPTION = (
     "Logits of three arms under group mean, std and clip. Lines: exact, by the enumerated expected"
     " gradient; dots: means of sampled trainings with 95 % intervals."
 )
+
+
+def run(settings: Settings, progress: Progress) -> Result:
+    """Exact paths and sampled trainings for each anchor, and the time to the rare arm."""
+    s, start, group = settings, start_of(settings.half, settings.rare), settings.group
+    series: dict[str, Any] = {"anchors": {}, "found": {}}
+    for kind in progress(ANCHORS, "anchors"):
+        pull = Pull(kind, s.coef, group=group)
+        path = theory.flow(pull, start, s.rate, s.updates).exp()
+        how = {name: getattr(s, name) for name in ("rate", "updates", "runs", "log_every", "seed")}
+        steps, rare = theory.sampled(pull, start, **how)
+        series["anchors"][kind] = {
+            "rare": path[:, RARE],
+            "silent": (path**group).sum(-1),
+            "steps": steps,
+            **named_interval("sampled", rare),
+            "found_share": (rare[-1] > 0.5).double(),
+        }
+    for kind in progress(ANCHORS[1:], "coefficients"):
+        pulls = [Pull(kind, coef, group=group) for coef in s.coefs]
+        series["found"][kind] = [found_after(pull, start, s.rate, s.most) for pull in pulls]
+    series["found_without"] = found_after(Pull(group=group), start, s.rate, s.most)
+    held = anchored_error(s.coef, group, 1, float(start[WRONG].exp()))
+    series["silent_predicted"] = (1 - held) ** group
+    return Result(series=series, facts=_facts(s, start, series, held), caption=CAPTION)
+
+
+# ---------------------------------------------------------------- facts
+
+
+def _facts(s: Settings, start: Tensor, series: dict[str, Any], held: float) -> list[Fact]:
+    """The closed form and the balance with k3; the updates to the rare arm, exact and sampled."""
+    facts, seen = Facts(DERIVED), Facts("measured here", runs=s.runs)
+    claim = "The closed form of the expected gradient is the estimators', with std and without,"
+    gap = theory.closed_form_gap(s.coef, s.group, start)
+    facts.exact(f"{claim} for every anchor: largest difference", gap, 0.0)
+    drift = theory.balance(s.coef, s.group, start, held)
+    claim = f"With k3 (β = {s.coef:g}) wrong answers stop getting rarer at `anchored_error`:"
+    # four digits: the estimators add eps to the std
+    facts.exact(f"{claim} expected gradient on their logit there", drift, 0.0, 4, scale=s.coef)
+    found, without = series["found"], series["found_without"]
+    place = min(range(len(s.coefs)), key=lambda i: abs(s.coefs[i] - s.coef))
+    claim = f"k3 with β = {s.coefs[place]:g} finds the rare arm in less than a third of the updates"
+    claim = f"{claim} that it takes without any anchor"
+    facts.below(claim, found["k3"][place], without / 3)
+    for kind in ("k2", "entropy"):
+        claim = f"{kind} with the same coefficient needs more than half the updates that it takes"
+        facts.above(f"{claim} without any anchor", found[kind][place], without / 2)
+    ends = {kind: row["found_share"] for kind, row in series["anchors"].items()}
+    for kind in ("none", "k2", "entropy"):
+        claim = f"Sampled, {s.updates:,} updates: the share of runs that found the rare arm, k3"
+        more = mean_error(ends["k3"] - ends[kind])
+        seen.above(f"{claim} less {kind}, is above one half", more, 0.5)
+    return [*facts, *seen]
+
+
+# ---------------------------------------------------------------- figure
+
 LABELS = {"none": "no anchor", "k3": "k3, GRPO's KL", "k2": "k2, reverse KL", "entropy": "entropy"}
 STYLES = {
     "none": figures.style_of("length_mean"),
@@ -245,6 +165,3 @@ def plot(result: Result) -> Figure:
     for ax in (rare, silent, found):
         figures.label_ends(ax)
     return figure
-
-
-__all__ = ["EXPECTED_SECONDS", "SETTINGS", "TITLE", "Settings", "plot", "run", "sampled"]

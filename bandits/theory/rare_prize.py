@@ -26,11 +26,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bandits.policies import log_softmax
+from bandits.environments import Deterministic
+from bandits.flow import expected_gradient
+from bandits.policies import Softmax, log_softmax
+from bandits.problem import Bandit
+from course import ladder
 from course.errors import require, require_number
 from course.estimator import Estimator, replace
 from course.exact.counting import compositions, log_multinomial
+from course.learner import Learner
 from course.parts import K2, K3, GroupStd
+from course.train.noise import Noise
+from course.train.optim import SGD
 
 REWARDS = (0.0, 0.5, 1.5)  # the reward “exact+digits” of the language model
 WRONG, HALF, RARE = range(3)
@@ -56,13 +63,20 @@ class Pull:
         require_number("coef", self.coef, "a number ≥ 0", at_least=0)
         require_number("group", self.group, "a whole number > 1", above=1, whole=True)
 
-    def of(self, below: Estimator) -> Estimator:
-        """The rung `below` (with or without std), anchored in the same way."""
+    @property
+    def estimator(self) -> Estimator:
+        """The rung below GRPO, with the std or without, anchored in the same way."""
+        below = ladder.length_mean if self.std else ladder.group_mean
         if self.kind == "entropy":
             return replace(below, entropy_coef=self.coef)
         if self.kind == "none":
             return below
         return replace(below, kl=K3(self.coef) if self.kind == "k3" else K2(self.coef))
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the anchor is a KL towards the policy at the start."""
+        return self.kind in ("k3", "k2")
 
     def expected(self, log_prob: Tensor, reference: Tensor) -> Tensor:
         """E[ĝ] [..., K] on the logits at `log_prob` [..., K], on-policy, in closed form.
@@ -128,6 +142,45 @@ def found_after(pull: Pull, start: Tensor, rate: float, most: int) -> float:
     return math.inf
 
 
+def sampled(
+    pull: Pull, start: Tensor, *, rate: float, updates: int, runs: int, log_every: int, seed: int
+) -> tuple[list[int], Tensor]:
+    """Trainings on samples, by the learner: the logged updates and π(rare) [logs, runs] there."""
+    bandit = Bandit(
+        Deterministic(torch.tensor([REWARDS], dtype=torch.float64)),
+        Softmax(start.expand(runs, 1, -1)),
+        pull.group,
+        reference="start" if pull.has_reference else None,
+    )
+    noise = Noise(bandit.runs, seed, dtype=torch.float64)
+    learner = Learner(bandit, pull.estimator, SGD(rate), noise, log_every=log_every)
+    rows = learner.train(updates).rows
+    return learner.history.steps, torch.stack([row["optimal_action"] for row in rows])
+
+
+def closed_form_gap(coef: float, group: int, start: Tensor) -> float:
+    """The largest difference of `Pull.expected` from the estimators' own E[ĝ], by enumeration.
+
+    It is over all anchors, with the std and without, at the policy (.2, .79, .01).
+    """
+    environment = Deterministic(torch.tensor([REWARDS], dtype=torch.float64))
+    at, gap = torch.tensor([0.2, 0.79, 0.01], dtype=torch.float64).log(), 0.0
+    for pull in (Pull(kind, coef, std, group) for kind in ANCHORS for std in (True, False)):
+        reference = start if pull.has_reference else None
+        listed = expected_gradient(pull.estimator, environment, at, group, reference=reference)
+        gap = max(gap, float((listed - pull.expected(at, start)).abs().max()))
+    return gap
+
+
+def balance(coef: float, group: int, start: Tensor, wrong: float) -> float:
+    """E[ĝ] under k3 on the wrong arm's logit where it has probability `wrong`.
+
+    The rare arm has probability 0 there, so that only the balance of the other two remains.
+    """
+    two = torch.tensor([wrong, 1 - wrong, 0.0], dtype=torch.float64).log()
+    return float(Pull("k3", coef, group=group).expected(two.clamp(min=-700.0), start)[WRONG])
+
+
 __all__ = [
     "ANCHORS",
     "HALF",
@@ -135,7 +188,10 @@ __all__ = [
     "REWARDS",
     "WRONG",
     "Pull",
+    "balance",
+    "closed_form_gap",
     "flow",
     "found_after",
+    "sampled",
     "start_of",
 ]
