@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from course import ladder
+from course.errors import CourseError
 from course.estimator import Estimator, replace
 from course.parts import K3, Baseline, GroupStd, NoScale, Scale
 from course.rollout import Policy, Rollout
@@ -108,6 +110,45 @@ def near(large: float) -> Tensor:
 def largest(estimator: Estimator, groups: Tensor) -> float:
     """The largest |advantage| of any sample in groups [..., G]."""
     return float(advantages(estimator, groups).abs().max())
+
+
+def largest_or_refused(estimator: Estimator, groups: Tensor) -> float | str:
+    """`largest`, or "refused" if the estimator raises an error for these groups."""
+    try:
+        return largest(estimator, groups)
+    except CourseError:
+        return "refused"
+
+
+def measure(group: int, reward: float, large: float, log_r: float) -> dict[str, dict[str, Any]]:
+    """Each case: |advantage| (or the penalty) by the textbook formula and by the course's parts.
+
+    `group` samples have equal rewards, `reward` or near `large`; `log_r` is log π_ref/π in nats for
+    k3. A case has a "label", its values "plain" and "course", and "how" the course's part does it,
+    where that is not the same formula.
+    """
+    cases: dict[str, dict[str, Any]] = {}
+    same, big = equal(torch.tensor([reward]), group), equal(near(large), group)
+    rare, one = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0]])
+    left_out = replace(ladder.rloo, scale=LeaveOneOutStd(eps=1e-6))
+
+    def case(name: str, label: str, formula: float, course: float | str, how: str = "") -> None:
+        cases[name] = {"label": label, "plain": formula, "course": course, "how": how}
+
+    label = f"{group} rewards of {reward:g}, eps 1e-8"
+    case("equal", label, largest(plain(1e-8), same), largest(ours(1e-8), same))
+    label = f"{group} equal rewards near {large:g}, no std"
+    case("large", label, largest(plain(None), big), largest(ours(None), big))
+    label = "the same, std with eps 1e-4"
+    case("large_std", label, largest(plain(1e-4), big), largest(ours(1e-4), big))
+    label, course = "one sample, std with ddof 1", largest_or_refused(ours(1e-4, ddof=1), one)
+    case("one", label, largest(plain(1e-4, ddof=1), one), course)
+    label, how = "(1, 0, 0, 0), leave-one-out std, eps 1e-6", "the group's std"
+    case("left_out", label, largest(left_out, rare), largest(ours(1e-6), rare), how)
+    label, how = f"k3 where log π_ref/π = {log_r:g}", "log r clamped at 20"
+    clamped = penalty(K3(beta=1.0, max_log_r=20.0), log_r)
+    case("k3", label, penalty(K3(beta=1.0), log_r), clamped, how)
+    return cases
 
 
 def spacing(value: float) -> float:
