@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tinylm.ablations import zero
-from tinylm.ablations.zero import ARMS, plot, run
+from tinylm.ablations.zero import plot, run
+from tinylm.from_zero import ARMS
 
 TITLE = "two-digit sums from random weights: the eight rungs, three KLs, an entropy bonus, rewards"
 FIGURE = "tinylm_zero"

@@ -1,4 +1,4 @@
-"""Reinforcement learning from nothing: what the arms differ in, and that they are paired."""
+"""Reinforcement learning from nothing: arms are paired, and every claim on them is written."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from course import ladder
 from course.errors import CourseError
-from course.estimator import uses_reference
 from course.lab.statistics import paired_interval
 from course.lab.terminal import QUIET, Progress
-from course.parts import K2, K3
 from tinylm.ablations import zero, zero_arms
-from tinylm.ablations.zero import ARMS, BELOW, CLAIMS, Settings, run
+from tinylm.ablations.zero import Settings, run
+from tinylm.from_zero import ARMS, CLAIMS, LOGGED
 
 SMALL = {
     "preset": "nano",
@@ -28,41 +26,10 @@ SMALL = {
 }
 
 
-def test_the_rungs_are_the_ladders_and_no_rung_below_grpo_has_a_kl() -> None:
-    for name in (*BELOW, "grpo"):
-        assert ARMS[name].estimator == ladder.get(name).estimator
-        assert uses_reference(ARMS[name].estimator) == (name == "grpo")
-    assert len(BELOW) == 7
-    assert {arm.reward for name, arm in ARMS.items() if name.endswith("_end")} == {
-        "exact+digits+end"
-    }
-
-
-def test_the_other_arms_replace_one_part_or_the_reward() -> None:
-    def differs(name: str, rung: str) -> set[str]:
-        one, other = ARMS[name].estimator, ladder.get(rung).estimator
-        return {
-            field.name
-            for field in dataclasses.fields(one)
-            if field.compare and getattr(one, field.name) != getattr(other, field.name)
-        }
-
-    assert differs("reinforce_kl", "reinforce") == {"kl"}
-    assert differs("group_mean_kl", "group_mean") == {"kl"}
-    assert differs("entropy", "length_mean") == {"entropy_coef"}
-    assert differs("reverse_kl", "grpo") == {"kl"}
-    assert ARMS["reverse_kl"].estimator.kl == K2(0.04)
-    assert ARMS["reinforce_kl"].estimator.kl == ladder.grpo.kl == K3(0.04)
-    for name in ("reinforce", "group_mean", "length_mean", "grpo"):
-        assert ARMS[f"{name}_end"].estimator == ladder.get(name).estimator
-    assert ARMS["grpo_exact"].estimator == ladder.grpo
-    assert ARMS["grpo_exact"].reward == "exact"
-
-
 def test_arms_are_paired_and_an_arm_alone_is_what_it_is_among_others() -> None:
     found = run(Settings(**SMALL, arms=("length_mean", "grpo_end", "grpo")), QUIET)
     alone = run(Settings(**SMALL, arms=("grpo",)), QUIET)
-    for name in (*zero.LOGGED, "final"):
+    for name in (*LOGGED, "final"):
         np.testing.assert_array_equal(
             found.array("arms", "grpo", name), alone.array("arms", "grpo", name)
         )
@@ -94,14 +61,6 @@ def test_differences_are_students_and_every_claim_on_trained_arms_is_written() -
     assert two.facts == []  # two models are too few for a claim
     assert list(two.series["differences"]) == ["grpo - length_mean"]
     zero.plot(two)
-
-
-def test_the_bandits_prediction_is_the_balance_of_reward_and_kl() -> None:
-    """Pairs, where w = 1: (1 − ε)ε/4 = β(17/18 − ε/4) for three digits and the end; 18 tokens."""
-    wrong = zero.predicted(Settings(group=2))["wrong"]
-    assert (1 - wrong) * wrong / 4 == pytest.approx(0.04 * (17 / 18 - wrong / 4), rel=1e-9)
-    silent = zero.predicted(Settings(group=16))
-    assert silent["silent_groups"] == pytest.approx((1 - silent["wrong"]) ** 16)
 
 
 def test_the_accuracy_is_told_while_it_climbs(capsys: pytest.CaptureFixture[str]) -> None:
