@@ -14,7 +14,9 @@ from bandits.theory.difficulty import (
     STD,
     angle,
     arcsine_gradient,
+    asked_again,
     four_answers,
+    length_angle,
     right_or_wrong,
     shortfall,
     silent_share,
@@ -65,6 +67,19 @@ def test_length_turns_the_gradient_only_where_right_and_wrong_have_both() -> Non
         math.degrees(math.acos(0.625 / math.sqrt(2 * (0.25 + 1 / 64))))
     )
     assert angle(STD, four_answers(0.5, 2, 8), 4) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_angle_under_the_length_mean_by_trigonometry() -> None:
+    """The pushes 1/2 and 1/8 have the slope 1/4, and ∇p the slope 1."""
+    assert length_angle(2, 8) == pytest.approx(45 - math.degrees(math.atan(1 / 4)))
+    assert length_angle(3, 3) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.4])
+def test_of_pairs_that_are_not_silent_one_is_right(p: float) -> None:
+    """A = ±1 for the scores ±(1 − p) and ∓p, over G = 2: (½, −½) whatever p."""
+    want = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    torch.testing.assert_close(asked_again(right_or_wrong(p), 2), want)
 
 
 def test_silent_groups_of_three() -> None:

@@ -4,6 +4,7 @@ autograd, sampled groups.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -61,12 +62,14 @@ def test_one_token_moments_written_out() -> None:
     old, now, mean = f64(B3_POLICY), f64((0.1, 0.25, 0.65)), f64(B3_MEANS)
     before = float(old @ mean)
     estimator = replace(ladder.surrogate, baseline=Constant(before))
-    found = theory.objective_moments(estimator, theory.bernoulli_arms(now.log(), old.log()), 5)
+    listed = theory.bernoulli_arms(now.log(), old.log())
+    found = theory.objective_moments(estimator, listed, 5)
     ratio = now / old
     first = float((old * ratio * (mean - before)).sum())
     square = float((old * ratio**2 * (mean * (1 - before) ** 2 + (1 - mean) * before**2)).sum())
     assert first == pytest.approx(float(now @ mean) - before)
     assert found == pytest.approx((first, ((square - first**2) / 5) ** 0.5))
+    assert theory.ratio_spread(listed, 5) == pytest.approx(found[1])
 
 
 def test_effective_samples_and_distance_written_out() -> None:
@@ -76,6 +79,31 @@ def test_effective_samples_and_distance_written_out() -> None:
         0.1**2 / 0.5 + 0.25**2 / 0.3 + 0.65**2 / 0.2
     )
     assert theory.distance(listed) == pytest.approx(float((now * (now / old).log()).sum()))
+
+
+def test_the_second_moment_of_a_tilted_policy_written_out() -> None:
+    """λ = log 2 on rewards 0, 1 and 2 doubles and quadruples: Z(λ) = 1.9, Z(2λ) = 4.9."""
+    log_prob, reward, strength = f64((0.5, 0.3, 0.2)).log(), f64((0, 1, 2)), math.log(2)
+    want = (0.5 + 0.3 * 4 + 0.2 * 16) / (0.5 + 0.3 * 2 + 0.2 * 4) ** 2
+    assert theory.tilted_moment(log_prob, reward, strength) == pytest.approx(want)
+
+
+def test_token_ratios_of_two_tokens_written_out() -> None:
+    """Two coins, ⅔ for a 0, right if they differ: the tilt makes both right answers twice as
+    likely, so that π' = (4, 4, 4, 1)/13 against π = (4, 2, 2, 1)/9.
+    """
+    found = theory.by_token_and_by_answer(Sums(2, 2), math.log(2))
+    gain = 8 / 13 - 4 / 9
+    first, second = (8 / 13) / (2 / 3), (5 / 13) / (1 / 3)  # ρ of a first token 0, and 1
+    # second tokens: after a 0 both have ½, after a 1 they have ⅘ and ⅕
+    ratio = {"00": first + 3 / 4, "01": first + 3 / 2, "10": second + 6 / 5, "11": second + 3 / 5}
+    chance, right = {"00": 4, "01": 2, "10": 2, "11": 1}, {"01", "10"}
+    surrogate = sum(chance[x] / 9 * ratio[x] * ((x in right) - 4 / 9) for x in chance)
+    assert found["gain"] == pytest.approx(gain)
+    assert found["whole"] == pytest.approx(gain)
+    assert found["token"] == pytest.approx(surrogate)
+    assert found["kl"] == pytest.approx(math.log(9 / 13) + 8 / 13 * math.log(2))
+    assert found["whole_bias"] == pytest.approx(0, abs=1e-12)
 
 
 def test_effective_samples_are_what_weighted_samples_are_worth() -> None:

@@ -13,7 +13,17 @@ import torch
 from bandits.ablations import rare_prize as ablation
 from bandits.environments import Deterministic
 from bandits.flow import expected_gradient
-from bandits.theory.rare_prize import RARE, REWARDS, WRONG, Pull, flow, found_after, start_of
+from bandits.theory.rare_prize import (
+    RARE,
+    REWARDS,
+    WRONG,
+    Pull,
+    balance,
+    flow,
+    found_after,
+    sampled,
+    start_of,
+)
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
@@ -53,6 +63,20 @@ def test_the_anchored_error_is_where_reward_and_kl_are_equal(group: int, beta: f
     rewards = Deterministic(torch.tensor([[0.0, 1.0]], dtype=D))
     drift = expected_gradient(estimator, rewards, policy, group, reference=reference)
     torch.testing.assert_close(drift, torch.zeros(2, dtype=D), atol=1e-12, rtol=0)
+
+
+def test_the_balance_of_pairs_by_hand() -> None:
+    """Pairs push with π_wrong π_half and k3 with β(ref − π): START has .899 wrong answers."""
+    for wrong in (0.2, 0.01):
+        want = -wrong * (1 - wrong) + 0.04 * (0.899 - wrong)
+        assert balance(0.04, 2, START, wrong) == pytest.approx(want, abs=1e-5)
+
+
+def test_sampled_trainings_are_logged_every_few_updates_and_after_the_last() -> None:
+    steps, rare = sampled(Pull(), START, rate=1e-9, updates=7, runs=3, log_every=5, seed=0)
+    assert steps == [1, 6, 7]
+    # hardly a step: the rare arm keeps its probability, which is 1e-3
+    torch.testing.assert_close(rare, torch.full((3, 3), 1e-3, dtype=D), rtol=1e-6, atol=0)
 
 
 def test_an_error_in_many_places_is_shared_by_them() -> None:
