@@ -1,5 +1,15 @@
 """Baselines for the natural policy gradient on three arms whose rewards are known.
 
+The arms pay 1, .7 and 0, there is one pull per update, and the first policy prefers the worst arm.
+The baseline b* has the least variance; b* − ½ and b* + ½ have the same variance as each other,
+exactly. With the lower one a pull of the middle arm is good news (.7 > b), raises that arm, and is
+soon the only thing that happens: the policy commits. With the higher one every pull is bad news
+while the best arm is the rarest: what was pulled comes down, and the policy keeps looking. The
+value of the policy as the baseline, V = Σ π r, is the noisiest of them at the start, and almost
+never gets stuck. Not even b* + ½ is safe, because b* follows the rarest arm: where the worst arm
+has become the rarest, b* = 0, so b* + ½ < .7, and the middle arm is good news again. A baseline
+fixed above every reward never commits; with large steps it never settles either.
+
 The factor 1/π(a) in the natural gradient makes single steps of hundreds of nats. Everything is
 therefore computed from log-probabilities, and b* as a mean of rewards under softmax(−log π), so
 that nothing overflows.
@@ -7,7 +17,7 @@ that nothing overflows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as change
 
@@ -23,27 +33,30 @@ from course import ladder
 from course.errors import require
 from course.estimator import replace
 from course.exact import microscope
+from course.lab.settings import Checked
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.parts import Constant, Value
 from course.rollout import Rollout
 from course.train.noise import Noise
 from course.train.optim import Optimizer
+from course.train.trust_region import NaturalGradient
 
 
 @dataclass(frozen=True)
-class ThreeArms:
+class ThreeArms(Checked):
     """Three arms that always pay `rewards`, the first one the most; raises `CourseError` otherwise.
 
-    `start` are the policy's initial logits, in nats. `shift` is the distance, in reward, of two of
-    the baselines from the best one.
+    It is the setting of Chung et al. 2021 (2008.13773).
     """
 
+    # reward of each of the three arms, always the same; the first is the best
     rewards: tuple[float, ...] = (1.0, 0.7, 0.0)
-    start: tuple[float, ...] = (0.0, 3.0, 5.0)
-    shift: float = 0.5
+    start: tuple[float, ...] = (0.0, 3.0, 5.0)  # logits at the start, in nats
+    shift: float = 0.5  # how far two baselines are from the variance-minimising one, in reward
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         three = len(self.rewards) == 3
         require(three, "rewards", self.rewards, "three numbers: the figure is a triangle")
         first = max(self.rewards) == self.rewards[0] > max(self.rewards[1:])
@@ -180,10 +193,71 @@ def direct_steps(arms: ThreeArms, baseline: float) -> list[Tensor]:
     return [(arms.reward[a] - baseline) / probability[a] * (unit[a] - 1 / 3) for a in range(3)]
 
 
+def step_gaps(arms: ThreeArms, baseline: float) -> dict[str, float]:
+    """Largest difference of two optimizers' natural-gradient steps from `direct_steps`.
+
+    "fisher" is conjugate gradient on the Fisher matrix, "closed" the closed form. A number that is
+    the same for all arms changes no probability, so it is subtracted first.
+    """
+    found = {}
+    makers: dict[str, Callable[[], Optimizer]] = {
+        "fisher": lambda: NaturalGradient(1.0, damping=0.0),
+        "closed": lambda: SoftmaxNaturalGradient(1.0),
+    }
+    for name, make in makers.items():
+        steps = [one_step(arms, make(), arm, baseline) for arm in range(3)]
+        pairs = zip(steps, direct_steps(arms, baseline), strict=True)
+        found[name] = max(float((step - step.mean() - want).abs().max()) for step, want in pairs)
+    return found
+
+
+def vertex(arms: ThreeArms) -> float:
+    """The baseline of least variance without b*: the vertex of the parabola through b = 0, 1, 2."""
+    zero, one, two = (measured_variance(arms, float(b)) for b in range(3))
+    return 1 + (zero - two) / (2 * (zero - 2 * one + two))
+
+
 def probabilities(bandit: Bandit) -> Tensor:
     """The policy's probabilities [..., K] for the only prompt."""
     with torch.no_grad():
         return bandit.arm_policy.log_probs()[..., 0, :].exp()
+
+
+def off_best(logits: Tensor) -> Tensor:
+    """Whether a policy with logits [..., K] prefers other arms to the best one, [...]."""
+    return log_softmax(logits)[..., 0].exp() < 0.5
+
+
+def train(
+    arms: ThreeArms,
+    rates: Sequence[float],
+    runs: int,
+    steps: int,
+    seed: int,
+    progress: Progress,
+    drawn: tuple[int, int] = (0, 0),
+) -> tuple[Tensor, list[int], Tensor]:
+    """Train with every baseline of `BASELINES` at every step size.
+
+    Returns the final logits [baselines, rates, runs, K]; the numbers of updates after which
+    policies were noted; and the policies [baselines, shown, noted, K] of the first runs at one step
+    size, where `drawn` is (the index of that step size, shown).
+    """
+    here, shown = drawn
+    shape = (len(BASELINES), len(rates), runs)
+    bandit = problem(arms, list(BASELINES), arms.logits.expand(*shape, -1))
+    each = torch.tensor(rates, dtype=torch.float64)[:, None].expand(shape).contiguous()
+    teacher = learner(bandit, each, seed)
+    spaced = {round(10 ** (place / 16)) for place in range(160)} & set(range(steps))
+    stops = [*sorted(spaced), steps]
+    noted = [probabilities(bandit)[:, here, :shown]]
+    with progress.bar(steps, "updates") as bar:
+        for stop in stops:
+            bar.update(stop - teacher.steps)
+            teacher.train(stop - teacher.steps)
+            noted.append(probabilities(bandit)[:, here, :shown])
+    logits = bandit.parameters[0].detach()[..., 0, :]
+    return logits, [0, *stops], torch.stack(noted, 2)
 
 
 def longer(
@@ -197,4 +271,4 @@ def longer(
     if steps > 0:
         teacher = learner(bandit, rate, seed)
         teacher.train(steps, lambda each: progress(each, "further updates"))
-    return probabilities(bandit)[..., 0] < 0.5
+    return off_best(bandit.parameters[0].detach()[..., 0, :])

@@ -20,7 +20,7 @@ from course.lab.terminal import QUIET
 from course.train.trust_region import NaturalGradient
 
 SMALL = replace(committal.SETTINGS, lrs=(0.025, 0.4), steps=60, runs=200, shown=3, longer=2)
-ARMS = SMALL.three_arms
+ARMS = SMALL
 
 
 def closed_form_path(
