@@ -1,6 +1,11 @@
 """The reward of Lelarge's notebook Gauss_GRPO, its true gradient, and an estimator's gradient.
 
-The reward is a window that pays almost 1, plus a small bonus elsewhere.
+A Gaussian policy N(θ, 1) looks for the target 0. The reward is a window |x| ≤ ½ that pays almost
+1, plus a bonus around δ that pays a thousandth. With the group's std the bonus more than doubles
+the starting points from which the target is reached, and a bonus too far from the target keeps what
+it attracted: dividing by the std makes a bonus of any height α push as hard as the target does,
+down to where the rewards' spread meets eps. Without the std the policy neither profits nor is
+caught: it sees the bonus at its true size.
 """
 
 from __future__ import annotations
@@ -81,10 +86,28 @@ def drift(
     return group_gradients(estimator, places, 1.0, action, lambda x: reward(x, alpha, delta))
 
 
+def push(
+    estimator: Estimator,
+    design: tuple[float, float],
+    theta: Sequence[float],
+    group: int,
+    groups: int,
+    seed: int,
+) -> list[tuple[float, float]]:
+    """The mean of `drift` over groups, with its standard error, at each of the means θ."""
+    samples = drift(estimator, design, theta, group, groups, seed)
+    return list(zip(*mean_error(samples), strict=True))
+
+
 @dataclass(frozen=True)
 class Search(Checked):
-    """The settings of a training: policies N(θ, 1) from a row of starting points."""
+    """The settings of a training: policies N(θ, 1) from a row of starting points.
 
+    The first design is the plain window.
+    """
+
+    alphas: tuple[float, ...] = (0.0, 0.001, 0.01)  # height of the bonus, with the first δ
+    deltas: tuple[float, ...] = (2.0, 3.0, 4.0)  # place of the bonus, with the second α
     group: int = 10  # samples per rollout
     steps: int = 300  # rollouts, one update each
     # starting points run from −far to far, 0.5 apart, in standard deviations of the policy
@@ -96,6 +119,16 @@ class Search(Checked):
         super().__post_init__()
         self.at_least(2, "steps", "runs", "group")
         require(self.far >= 1, "far", self.far, "a number ≥ 1")
+        further = len(self.alphas) > 1 and self.alphas[0] == 0
+        require(further, "alphas", self.alphas, "0 and at least one more")
+        within = all(0 <= alpha < 1 for alpha in self.alphas)
+        require(within, "alphas", self.alphas, "numbers from 0 to below 1")
+
+    @property
+    def designs(self) -> list[tuple[float, float]]:
+        """The rewards (α, δ): the sweep of α at the first δ, then the further δ at the second α."""
+        first, further = self.deltas[0], self.deltas[1:]
+        return [*((a, first) for a in self.alphas), *((self.alphas[1], d) for d in further)]
 
     @property
     def starts(self) -> Tensor:
@@ -142,6 +175,24 @@ def width(final: Tensor) -> tuple[float, float]:
     reaches the target.
     """
     return mean_error(reached(final).double().sum(0) * SPACING)
+
+
+def width_ratio(narrow: Tensor, wide: Tensor) -> tuple[float, float]:
+    """The second basin's `width` over the first's, [S, R] each, with its standard error."""
+    (low, low_error), (high, high_error) = width(narrow), width(wide)
+    return high / low, high / low * math.hypot(low_error / low, high_error / high)
+
+
+def width_gain(narrow: Tensor, wide: Tensor) -> tuple[float, float]:
+    """The second basin's `width` minus the first's, with the standard error of unpaired runs."""
+    (low, low_error), (high, high_error) = width(narrow), width(wide)
+    return high - low, math.hypot(low_error, high_error)
+
+
+def summits(alpha: float, delta: float) -> int:
+    """How many maxima the mean reward has for θ in [−10, 10]: where its gradient turns negative."""
+    slope = true_gradient(torch.linspace(-10, 10, 4001, dtype=torch.float64), alpha, delta)
+    return int(((slope[:-1] > 0) & (slope[1:] <= 0)).sum())
 
 
 def variants(rungs: Sequence[str], every_eps: Sequence[float]) -> dict[str, Estimator]:

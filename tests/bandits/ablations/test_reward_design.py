@@ -59,6 +59,20 @@ def test_the_chance_of_a_hit_counts_the_window() -> None:
     torch.testing.assert_close(theory.chance_of_a_hit(theta, 7), 1 - miss**7)
 
 
+def test_the_mean_reward_has_one_maximum_with_a_tiny_bonus_and_two_with_a_large_one() -> None:
+    assert theory.summits(0.001, 4.0) == 1
+    assert theory.summits(0.5, 6.0) == 2
+
+
+def test_the_width_counts_half_a_unit_for_each_start_that_reaches_the_window() -> None:
+    narrow = torch.tensor([[0.1, 2.0], [0.2, 0.3], [3.0, 4.0]])  # widths 1 and .5 of two runs
+    wide = torch.zeros(3, 2)
+    assert theory.width_gain(narrow, wide) == pytest.approx((1.5 - 0.75, 0.25))
+    assert theory.width_ratio(narrow, wide)[0] == pytest.approx(2.0)
+    # relative errors add in squares: .25/.75 of the first, none of the second
+    assert theory.width_ratio(narrow, wide)[1] == pytest.approx(2 * 0.25 / 0.75)
+
+
 def test_without_the_std_the_expected_gradient_is_the_true_one_less_the_self_included_share() -> (
     None
 ):
