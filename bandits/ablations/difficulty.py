@@ -139,15 +139,12 @@ def _weights(settings: Settings, series: dict[str, Any]) -> Facts:
 
 def _limits() -> Facts:
     """The ends: p → 0, and G → ∞."""
-    facts, p, limit = Facts(LAW, 12), 0.3, theory.arcsine_gradient()
+    facts, limit = Facts(LAW, 12), theory.arcsine_gradient()
     for group in (8, 64):
         claim = f"The weight of a prompt that is almost never solved is √(G−1): w_{group} at p ="
         seen = weight(STD, right_or_wrong(NEVER), group)
         facts.exact(f"{claim} {NEVER:g}", seen, math.sqrt(group - 1))
-    # the next term of both limits is of the order of 1/G of what is expected, hence two digits
-    gap = 1 - weight(STD, right_or_wrong(p), MANY) * math.sqrt(p * (1 - p))
-    claim = f"With many samples w tends to 1/√(p(1−p)): at p = {p}, G = {MANY} it is short of it by"
-    facts.exact(f"{claim} 1/(8Gp(1−p)) of it", gap, theory.shortfall(p, MANY), 2)
+    # the next term is of the order of 1/G of what is expected, hence two digits
     apart = exact.microscope(STD, b3(), MANY, covariance=False).expected - limit
     off, expected = apart.norm() / limit.norm(), theory.shortfall(exact.objective(b3()), MANY)
     claim = f"With many samples E[ĝ] tends to the gradient of 2·arcsin √J: on B3 at G = {MANY} it"

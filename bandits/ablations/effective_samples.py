@@ -82,7 +82,10 @@ old, means = (torch.tensor(numbers, dtype=torch.float64) for numbers in (B3_POLI
 def run(settings: Settings, progress: Progress) -> Result:
     """One token per answer, then several; then the facts."""
     strengths = torch.linspace(0, settings.farthest, settings.points, dtype=torch.float64).tolist()
-    one = [_one_token(settings, strength) for strength in progress(strengths, "one token")]
+    one = [
+        theory.one_token(settings.rungs, settings.group, strength)
+        for strength in progress(strengths, "one token")
+    ]
     several = [
         theory.by_token_and_by_answer(settings.task, strength)
         for strength in progress(strengths, "several tokens")
@@ -93,22 +96,6 @@ def run(settings: Settings, progress: Progress) -> Result:
     }
     facts = [*_one_facts(settings, one), *_several_facts(settings, several)]
     return Result(series=series, facts=facts, caption=CAPTION)
-
-
-def _one_token(settings: Settings, strength: float) -> dict[str, Any]:
-    """What each rung's objective says of π' at λ = `strength`, on B3."""
-    now, before = tilted(old.log(), means, strength), float(old @ means)
-    listed = bernoulli_arms(now, old.log())
-    rungs = [centred(ladder.get(name).estimator, before) for name in settings.rungs]
-    moments = [theory.objective_moments(rung, listed, settings.group) for rung in rungs]
-    return {
-        "strength": strength,
-        "kl": theory.distance(listed),
-        "gain": float(now.exp() @ means) - before,
-        "second": theory.second_moment(listed),
-        "mean": [mean for mean, _ in moments],
-        "std": [std for _, std in moments],
-    }
 
 
 # ---------------------------------------------------------------- facts
@@ -123,10 +110,7 @@ def _one_facts(settings: Settings, points: list[dict[str, Any]]) -> Facts:
 
     def gaps(estimator: Estimator, factor: float = 1.0) -> list[float]:
         """The mean objective less factor·(J' − J), at each π'."""
-        now = [tilted(old.log(), means, point["strength"]) for point in points]
-        arms = [bernoulli_arms(policy, old.log()) for policy in now]
-        means_of = [theory.objective_moments(estimator, each, group)[0] for each in arms]
-        return [mean - factor * point["gain"] for mean, point in zip(means_of, points, strict=True)]
+        return [theory.gain_gap(estimator, group, p["strength"], factor) for p in points]
 
     surrogate, clip = centred(ladder.surrogate, before), centred(ladder.clip, before)
     claim = "One token: E[ρA] with b = J(π) is J(π') − J(π) at any distance: largest difference"

@@ -98,15 +98,7 @@ def run(settings: Settings, progress: Progress) -> Result:
     rate = found["reinforce"].rate if "reinforce" in found else s.learning_rates[-1]
     shifted = theory.shifted_reinforce(s, progress(s.epochs, "signs"), s.offsets, rate, judging)
     series = {
-        "rungs": {
-            name: {
-                "rate": rung.rate,
-                "rates": [one.rate for one in rung.own],
-                **named_interval("fixed", rung.kept),
-                **named_interval("retuned", rung.retuned),
-            }
-            for name, rung in found.items()
-        },
+        "rungs": {name: rung.as_series() for name, rung in found.items()},
         "signs": {
             f"{offset:g}": named_interval("final", shifted[:, place])
             for place, offset in enumerate(s.offsets)
@@ -117,11 +109,7 @@ def run(settings: Settings, progress: Progress) -> Result:
         "stale_limit": exact_kl(start, theory.stale_limit()[0].log()),
         "stale_centred": exact_kl(start, centred),
     }
-    own, halted = {}, {}
-    for name, rung in found.items():
-        for i, epochs in enumerate(s.epochs):
-            own[f"{name} with {epochs} updates"] = rung.own[i]
-            halted[f"{name} with {epochs} updates"] = rung.lost[i, rung.own[0].index]
+    own, halted = theory.choices_and_halted(found, s.epochs)
     caption = f"{CAPTION} Bands: {described(s.runs)}. {edges(own, s.learning_rates)}".strip()
     facts = [*_agreement_facts(), *_stale_facts(s, paths, centred)]
     facts += _training_facts(s, found, kept, shifted)

@@ -6,8 +6,10 @@ It covers the surrogate's identity, the effective sample size, and answers of se
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import replace as change
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,6 +178,35 @@ def tilted_moment(log_prob: Tensor, reward: Tensor, strength: float) -> float:
     """E_π[ρ²] of π' ∝ π·exp(λr), which is Z(2λ)/Z(λ)² with Z(λ) = Σ π exp(λr): [K], [K]."""
     one, two = (torch.logsumexp(log_prob + x * strength * reward, -1) for x in (1, 2))
     return float((two - 2 * one).exp())
+
+
+def one_token(rungs: Iterable[str], group: int, strength: float) -> dict[str, Any]:
+    """What each rung's objective says of π' ∝ π·exp(λr) on B3, λ = `strength`, with b = J(π).
+
+    "mean" and "std" [rungs] are the moments over all groups, which should be "gain", J(π') − J(π).
+    "kl" is KL(π'‖π) in nats, and "second" is E[ρ²].
+    """
+    old, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
+    now, before = tilted(old.log(), means, strength), float(old @ means)
+    listed = bernoulli_arms(now, old.log())
+    of = [centred(ladder.get(name).estimator, before) for name in rungs]
+    moments = [objective_moments(estimator, listed, group) for estimator in of]
+    return {
+        "strength": strength,
+        "kl": distance(listed),
+        "gain": float(now.exp() @ means) - before,
+        "second": second_moment(listed),
+        "mean": [mean for mean, _ in moments],
+        "std": [std for _, std in moments],
+    }
+
+
+def gain_gap(estimator: Estimator, group: int, strength: float, factor: float = 1.0) -> float:
+    """The mean objective less factor·(J(π') − J(π)) on B3, for π' ∝ π·exp(λr)."""
+    old, means = (torch.tensor(values, dtype=torch.float64) for values in (B3_POLICY, B3_MEANS))
+    now = tilted(old.log(), means, strength)
+    mean, _ = objective_moments(estimator, bernoulli_arms(now, old.log()), group)
+    return mean - factor * float((now.exp() - old) @ means)
 
 
 def by_token_and_by_answer(task: Sums, strength: float) -> dict[str, float]:

@@ -7,7 +7,7 @@ stop. Centred rewards push with a constant force for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from bandits.linear import SharedTask, linear_bandit
 from course import ladder
 from course.estimator import Estimator, replace, uses_critic
 from course.exact import Outcomes, group_mean_factor, kl_gradient, microscope, relative_distance
+from course.lab.statistics import named_interval
 from course.lab.sweep import Choice, choose, finished
 from course.lab.terminal import Progress
 from course.learner import Learner
@@ -206,6 +207,30 @@ class Rung:
     def retuned(self) -> Tensor:
         """Final rewards [epochs, runs] at the best learning rate for each number of epochs."""
         return torch.stack([self.every[i, one.index] for i, one in enumerate(self.own)])
+
+    def as_series(self) -> dict[str, Any]:
+        """Its learning rates, and `kept` ("fixed") and `retuned` with intervals over the runs."""
+        return {
+            "rate": self.rate,
+            "rates": [one.rate for one in self.own],
+            **named_interval("fixed", self.kept),
+            **named_interval("retuned", self.retuned),
+        }
+
+
+def choices_and_halted(
+    found: Mapping[str, Rung], epochs: Sequence[int]
+) -> tuple[dict[str, Choice], dict[str, Tensor]]:
+    """For each rung and number of epochs, its own choice of the rate, and who diverged.
+
+    The second is [R] bool, at the rate that is best with one update per rollout.
+    """
+    own, halted = {}, {}
+    for name, rung in found.items():
+        for i, count in enumerate(epochs):
+            own[f"{name} with {count} updates"] = rung.own[i]
+            halted[f"{name} with {count} updates"] = rung.lost[i, rung.own[0].index]
+    return own, halted
 
 
 def sweep(
