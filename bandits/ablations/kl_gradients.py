@@ -25,27 +25,19 @@ from bandits.ablations.kl_estimators import COLOURS, HERE, REFERENCE
 from bandits.exact import B3_POLICY
 from bandits.theory import kl_estimators as theory
 from course.errors import require
-from course.exact import (
-    Outcomes,
-    group_mean_factor,
-    group_std_weight,
-    kl_gradient,
-    relative_distance,
-)
+from course.exact import group_mean_factor, group_std_weight, kl_gradient, relative_distance
 from course.lab import figures
 from course.lab.facts import Fact, Facts
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.terminal import Progress
-from course.parts import K1, GroupMean, GroupStd, InReward
+from course.parts import K1, GroupMean, InReward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = (
-    "which divergence the gradient of k1, k2 and k3 really descends, in the loss and in the reward"
-)
+TITLE = "which divergence the gradient of k1, k2, k3 really descends, in the loss and in the reward"
 EXPECTED_SECONDS = 2.0
 
 
@@ -69,11 +61,9 @@ class Settings(Checked):
 SETTINGS = Settings()
 COMEDY = "A Comedy of Estimators 2025 (2512.21852)"
 BOTH = f"Tang & Munos 2025 (2506.09477); {COMEDY}"
-CURVES = tuple(
-    f"{how}{name}"
-    for name in ("k1 in the reward", "k2 in the loss", "k3 in the loss")
-    for how in ("", "inverted ")
-)
+OURS = "exact KL in the loss", "k2 in the reward", "k3 in the reward"  # derived here
+PENALTIES = "k1 in the reward", "k2 in the loss", "k3 in the loss"
+CURVES = tuple(f"{how}{name}" for name in PENALTIES for how in ("", "inverted "))
 CAPTION = "Gradients and curves are exact. β = 1, all rewards 0, policy (.5, .3, .2)."
 
 
@@ -85,9 +75,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         name: theory.penalty_gradient(penalty, policy, reference)
         for name, penalty in theory.placements().items()
     }
-    centred: dict[str, Any] = {"baseline": GroupMean()}
-    k1 = K1(1.0, InReward())
-    found["centred"] = theory.penalty_gradient(k1, policy, reference, settings.group, **centred)
+    k1, mean = K1(1.0, InReward()), GroupMean()
+    found["centred"] = theory.penalty_gradient(k1, policy, reference, settings.group, baseline=mean)
     true, tokens = theory.divergence_gradients(policy, reference), theory.two_tokens()
     sequences = theory.sequence_gradients(tokens)
     curves = {
@@ -96,55 +85,30 @@ def run(settings: Settings, progress: Progress) -> Result:
     }
     whole, dropped = kl_gradient(tokens), theory.later_tokens(tokens)
     series = {
-        "gradients": {name: _plane(gradient) for name, gradient in found.items()},
-        "true": {name: _plane(gradient) for name, gradient in true.items()},
-        "sequences": {
-            name: relative_distance(gradient, whole) for name, gradient in sequences.items()
-        },
+        "gradients": {name: theory.in_plane(one) for name, one in found.items()},
+        "true": {name: theory.in_plane(one) for name, one in true.items()},
+        "sequences": {name: relative_distance(one, whole) for name, one in sequences.items()},
         "dropped": dropped.norm() / whole.norm(),
         "curves": curves,
     }
     facts = [*_gradient_facts(found, true), *_scaling_facts(settings, found)]
-    facts += [*_sequence_facts(tokens, sequences), *_curve_facts(curves)]
+    facts += [*_sequence_facts(whole, dropped, sequences), *_curve_facts(curves)]
     return Result(series=series, facts=facts, caption=CAPTION)
-
-
-def _plane(gradient: Tensor) -> Tensor:
-    """[3] logit gradients, which sum to 0 → [2] coordinates in their plane."""
-    basis = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
-    return (basis / basis.norm(dim=-1, keepdim=True)) @ gradient
 
 
 # ---------------------------------------------------------------- facts
 
 
 def _gradient_facts(found: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> list[Fact]:
-    reverse, forward, chi = (true[name] for name in ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"))
-    zero, kl, neither = torch.zeros_like(reverse), "∇KL(π‖ref)", "neither KL's gradient, but"
-    away = "−∇KL(π‖ref): it pushes away from the reference"
     published, bug = Facts(BOTH, 20), Facts(HERE, 21)
-    where = "(relative distance of the two, three arms, on policy)"
-    for facts, source, name, what, target in (
-        (published, BOTH, "k1 in the loss", "no gradient at all", zero),
-        (published, BOTH, "k2 in the loss", kl, reverse),
-        (published, BOTH, "k3 in the loss", "∇KL(ref‖π), the other divergence", forward),
-        (published, HERE, "exact KL in the loss", kl, reverse),
-        (published, BOTH, "ρ·k1 in the loss", kl, reverse),
-        (published, BOTH, "ρ·k3 in the loss", kl, reverse),
-        (published, BOTH, "k1 in the reward", kl, reverse),
-        (published, HERE, "k2 in the reward", f"{neither} ∇E[k2] − {kl}", true["E k2"] - reverse),
-        (published, HERE, "k3 in the reward", f"{neither} {kl} − ∇KL(ref‖π)", reverse - forward),
-        (bug, HERE, "inverted k1 in the loss", "no gradient, as the right one", zero),
-        (bug, HERE, "inverted k1 in the reward", away, -reverse),
-        (bug, HERE, "inverted ρ·k1 in the loss", away, -reverse),
-        (bug, HERE, "inverted k2 in the loss", f"{kl}, as the right one", reverse),
-        (bug, HERE, "inverted k3 in the loss", "½∇χ²(π‖ref), another anchor", chi),
-    ):
+    for name, (what, target) in theory.descended(true).items():
         off = relative_distance(found[name], target)
-        facts.exact(f"{name} descends {what} {where}", off, 0.0, source=source)
+        claim = f"{name} descends {what} (relative distance, three arms)"
+        facts, source = (bug, HERE) if name.startswith("inverted") else (published, BOTH)
+        facts.exact(claim, off, 0.0, source=HERE if name in OURS else source)
     for name in ("k2 in the reward", "k3 in the reward"):
-        nearest = min(relative_distance(found[name], target) for target in (reverse, forward))
-        claim = f"{name}: relative distance to the nearer of the two KL gradients is above one half"
+        nearest = min(relative_distance(found[name], true[kl]) for kl in ("KL(π‖ref)", "KL(ref‖π)"))
+        claim = f"{name} is far from both KL gradients (relative distance to the nearer, above ½)"
         published.above(claim, nearest, 0.5)
     return [*published, *bug]
 
@@ -155,44 +119,30 @@ def _scaling_facts(s: Settings, found: Mapping[str, Tensor]) -> Facts:
     claim = "under a group mean that includes the sample, k1 in the reward is scaled by (G − 1)/G"
     share = found["centred"] @ full / (full @ full)
     facts.exact(f"{claim} (G = {s.group})", share, group_mean_factor(s.group))
-    two = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
-    ref = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
-
-    def under_std(group: int, beta: float = 1.0) -> Tensor:
-        parts = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
-        return theory.penalty_gradient(K1(beta, InReward()), two, ref, group, **parts)
-
-    length = theory.divergence_gradients(two, ref)["KL(π‖ref)"].norm()
-    # k1 takes two values, so its group std is that of a Bernoulli times the gap
-    gap = ((two - ref)[0] - (two - ref)[1]).abs()
-    claim = "under the group's std, with no other reward, it is scaled by w_G(p)/|difference of the"
-    claim += (
-        " two k1|, w_G as for a Bernoulli reward (two arms, .3 and .7 against .6 and .4, G = 8)"
-    )
-    facts.exact(claim, under_std(8).norm() / length, group_std_weight(0.3, 8) / gap)
+    gap, p = theory.two_arms_gap(), 0.3
+    claim = "under the group's std, with no other reward, it is scaled by w_G(p)/|k1 − other k1|"
+    claim += " (two arms, .3 and .7 against .6 and .4, G = 8)"
+    facts.exact(claim, theory.scale_under_std(8), group_std_weight(p, 8) / gap)
     claim = "for large groups that is 1/std(k1), less 1/(8Gp(1 − p)) of it: scale times std(k1)"
-    scaled = under_std(many).norm() / length * gap * math.sqrt(0.21)
-    facts.exact(f"{claim} (G = {many})", scaled, 1 - 1 / (8 * many * 0.21), 5)
-    claim = "and β cancels: with no other reward, β = .01 has the gradient of β = 1 (relative"
-    facts.exact(f"{claim} distance)", relative_distance(under_std(8, 0.01), under_std(8)), 0.0)
+    scaled = theory.scale_under_std(many) * gap * math.sqrt(p * (1 - p))
+    facts.exact(f"{claim} (G = {many})", scaled, 1 - 1 / (8 * many * p * (1 - p)), 5)
+    claim = "and β cancels: β = .01 has the gradient of β = 1 (relative distance)"
+    one, other = (theory.gradient_under_std(8, beta) for beta in (0.01, 1.0))
+    facts.exact(claim, relative_distance(one, other), 0.0)
     return facts
 
 
-def _sequence_facts(listed: Outcomes, found: Mapping[str, Tensor]) -> Facts:
-    true, dropped, facts = kl_gradient(listed), theory.later_tokens(listed), Facts(HERE, 20)
-    where = "(two tokens of three words, 9 answers listed; relative distance)"
+def _sequence_facts(true: Tensor, dropped: Tensor, found: Mapping[str, Tensor]) -> Facts:
+    """Penalties on answers of two tokens, against the whole KL's gradient and what sums drop."""
+    facts, where = Facts(HERE, 20), "(two tokens of three words; relative distance)"
     for name, gradient in found.items():
         if name == "k1 in the reward":
-            claim, off = (
-                f"{name} has the gradient of the whole answer's KL",
-                relative_distance(gradient, true),
-            )
+            claim, off = f"{name} has the whole KL's gradient", relative_distance(gradient, true)
             facts.exact(f"{claim} {where}", off, 0.0, source=COMEDY)
             continue
-        claim = f"{name}, has that gradient less E[KL(second token) ∇log π(first token)], what"
-        off = relative_distance(gradient, true - dropped)
-        facts.exact(f"{claim} the first does to the second {where}", off, 0.0)
-    claim = "and that is no small part of it (share of its length, the policy and reference here)"
+        claim = f"{name}, has that gradient less E[KL(second token) ∇log π(first token)]"
+        facts.exact(f"{claim} {where}", relative_distance(gradient, true - dropped), 0.0)
+    claim = "and what they drop is no small part of it (share of its length, here)"
     facts.above(claim, dropped.norm() / true.norm(), 0.1)
     return facts
 
@@ -206,9 +156,8 @@ def _curve_facts(found: Mapping[str, Tensor]) -> Facts:
     ):
         facts.exact(claim, (found[name].diff() < 0).double().mean(), expected)
     apart = (found[CURVES[2]] - found[CURVES[3]]).abs().max()
-    facts.exact(
-        "k2 and inverted k2 in the loss have one curve (largest difference, nats)", apart, 0.0
-    )
+    claim = "k2 and inverted k2 in the loss have one curve (largest difference, nats)"
+    facts.exact(claim, apart, 0.0)
     return facts
 
 
@@ -225,29 +174,26 @@ def plot(result: Result) -> Figure:
     return figure
 
 
+BLUE, RED, PURPLE, BROWN = "#0057a3", "#b8320f", "#7a1f5c", "#8a6d3b"
 # a gradient, its sign in the picture, where the sign is, its colour, what else lands there
-# fmt: off
 KEY = (
     ("k1 in the loss", "a", (-9, 8), "#444444", "0: k1 in the loss, inverted or not"),
-    ("k1 in the reward", "b", (10, -8), "#0057a3",
+    ("k1 in the reward", "b", (10, -8), BLUE,
      "∇KL(π‖ref): k1 in the reward;\nk2, ρ·k1, ρ·k3, exact KL in the loss;\n"
      "inverted k2 in the loss"),
     ("centred", "c", (-10, -7), "#00875f",
      "(G − 1)/G of b: k1 in the reward,\nless the group's mean"),
-    ("k3 in the loss", "d", (10, 5), "#b8320f", "∇KL(ref‖π): k3 in the loss (GRPO)"),
-    ("inverted k3 in the loss", "e", (11, 0), "#7a1f5c", "½∇χ²(π‖ref): inverted k3 in the loss"),
-    ("inverted k1 in the reward", "f", (-11, 0), "#0057a3",
+    ("k3 in the loss", "d", (10, 5), RED, "∇KL(ref‖π): k3 in the loss (GRPO)"),
+    ("inverted k3 in the loss", "e", (11, 0), PURPLE, "½∇χ²(π‖ref): inverted k3 in the loss"),
+    ("inverted k1 in the reward", "f", (-11, 0), BLUE,
      "−∇KL(π‖ref), away from it: inverted k1\nin the reward, inverted ρ·k1 in the loss"),
-    ("k2 in the reward", "g", (-11, 0), "#8a6d3b", "neither: k2 in the reward"),
-    ("k3 in the reward", "h", (-11, 0), "#8a6d3b", "neither: k3 in the reward"),
-)
-# fmt: on
+    ("k2 in the reward", "g", (-11, 0), BROWN, "neither: k2 in the reward"),
+    ("k3 in the reward", "h", (-11, 0), BROWN, "neither: k3 in the reward"),
+)  # fmt: skip
 
 
 def _plot_plane(ax: Axes, result: Result) -> None:
-    for name, colour in zip(
-        ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"), ("#0057a3", "#b8320f", "#7a1f5c"), strict=True
-    ):
+    for name, colour in (("KL(π‖ref)", BLUE), ("KL(ref‖π)", RED), ("½χ²(π‖ref)", PURPLE)):
         ax.plot(*zip((0, 0), result.array("true", name), strict=True), color=colour, linewidth=2.0)
     bold: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11, "fontweight": "bold"}
     line = 0.97
@@ -268,18 +214,15 @@ def _plot_plane(ax: Axes, result: Result) -> None:
 def _plot_tokens(ax: Axes, result: Result) -> None:
     names, dropped = list(result.series["sequences"]), float(result.array("dropped"))
     missed = [float(result.array("sequences", name)) for name in names]
-    blue, brown = "#0057a3", "#b8860b"
-    ax.barh(range(len(names)), missed, color=[blue, *[brown] * (len(names) - 1)], height=0.55)
-    ax.set_yticks(range(len(names)), names)
+    ax.barh(names, missed, color=[BLUE, *["#b8860b"] * (len(names) - 1)], height=0.55)
     ax.invert_yaxis()
     figures.expectation(ax, x=dropped)
-    ax.set_xlim(0, dropped * 1.75)
     what = "what they drop:\nE[KL(2nd token)\n· ∇log π(1st)]"
     figures.note(ax, what, (dropped * 1.04, 2.5), va="center")
-    figures.note(ax, "0: nothing missed", (0.003, 0), color=figures.readable(blue), va="center")
+    figures.note(ax, "0: nothing missed", (0.003, 0), color=BLUE, va="center")
     ax.grid(False, axis="y")
     title, x = "Two tokens: what each misses", "‖E[ĝ] − ∇KL‖ / ‖∇KL‖"
-    figures.describe(ax, title, x, "")
+    figures.describe(ax, title, x, xlim=(0, dropped * 1.75))
 
 
 def _plot_curves(ax: Axes, result: Result) -> None:

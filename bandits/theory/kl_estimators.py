@@ -8,7 +8,7 @@ on answers of two tokens, by enumerating the same estimators that training uses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from bandits.flow import ascend, expected_gradient
 from course.estimator import Estimator
 from course.exact import Outcomes, gaussian_control_variate, microscope
 from course.lab.statistics import mean_error
-from course.parts import K1, K2, K3, ExactKL, InLossTimesRatio, InReward
+from course.parts import K1, K2, K3, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward
 from course.parts.kl import KL, Reference, exact_kl, k1, k2, k3
 from course.rollout import Rollout
 from course.train.noise import Noise
@@ -152,6 +152,69 @@ def divergence_gradients(policy: Tensor, reference: Tensor) -> dict[str, Tensor]
         name: torch.autograd.grad(value, logits, retain_graph=True)[0]
         for name, value in functions.items()
     }
+
+
+def descended(true: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """What each penalty of `placements` descends on policy, in words and as a gradient [K].
+
+    `true` are the `divergence_gradients`. An estimator in the reward is a score-function estimate
+    of ∇E[k] less what differentiating k itself would add; one in the loss has only the latter.
+    """
+    reverse, forward, chi = (true[name] for name in ("KL(π‖ref)", "KL(ref‖π)", "½χ²(π‖ref)"))
+    kl, zero, neither = "∇KL(π‖ref)", torch.zeros_like(reverse), "neither KL's gradient, but"
+    away = "−∇KL(π‖ref): it pushes away from the reference"
+    return {
+        "k1 in the loss": ("no gradient at all", zero),
+        "k2 in the loss": (kl, reverse),
+        "k3 in the loss": ("∇KL(ref‖π), the other divergence", forward),
+        "exact KL in the loss": (kl, reverse),
+        "ρ·k1 in the loss": (kl, reverse),
+        "ρ·k3 in the loss": (kl, reverse),
+        "k1 in the reward": (kl, reverse),
+        "k2 in the reward": (f"{neither} ∇E[k2] − {kl}", true["E k2"] - reverse),
+        "k3 in the reward": (f"{neither} {kl} − ∇KL(ref‖π)", reverse - forward),
+        "inverted k1 in the loss": ("no gradient, as the right one", zero),
+        "inverted k1 in the reward": (away, -reverse),
+        "inverted ρ·k1 in the loss": (away, -reverse),
+        "inverted k2 in the loss": (f"{kl}, as the right one", reverse),
+        "inverted k3 in the loss": ("½∇χ²(π‖ref), another anchor", chi),
+    }
+
+
+# where k1 takes two values, so that its group std is a Bernoulli's times their difference
+TWO_ARMS = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
+TWO_ARMS_REFERENCE = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
+
+
+def gradient_under_std(group: int, beta: float = 1.0) -> Tensor:
+    """The gradient [2] of k1 in the reward, and of no other reward, under a group's mean and std.
+
+    The policy is `TWO_ARMS`; the std has eps = 0.
+    """
+    parts = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
+    k1_in_reward = K1(beta, InReward())
+    return penalty_gradient(k1_in_reward, TWO_ARMS, TWO_ARMS_REFERENCE, group, **parts)
+
+
+def scale_under_std(group: int) -> float:
+    """The length of `gradient_under_std` over that of ∇KL(π‖ref)."""
+    true = divergence_gradients(TWO_ARMS, TWO_ARMS_REFERENCE)["KL(π‖ref)"]
+    return float(gradient_under_std(group).norm() / true.norm())
+
+
+def two_arms_gap() -> float:
+    """The difference of the two values of k1 on `TWO_ARMS`, in nats."""
+    values = TWO_ARMS - TWO_ARMS_REFERENCE
+    return float((values[0] - values[1]).abs())
+
+
+def in_plane(gradient: Tensor) -> Tensor:
+    """A gradient [3] in three arms' logits, whose sum is 0 → its coordinates [2] in their plane.
+
+    The first is that of the first arm against the second, the other of both against the third.
+    """
+    basis = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
+    return (basis / basis.norm(dim=-1, keepdim=True)) @ gradient
 
 
 def two_tokens() -> Outcomes:

@@ -13,11 +13,16 @@ from bandits.ablations import kl_gradients as ablation
 from bandits.ablations.kl_gradients import Settings
 from bandits.theory.kl_estimators import (
     InvertedReference,
+    descended,
     divergence_gradients,
+    gradient_under_std,
+    in_plane,
     later_tokens,
     penalty_gradient,
     placements,
+    scale_under_std,
     sequence_gradients,
+    two_arms_gap,
     two_tokens,
 )
 from course.errors import CourseError
@@ -73,6 +78,29 @@ def test_every_placement_has_the_gradient_written_out_by_hand(name: str) -> None
         rtol=1e-11,
         atol=1e-13,
     )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_each_placement_is_said_to_descend_is_the_gradient_by_hand(name: str) -> None:
+    said = descended(divergence_gradients(POLICY, REFERENCE))
+    torch.testing.assert_close(said[name][1], EXPECTED[name], rtol=1e-11, atol=1e-13)
+
+
+def test_the_group_std_scales_k1_in_the_reward_by_its_weight() -> None:
+    # two samples of two values: every group that differs has std |gap|/2, so advantages ±1, and
+    # differs with probability 2·.3·.7; the score of the first arm is (.7, −.7) or (−.3, .3)
+    gap = math.log(0.3 / 0.6) - math.log(0.7 / 0.4)
+    assert two_arms_gap() == pytest.approx(abs(gap))
+    expected = 0.5 * 2 * 0.3 * 0.7 * torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(gradient_under_std(2), expected, rtol=1e-10, atol=0)
+    true = 0.3 * 0.7 * abs(gap)  # of the first arm's logit
+    assert scale_under_std(2) == pytest.approx(0.3 * 0.7 / true)
+
+
+def test_coordinates_in_the_plane_keep_lengths_and_angles() -> None:
+    one, other = REVERSE, FORWARD
+    torch.testing.assert_close(in_plane(one) @ in_plane(other), one @ other)
+    torch.testing.assert_close(in_plane(one).norm(), one.norm())
 
 
 def test_hand_written_gradients_are_finite_differences_of_the_divergences() -> None:
