@@ -1,14 +1,9 @@
 """What a baseline buys, exactly: the gradient's length and noise against the group size.
 
-On B3 (π = (.5, .3, .2), Bernoulli means .2, .5, .8) every group that can be drawn is listed, so
-nothing here is estimated.
-
-Look for three things. A group mean shortens the gradient a little and dividing by the std lengthens
-it; neither changes its direction. With two samples per prompt the leave-one-out baseline is noisier
-than no baseline, because comparing with a single other sample costs more than it saves; the
-crossing lies between two and three samples. And adding a constant to all rewards, which does not
-change the best policy, makes plain REINFORCE tens of times noisier and leaves every centred rung
-unchanged.
+`bandits.theory.baselines` lists every group that can be drawn on B3, so nothing here is estimated.
+Look for three things: means shorten the gradient and the std lengthens it; with two samples per
+prompt leave-one-out is noisier than no baseline; a constant added to all rewards makes plain
+REINFORCE tens of times noisier.
 """
 
 from __future__ import annotations
@@ -19,22 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bandits.theory.baselines import (
-    baselines,
-    canonical,
-    enumerated_variance,
-    expected_curves,
-    lowest_point,
-)
+from bandits.theory import baselines as theory
+from bandits.theory.baselines import baselines, canonical, enumerated_variance, listed_variance
 from course import ladder
 from course.errors import require
 from course.exact import (
     every_group,
     gradient,
     group_mean_factor,
-    microscope,
     pair_gradient,
-    probability,
     rloo_covariance,
     rloo_crossover,
     sample_covariance,
@@ -50,10 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = (
-    "what a baseline buys: length and noise of the gradient against the group size, and the best"
-    " baseline there is"
-)
+TITLE = "what a baseline buys: length and noise of the gradient against G, and the best baseline"
 EXPECTED_SECONDS = 2.0
 
 
@@ -91,21 +76,10 @@ SPAN = torch.linspace(-0.1, 1.05, 47, dtype=torch.float64)  # baselines whose va
 def run(settings: Settings, progress: Progress) -> Result:
     """Every rung at every group size, and the variance of one sample at every baseline."""
     here, there = canonical(), canonical(settings.offset)
-    curves: dict[str, dict[str, list[float]]] = {}
-    for name in progress(settings.rungs, "rungs"):
-        seen = [microscope(ladder.get(name).estimator, here, group) for group in settings.groups]
-        length = [float(one.expected.norm() / one.gradient.norm()) for one in seen]
-        variance = [one.variance * group for one, group in zip(seen, settings.groups, strict=True)]
-        curves[name] = {
-            "length": length,
-            "cosine": [one.cosine for one in seen],
-            "variance": variance,
-            "noise": [total / size**2 for total, size in zip(variance, length, strict=True)],
-        }
     series = {
         "groups": settings.groups,
-        "rungs": curves,
-        "expected": expected_curves(here, settings.groups),
+        "rungs": theory.measured_curves(settings.rungs, here, settings.groups, progress),
+        "expected": theory.expected_curves(here, settings.groups),
         "baseline": baselines(here),
         "variance": {name: enumerated_variance(here, b) for name, b in baselines(here).items()},
         "variance_shifted": {
@@ -117,12 +91,8 @@ def run(settings: Settings, progress: Progress) -> Result:
         },
         "crossover": rloo_crossover(here),
     }
-    facts = [
-        *_identity(settings.listed),
-        *_best_baselines(settings.offset),
-        *_crossover(settings.groups),
-    ]
-    return Result(series=series, facts=facts, caption=CAPTION)
+    facts = [*_identity(settings.listed), *_best_baselines(settings.offset)]
+    return Result(series=series, facts=[*facts, *_crossover(settings.groups)], caption=CAPTION)
 
 
 # ---------------------------------------------------------------- facts
@@ -154,21 +124,19 @@ def _identity(group: int) -> Facts:
 def _best_baselines(offset: float) -> Facts:
     """Variances at the four baselines, listed and by formula; then with all rewards shifted."""
     here, there = canonical(), canonical(offset)
-    p, reward = probability(here)[0], here.total_reward[0]
-    square, before, after = here.total_score[0].square().sum(-1), baselines(here), baselines(there)
+    before, after = baselines(here), baselines(there)
     facts, ours = Facts("Weaver & Tao 2001; Greensmith et al. 2004", 4), "this course"
     claim = "The constant baseline with the least variance on B3 is E[r‖s‖²]/E‖s‖² (from enumerated"
-    formula = (p * reward * square).sum() / (p * square).sum()
-    facts.exact(f"{claim} variances at three baselines)", lowest_point(here), formula)
+    found = theory.lowest_point(here)
+    facts.exact(f"{claim} variances at three baselines)", found, before["scalar"])
     for name, b in before.items():
         claim = f"Variance of one sample's gradient on B3, baseline: {BASELINES[name]} (enumerated;"
         seen, expected = enumerated_variance(here, b), variance_at_baseline(here, b)
         facts.exact(f"{claim} expected: the formula)", seen, expected)
     plain = enumerated_variance(here, before["none"])
     ratio = enumerated_variance(there, after["none"]) / plain
-    shifted = (p * (reward + offset) ** 2 * square).sum() - gradient(here).square().sum()
     claim = f"Adding {offset:g} to every reward multiplies REINFORCE's variance on B3 (a ratio;"
-    expected = shifted / variance_at_baseline(here, 0.0)
+    expected = theory.reinforce_variance(here, offset) / theory.reinforce_variance(here)
     facts.exact(f"{claim} expected: by the formula)", ratio, expected, source=ours)
     same = f"Adding {offset:g} to every reward leaves"
     for name in ("mean", "scalar", "coordinate"):
@@ -176,36 +144,27 @@ def _best_baselines(offset: float) -> Facts:
         claim = f"{same} the variance at {BASELINES[name]} as it was (difference)"
         facts.exact(claim, change, 0.0, source=ours)
     for name in ("rloo", "group_mean", "group_std"):
-        estimator = ladder.get(name).estimator
-        one, other = (microscope(estimator, listed, 4).covariance for listed in (here, there))
-        assert one is not None
-        assert other is not None
+        change = theory.covariance_change(name, here, there, 4)
         claim = f"{same} {name}'s covariance on B3 as it was (G = 4, largest difference)"
-        facts.exact(claim, (one - other).abs().max(), 0.0, source=ours)
+        facts.exact(claim, change, 0.0, source=ours)
     return facts
 
 
 def _crossover(groups: tuple[int, ...]) -> Facts:
     """RLOO's variance against its formula at every G, and the G at which it equals REINFORCE's."""
-    outcomes, facts = canonical(), Facts("this course", 5)
-
-    def listed(rung: str, group: int) -> float:
-        return microscope(ladder.get(rung).estimator, outcomes, group).variance
-
-    formula = {group: float(rloo_covariance(outcomes, group)[0].trace()) for group in groups}
-    off = max(abs(listed("rloo", group) / formula[group] - 1) for group in groups)
+    here, facts = canonical(), Facts("this course", 5)
+    formula = {group: float(rloo_covariance(here, group)[0].trace()) for group in groups}
+    off = max(abs(listed_variance("rloo", here, g) / formula[g] - 1) for g in groups)
     claim = "RLOO's variance on B3 is Var = V_J/G + (σ_r² E‖s‖² + ‖∇J‖²)/(G(G−1)) (largest relative"
     facts.exact(f"{claim} difference, G = {groups[0]} … {groups[-1]})", off, 0.0)
-    two, three, plain = 2 * listed("rloo", 2), 3 * listed("rloo", 3), 2 * listed("reinforce", 2)
+    loo = [listed_variance("rloo", here, g) for g in (2, 3)]
+    plain = [listed_variance("reinforce", here, g) for g in (2, 3)]
     claim = "With 2 samples per prompt on B3, RLOO is noisier than REINFORCE without a baseline"
-    facts.above(f"{claim} (total variance of a batch)", two / 2, plain / 2)
-    claim = "With 3 samples per prompt on B3, RLOO is quieter than REINFORCE"
-    facts.below(claim, three / 3, plain / 3)
-    # G·Var = a + c/(G − 1) with c = 2·(two − three) and a = 2·three − two
-    found = 1 + 2 * (two - three) / (plain - (2 * three - two))
+    facts.above(f"{claim} (total variance of a batch)", loo[0], plain[0])
+    facts.below("With 3 samples per prompt on B3, RLOO is quieter than REINFORCE", loo[1], plain[1])
     claim = "RLOO and REINFORCE are equally noisy on B3 at G = 1 + c/(V_0 − V_J), c that numerator"
     claim = f"{claim} (from the enumerated variances at G = 2, 3)"
-    facts.exact(claim, found, rloo_crossover(outcomes)[0])
+    facts.exact(claim, theory.crossing(here), rloo_crossover(here)[0])
     return facts
 
 

@@ -10,7 +10,15 @@ import torch
 
 from bandits.ablations import bias_variance as ablation
 from bandits.ablations.bias_variance import Settings
-from bandits.theory.baselines import baselines, canonical, enumerated_variance, lowest_point
+from bandits.theory.baselines import (
+    baselines,
+    canonical,
+    covariance_change,
+    crossing,
+    enumerated_variance,
+    lowest_point,
+    reinforce_variance,
+)
 from course import ladder
 from course.errors import CourseError
 from course.exact import every_group, pair_gradient, sample_covariance
@@ -77,6 +85,27 @@ def test_the_best_constant_and_what_an_offset_costs() -> None:
         - 0.017838
     )
     assert enumerated_variance(there, baselines(there)["none"]) == pytest.approx(shifted)
+
+
+def test_the_crossing_is_where_sums_over_ordered_groups_meet() -> None:
+    # G·Var is a + c/(G − 1) for RLOO and a constant for REINFORCE; both from groups by hand
+    two, three, plain = 2 * by_hand(2, True), 3 * by_hand(3, True), 2 * by_hand(2, False)
+    found = crossing(canonical())
+    a, c = 2 * three - two, 2 * (two - three)
+    assert a + c / (found - 1) == pytest.approx(plain)
+    assert 2 < found < 3
+
+
+def test_without_a_baseline_the_variance_grows_with_the_offset_as_written_out() -> None:
+    for offset in (0.0, 4.0):
+        square = sum(p * (r + offset) ** 2 * sum(x * x for x in score) for p, r, score in OUTCOMES)
+        assert float(reinforce_variance(canonical(), offset)) == pytest.approx(square - 0.017838)
+
+
+def test_an_offset_changes_the_covariance_of_plain_reinforce_alone() -> None:
+    here, there = canonical(), canonical(4.0)
+    assert covariance_change("reinforce", here, there, 2) > 1
+    assert covariance_change("rloo", here, there, 2) == pytest.approx(0, abs=1e-12)
 
 
 def test_every_group_of_two_is_listed_once_with_its_probability() -> None:
