@@ -1,8 +1,23 @@
-"""Gradient flows without noise: the speed and the duration of the climb to the best arm."""
+"""Gradient flows without noise: the speed and the duration of the climb to the best arm.
+
+The best arm pays 1, the other 1 − Δ; p is the best arm's probability and u = log(p/(1 − p)). The
+flow dθ/dt = E[ĝ] of an enumerated gradient stays on one line, so the time from u₀ to u₁ is the
+integral of du over the speed du/dt: no sampling, no steps. Closed forms, from p = ½ (t = 0):
+
+    policy gradient    du/dt = 2Δ p(1−p)         t = (u + sinh u)/Δ        1 − p → 1/(2Δt)
+    natural PG         du/dt = Δ                 t = u/Δ                   1 − p → e^(−Δt)
+    GRPO, G = ∞        du/dt = 2 √(p(1−p))       t = 2 sinh(u/2)           1 − p → 1/t², whatever Δ
+    GRPO, G finite     du/dt = 2 p(1−p) w_G(p)   w_G → √(G−1) at both ends: 1 − p → 1/(2√(G−1) t)
+
+Dividing by the std makes the slope −2 in place of −1, and takes the gap out of it; but only until
+nearly every group is silent, and then the slope is −1 again. Out of a bad start it is the same
+story: 1/√p₀ in place of 1/p₀.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +33,7 @@ from bandits.population import Population, every_arm
 from course import ladder
 from course.estimator import Estimator
 from course.exact import group_std_weight, microscope
+from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
 from course.train.optim import SGD
@@ -51,6 +67,17 @@ def speed(estimator: Estimator, group: int, u: float, gap: float, arms: int = 2)
         estimator, outcomes(Deterministic(mean), log_prob, score=score), group, covariance=False
     )
     return float(seen.expected[0]) * arms / (arms - 1)
+
+
+def odds(u: float) -> tuple[float, float]:
+    """p and 1 − p at log-odds u."""
+    return 1 / (1 + math.exp(-u)), 1 / (1 + math.exp(u))
+
+
+def largest_gap(measured: Array, expected: Array) -> float:
+    """Largest relative difference of two arrays [n], where the expected one is not 0."""
+    there = expected != 0
+    return float(np.abs(measured[there] / expected[there] - 1).max())
 
 
 def natural_speed(plain: float, u: float) -> float:
@@ -118,6 +145,18 @@ def flow(
     return Flow(rung, group, gap, edges, t, speeds)
 
 
+def flows(
+    rungs: Sequence[str], groups: Sequence[int], gap: float, span: float, progress: Progress
+) -> list[Flow]:
+    """The flow of every rung, at every group size if its E[ĝ] depends on it."""
+    wanted = [
+        (name, group)
+        for name in rungs
+        for group in (groups if needs_group(ladder.get(name).estimator) else (None,))
+    ]
+    return [flow(name, group, gap, span) for name, group in progress(wanted, "flows")]
+
+
 def natural_times(plain: Flow) -> Array:
     """The times at the edges of the flow `plain` if it followed the natural gradient instead."""
     edges, places, weights = nodes(float(plain.u[0]), float(plain.u[-1]))
@@ -174,6 +213,18 @@ def rate_limit(arms: int, lr: float, steps: float = math.inf) -> float:
     """
     a = lr * arms / (arms - 1)
     return (1 + (2 - a / 2) * 2 * math.log(2) / (a * steps)) / a
+
+
+def late_rate(steps: Array, missing: Array) -> float:
+    """The inverse slope of 1/(1 − p) over the last half of the steps; `missing` is 1 − p [logs]."""
+    half = int(np.abs(steps - steps[-1] // 2).argmin())
+    return float((steps[-1] - steps[half]) / (1 / missing[-1] - 1 / missing[half]))
+
+
+def rate_error(arms: int, lr: float, steps: int) -> float:
+    """A bound on what `rate_limit` leaves out: four times its order, (log T/(aT))², of it."""
+    a = 1 / rate_limit(arms, lr)
+    return 4 * rate_limit(arms, lr, steps) * (math.log(steps) / (a * steps)) ** 2
 
 
 def proportional_gradient(right: int, wrong: int, eps: float) -> tuple[float, float]:

@@ -78,6 +78,22 @@ def test_exact_steps_are_the_recursion_written_out() -> None:
         assert missing == pytest.approx([want[int(t)] for t in step], rel=1e-9)
 
 
+def test_the_late_rate_is_the_inverse_slope_over_the_last_half() -> None:
+    steps = np.array([1.0, 10.0, 50.0, 100.0])
+    assert flows.late_rate(steps, 1 / (3 + 0.5 * steps)) == pytest.approx(2.0)
+    bent = 1 / np.array([1.0, 7.0, 25.0, 45.0])  # 1/(1 − p) rises by 20 over the last 50 steps
+    assert flows.late_rate(steps, bent) == pytest.approx(2.5)
+
+
+def test_a_flow_for_every_group_size_only_where_samples_are_compared() -> None:
+    found = flows.flows(("reinforce", "group_std"), (2, 3), 1.0, 4.0, QUIET)
+    assert [(one.rung, one.group) for one in found] == [
+        ("reinforce", None),
+        ("group_std", 2),
+        ("group_std", 3),
+    ]
+
+
 @pytest.mark.slow
 def test_all_facts_hold_at_the_default_span() -> None:
     result = ablation.run(replace(ablation.SETTINGS, groups=(5,), arms=(4,), steps=1000), QUIET)
