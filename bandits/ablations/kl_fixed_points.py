@@ -98,7 +98,7 @@ def _equation_facts(s: Settings, flows: Mapping[str, Sequence[Tensor]]) -> Facts
         roots = [lowest(kind, s.reference, beta, s.group) for beta in s.betas]
         ends = [float(path[-1]) for path in flows[kind]]
         gap = max(abs(end - root) for end, root in zip(ends, roots, strict=True))
-        claim = f"{kind} in the loss: training ends where {equation} (at every β; in logit p)"
+        claim = f"{kind} in the loss: at every β training ends where {equation} (gap in logit p)"
         facts.exact(claim, gap, 0.0, 7, source=source)
     return facts
 

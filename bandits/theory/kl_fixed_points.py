@@ -38,9 +38,9 @@ from course.parts import K2, K3, ExactKL, GroupStd, ImportanceSampling
 RIGHT_AND_WRONG = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
 
 KINDS = ("std, k2", "std, k3", "no std, k2")
-# of each kind: E[ĝ] on the right answer's logit, and where it is 0, each with its source
 MROUEH, VOJNOVIC = "Mroueh 2025 (2503.06639)", "Vojnovic & Yun 2025 (2502.18548)"
 HERE, BOTH = "derived here, checked by enumeration", f"{MROUEH}; {VOJNOVIC}"
+# of each kind: E[ĝ] on the right answer's logit, and where it is 0, each with its source
 FORMS = (
     (("p(1−p)·(w_G(p) − β·log(odds/reference odds))", BOTH),
      ("logit p = logit p_ref + w_G(p)/β", f"{MROUEH}, at finite G")),

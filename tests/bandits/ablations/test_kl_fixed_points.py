@@ -23,6 +23,7 @@ from bandits.theory.kl_fixed_points import (
     policy_at,
     probability,
     recursion,
+    recursion_slope,
     settle,
     stabilities,
     staircase,
@@ -128,7 +129,7 @@ def test_the_recursion_leaves_where_the_flow_stays() -> None:
     slope = (
         recursion(x + 1e-6, 0.001, 0.7, math.inf) - recursion(x - 1e-6, 0.001, 0.7, math.inf)
     ) / 2e-6
-    assert slope == pytest.approx(math.sinh(x / 2) / 0.7, rel=1e-6)
+    assert slope == pytest.approx(recursion_slope(x, 0.7), rel=1e-6)
     assert slope < -1
     assert recursion(logit(0.001), 0.001, 0.7, math.inf) > 30
 
