@@ -94,6 +94,23 @@ def test_the_least_variance_baseline_survives_probabilities_that_underflow() -> 
     assert bool(torch.isfinite(natural_direction(gradient, log_prob)).all())
 
 
+def test_the_vertex_of_three_variances_is_the_baseline_written_out() -> None:
+    p = torch.softmax(torch.tensor(ARMS.start, dtype=torch.float64), 0)
+    reward = torch.tensor(ARMS.rewards, dtype=torch.float64)
+    assert theory.vertex(ARMS) == pytest.approx(float((reward / p).sum() / (1 / p).sum()))
+
+
+def test_training_notes_the_policies_from_the_start_to_the_end() -> None:
+    logits, updates, paths = theory.train(ARMS, (0.025, 0.4), 5, 30, 0, QUIET, (1, 2))
+    assert (updates[0], updates[-1]) == (0, 30)
+    assert paths.shape == (len(theory.BASELINES), 2, len(updates), 3)
+    start = torch.softmax(torch.tensor(ARMS.start, dtype=torch.float64), 0)
+    torch.testing.assert_close(paths[:, :, 0], start.expand(len(theory.BASELINES), 2, 3))
+    torch.testing.assert_close(paths[:, :, -1], logits[:, 1, :2].softmax(-1))
+    best = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert theory.off_best(best).tolist() == [False, True]  # .58 and a third
+
+
 @pytest.mark.parametrize("shift", [0.25, 0.5, 2.0])
 def test_baselines_equally_far_below_and_above_have_equal_variance(shift: float) -> None:
     reward = torch.tensor(SMALL.rewards, dtype=torch.float64)

@@ -15,6 +15,7 @@ from bandits.environments import Deterministic
 from bandits.flow import ascend
 from bandits.theory.kl_fixed_points import (
     KINDS,
+    drift_gap,
     estimators,
     fold,
     limits,
@@ -23,6 +24,7 @@ from bandits.theory.kl_fixed_points import (
     policy_at,
     probability,
     recursion,
+    recursion_gap,
     recursion_slope,
     settle,
     stabilities,
@@ -162,6 +164,15 @@ def test_the_lowest_root_is_the_lower_of_two_and_nan_where_there_is_none() -> No
     assert math.isnan(lowest("std, k2", 0.3, 0.5, math.inf))
     assert stabilities(0.3, 0.5, math.inf) == "none"
     assert stabilities(0.3, 2.0, 1024) == "stable, repelling, stable"
+
+
+def test_gaps_are_relative_and_see_a_path_or_a_coefficient_that_is_off() -> None:
+    first = logit(0.3)
+    second = first + float(group_std_weight(0.3, 8)) / 2.0  # one step of the recursion, written out
+    path = torch.tensor([first, second + 0.5 * max(1.0, abs(second))], dtype=torch.float64)
+    assert recursion_gap(path, 0.3, 2.0, 8) == pytest.approx(0.5)
+    places = torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    assert drift_gap("std, k3", 0.3, 2.0, 4, places) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_staircase_goes_to_the_next_height_and_then_across_to_the_diagonal() -> None:
