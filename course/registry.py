@@ -86,6 +86,7 @@ class Rung:
 
 
 RUNGS: dict[str, Rung] = {}
+FILES: dict[str, str] = {}  # of rungs loaded from a file: "/path/file.py:name", for another process
 
 
 def register(
@@ -203,4 +204,6 @@ def _load(path: str, attribute: str) -> Rung:
         kind = type(estimator).__name__ if hasattr(sys.modules[name], attribute) else "no such name"
         allowed = f"an Estimator{': ' if found else ''}{', '.join(found)}"
         raise CourseError(f"{path}:{attribute}: got {kind}; allowed is {allowed}")
-    return register(attribute, estimator)
+    rung = register(attribute, estimator)
+    FILES[attribute] = f"{Path(path).resolve()}:{attribute}"
+    return rung
