@@ -274,7 +274,7 @@ class Adam(_FirstOrder):
                 m.lerp_(g, 1 - beta1)
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
                 scale = (v / over_runs(of_square, p)).sqrt_().add_(self.eps)
-                direction = m / over_runs(of_mean, p) / scale
+                direction = (m / over_runs(of_mean, p)).div_(scale)
                 if self.weight_decay:
                     direction += self.weight_decay * p
                 p.sub_(over_runs(rate, p) * direction)

@@ -29,7 +29,9 @@ class Cache:
 def prefill(model: Transformer, prompt: Tensor) -> tuple[Tensor, Cache]:
     """Prompts [*runs, Q, P] → the hidden state of the last token [*runs, Q, d], and the cache."""
     state, keys, values = forward.blocks(model, sequences(prompt, 1))
-    return state, Cache(tuple(keys), tuple(values))
+    # contiguous: every later step reads them as matrices, which else copies them each time
+    kept = [tuple(each.contiguous() for each in both) for both in (keys, values)]
+    return state, Cache(*kept)
 
 
 def extend(

@@ -50,7 +50,8 @@ def blocks(model: Transformer, packed: Packed) -> tuple[Tensor, list[Tensor], li
         q, k, v = heads(model, at_places, packed.places)
         keys.append(k)
         values.append(v)
-        mixed = torch.softmax(q @ k.transpose(-1, -2) + hide, -1) @ v
+        scores = (q @ k.transpose(-1, -2)).add_(hide)
+        mixed = torch.softmax(scores, -1) @ v
         # places → rows; after the last attention only the rows that are read are needed
         start = packed.unread if i == last else 0
         x = rest_of_block(model, i, x[..., start:, :], packed.collect(side_by_side(mixed), start))
@@ -100,7 +101,7 @@ def rest_of_block(model: Transformer, layer: int, x: Tensor, mixed: Tensor) -> T
     """Rows x and their attention outputs `mixed`, both [*runs, N, d] → the block's output."""
     x = x + apply_weight(model, f"{layer}.out", mixed)
     inner = torch.relu_(apply_weight(model, f"{layer}.up", norm(x)))
-    return x + apply_weight(model, f"{layer}.down", inner)
+    return x.add_(apply_weight(model, f"{layer}.down", inner))  # the norm has not kept x
 
 
 def flops_per_token(settings: ModelSettings, length: int, *, read: bool = True) -> float:
