@@ -310,7 +310,7 @@ class GaussianThompson:
 
 def beta(a: Tensor, b: Tensor, noise: Noise) -> Tensor:
     """Beta(a, b) random numbers [..., Q, K], a and b ≥ 1: X/(X + Y) from gamma numbers X and Y."""
-    x, y = gamma(torch.stack([a.movedim(-1, 0), b.movedim(-1, 0)]), noise)
+    x, y = gamma(torch.stack([a.movedim(-1, 0), b.movedim(-1, 0)]), noise).unbind()
     return (x / (x + y)).movedim(0, -1)
 
 

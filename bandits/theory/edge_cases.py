@@ -54,7 +54,7 @@ class LeaveOneOutStd(Scale):
         others = returns.unsqueeze(-2).expand(*returns.shape, group)[
             ..., ~torch.eye(group, dtype=torch.bool)
         ]
-        std = others.unflatten(-1, (group, group - 1)).std(-1, correction=0)
+        std = torch.unflatten(others, -1, (group, group - 1)).std(-1, correction=0)
         return advantage / (std + self.eps).unsqueeze(-1)
 
 

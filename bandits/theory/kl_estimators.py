@@ -214,7 +214,7 @@ def in_plane(gradient: Tensor) -> Tensor:
     The first is that of the first arm against the second, the other of both against the third.
     """
     basis = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
-    return (basis / basis.norm(dim=-1, keepdim=True)) @ gradient
+    return torch.nn.functional.normalize(basis, dim=-1) @ gradient
 
 
 def two_tokens() -> Outcomes:

@@ -215,8 +215,8 @@ def staircase(path: Tensor) -> tuple[Tensor, Tensor]:
 def recursion_gap(steps: Tensor, reference: float, beta: float, group: float) -> float:
     """Largest difference of logit p along `steps` [n + 1] and the recursion, relative above 1."""
     formula = recursion_path(reference, beta, group, len(steps) - 1)
-    pairs = zip(steps.tolist(), formula, strict=True)
-    return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
+    path: list[float] = steps.tolist()
+    return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(path, formula, strict=True))
 
 
 def beside_root(x: float, reference: float, beta: float, group: int) -> tuple[float, float]:

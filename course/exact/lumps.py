@@ -54,7 +54,8 @@ class Lumps(NamedTuple):
 
     def runs(self, group: int, own: int = 1) -> int:
         """The number of ways to give `own` samples an outcome and all others a class."""
-        return len(self.alive) ** own * math.comb(len(self.example) + group - own - 1, group - own)
+        ways: int = len(self.alive) ** own
+        return ways * math.comb(len(self.example) + group - own - 1, group - own)
 
     def cells(self, group: int, own: int = 1) -> int:
         """The number of cells to compute: runs × prompts × samples × columns."""

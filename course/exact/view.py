@@ -195,7 +195,8 @@ class View:
                 [rows.double().reshape(len(rows), -1) for rows in self.rows.values()], 1
             )
             keys = whole[self.place(alive[None, None]).flatten()]
-        return torch.unique(keys, dim=0, return_inverse=True)[1]
+        label: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+        return label
 
     def _keys(self, *scopes: str) -> Tensor | None:
         """What parts of these scopes read of each possible outcome, [n, ...].

@@ -183,7 +183,8 @@ def _differences(first: Any, second: Any) -> np.ndarray:
         other.shape,
         f"{one.shape}, the shape of the first: runs are compared one by one",
     )
-    return one - other
+    difference: np.ndarray = one - other
+    return difference
 
 
 __all__ = [

@@ -209,7 +209,8 @@ def train(
 
 def by_difficulty(start: Start) -> Tensor:
     """The training questions [N], each once, those that the warm start answers worst first."""
-    task, rows = start.task, start.task.train.unique()
+    task = start.task
+    rows: Tensor = task.train.unique()
     if task.marked:
         return rows
     weights = {name: weight[0] for name, weight in start.weights.items()}

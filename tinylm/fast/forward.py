@@ -74,7 +74,7 @@ def apply_weight(model: Transformer, name: str, x: Tensor) -> Tensor:
     weight, runs = model.weights[name], len(model.runs)
     if not runs:
         return x @ weight
-    return (x.flatten(runs, -2) @ weight).unflatten(-2, x.shape[runs:-1])
+    return torch.unflatten(x.flatten(runs, -2) @ weight, -2, x.shape[runs:-1])
 
 
 def heads(model: Transformer, parts: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

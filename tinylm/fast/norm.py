@@ -10,7 +10,8 @@ from torch import Tensor
 
 def norm(x: Tensor) -> Tensor:
     """The same numbers as `tinylm.model.norm`: x [..., d] / √(mean x² + ε)."""
-    return _RMSNorm.apply(x)[0]  # type: ignore[no-untyped-call]
+    normed: Tensor = _RMSNorm.apply(x)[0]  # type: ignore[no-untyped-call]
+    return normed
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -43,7 +43,7 @@ class Packed:
         """Rows [*runs, N, c] → places [*runs, B, L, c]."""
         if self.row is not None:
             return look_up(rows, self.row)
-        return rows.unflatten(-2, (self.places.shape[-1], -1)).transpose(-2, -3)
+        return torch.unflatten(rows, -2, (self.places.shape[-1], -1)).transpose(-2, -3)
 
     def collect(self, places: Tensor, start: int = 0) -> Tensor:
         """Places [*runs, B, L, c] → the rows from number `start` on, [*runs, N − start, c]."""
