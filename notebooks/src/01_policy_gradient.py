@@ -687,6 +687,7 @@ for offset in (0.0, 4.0):
 
 # %% jupyter={"source_hidden": true}
 from bandits.theory import gradient_bandit as book
+from course.lab.statistics import interval
 
 curves = {}
 for offset in (4.0, 0.0):
@@ -698,13 +699,11 @@ figure, [ax] = figures.new_figure(width=7.6, height=3.6)
 for offset, colour in ((4.0, "#b8320f"), (0.0, "#0057a3")):
     for place, rate in enumerate((0.1, 0.4)):
         steps, best = curves[offset][0], curves[offset][1][:, place]
-        half = 1.96 * best.std(-1) / best.shape[-1] ** 0.5
         label = f"rewards near {offset:.0f}, α = {rate:g}"
         figures.band(
             ax,
             steps,
-            best.mean(-1),
-            half,
+            *interval(best),
             label=label,
             color=colour,
             linestyle=(figures.SOLID, figures.DASH)[place],

@@ -620,6 +620,7 @@ for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
 
 # %% jupyter={"source_hidden": true}
 from bandits.theory import gradient_bandit as book
+from course.lab.statistics import interval
 
 settings = book.Setup(runs=1000, log_every=40)
 # share of the baseline: 1 or 0
@@ -631,7 +632,6 @@ figure, [ax] = figures.new_figure(width=7.6, height=3.4)
 curves = [(0.1, True), (0.4, True), (0.1, False), (0.4, False)]
 for place, (rate, used) in enumerate(curves):
     best_arm = history["optimal_action"][:, place]
-    half = 1.96 * best_arm.std(-1) / best_arm.shape[-1] ** 0.5
     style = {
         "color": "#b8860b" if used else "#000000",
         "linestyle": figures.SOLID if rate == 0.1 else figures.DASH,
@@ -639,8 +639,7 @@ for place, (rate, used) in enumerate(curves):
     figures.band(
         ax,
         history.steps,
-        best_arm.mean(-1),
-        half,
+        *interval(best_arm),
         label=f"{'running mean' if used else 'none'}, α = {rate:g}",
         **style,
     )

@@ -492,6 +492,7 @@ from dataclasses import replace as change
 
 from bandits.ablations import staleness
 from bandits.theory.staleness import THREE_ARMS, stale_limit
+from course.lab.statistics import interval
 
 settings = change(staleness.SETTINGS, runs=20, rollouts=60)
 zero, UPDATES = torch.zeros(1, dtype=torch.float64), (1, 4, 16)
@@ -517,9 +518,7 @@ print("one update: the three rungs end every run alike:", bool((same - same[0]).
 # %% jupyter={"source_hidden": true}
 figure, [ax] = figures.new_figure(width=7.0, height=3.6)
 for name, ends in final.items():
-    figures.band(
-        ax, UPDATES, ends.mean(-1), 1.96 * ends.std(-1) / 40**0.5, name, marker="o", markersize=4
-    )
+    figures.band(ax, UPDATES, *interval(ends), name, marker="o", markersize=4)
 ax.set_xscale("log", base=2)
 ax.set_xticks(UPDATES, [str(count) for count in UPDATES])
 figures.describe(
@@ -963,9 +962,7 @@ figure, (left, right) = figures.new_figure(1, 2, width=9.0, height=3.6)
 samples = torch.arange(1, short.rollouts + 1) * short.group * short.prompts
 for name, climb in runs.items():
     each = climb.reward[:, 0]
-    figures.band(
-        left, samples, each.mean(-1), 1.96 * each.std(-1) / 20**0.5, name, trust_region.LABELS[name]
-    )
+    figures.band(left, samples, *interval(each), name, trust_region.LABELS[name])
     figures.band(
         right,
         samples,

@@ -550,6 +550,7 @@ lesson.picture(
 # And yet it is worth its line. Sixteen updates per rollout, 60 rollouts, 20 runs, the same bandit, one learning rate for all. (So many large steps blow up rounding errors: on another processor, last digits may be others.)
 
 # %%
+from course.lab.statistics import interval
 from course.learner import Learner
 from course.train.optim import SGD
 
@@ -561,12 +562,12 @@ def trained(estimator, rate=64.0, epochs=16):
 
 
 def report(name, history):
-    reward, entropy = history["expected_reward"][-1], float(history["entropy"][4].mean())
+    mean, half = interval(history["expected_reward"][-1, 0])
+    entropy = float(history["entropy"][4].mean())
     far_ratio, kl = float(history["ratio_max"].max()), float(history["kl_old"].mean())
     print(
-        f"{name:<20} final reward {float(reward.mean()):.2f} ±"
-        f" {1.96 * float(reward.std()) / 20**0.5:.2f}   entropy, 5th rollout: {entropy:.2f} nats  "
-        f" largest ρ: {far_ratio:.2g}   mean KL: {kl:.2g}"
+        f"{name:<20} final reward {mean:.2f} ± {half:.2f}   entropy, 5th rollout: {entropy:.2f}"
+        f" nats   largest ρ: {far_ratio:.2g}   mean KL: {kl:.2g}"
     )
 
 

@@ -894,6 +894,7 @@ class MixedStd(Scale):
 from bandits.environments import Discrete
 from bandits.policies import Softmax
 from bandits.problem import Bandit
+from course.lab.statistics import interval
 from course.learner import Learner
 from course.train.optim import SGD
 
@@ -937,8 +938,7 @@ def draw_programs(reveal):
             figures.band(
                 ax,
                 steps,
-                values.mean(-1),
-                1.96 * values.std(-1) / 10,
+                *interval(values),
                 label=text,
                 color=colour,
                 linestyle=style,

@@ -163,6 +163,7 @@ for place, mu in enumerate(means):
 
 # %% jupyter={"source_hidden": true}
 from course.exact import control_variate, control_variate_minimum, gaussian_kl_moments
+from course.lab.statistics import student
 
 
 def draw_noise():
@@ -180,7 +181,7 @@ def draw_noise():
             ax,
             true,
             row["std"],
-            1.96 * row["std_error"],
+            student(0.05, runs=20) * row["std_error"],
             color=COLOURS[name],
             linestyle="-",
             label=label,
