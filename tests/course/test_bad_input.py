@@ -8,7 +8,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -796,25 +797,30 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def commands(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, dict[str, subprocess.Popen[str]]]:
+) -> Iterator[tuple[Path, dict[str, subprocess.Popen[str]]]]:
     """All commands at once, each as a user would type it, in a folder with two files of the user's
-    own.
+    own. Those whose test was not selected are ended with the others.
     """
     folder = tmp_path_factory.mktemp("user")
     (folder / "mine.py").write_text(MINE)
     (folder / "broken.py").write_text("mine = (\n")
-    started = {
-        name: subprocess.Popen(
-            [sys.executable, *arguments.split()],
-            cwd=folder,
-            env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, (arguments, _) in COMMANDS.items()
-    }
-    return folder, started
+    with ExitStack() as running:
+        started = {
+            name: running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, *arguments.split()],
+                    cwd=folder,
+                    env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for name, (arguments, _) in COMMANDS.items()
+        }
+        yield folder, started
+        for process in started.values():
+            process.kill()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -252,18 +252,20 @@ def test_a_second_training_in_a_folder_is_refused_while_the_first_runs(tmp_path:
     with open(tmp_path.parent / "said", "w") as said:
         first = subprocess.Popen(command, stdout=said, stderr=said)
     deadline = time.monotonic() + 60
-    while not (tmp_path / METRICS).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    for more in ((), ("--overwrite",)):
-        second = subprocess.run([*command, *more], capture_output=True, text=True)
-        assert first.poll() is None
-        assert (second.returncode, second.stdout) == (2, "")
-        assert second.stderr == (
-            f"error: --out: got '{tmp_path}', where another training is running; allowed is another"
-            " folder\n"
-        )
-    first.kill()
-    first.wait()
+    try:
+        while not (tmp_path / METRICS).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for more in ((), ("--overwrite",)):
+            second = subprocess.run([*command, *more], capture_output=True, text=True)
+            assert first.poll() is None
+            assert (second.returncode, second.stdout) == (2, "")
+            assert second.stderr == (
+                f"error: --out: got '{tmp_path}', where another training is running; allowed is"
+                " another folder\n"
+            )
+    finally:
+        first.kill()
+        first.wait()
     assert ".training.lock" in os.listdir(tmp_path)  # what a killed process leaves
     loaded = Training.load(tmp_path / CHECKPOINT)
     begun = loaded.learner.steps
