@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,9 @@ def _rung(name: str) -> Arm:
     return Arm(ladder.get(name).title, ladder.get(name).estimator, name)
 
 
-BELOW = ("reinforce", "baseline", "surrogate", "clip", "group_mean", "group_std", "length_mean")
+# the rungs below GRPO. With one update for each rollout ratio and clip change nothing: `surrogate`
+# and `clip` are `baseline` there
+BELOW = ("reinforce", "baseline", "group_mean", "group_std", "length_mean")
 END = "exact+digits+end"
 _ANCHOR = ladder.grpo.kl
 ARMS: dict[str, Arm] = {
@@ -77,9 +80,16 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
 
 
 def trained(
-    budget: AblationBudget, arm: Arm, rate: float, start: Start, progress: Progress
+    budget: AblationBudget,
+    arm: Arm,
+    rate: float,
+    start: Start,
+    numbers: Sequence[int],
+    progress: Progress,
 ) -> dict[str, Any]:
     """The curves of one arm at a learning rate, [logs, S] each (see `kept`), and its names.
+
+    `numbers` are the models of `start` that are trained.
 
     Its held-out accuracy is told as it climbs.
     """
@@ -92,7 +102,7 @@ def trained(
             f" entropy {float(row['entropy'].mean()):.2f} nats"
         )
 
-    budget, numbers = replace(budget, reward=arm.reward), range(budget.seeds)
+    budget = replace(budget, reward=arm.reward)
     how: dict[str, Any] = {"text": arm.label, "seen": say}
     curves = train(budget, arm.estimator, start, (rate,), numbers, progress, **how)
     return kept(curves, budget) | {"label": arm.label, "reward_name": arm.reward}

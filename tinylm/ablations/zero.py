@@ -65,7 +65,8 @@ class Settings(AblationBudget):
     rollouts: int = 700  # rollouts of reinforcement learning
     log_every: int = 50  # rollouts between two points of a curve
     judged: int = 500  # held-out questions that measure the accuracy
-    seeds: int = 2  # models, each from its own random weights
+    tuning: int = 2  # the first models helped to choose the rate, and are not among …
+    seeds: int = 2  # … the models that are judged, each from its own random weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,10 +87,12 @@ SETTINGS = Settings()
 
 def run(settings: Settings, progress: Progress) -> Result:
     """Train each arm from the same random weights, with the same random streams."""
-    start = warm_start(settings, settings.seeds, progress)
+    s = settings
+    start = warm_start(s, s.tuning + s.seeds, progress)
+    numbers = range(s.tuning, s.tuning + s.seeds)
     arms = {
-        name: trained(settings, ARMS[name], settings.rate, start, progress)
-        for name in settings.arms
+        name: trained(s, ARMS[name], s.rate, start, numbers, progress)
+        for name in progress(s.arms, "arms")
     }
     return collected(settings, arms)
 

@@ -3,7 +3,8 @@
 It is `python -m tinylm zero` with all its arms and four models each; see there what they are. What
 to look for:
 
-    the rungs: seven without a KL, and GRPO
+    the rungs: five without a KL (with one update per rollout ratio and clip change nothing), and
+      GRPO
     the KL under REINFORCE and under the group mean without std: what the std adds
     an entropy bonus, and the reverse KL (k2) with GRPO's β, in the KL's place. On the three arms of
       `python -m bandits rare_prize` neither helps much; here single models differ
@@ -20,7 +21,7 @@ from tinylm.ablations import zero
 from tinylm.ablations.zero import plot, run
 from tinylm.from_zero import ARMS
 
-TITLE = "two-digit sums from random weights: the eight rungs, three KLs, an entropy bonus, rewards"
+TITLE = "two-digit sums from random weights: rungs, three KLs, an entropy bonus, other rewards"
 FIGURE = "tinylm_zero"
 EXPECTED_SECONDS = 2400.0
 SETTINGS = replace(zero.SETTINGS, arms=tuple(ARMS), seeds=4, rollouts=1200)
