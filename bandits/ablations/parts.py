@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bandits.environments import Discrete, Environment
+from bandits.environments import Environment
 from bandits.flow import ascend
 from bandits.policies import LinearSoftmax, Softmax
 from bandits.problem import Bandit
 from bandits.theory import stress as theory
 from bandits.theory.length_bias import UNIFORM
+from bandits.theory.rare_prize import REWARDS, start_of
 from course import ladder
 from course.errors import require
-from course.estimator import Estimator, replace, uses_critic
+from course.estimator import Estimator, uses_critic
 from course.lab.result import Result
 from course.lab.settings import Checked
-from course.lab.stress import Sweep, Trained, compare, forest
+from course.lab.side_by_side import side_by_side
+from course.lab.stress import Arm, Sweep, Trained, anchored, compare, forest
 from course.lab.terminal import Progress
 from course.learner import Learner
-from course.parts import K3
 from course.train.noise import Noise
 from course.train.optim import SGD
 
@@ -42,6 +43,8 @@ TITLE = "what each part of the ladder buys on a contextual bandit: one part, one
 FIGURE = "bandit_parts"
 EXPECTED_SECONDS = 45.0
 WHERE = "contextual bandit"
+# rows whose effect is that of a smaller variance
+VARIANCE = ("reinforce", "baseline", "offset"), ("clip", "group_mean", "constants")
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,20 @@ class Settings(Checked):
     constants: float = 2.0  # stress: standard deviation of a constant of each question's own
     lengths: tuple[int, int] = (2, 8)  # stress: tokens of short and of long answers …
     pays: tuple[float, float] = (0.8, 0.2)  # … and how often right and wrong ones then pay 1
-    many: int = 16  # samples per question under the stress of difficulty, where noise is no matter
+    many: int = 16  # samples per question where difficulty differs, and from a random start
     skill: float = 0.9  # stress: success on every second question, which then pays nothing
-    anchor: float = 0.1  # stress: β of the KL that holds on to them
+    anchor: float = 0.1  # stress, and its control: β of the KL that holds on to them
+    # stress: answers that pay 0, ½ and 1½, the last with this probability at the start, the second
+    # with a hundred times as much; and how many times as long that training is
+    rare: float = 1e-3
+    longer: int = 8
     # the sweep of every arm
     rates: tuple[float, ...] = tuple(2.0**power for power in range(-2, 10))
     tuning: int = 64  # streams that choose the learning rate
     streams: int = 256  # streams that are judged
     seed: int = 0  # seed of the random streams
     device: str = "cpu"  # where to run
+    workers: int | None = None  # processes side by side (none: one for each core)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,34 +92,12 @@ class Settings(Checked):
 
     def samples(self, training: str) -> int:
         """Samples per question and rollout."""
-        return self.many if training in ("difficulty", "alike") else self.group
+        return self.many if training in ("difficulty", "alike", "random") else self.group
 
 
 SETTINGS = Settings()
 QUICK = dataclasses.replace(SETTINGS, streams=64, tuning=8, rates=(1.0, 4.0, 16.0, 64.0))
 QUICK_SECONDS = 25.0
-
-
-def estimator_of(rung: str, training: str, settings: Settings) -> Estimator:
-    """The rung, with the stress's own β where it has a KL."""
-    estimator = ladder.get(rung).estimator
-    if training == "unrewarded" and rung == "grpo":
-        return replace(estimator, kl=K3(beta=settings.anchor))
-    return estimator
-
-
-def ragged(
-    lengths: tuple[int, int], pays: tuple[float, float], device: torch.device | str
-) -> Discrete:
-    """Four answers: right and short, right and long, wrong and short, wrong and long.
-
-    A right answer pays 1 with probability `pays[0]`, a wrong one with `pays[1]`, else 0.
-    """
-    right, wrong = pays
-    chance = torch.tensor([[right, right, wrong, wrong]], device=device)
-    values = torch.tensor([1.0, 0.0], device=device).expand(1, 4, 2)
-    tokens = torch.tensor([*lengths, *lengths], device=device)
-    return Discrete(values, torch.stack([chance, 1 - chance], -1), lengths=tokens)
 
 
 def problem(
@@ -121,13 +107,17 @@ def problem(
     s = settings
     if training in ("lengths", "one length"):
         lengths = s.lengths if training == "lengths" else (s.lengths[1], s.lengths[1])
-        environment: Environment = ragged(lengths, s.pays, noise.device)
+        environment: Environment = theory.ragged(lengths, s.pays, noise.device)
         policy: Softmax | LinearSoftmax = Softmax.uniform(noise, 1, 4)
+    elif training == "random":
+        environment = Environment(torch.tensor([REWARDS], dtype=noise.dtype, device=noise.device))
+        begin = start_of(100 * s.rare, s.rare).to(dtype=noise.dtype, device=noise.device)
+        policy = Softmax(begin.expand(*noise.runs, 1, -1))
     else:
         success = torch.tensor(s.success, dtype=noise.dtype, device=noise.device)
         if training == "alike":  # the control of difficulty
             success[:] = success.mean()
-        if training == "unrewarded":
+        if training in ("unrewarded", "rewarded"):
             success[1::2] = s.skill
         policy = theory.shared_policy(theory.start(success, s.arms), noise.runs, s.width, s.shared)
         pays = torch.zeros(len(success), s.arms, dtype=noise.dtype, device=noise.device)
@@ -143,51 +133,34 @@ def problem(
     return Bandit(environment, policy, s.samples(training), **wired)
 
 
-def outcomes(log_prob: Tensor, training: str, lengths: tuple[int, int]) -> dict[str, Tensor]:
-    """What is looked at, of policies [..., Q, K]: each [...]."""
-    if training in ("lengths", "one length"):
-        log_prob = log_prob[..., 0, :]
-        short, long = lengths
-        share = torch.sigmoid(log_prob[..., 3] - log_prob[..., 2])  # of long among wrong answers
-        length = (short + share * (long - short)) / long
-        return {"success": log_prob[..., :2].exp().sum(-1), "length": length}
-    success = log_prob[..., 0].exp()  # [..., Q], from hard to easy
-    third = success.shape[-1] // 3
-    paid = success[..., ::2] if training == "unrewarded" else success
-    return {
-        "success": paid.mean(-1),
-        "hard": success[..., :third].mean(-1),
-        "easy": success[..., -third:].mean(-1),
-        "skill": success[..., 1::2].mean(-1),
-    }
-
-
 def train(
     settings: Settings,
     rung: str,
     training: str,
     rates: Sequence[float],
     numbers: range,
-    progress: Progress,
 ) -> Trained:
     """Train a rung under a stress at L rates × S streams, by plain gradient ascent."""
     s, runs, device = settings, (len(rates), len(numbers)), torch.device(settings.device)
-    estimator = estimator_of(rung, training, s)
+    estimator = ladder.get(rung).estimator
+    if training in ("unrewarded", "rewarded"):
+        estimator = anchored(estimator, s.anchor)
+    rollouts = s.rollouts * (s.longer if training == "random" else 1)
     noise = Noise(runs, s.seed, numbers=[*numbers] * len(rates), device=device)
     streams = Noise((len(numbers),), s.seed + 1, numbers=numbers, device=device)
     bandit = problem(s, training, estimator, noise, streams)
     optimizer = SGD(torch.tensor(rates, device=device).unsqueeze(-1).expand(runs))
     epochs = s.updates if training == "stale" else 1
     learner = Learner(
-        bandit, estimator, optimizer, noise, epochs=epochs, halt_diverged=True, log_every=s.rollouts
+        bandit, estimator, optimizer, noise, epochs=epochs, halt_diverged=True, log_every=rollouts
     )
 
     def look() -> dict[str, Tensor]:
         with torch.no_grad():
-            return outcomes(bandit.arm_policy.log_probs(), training, s.lengths)
+            return theory.outcomes(bandit.arm_policy.log_probs(), training, s.lengths)
 
     seen = [look()]
-    for _ in progress(range(s.rollouts), f"{rung}, {training}", total=s.rollouts):
+    for _ in range(rollouts):
         learner.step()
         seen.append(look())
     along = {name: torch.stack([each[name] for each in seen]).cpu() for name in seen[0]}
@@ -197,11 +170,19 @@ def train(
 def predicted(
     settings: Settings, below: str, rung: str, stress: str, rates: tuple[float, float]
 ) -> float | None:
-    """The effect along expected updates, without noise: for the std's weight w_G(p), and for the
-    ragged bandit. None for other rows: there the noise of the samples is the effect.
+    """The effect that theory gives, or None.
+
+    What a baseline's smaller variance is worth comes from normal updates with the expectation and
+    the covariance of sampled ones. The std's weight w_G(p) and the ragged bandit's lengths come
+    from expected updates alone.
     """
     s, first, second = settings, ladder.get(below).estimator, ladder.get(rung).estimator
-    if (below, rung) == ("group_mean", "group_std") and stress in ("hard", "easy"):
+    if (below, rung, stress) in VARIANCE:
+        low, high = (
+            float(diffused(s, each, stress, rate).mean())
+            for each, rate in zip((first, second), rates, strict=True)
+        )
+    elif (below, rung) == ("group_mean", "group_std") and stress in ("hard", "easy"):
         log_prob = theory.start(torch.tensor(s.success, dtype=torch.float64), s.arms)
         paths = [
             theory.follow(
@@ -217,13 +198,13 @@ def predicted(
         hard, easy = (slice(None), slice(third)), (slice(None), slice(-third, None))
         low, high = (float(path[hard if stress == "hard" else easy].mean()) for path in paths)
     elif (below, rung) == ("group_std", "length_mean") and stress == "lengths":
-        environment = ragged(s.lengths, s.pays, "cpu")
+        environment = theory.ragged(s.lengths, s.pays, "cpu")
         walk = partial(
             ascend, environment=environment, start=UNIFORM, group=s.group, steps=s.rollouts
         )
         paths = [walk(each, rate=rate) for each, rate in zip((first, second), rates, strict=True)]
         low, high = (
-            float(outcomes(path.unsqueeze(-2), "lengths", s.lengths)["length"].mean())
+            float(theory.outcomes(path.unsqueeze(-2), "lengths", s.lengths)["length"].mean())
             for path in paths
         )
     else:
@@ -231,22 +212,35 @@ def predicted(
     return high - low
 
 
+def diffused(settings: Settings, estimator: Estimator, training: str, rate: float) -> Tensor:
+    """The mean success [S] along normal updates under the stress, on streams of their own."""
+    s = settings
+    noise, streams = (Noise((s.streams,), s.seed + offset) for offset in (2, 3))
+    bandit = problem(s, training, estimator, noise, streams)
+    policy, reward = bandit.arm_policy, bandit.environment.mean
+    assert isinstance(policy, LinearSoftmax)
+    reward = reward.expand(s.streams, len(s.success), s.arms)
+    return theory.diffuse(estimator, policy, reward, s.group, rate, s.rollouts, noise).mean((0, -1))
+
+
 def run(settings: Settings, progress: Progress) -> Result:
     """Every part under its stress and without; then the facts."""
     s = settings
-
-    def trained(rung: str, training: str, rates: Sequence[float], numbers: range) -> Trained:
-        return train(s, rung, training, rates, numbers, progress)
 
     def theory_of(below: str, rung: str, stress: str, rates: tuple[float, float]) -> float | None:
         return predicted(s, below, rung, stress, rates)
 
     sweep = Sweep(s.rates, s.tuning, s.streams)
     caption = (
-        f"Diamonds: expected updates, without noise. The KL has β = {s.anchor:g} under its stress"
-        f" and the rung's own {ladder.grpo.kl.beta:g} without."
+        "Diamonds: predicted, from the expectation and the covariance of an update or from the"
+        f" expectation alone. The KL that holds on to a skill has β = {s.anchor:g}."
     )
-    return compare(s.rungs, trained, sweep, WHERE, theory_of, caption)
+    with side_by_side(s.workers, progress, s.device) as spread:
+
+        def trained(arms: Sequence[Arm]) -> list[Trained]:
+            return spread(partial(train, s), arms, WHERE)
+
+        return compare(s.rungs, trained, sweep, WHERE, theory_of, caption)
 
 
 def plot(result: Result) -> Figure:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from course import ladder
+from course.estimator import Estimator
+from course.estimator import replace as swap
 from course.lab import figures
 from course.lab.diverged import told
 from course.lab.facts import Fact, Facts
@@ -67,7 +68,10 @@ STRESSES: dict[str, Stress] = {
     "lengths": Stress(
         "lengths", "answers of two lengths: how long wrong ones are", "length", control="one length"
     ),
-    "unrewarded": Stress("unrewarded", "a skill that is no longer rewarded", "skill"),
+    "unrewarded": Stress(
+        "unrewarded", "a skill that is no longer rewarded", "skill", control="rewarded"
+    ),
+    "random": Stress("random", "a random start, where the full reward is rare"),
 }
 # what each part of the ladder is for, in one sentence; a rung that is not listed meets every stress
 PURPOSE: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -77,7 +81,17 @@ PURPOSE: dict[str, tuple[str, tuple[str, ...]]] = {
     "group_mean": ("The group's mean takes out what one question pays anyway.", ("constants",)),
     "group_std": ("The std moves weight from easy to hard questions.", ("hard", "easy")),
     "length_mean": ("1/|o| holds wrong answers back the less, the longer they are.", ("lengths",)),
-    "grpo": ("The KL holds on to what the reward no longer pays for.", ("unrewarded",)),
+    "grpo": (
+        "The KL holds on to what the reward no longer pays for, or hardly ever yet.",
+        ("unrewarded", "random"),
+    ),
+}
+# what both packages call their trainings without a stress, as facts name them
+WITHOUT: dict[str, str] = {
+    "none": "no stress",
+    "alike": "no stress (all questions alike)",
+    "one length": "no stress (answers of one length)",
+    "rewarded": "no stress (both skills rewarded)",
 }
 
 
@@ -97,8 +111,10 @@ class Trained:
         return torch.where(self.halted, torch.nan, self.outcomes[outcome].double().mean(0))
 
 
-# (rung, training, rates, stream numbers) → the rung trained at all rates on all these streams
-Train = Callable[[str, str, Sequence[float], range], Trained]
+# what is trained: rung, training, learning rates, and the numbers of the streams
+Arm = tuple[str, str, tuple[float, ...], range]
+# arms → each trained at all its rates on all its streams
+Train = Callable[[Sequence[Arm]], Sequence[Trained]]
 
 
 @dataclass(frozen=True)
@@ -125,40 +141,57 @@ class Pair:
     without: Trained
 
 
-@dataclass
 class Arms:
-    """Trains the arms, each once, however many rows it appears in."""
+    """Trains every arm that the rows (below, rung, stress) need, each once: first on the tuning
+    streams at all rates, then on the judged ones at the best.
+    """
 
-    train: Train
-    sweep: Sweep
+    def __init__(self, rows: Sequence[tuple[str, str, str]], train: Train, sweep: Sweep) -> None:
+        trainings = [
+            (below, rung, training)
+            for below, rung, name in rows
+            for training in (STRESSES[name].training, STRESSES[name].control)
+        ]
+        rates, tuning = tuple(sweep.rates), range(sweep.tuning)
+        judging = range(sweep.tuning, sweep.tuning + sweep.streams)
+        tried = dict.fromkeys((rung, training) for *both, training in trainings for rung in both)
+        found = train([(rung, training, rates, tuning) for rung, training in tried])
+        self.best = {
+            arm: choose(finished(each.outcomes["success"].double().mean(0), each.halted), rates)
+            for arm, each in zip(tried, found, strict=True)
+        }
+        judged = dict.fromkeys(
+            (arm, training, self.best[of, training].rate)
+            for below, rung, training in trainings
+            for arm, of in ((below, below), (rung, rung), (below, rung))
+        )
+        ends = train([(rung, training, (rate,), judging) for rung, training, rate in judged])
+        self.judged = dict(zip(judged, ends, strict=True))
 
-    def __post_init__(self) -> None:
-        self.tried = cache(self._tried)
-        self.judged = cache(self._judged)
-        self.halted: dict[str, Tensor] = {}
-
-    def _tried(self, rung: str, training: str) -> Tensor:
-        """The mean success [L, tuning streams] along the run."""
-        found = self.train(rung, training, self.sweep.rates, range(self.sweep.tuning))
-        return finished(found.outcomes["success"].double().mean(0), found.halted)
-
-    def _judged(self, rung: str, training: str, rate: float) -> Trained:
-        first, count = self.sweep.tuning, self.sweep.streams
-        found = self.train(rung, training, [rate], range(first, first + count))
-        self.halted[f"{rung}, {training}, rate {rate:g}"] = found.halted
-        return found
+    @property
+    def halted(self) -> dict[str, Tensor]:
+        """The judged runs that diverged, [1, S] for each arm."""
+        return {
+            f"{rung}, {training}, rate {rate:g}": each.halted
+            for (rung, training, rate), each in self.judged.items()
+        }
 
     def pair(self, below: str, rung: str, training: str) -> Pair:
         """Both rungs, trained under one training."""
-        rates = self.sweep.rates
-        low = choose(self.tried(below, training), rates)
-        high = choose(self.tried(rung, training), rates)
+        low, high = self.best[below, training], self.best[rung, training]
         return Pair(
             (low, high),
-            self.judged(below, training, low.rate),
-            self.judged(rung, training, high.rate),
-            self.judged(below, training, high.rate),
+            self.judged[below, training, low.rate],
+            self.judged[rung, training, high.rate],
+            self.judged[below, training, high.rate],
         )
+
+
+def anchored(estimator: Estimator, beta: float) -> Estimator:
+    """The estimator with the coefficient `beta` if it has a KL whose coefficient is a number."""
+    kl = estimator.kl
+    held = isinstance(kl.beta, float) and kl.beta > 0
+    return swap(estimator, kl=replace(kl, beta=beta)) if held else estimator
 
 
 def rows_of(rungs: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -189,8 +222,9 @@ def compare(
     is the effect that theory gives, or None.
     """
     found: dict[str, dict[str, Any]] = {}
-    arms = Arms(train, sweep)
-    for below, rung, name in rows_of(rungs):
+    every = rows_of(rungs)
+    arms = Arms(every, train, sweep)
+    for below, rung, name in every:
         stress = STRESSES[name]
         pair = arms.pair(below, rung, stress.training)
         control = arms.pair(below, rung, stress.control)
@@ -276,7 +310,7 @@ def facts_of(found: Mapping[str, Mapping[str, Any]], where: str, streams: int) -
         before = high - low
         if stress.sign:  # the other rows of a pair share its control
             bound = each["control"] + each["control_half"]
-            facts.below(f"{pair}, no stress: gains less than {FINE:g}", bound, FINE)
+            facts.below(f"{pair}, {WITHOUT[stress.control]}: gains less than {FINE:g}", bound, FINE)
     return facts
 
 
@@ -390,11 +424,13 @@ __all__ = [
     "CELLS",
     "PURPOSE",
     "STRESSES",
+    "Arm",
     "Arms",
     "Pair",
     "Stress",
     "Sweep",
     "Trained",
+    "anchored",
     "compare",
     "facts_of",
     "forest",

@@ -365,7 +365,7 @@ def reveal(key):
         print(f"\n  {problem}, mean of {len(row['values_rung'])} pairs{edge}")
         print("    effect, each at its best rate  ", shown(row["effect"], row["effect_half"]))
         if row["predicted"] is not None:
-            print(f"      expected, without noise       {row['predicted']:+.3f}")
+            print(f"      predicted                     {row['predicted']:+.3f}")
         print("    part taken away, rate unchanged", shown(row["removed"], row["removed_half"]))
         print("    control, no stress             ", shown(row["control"], row["control_half"]))
 
@@ -373,7 +373,9 @@ def reveal(key):
 reveal("baseline, offset")
 
 # %% [markdown]
-# Your own experiment again, with one start and 16 streams. Effects are means along the run of the success probability, so +.05 means: five more of a hundred answers right, on average over the training. "Undecided" comes with a bound: an effect larger than that lies outside of the interval.
+# Your own experiment again, with one start and 16 streams. On the bandit a prediction stands beside the effect. It takes for every update its exact expectation and its exact covariance (lesson 02), draws a normal number with these two, and trains with it: no sampled reward is left. If it lands on the measured effect, the variance is the whole of what a baseline changes.
+#
+# Effects are means along the run of the success probability, so +.05 means: five more of a hundred answers right, on average over the training. "Undecided" comes with a bound: an effect larger than that lies outside of the interval.
 #
 # The price you saw without the constant is not seen here: the control's interval holds 0 on both problems. Your twelve models and this one are other policies at other rates, and a price that small depends on them. A paired interval over streams speaks for the one start that all streams share; one over starts speaks for more.
 #
@@ -407,7 +409,7 @@ lesson.ask(
 reveal("group_mean, constants")
 
 # %% [markdown]
-# Insurance again: a gain under the stress, and without it nothing, or a small loss. Compare the second line with the first: take the part away and keep the learning rate, and more is lost than the part's effect. A rung without its part can partly save itself with a smaller rate. Whoever removes the part and changes nothing else cannot. Which of the two numbers you want depends on your question, so a report should say which it gives.
+# Insurance again, and again the bandit's effect is the one that expectation and covariance predict: a gain under the stress, and without it nothing, or a small loss. Compare the second line with the first: take the part away and keep the learning rate, and more is lost than the part's effect. A rung without its part can partly save itself with a smaller rate. Whoever removes the part and changes nothing else cannot. Which of the two numbers you want depends on your question, so a report should say which it gives.
 #
 # ### Many updates on each rollout
 #
@@ -459,7 +461,7 @@ print()
 reveal("clip, stale")
 
 # %% [markdown]
-# All four effects are above 0, and their sizes are in opposite order on the two problems. The control is 0, up to float32's rounding where it is not exact: a clip threshold does nothing with **one optimiser step** per rollout on fresh samples. With minibatches, an asynchronous sampler or a second engine that samples, the samples are stale at one epoch, too.
+# All four effects are above 0, and their sizes are in opposite order on the two problems. With the rate kept it is the ratio that is missed most on both: without it, the rate that suits the ratio is far too large. The control is 0, up to float32's rounding where it is not exact: a clip threshold does nothing with **one optimiser step** per rollout on fresh samples. With minibatches, an asynchronous sampler or a second engine that samples, the samples are stale at one epoch, too.
 #
 # ### Questions of different difficulty
 #
@@ -531,7 +533,7 @@ for problem, found in parts.items():
     print(f"  {problem}:", shown(*paired_interval(hard, easy)))
 
 # %% [markdown]
-# The hard third gains on both, and more than the easy third. The easy third itself loses on the transformer and gains a little on the bandit, where the expected path, without noise, says the same: it is no luck. (The course had first claimed that the easy third loses on both. That did not hold, and the claim became "gains less than the hard third". A claim that was mended after looking is worth less than one that was not, so you should know.)
+# The hard third gains on both, and more than the easy third. The easy third itself loses on the transformer and gains a little on the bandit, where the expected path, without noise, predicts the same: it is no luck. (The course had first claimed that the easy third loses on both. That did not hold, and the claim became "gains less than the hard third". A claim that was mended after looking is worth less than one that was not, so you should know.)
 #
 # ### Answers of two lengths
 #
@@ -564,7 +566,7 @@ reveal("length_mean, lengths")
 #
 # ### A skill that is no longer rewarded
 #
-# The last part: the KL to the policy as it was at the start. The stress: two skills are there at the start, and only one of them is still rewarded (the bandit's even questions; on the transformer, sums are, differences are not). The outcome is the success at the *other*.
+# The last part: the KL to the policy as it was at the start, with β = 0.1 on the bandit and 1 on the transformer. The stress: two skills are there at the start, and only one of them is still rewarded (the bandit's even questions; on the transformer, sums are, differences are not). The outcome is the success at the *other*. In the control both are rewarded, with the same β, and the outcome is the success at both.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
@@ -590,21 +592,19 @@ lesson.ask(
 reveal("grpo, unrewarded")
 
 # %% [markdown]
-# (Under the stress β is 0.1 on the bandit and 1 on the transformer; the control has the rung's own, 0.04.) More of the skill is left on both. On the bandit the control shows the price. On the transformer 16 pairs see none: read the bound. And compare the second line with the first. At one and the same rate the transformer's effect is not decided: the anchored arm's best rate is another, and that belongs to what the first line counts.
-#
-# So far the KL looks like the smallest part of GRPO. TRL's default leaves it out. Is that all?
+# More of the skill is left on both, and the controls show the price: where nothing has to be kept, the same KL costs success on both. It is no free insurance. Is that all that it is good for? TRL's default leaves it out.
 #
 # ## From random weights
 #
-# Until now a warm start had shown the model what an answer looks like. Take it away: two-digit sums, random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. Otherwise it is GRPO on two-digit sums as in the first section, with a smaller model and more rollouts.
+# Until now a warm start had shown the model what an answer looks like. Take it away: random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. This is the KL's second stress, with the rung's own β of .04. The nano transformer gets one-digit sums. The bandit has one question with three answers: one pays 0, one ½, and a third, which has a probability of 1 in 1,000 at the start, 1½.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask(
     "zero",
     "`grpo` and `length_mean` differ in the KL alone, with β = .04 towards the **random** start."
-    " Where do they end, in held-out accuracy?",
+    " Who learns?",
     {
-        "both near 0: without demonstrations nothing is ever right": (
+        "neither: without demonstrations nothing is ever right": (
             "Credit for single digits is soon found by chance, and from there one of the two goes"
             " on."
         ),
@@ -612,13 +612,19 @@ lesson.ask(
             "To the random start's **spread**. A policy that is sure of itself samples one answer,"
             " and then all groups are silent."
         ),
-        "grpo near 1, length_mean near 0": (
+        "grpo does, length_mean hardly": (
             "The KL keeps every token possible, the end token among them. Without it the policy"
             " becomes sure of answers that earn ½ and never end, and nothing can teach it better."
         ),
     },
-    answer="grpo near 1, length_mean near 0",
+    answer="grpo does, length_mean hardly",
 )
+
+# %%
+reveal("grpo, random")
+
+# %% [markdown]
+# The same, larger: a `mini` transformer on two-digit sums, many more rollouts, and other arms beside the two. What counts is the greedy accuracy on held-out questions.
 
 # %%
 zero = load("tinylm_zero")
@@ -717,7 +723,7 @@ for what in ("entropy", "J"):
 #
 # ## The table
 #
-# All rows, both problems, effect and control; then the picture of the same numbers. Diamonds are what the expected updates, without noise, predict.
+# All rows, both problems, effect and control; then the picture of the same numbers. Diamonds are predictions: for the two baselines from the expectation and the covariance of an update, for the std and $1/|o|$ from the expectation alone.
 
 # %%
 print(stress.CELLS + "\n")
@@ -772,7 +778,7 @@ lesson.explore(
 # %% [markdown]
 # ## How much is chance?
 #
-# Sixteen intervals of 95 %, so some would exclude 0 by luck. How many would, and how many do? And the noise floor: the same arm, the transformer's `baseline` without stress, against itself on other streams.
+# Eighteen intervals of 95 %, so some would exclude 0 by luck. How many would, and how many do? And the noise floor: the same arm, the transformer's `baseline` without stress, against itself on other streams.
 
 # %%
 from course.lab.statistics import student

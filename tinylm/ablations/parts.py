@@ -9,29 +9,33 @@ the same on a contextual bandit, `course ladder` shows both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as change
-from functools import cache, reduce
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from course import ladder
 from course.errors import require
-from course.estimator import replace
 from course.lab.result import Result
-from course.lab.stress import Sweep, Trained, compare, forest
+from course.lab.side_by_side import side_by_side
+from course.lab.stress import (
+    STRESSES,
+    Arm,
+    Sweep,
+    Trained,
+    anchored,
+    compare,
+    forest,
+    rows_of,
+)
 from course.lab.terminal import Progress
-from course.parts import K3
-from course.train.noise import Noise
 from tinylm import tasks
 from tinylm.curves import AblationBudget
-from tinylm.evaluate import right_to_go
-from tinylm.model import Transformer
-from tinylm.rewards import ExactMatch, Reward
-from tinylm.sampling import sample
+from tinylm.rewards import REWARDS, Reward
+from tinylm.stresses import PerQuestion, by_difficulty, outcomes, two_lengths, two_skills, uneven
 from tinylm.tasks import Task
 from tinylm.warm_start import Start, warm_start
 from tinylm.wiring import JUDGE, Streams, copies, critic_of, needs_value_head, train_learner
@@ -43,8 +47,14 @@ TITLE = "what each part of the ladder buys on a language model: one part, one st
 FIGURE = "tinylm_parts"
 EXPECTED_SECONDS = 220.0
 WHERE = "transformer"
-SKILLS = "addition", "subtraction"  # the second is no longer rewarded
-OWN_START = "lengths", "unrewarded", "difficulty"  # trainings on other questions
+# from which warm start a training begins, where that is not the plain one
+STARTS = {
+    "lengths": "lengths",
+    "unrewarded": "skills",
+    "rewarded": "skills",
+    "difficulty": "uneven",
+    "random": "random",
+}
 
 
 @dataclass(frozen=True)
@@ -58,19 +68,23 @@ class Settings(AblationBudget):
     warm_target: float = 0.34  # sampled accuracy that ends the warm start
     epochs: int = 1  # updates per rollout without stress
     rollouts: int = 60  # rollouts; the outcome is the mean along them
-    log_every: int = 3  # rollouts between two measurements
+    log_every: int = 5  # rollouts between two measurements
     offset: float = 1.0  # stress: added to every reward
     updates: int = 8  # stress: updates on each rollout
     constants: float = 2.0  # stress: standard deviation of a constant of each question's own
-    many: int = 32  # answers per question under the stress of difficulty; half as many questions
+    # answers per question where difficulty differs and from a random start; half as many questions
+    many: int = 32
     uneven: int = 10  # stress: how often sums that do not carry were shown, beside those that do
-    terms: int = 4  # stress of answers of two lengths: numbers per sum
-    anchor: float = 1.0  # stress: β of the KL that holds on to the unrewarded skill …
-    longer: int = 2  # … and how many times as long that training is, since forgetting is slow
+    terms: int = 3  # stress of answers of two lengths: numbers per sum
+    # stress, and its control: β of the KL that holds on to the unrewarded skill …
+    anchor: float = 1.0
+    longer: int = 4  # … and how many times as long that training is, since forgetting is slow
+    patience: int = 3  # stress of a random start: how many times as long that training is
     # Adam's learning rates, each of which falls linearly to 0
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
     tuning: int = 3  # streams that choose the learning rate
     seeds: int = 16  # streams that are judged
+    workers: int | None = None  # processes side by side (none: one for each core)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,43 +100,6 @@ QUICK = change(
 QUICK_SECONDS = 30.0
 
 
-def two_lengths(terms: int) -> Task:
-    """Sums of `terms` one-digit numbers, each question once with partial sums and thrice without.
-
-    Both answers follow the marker and pay alike, so the model learns to give either.
-    """
-    settings = tasks.TaskSettings(name="terms", digits=1, terms=terms, scratchpad=True)
-    long = tasks.make(settings)
-    direct = torch.full_like(long.target, tasks.PAD)
-    direct[:, 0] = tasks.MARKER
-    direct[:, 1 : 1 + long.answer.shape[1]] = long.answer
-    return reduce(tasks.together, [change(long, target=direct)] * 3 + [long])
-
-
-def two_skills() -> Task:
-    """One-digit sums and differences; a row is a sum if it is in the first half."""
-    sums, differences = (tasks.make(tasks.TaskSettings(name=name, digits=1)) for name in SKILLS)
-    return tasks.together(sums, differences)
-
-
-def uneven(task: Task, times: int) -> Task:
-    """The task with sums that do not carry `times` times as often among its training questions."""
-    easy = task.train[task.difficulty[task.train] == 0]
-    return change(task, train=torch.cat([task.train, easy.repeat(times - 1)]))
-
-
-@dataclass(frozen=True, eq=False)
-class PerQuestion(Reward):
-    """Exact match times `times` plus `add`, both [N]: one number for each question."""
-
-    times: Tensor = field(default_factory=lambda: torch.ones(1))
-    add: Tensor = field(default_factory=lambda: torch.zeros(1))
-
-    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
-        right = ExactMatch(self.weight)(completion, question, task)
-        return right * self.times[question] + self.add[question]
-
-
 def reward_of(settings: Settings, training: str, task: Task) -> Reward:
     """The reward under a stress."""
     many, device = len(task.prompt), task.prompt.device
@@ -134,52 +111,31 @@ def reward_of(settings: Settings, training: str, task: Task) -> Reward:
         add = settings.constants * torch.randn(many, generator=generator)
     elif training == "unrewarded":
         times[many // 2 :] = 0.0
+    elif training == "random":
+        return REWARDS["exact+digits"]
     return PerQuestion(times=times.to(device), add=add.to(device))
-
-
-@torch.no_grad()
-def outcomes(
-    model: Transformer, task: Task, order: Tensor, training: str, noise: Noise
-) -> dict[str, Tensor]:
-    """What is looked at, each [*runs]; `order` [N] are the training questions, hard ones first."""
-    if task.marked:  # many completions are right: sampled answers
-        rows = order[:: max(1, len(order) // 512)]
-        made = sample(model, task.prompt[rows].expand(*model.runs, -1, -1), 1, task.limit, noise)
-        right = ExactMatch()(made.tokens, rows.unsqueeze(-1), task).squeeze(-1)  # [*runs, N]
-        tokens = made.mask.sum((-2, -1)) * (1 - right)
-        length = tokens.sum(-1) / (1 - right).sum(-1) / task.limit
-        return {"success": right.mean(-1), "length": length}
-    success = right_to_go(model, task, order)[..., 0]  # exact
-    third, second_skill = len(order) // 3, order >= len(task.prompt) // 2
-    paid = success[..., ~second_skill] if training == "unrewarded" else success
-    return {
-        "success": paid.mean(-1),
-        "hard": success[..., :third].mean(-1),
-        "easy": success[..., -third:].mean(-1),
-        "skill": success[..., second_skill].mean(-1),
-    }
 
 
 def train(
     settings: Settings,
-    start: Start,
+    starts: Mapping[str, Start],
     rung: str,
     training: str,
     rates: Sequence[float],
     numbers: range,
-    progress: Progress,
 ) -> Trained:
     """Train a rung under a stress at L rates × S streams, all from the same warm start."""
-    s, runs = settings, (len(rates), len(numbers))
-    if training == "unrewarded":
+    s, runs, start = settings, (len(rates), len(numbers)), starts[start_of(training)]
+    estimator = ladder.get(rung).estimator
+    if training in ("unrewarded", "rewarded"):
         s = change(s, rollouts=s.longer * s.rollouts, log_every=s.longer * s.log_every)
+        estimator = anchored(estimator, s.anchor)
     elif training == "stale":
         s = change(s, epochs=s.updates)
-    elif training == "difficulty":
+    elif training in ("difficulty", "alike", "random"):
         s = change(s, group=s.many, prompts=max(1, s.prompts // 2))
-    estimator = ladder.get(rung).estimator
-    if training == "unrewarded" and rung == "grpo":
-        estimator = replace(estimator, kl=K3(beta=s.anchor))
+    if training == "random":
+        s = change(s, rollouts=s.patience * s.rollouts, log_every=s.patience * s.log_every)
     weights = {name: weight[0] for name, weight in start.weights.items()}
     model = copies(weights, start.model, runs, value=needs_value_head(s, estimator))
     every = [number for _ in rates for number in numbers]
@@ -196,59 +152,59 @@ def train(
         halt_diverged=True,
     )
     order = by_difficulty(start)
-    seen = [outcomes(model, start.task, order, training, streams.noise(JUDGE))]
-    for step in progress(range(1, s.rollouts + 1), f"{rung}, {training}", total=s.rollouts):
+    paid = training == "unrewarded"  # the first skill alone
+    seen = [outcomes(model, start.task, order, streams.noise(JUDGE), paid)]
+    for step in range(1, s.rollouts + 1):
         learner.step()
         if step % s.log_every == 0 or step == s.rollouts:
-            seen.append(
-                outcomes(model, start.task, order, training, streams.noise(JUDGE + 10 * step))
-            )
+            noise = streams.noise(JUDGE + 10 * step)
+            seen.append(outcomes(model, start.task, order, noise, paid))
     along = {name: torch.stack([each[name] for each in seen]).cpu() for name in seen[0]}
     return Trained(along, learner.diverged)
 
 
-def by_difficulty(start: Start) -> Tensor:
-    """The training questions [N], each once, those that the warm start answers worst first."""
-    task = start.task
-    rows: Tensor = task.train.unique()
-    if task.marked:
-        return rows
-    weights = {name: weight[0] for name, weight in start.weights.items()}
-    model = copies(weights, start.model, ())
-    return rows[right_to_go(model, task, rows)[:, 0].argsort()]
+def start_of(training: str) -> str:
+    """The warm start that a training begins from, a name for `made`."""
+    return STARTS.get(training, "plain")
 
 
-def starts(settings: Settings, progress: Progress) -> Callable[[str], Start]:
-    """The warm-started model for each training; each is made when it is first asked for."""
-
-    @cache
-    def start(kind: str) -> Start:
-        s, plain = settings, tasks.make(settings.questions)
-        if kind == "lengths":
-            return warm_start(s, 1, progress, task=two_lengths(s.terms))
-        if kind == "unrewarded":
-            return warm_start(s, 1, progress, task=two_skills())
-        if kind == "difficulty":  # learned on an uneven diet, then asked every question alike
-            uneven_start = warm_start(s, 1, progress, task=uneven(plain, s.uneven))
-            return change(uneven_start, task=plain.to(s.device))
-        return warm_start(s, 1, progress, task=plain)
-
-    return lambda training: start(training if training in OWN_START else "plain")
+def made(settings: Settings, kind: str) -> Start:
+    """The warm-started model of one kind, or one of random weights."""
+    s, plain = settings, tasks.make(settings.questions)
+    if kind == "lengths":
+        return warm_start(s, 1, task=two_lengths(s.terms))
+    if kind == "skills":
+        return warm_start(s, 1, task=two_skills())
+    if kind == "random":
+        return warm_start(change(s, warm_target=0.0), 1, task=plain)
+    if kind == "uneven":  # learned on an uneven diet, then asked every question alike
+        start = warm_start(s, 1, task=uneven(plain, s.uneven))
+        return change(start, task=plain.to(s.device))
+    return warm_start(s, 1, task=plain)
 
 
 def run(settings: Settings, progress: Progress) -> Result:
     """Every part under its stress and without; then the facts."""
-    s, start = settings, starts(settings, progress)
-
-    def trained(rung: str, training: str, rates: Sequence[float], numbers: range) -> Trained:
-        return train(s, start(training), rung, training, rates, numbers, progress)
-
-    sweep, own = Sweep(s.rates, s.tuning, s.seeds), f"{ladder.grpo.kl.beta:g}"
+    s = settings
+    trainings = [
+        training
+        for *_, name in rows_of(s.rungs)
+        for training in (STRESSES[name].training, STRESSES[name].control)
+    ]
+    kinds = list(dict.fromkeys(map(start_of, trainings)))
     caption = (
-        f"The KL has β = {s.anchor:g} under its stress and the rung's own {own} without; groups"
-        f" are of {s.many} where difficulty differs, else of {s.group}."
+        f"The KL that holds on to a skill has β = {s.anchor:g}; groups are of {s.many} where"
+        f" difficulty differs and from a random start, else of {s.group}."
     )
-    return compare(s.rungs, trained, sweep, WHERE, caption=caption)
+    with side_by_side(s.workers, progress, s.device) as spread:
+        begin = spread(partial(made, s), [(kind,) for kind in kinds], "warm starts")
+        starts = dict(zip(kinds, begin, strict=True))
+
+        def trained(arms: Sequence[Arm]) -> list[Trained]:
+            return spread(partial(train, s, starts), arms, WHERE)
+
+        sweep = Sweep(s.rates, s.tuning, s.seeds)
+        return compare(s.rungs, trained, sweep, WHERE, caption=caption)
 
 
 def plot(result: Result) -> Figure:
