@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from course.parts import (
     KL,
     AdaptiveBeta,
     Aggregation,
+    AllSamples,
     Baseline,
     BatchMean,
     BatchStd,
     Clip,
+    ConstantLength,
     Credit,
     DropSilentGroups,
     ExactKL,
@@ -51,9 +54,12 @@ from course.parts import (
     SampleFilter,
     Scale,
     ScoreFunction,
+    SequenceMean,
     SequenceRatio,
+    SequenceSum,
     SoftGate,
     Surrogate,
+    TokenMean,
     TokenWhitening,
     TotalReturn,
 )
@@ -67,6 +73,7 @@ from tests.course.test_properties import (
     WORDS,
     Case,
     cases,
+    derivatives,
     evaluate,
     every,
     make_case,
@@ -129,6 +136,79 @@ def test_a_value_at_a_masked_place_changes_nothing_whatever_it_is(
         assert torch.equal(got[name], want[name]), name
         assert not bool(want[name].isnan().any()), name
     assert all(bool((got[name][~mask] == 0).all()) for name in ("log_prob", "value"))
+
+
+@dataclass(frozen=True)
+class WithoutSecond(SampleFilter):
+    """Drops the second sample of every group."""
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        kept = torch.ones(rollout.mask.shape[:-1], dtype=torch.bool)
+        kept[..., 1] = False
+        return kept
+
+
+@dataclass(frozen=True)
+class Sparing(Aggregation):
+    """Another aggregation's weights, and 0 for the first token of the first sample."""
+
+    inner: Aggregation = SequenceSum()
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        weight = self.inner(mask, limit, dtype)
+        weight[..., 0, 0, 0] = 0.0
+        return weight
+
+
+@every
+@pytest.mark.parametrize(
+    "aggregation",
+    [
+        *(kind(count_empty=n) for kind in (SequenceSum, SequenceMean) for n in (False, True)),
+        ConstantLength(),
+        ConstantLength(7, count_empty=True),
+        TokenMean(),
+    ],
+    ids=lambda aggregation: repr(aggregation),
+)
+def test_selecting_and_not_selecting_agree_where_all_is_finite(
+    estimator: Estimator, aggregation: Aggregation
+) -> None:
+    """Where every token is chosen nothing need be selected: the same objective and gradient as with
+    selecting, also where the second sample, the first token or both have the weight 0. There it is
+    selected, and NaN in a sample of weight 0 is not felt.
+    """
+    estimator = replace(estimator, entropy_coef=0.1, value_coef=0.5)
+    drawn = make_case((2,), 3, 3, 4, torch.float64, 5)
+    whole = drawn.each(lambda _, t: t, mask=torch.ones(2, 3, 3, 4, dtype=torch.bool))
+    selecting = whole.each(lambda _, t: t)
+    vars(selecting.rollout)["is_whole"] = False
+    for sample, token in product((False, True), repeat=2):
+        unused = torch.zeros(2, 3, 3, 4, dtype=torch.bool)
+        unused[..., 1, :], unused[..., 0, 0, 0] = sample, token
+        chosen = replace(
+            estimator,
+            aggregation=Sparing(inner=aggregation) if token else aggregation,
+            sample_filter=WithoutSecond() if sample else AllSamples(),
+        )
+        frozen = chosen.freeze(whole.rollout)
+        assert frozen.is_whole == (not sample and not token)
+        assert bool(((frozen.weight == 0) == unused).all())
+        want = derivatives(chosen, dataclasses.replace(frozen, is_whole=True), whole.policy)
+        careful = chosen.freeze(selecting.rollout)
+        assert not careful.is_whole
+        close(careful.advantage, frozen.advantage)
+        for name, found in derivatives(chosen, careful, whole.policy).items():
+            close(found, want[name])
+        if token:  # an answer's ratio reads all tokens, with a weight or without
+            continue
+        assert bool((want["log_prob"][unused] == 0).all())
+        spoiled = whole.policy | {
+            name: torch.where(unused, math.nan, whole.policy[name])
+            for name in ("log_prob", "value")
+        }
+        for name, found in derivatives(chosen, frozen, spoiled).items():
+            close(found, want[name])
 
 
 def test_a_dropped_group_is_not_felt_however_far_the_policy_is() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from course import ladder
-from course.estimator import Estimator, replace
+from course.estimator import Estimator, Frozen, replace
 from course.parts import (
     GAE,
     K1,
@@ -223,10 +223,15 @@ float64 = (torch.float64,)
 
 def evaluate(estimator: Estimator, case: Case) -> dict[str, Tensor]:
     """The objective [...] and its gradient by everything that the policy says."""
-    leaves = {
-        name: tensor.detach().clone().requires_grad_() for name, tensor in case.policy.items()
-    }
-    objective = estimator.objective(Policy(**leaves), estimator.freeze(case.rollout))
+    return derivatives(estimator, estimator.freeze(case.rollout), case.policy)
+
+
+def derivatives(
+    estimator: Estimator, frozen: Frozen, policy: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """`evaluate` of what was frozen already."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in policy.items()}
+    objective = estimator.objective(Policy(**leaves), frozen)
     gradients = torch.autograd.grad(
         objective.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
     )
