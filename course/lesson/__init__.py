@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from course.errors import require
-from course.lesson import progress
+from course.lesson import progress, question
 from course.lesson.exercise import Attempt, Exercise
 from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
@@ -70,16 +70,21 @@ class Lesson:
         """Show a figure; `text` describes it for readers who cannot see it."""
         show(text=text, picture=image(figure))
 
-    def ask(self, name: str, text: str, choices: Mapping[str, str], answer: str) -> None:
-        """Ask a question that is answered before the solution is shown; choice → feedback."""
+    def ask(self, name: str) -> None:
+        """Ask question `name` of notebooks/src/questions/NN.toml, before the solution is shown."""
         self._new(name, self.questions)
-        question = self.questions[name] = Question(name, text, dict(choices), answer)
-        live = (
-            question.widget(lambda: progress.record(self.about.number, "questions", name))
-            if in_notebook()
-            else None
-        )
-        show(text=f"question: {text}", markup=question.static, widget=live)
+        number = self.about.number
+        known = question.load(number)
+        require(name in known, f"lesson.ask, {question.path(number)}", name, _one_of(known))
+        asked = self.questions[name] = known[name]
+
+        def answered(choice: str) -> None:
+            progress.record_answer(number, name, choice)
+            if choice == asked.answer:
+                progress.record(number, "questions", name)
+
+        live = asked.widget(answered, progress.answers(number).get(name)) if in_notebook() else None
+        show(text=f"question: {asked.text}", markup=asked.static, widget=live)
 
     def explore(
         self, name: str, draw: Callable[..., Figure], text: str, **controls: Control
@@ -148,6 +153,10 @@ def setup(number: str, seed: int = 0) -> Lesson:
     """
     torch.set_num_threads(1)
     return Lesson(info(number), seed)
+
+
+def _one_of(known: Mapping[str, object]) -> str:
+    return f"one of {', '.join(known)}" if known else "none: there is no such file"
 
 
 def _highlighted(source: str) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ Progress = dict[str, dict[str, list[str]]]  # lesson number → "questions" and 
 FILE = "PG_LADDER_PROGRESS"  # the environment variable that sets another path
 LOCK, PATIENCE = ".progress.lock", 5.0  # file name; seconds to wait for another notebook
 KINDS = ("questions", "exercises")
+ANSWERS = "answers"  # of a lesson: question → the choice that was made last, right or wrong
 
 
 def path() -> Path:
@@ -110,6 +111,32 @@ def record(lesson: str, kind: str, name: str) -> None:
     """
     if name in read().get(lesson, {}).get(kind, ()):
         return
+
+    def append(body: dict[str, Any]) -> None:
+        _slot(_slot(body, lesson, dict), kind, list).append(name)
+
+    _change(append)
+
+
+def record_answer(lesson: str, question: str, choice: str) -> None:
+    """Record which choice a learner has made, right or wrong; as careful as `record`."""
+
+    def put(body: dict[str, Any]) -> None:
+        _slot(_slot(body, lesson, dict), ANSWERS, dict)[question] = choice
+
+    _change(put)
+
+
+def answers(lesson: str) -> dict[str, str]:
+    """Question → the choice that was made last, in lesson "NN"; damaged entries are ignored."""
+    entry = (_load(path()) or {}).get(lesson)
+    found = entry.get(ANSWERS) if isinstance(entry, dict) else None
+    every = found.items() if isinstance(found, dict) else ()
+    return {question: choice for question, choice in every if isinstance(choice, str)}
+
+
+def _change(change: Callable[[dict[str, Any]], None]) -> None:
+    """Read the file, `change` its contents, write it; a damaged file is set aside."""
     here = path()
     with suppress(OSError, ValueError):  # a failed write must not stop the lesson
         here.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +145,7 @@ def record(lesson: str, kind: str, name: str) -> None:
             if body is None and here.exists():
                 here.replace(_free(here.with_name(f"{here.name}.damaged")))
             body = body or {}
-            _slot(_slot(body, lesson, dict), kind, list).append(name)
+            change(body)
             text = json.dumps(body, indent=1, sort_keys=True) + "\n"
             replace_files({here: text.encode("utf-8")})
 

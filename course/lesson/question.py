@@ -1,18 +1,29 @@
-"""Questions that are answered before the solution is shown, with feedback for every choice."""
+"""Questions that are answered before the solution is shown, with feedback for every choice.
+
+They stand in notebooks/src/questions/NN.toml, beside the lessons, so that a lesson's own cells tell
+no answer. Each has two faces: a widget, and a static form for a page without a kernel.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from course.errors import require
-from course.lesson.view import box, fold, rich
+from course.errors import CourseError, require
+from course.lesson.syllabus import described
+from course.lesson.view import box, fold, plain, rich
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
 
 RIGHT, WRONG = "#00875f", "#b8320f"
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_loaded: dict[Path, tuple[int, dict[str, Question]]] = {}  # path → (time of change, its questions)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,18 @@ class Question:
                 "a sentence",
             )
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """Letter → choice, in the order in which every face shows them.
+
+        The order is fixed, and shuffled by the question's name and the choices' text.
+        """
+
+        def place(choice: str) -> bytes:
+            return hashlib.sha256(f"{self.name}: {choice}".encode()).digest()
+
+        return {chr(ord("A") + i): each for i, each in enumerate(sorted(self.choices, key=place))}
+
     def feedback(self, choice: str) -> str:
         """HTML that says whether the choice is right, and why."""
         right = choice == self.answer
@@ -60,19 +83,28 @@ class Question:
     @property
     def static(self) -> str:
         """HTML for a page without a kernel: each choice unfolds its feedback."""
-        folded = "".join(fold(choice, self.feedback(choice)) for choice in self.choices)
+        folded = "".join(
+            fold(f"{letter}. {choice}", self.feedback(choice))
+            for letter, choice in self.shown.items()
+        )
         return box(
             f"<b>Predict.</b> {rich(self.text)} <i>Choose, then unfold your choice.</i>{folded}",
             "#0057a3",
         )
 
-    def widget(self, done: Callable[[], None]) -> Widget:
-        """The live form: choose, commit, read the feedback. A right answer calls `done`."""
+    def widget(self, answered: Callable[[str], None], before: str | None = None) -> Widget:
+        """The live form: choose, commit, read the feedback. `answered(choice)` after each commit.
+
+        `before` is the choice of an earlier day, shown with its feedback; None or a choice that is
+        no more among them: none.
+        """
         import ipywidgets as widgets
 
         head = widgets.HTML(f'<div style="line-height:1.5"><b>Predict.</b> {rich(self.text)}</div>')
         choose = widgets.RadioButtons(
-            options=list(self.choices), value=None, layout=widgets.Layout(width="auto")
+            options=[(f"{letter}. {plain(each)}", each) for letter, each in self.shown.items()],
+            value=None,
+            layout=widgets.Layout(width="auto"),
         )
         commit = widgets.Button(description="Commit", disabled=True, button_style="primary")
         said = widgets.HTML()
@@ -84,12 +116,80 @@ class Question:
             if choose.value is None:
                 return
             said.value = self.feedback(choose.value)
-            if choose.value == self.answer:
-                done()
+            answered(choose.value)
 
         choose.observe(chosen, "value")
         commit.on_click(committed)
+        if before in self.choices:
+            choose.value = before
+            said.value = self.feedback(before)
         return widgets.VBox(
             [head, choose, commit, said],
             layout=widgets.Layout(border_left="4px solid #0057a3", padding="2px 14px"),
         )
+
+
+def path(lesson: str) -> Path:
+    """The file with the questions of lesson "NN"."""
+    return described() / "questions" / f"{lesson}.toml"
+
+
+def load(lesson: str) -> dict[str, Question]:
+    """Name → question of lesson "NN", in the order of its file; none if there is no file.
+
+    The file is read again when it changed. Raises `CourseError` that names the file, the question
+    and the field if it is wrong.
+    """
+    place = path(lesson)
+    try:
+        changed = place.stat().st_mtime_ns
+    except OSError:
+        return {}
+    if place not in _loaded or _loaded[place][0] != changed:
+        _loaded[place] = changed, _parsed(place)
+    return _loaded[place][1]
+
+
+def _parsed(place: Path) -> dict[str, Question]:
+    try:
+        found = tomllib.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CourseError(
+            f"{place}: got no TOML ({error}); allowed is a table per question"
+        ) from None
+    return {name: _question(f"{place}: {name}", name, entry) for name, entry in found.items()}
+
+
+def _question(where: str, name: str, entry: Any) -> Question:
+    """A question from its table; `where` begins each error."""
+    require(NAME.fullmatch(name) is not None, where, name, "a name of a-z, 0-9 and single hyphens")
+    _keys(where, entry, {"text": str, "choices": list}, {})
+    choices: dict[str, str] = {}
+    right = []
+    for number, each in enumerate(entry["choices"], 1):
+        here = f"{where}.choices, number {number}"
+        _keys(here, each, {"text": str, "feedback": str}, {"right": bool})
+        require(each["text"] not in choices, f"{here}.text", each["text"], "a choice of its own")
+        choices[each["text"]] = each["feedback"]
+        if each.get("right", False):
+            right.append(each["text"])
+    require(len(right) == 1, f"{where}.choices", f"{len(right)} with right = true", "one")
+    try:
+        return Question(name, entry["text"], choices, right[0])
+    except CourseError as error:
+        raise CourseError(f"{where}: {error}") from None
+
+
+def _keys(where: str, entry: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
+    """Require a table with the `needed` keys, perhaps some of `more`, of their types, not blank."""
+    kinds = {**needed, **more}
+    require(isinstance(entry, dict), where, entry, f"a table with {', '.join(needed)}")
+    for key in needed:
+        require(key in entry, where, f"no {key}", f"a table with {', '.join(needed)}")
+    for key, value in entry.items():
+        require(key in kinds, where, key, f"the keys {', '.join(kinds)}")
+        fits = isinstance(value, kinds[key]) and (not isinstance(value, str) or bool(value.strip()))
+        require(fits, f"{where}.{key}", value, _ALLOWED[kinds[key]])
+
+
+_ALLOWED = {str: "a sentence", list: "an array of tables, two or more", bool: "true or false"}

@@ -130,6 +130,17 @@ def folder() -> Path:
     return Path.cwd() if root is None else root / "notebooks"
 
 
+def described() -> Path:
+    """The folder with the sources of lessons, with their questions and exercises beside them.
+
+    It is notebooks/src of the course that one stands in, or else of the course that is imported, so
+    that a notebook can be opened in any folder.
+    """
+    beside = Path(__file__).resolve().parents[2] / "notebooks"
+    places = [place / "src" for place in (folder(), beside)]
+    return next((place for place in places if (place / "questions").is_dir()), places[0])
+
+
 def index() -> Mapping[str, dict[str, Any]]:
     """The contents of notebooks/lessons.json: lesson number → seconds, questions, exercises.
 

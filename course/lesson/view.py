@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +65,8 @@ def image(figure: Figure) -> bytes:
 
 
 def fold(summary: str, body: str) -> str:
-    """HTML that unfolds with a click; `body` is HTML, `summary` text."""
-    head = f'<summary style="cursor:pointer">{html.escape(summary)}</summary>'
+    """HTML that unfolds with a click; `body` is HTML, `summary` text (see `rich`)."""
+    head = f'<summary style="cursor:pointer">{rich(summary)}</summary>'
     return (
         f'<details style="margin:.3em 0">{head}<div style="margin:.3em 0 .6em'
         f' 1.2em">{body}</div></details>'
@@ -81,8 +82,11 @@ def box(body: str, colour: str) -> str:
 
 def rich(text: str) -> str:
     """Text as HTML; the only markup is `code` in backticks and **bold**."""
-    import re
-
     safe = html.escape(text, quote=False)
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", safe).replace("\n", "<br>")
+
+
+def plain(text: str) -> str:
+    """Text without the markup that `rich` knows, for places that show no HTML."""
+    return re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda found: found[1] or found[2], text)

@@ -37,31 +37,7 @@ lesson.map()
 # Try the first kind now.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "parts-changed",
-    "An objective of this course has eight parts: credit, baseline, scale, ratio, surrogate, kl,"
-    " aggregation, sample filter. There are seven steps from REINFORCE to GRPO. How many of the"
-    " eight parts end up different?",
-    {
-        "seven": (
-            "Seven steps, but two parts are replaced twice: the baseline (batch mean, then group"
-            " mean) and the surrogate (ratio, then clip)."
-        ),
-        "five": (
-            "Baseline and surrogate are replaced twice each, scale, aggregation and kl once: seven"
-            " steps, five parts."
-        ),
-        "all eight": (
-            "Credit, ratio and sample filter never change on the ladder. The rungs beside and above"
-            " it change them: PPO's critic, GSPO, DAPO."
-        ),
-        "two, the baseline and the kl": (
-            "Those are the two that GRPO is known for. Between them and REINFORCE lie the ratio's"
-            " surrogate, the clip, the std and 1/length."
-        ),
-    },
-    answer="five",
-)
+lesson.ask("parts-changed")
 
 # %%
 for part, (mine, theirs) in ladder.grpo.diff(ladder.reinforce).items():
@@ -111,27 +87,7 @@ lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.object
 # | `T` | tokens of a sample | 1 | up to the longest completion, with a mask |
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "bandit-shape",
-    "A bandit has **three arms**. One prompt is asked, and you pull five times. What is the shape"
-    " of the rewards, [Q, G, T]?",
-    {
-        "(1, 3, 1)": (
-            "3 is the number of arms, all that could be chosen. G counts what was chosen: five"
-            " pulls."
-        ),
-        "(1, 5, 1)": (
-            "One prompt, five pulls, one token each. The arms are the vocabulary: they show up in"
-            " the policy's distribution, not in the samples."
-        ),
-        "(5, 3, 1)": (
-            "Pulls of one prompt are a group, so 5 belongs on the second axis. And the arms are no"
-            " axis of the samples at all."
-        ),
-        "(1, 5, 3)": "T counts tokens of one sample. A pull is one choice, so T = 1.",
-    },
-    answer="(1, 5, 1)",
-)
+lesson.ask("bandit-shape")
 
 # %%
 from bandits.environments import Bernoulli
@@ -238,29 +194,7 @@ lesson.picture(
 # A mean is a choice of axes. So is everything that the rungs differ in.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-axis",
-    "GRPO subtracts from each answer's reward the mean reward **of its group**. `R` has the shape"
-    " [Q, G] = [4, 4]. What is the shape of those means, and what would the mean over the whole"
-    " batch do instead?",
-    {
-        "[4, 1]: one per prompt; the batch's mean would compare answers to different questions": (
-            "A mean over G. With the batch's mean an answer to an "
-            "easy question looks good merely because the question is easy."
-        ),
-        "[1, 4]: one per place in the group": (
-            "That is a mean over Q: it compares the first answers to all questions with each other."
-        ),
-        "one number; it is the batch's mean already": (
-            "That is the second rung, `baseline`. The group's mean keeps the Q axis."
-        ),
-        "[4, 4]: each answer has its own": (
-            "That is leave-one-out (RLOO), where an answer is not in its own mean. The group's mean"
-            " includes it."
-        ),
-    },
-    answer="[4, 1]: one per prompt; the batch's mean would compare answers to different questions",
-)
+lesson.ask("which-axis")
 
 # %%
 R = asked.total_reward
@@ -657,27 +591,7 @@ print(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "sft-or-rl",
-    "On the bandit B3 the arms pay .2, .5 and .8. A demonstrator picks them with probabilities (.1,"
-    " .2, .7). One policy is fitted to unlimited demonstrations (SFT), another is trained on"
-    " rewards (bottom rung, exact gradient). Where do their expected rewards end?",
-    {
-        "both at .8": (
-            "SFT imitates. It copies the demonstrator's mistakes in proportion, and they cost:"
-            " .1·.2 + .2·.5 + .7·.8 = .68."
-        ),
-        "SFT at .68, RL at .8": (
-            "Maximum likelihood ends at the demonstrator's own policy, and earns what the"
-            " demonstrator earns. Rewards have no such ceiling."
-        ),
-        "both at .68": (
-            "The reward-trained policy never saw the demonstrator. It climbs to the best arm."
-        ),
-        "SFT at .8, RL at .68": "The other way round: imitation cannot pass its model, reward can.",
-    },
-    answer="SFT at .68, RL at .8",
-)
+lesson.ask("sft-or-rl")
 
 # %%
 from bandits.flow import ascend, follow
@@ -795,25 +709,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-fault",
-    "Run B climbs to the best arm. Run C goes straight to the worst. Run A improves a little, from"
-    " .41, and stops near .5. Which fault is where?",
-    {
-        "C: sign flipped, A: sign lost": (
-            "−A climbs down as surely as A climbs up. |A| prefers whatever surprises, good or bad,"
-            " and where half of all answers are right every arm surprises alike: there it stops."
-        ),
-        "C: sign lost, A: sign flipped": (
-            "Straight to the worst arm needs to know which is worst, and −A knows it as well as A"
-            " does. A flipped sign would never improve."
-        ),
-        "both: sign flipped": (
-            "The same fault would give the same curves: they saw the same random numbers."
-        ),
-    },
-    answer="C: sign flipped, A: sign lost",
-)
+lesson.ask("which-fault")
 
 # %% [markdown]
 # Why .5? With the group's mean near $m=J$, an arm that pays with probability $q$ has

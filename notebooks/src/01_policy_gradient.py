@@ -56,27 +56,7 @@ print(f"listed   J = {exact.objective(B3):.3g}")
 lesson.code(exact.objective)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "largest-move",
-    "The policy is a softmax of three logits, π = (.5, .3, .2), and the arms pay .2, .5 and .8 on"
-    " average. You take one small step along the exact gradient of J. Which logit moves the most?",
-    {
-        "the best arm's, upwards": (
-            "It goes up, by .078 for a step of 1. But it is tried only a fifth of the time, and"
-            " that weighs on it. Another logit moves more."
-        ),
-        "the worst arm's, downwards": (
-            "It loses .105 for a step of 1: the arm that is tried most and pays less than average"
-            " moves most. A gradient counts how often you meet a thing, not only how good it is."
-            " You will derive the number below."
-        ),
-        "the middle arm's, upwards": (
-            "It pays .5 where the average is .41: a little better, so it rises a little, by .027."
-        ),
-        "all move alike": "The three moves add up to 0, so they cannot be alike unless all are 0.",
-    },
-    answer="the worst arm's, downwards",
-)
+lesson.ask("largest-move")
 
 # %% [markdown]
 # ## Why there is no discount: γ = 0 per question
@@ -143,25 +123,7 @@ def two_steps(rooms):
 print(f"J = {two_steps(first.softmax(0)).item():.3g}")
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "frozen-rooms",
-    "Someone treats the rooms like questions: freezes d(s), and differentiates only what is earned"
-    " in the room. What gradient do the **first** choice's logits get?",
-    {
-        "0": (
-            "The first choice acts on J only through d(s). Freeze d, and it is out of the formula:"
-            " the policy would never learn to go right."
-        ),
-        "the right one, since V is unchanged": (
-            "V is unchanged, but the first choice does not stand in V at all: it stands in d(s),"
-            " which was frozen."
-        ),
-        "the right one times γ": (
-            "No discount is in play: the first choice has dropped out of the formula altogether."
-        ),
-    },
-    answer="0",
-)
+lesson.ask("frozen-rooms")
 
 # %%
 rooms = first.softmax(0)
@@ -333,25 +295,7 @@ for label, gradient in (
 # An arm is drawn, and it pays or not. (1.3) says: weigh each of the six cases with its probability, and $R\cdot$score averages to $\nabla J$.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "reward-zero",
-    "A sample earned `R = 0`: a wrong answer. What does its term `R · ∇log π` do to the policy?",
-    {
-        "it makes that answer less likely": (
-            "It cannot: 0 times anything is 0. Wrong answers lose probability only because right"
-            " ones gain it."
-        ),
-        "nothing": (
-            "The term is 0. With rewards 0 and 1 this rung never learns from a failure as such."
-            " Shift the rewards to −1 and 0, and it learns from failures alone: what a shift does"
-            " is the subject of lesson 02."
-        ),
-        "it makes the other answers more likely": (
-            "That would be a negative reward. Here the term is 0."
-        ),
-    },
-    answer="nothing",
-)
+lesson.ask("reward-zero")
 
 # %%
 chance, reward = exact.probability(B3)[0], B3.total_reward[0]
@@ -509,28 +453,7 @@ loss_exercise.check(my_loss)
 # weighs the results.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "four-times-the-samples",
-    "You sample four times as many answers per update. What happens to bias and scatter (standard"
-    " deviation) of REINFORCE's gradient?",
-    {
-        "bias falls to a quarter, scatter too": (
-            "The bias has nowhere to fall to, it is 0 for one sample already. And scatter falls"
-            " with the root of the number."
-        ),
-        "bias stays 0, scatter halves": (
-            "A mean of N independent terms has the expectation of one and 1/√N of its standard"
-            " deviation."
-        ),
-        "bias stays 0, scatter falls to a quarter": (
-            "The variance falls to a quarter. Its root, the scatter, falls to a half."
-        ),
-        "bias halves, scatter halves": (
-            "There is no bias to halve: E[R ∇log π] = ∇J holds for a single sample."
-        ),
-    },
-    answer="bias stays 0, scatter halves",
-)
+lesson.ask("four-times-the-samples")
 
 # %%
 print("samples   bias is 0 to 1e-12   scatter / ‖∇J‖   · √samples")
@@ -605,26 +528,7 @@ lesson.picture(
 # `eq:softmax-gradient-rate` · Mei et al. 2020 (2005.06392) for the order 1/t; the constant is derived here
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "last-nine",
-    "Exact gradient, ten arms, no noise. Reaching p = .99 takes some number of steps. About how"
-    " many steps does p = .999 take, counted from the start?",
-    {
-        "a few more": (
-            "Each step's gradient is p(1 − p): near the top it fades with what is missing."
-        ),
-        "twice as many": (
-            "What is missing falls like 1/t. A tenth of it needs far more than twice the time."
-        ),
-        "eight or nine times as many": (
-            "1 − p → (K−1)/(Kαt): a tenth of what is missing takes nearly ten times as long, even"
-            " with a perfect gradient. Nearly, because both numbers also hold the steps that were"
-            " spent on the way up."
-        ),
-        "it never gets there": "It does, just slowly: 1 − p falls like 1/t.",
-    },
-    answer="eight or nine times as many",
-)
+lesson.ask("last-nine")
 
 # %%
 from bandits.flow import follow
@@ -654,24 +558,7 @@ print(
 # Now add 4 to every reward of B3, as if every answer got four points for being polite.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "offset",
-    "All rewards of B3 go up by 4. What happens to the exact ∇J, and to the scatter of one sample's"
-    " gradient?",
-    {
-        "both stay": (
-            "∇J stays, since every J in π(r − J) and every r move together. But each sample is now"
-            " multiplied by 4 or 5, not by 0 or 1."
-        ),
-        "∇J stays, the scatter grows": (
-            "The added part is 4·E[score] = 0 on average, and 4 times a random score in every"
-            " sample."
-        ),
-        "∇J grows, the scatter stays": "In π(r − J) the 4 cancels, so ∇J cannot grow.",
-        "both grow": "The scatter does. ∇J = π(r − J) does not: r and J move together.",
-    },
-    answer="∇J stays, the scatter grows",
-)
+lesson.ask("offset")
 
 # %%
 for offset in (0.0, 4.0):
@@ -904,31 +791,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-fault",
-    "Run A climbs from .41 to .5 and stays there in every single run. Run B hovers near .44 with"
-    " scatter. Which is which?",
-    {
-        "A detached, B next arm": (
-            "Detached, only the entropy bonus is left: the policy drifts to uniform, and (.2 + .5 +"
-            " .8)/3 = .5, without noise, since no reward enters. The index error still uses"
-            " rewards, so it is noisy."
-        ),
-        "A next arm, B detached": (
-            "Look at the scatter. A detached program never sees a reward, so nothing random is left"
-            " in it: that is the run without a band. And what would uniform play earn?"
-        ),
-        "both detached": (
-            "A detached program has no noise at all: the entropy bonus is deterministic. Only one"
-            " run looks like that."
-        ),
-        "neither: .5 is learning, only slower": (
-            "It rises, but it stops at exactly (.2 + .5 + .8)/3, which is what uniform play earns."
-            " It would do the same with all rewards turned around."
-        ),
-    },
-    answer="A detached, B next arm",
-)
+lesson.ask("which-fault")
 
 
 # %% jupyter={"source_hidden": true}

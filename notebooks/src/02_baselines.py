@@ -87,30 +87,7 @@ print("advantage of each arm's mean:", "  ".join(f"{x:+.2f}" for x in (mean - V)
 print(f"E[A] = Σ π A is 0: {abs(float(probability @ (mean - V))) < 1e-12}")
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-constant",
-    "You may use one constant `b` on B3, and want the least scatter. Rewards are 0 or 1, and `V` ="
-    " .41. Which `b`?",
-    {
-        "b = 0: nothing added, nothing disturbed": (
-            "0 is a constant like any other. It would be best if the samples with large scores"
-            " earned 0 on average."
-        ),
-        "b = V = .41: then the advantages are centred": (
-            "Close, and a good choice when you know nothing else. But what scatters is A times the"
-            " score, not A alone: samples of a rare arm have long scores and count for more."
-        ),
-        "a number above V": (
-            "The least scatter is at .503. The rare arms have the longer scores, and on B3 they are"
-            " the better ones, so the best constant leans towards their rewards."
-        ),
-        "b = 1, the largest reward": (
-            "Then every sample is a punishment or nothing. Allowed, by (2.1), and here about as"
-            " noisy as no baseline at all."
-        ),
-    },
-    answer="a number above V",
-)
+lesson.ask("which-constant")
 
 # %% [markdown]
 # ## What it buys: a parabola
@@ -237,26 +214,7 @@ print(
 # On B3 it takes the variance from .1372 to .1283. Now the other experiment from lesson 01: add 4 to every reward.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "shifted",
-    "All rewards of B3 go up by 4. What happens to the variance of one sample's gradient without a"
-    " baseline, and with `b = V`?",
-    {
-        "both grow": "With b = V, the 4 is in R and in V, and cancels in every single sample.",
-        "without: some 40 times as large; with V: unchanged": (
-            "R is now 4 or 5 in place of 0 or 1, and its square enters (2.4). With V the same A as"
-            " before."
-        ),
-        "without: 4 times as large; with V: unchanged": (
-            "The right idea. But the variance is quadratic in R, and R goes from 0 or 1 to 4 or 5."
-        ),
-        "neither changes: E[s] = 0": (
-            "E[s] = 0 keeps the mean where it is. The variance is about E[(R − b)²‖s‖²], which has"
-            " no reason to stay."
-        ),
-    },
-    answer="without: some 40 times as large; with V: unchanged",
-)
+lesson.ask("shifted")
 
 # %%
 print("offset   none     V        best constant   best per logit")
@@ -316,24 +274,7 @@ lesson.picture(
 # But (2.1) wanted a $b$ that does not depend on the sample it is subtracted from, and this one contains $R_i$.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "self-included",
-    "Batches of two samples of B3, `b` their mean. What is E[ĝ]?",
-    {
-        "∇J, as always": "b contains R_i, so E[b s_i] is not 0: it is E[R_i s_i]/2.",
-        "half of ∇J": (
-            "A sample is judged by a mean that is half itself. E[b s_i] = E[R_i s_i]/N, so (N −"
-            " 1)/N of ∇J is left."
-        ),
-        "∇J plus something in another direction": (
-            "What is lost is E[R_i s_i]/N, and that is ∇J/N: the same direction."
-        ),
-        "0: the two advantages cancel": (
-            "A₁ = −A₂, but the two scores differ, so A₁s₁ + A₂s₂ is not 0."
-        ),
-    },
-    answer="half of ∇J",
-)
+lesson.ask("self-included")
 
 # %%
 for samples in (2, 4, 8, 32):
@@ -449,25 +390,7 @@ loo_exercise.check(my_leave_one_out)
 # small groups.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "two-samples",
-    "Two samples of one question per update. Which gradient is noisier on B3 (rewards 0 and 1):"
-    " REINFORCE without any baseline, or RLOO?",
-    {
-        "REINFORCE: a baseline reduces variance": (
-            "A known baseline near b* does. This one is a single other reward, 0 or 1, and its"
-            " noise comes on top."
-        ),
-        "RLOO": (
-            "Each sample is compared with one coin. The price in (2.9), .168/2, is more than the"
-            " saving. From three samples on it pays."
-        ),
-        "equal: both use the same two samples": (
-            "They use them differently. (2.9) at G = 2 is .155, REINFORCE's .294/2 is .147."
-        ),
-    },
-    answer="RLOO",
-)
+lesson.ask("two-samples")
 
 # %%
 none, known = (float(exact.variance_at_baseline(B3, b)) for b in (0.0, V))
@@ -774,27 +697,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-fault",
-    "Run B does not move on average, yet single runs wander off in both directions. Run A learns,"
-    " with more scatter than C. Who is who?",
-    {
-        "A −V, B Q(q, o)": (
-            "−V is a constant as far as the sample is concerned: (2.1) holds, only the scatter"
-            " grows. Q(q, o) depends on the answer drawn. R − Q(q, o) is pure luck, and luck has no"
-            " gradient."
-        ),
-        "A Q(q, o), B −V": (
-            "A wrong sign in b is no wrong sign in the gradient. By (2.1) E[ĝ] is ∇J for every"
-            " constant, also for −V: it can only be the noisier one."
-        ),
-        "both are V, with a smaller learning rate in B": (
-            "A smaller learning rate learns more slowly with less scatter. B does not learn at all,"
-            " and scatters."
-        ),
-    },
-    answer="A −V, B Q(q, o)",
-)
+lesson.ask("which-fault")
 
 # %%
 for label in trained:
@@ -853,30 +756,7 @@ for label, b in (
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "fates",
-    "200 runs of 1,000 updates each, b* recomputed at every update. Which baseline lets the most"
-    " runs end without the best arm (π₁ < ½)?",
-    {
-        "V: by far the largest variance": (
-            "V is the noisiest at the start, and hardly a run misses. Variance is not what decides."
-        ),
-        "b* − ½ and b* + ½ alike: the same variance": (
-            "The same variance at every policy. But a pull of the middle arm is good news to one of"
-            " them, and bad news to the other."
-        ),
-        "b* − ½": (
-            "At the start b* − ½ = .48 < .7: the middle arm is good news, is pulled more often, and"
-            " is good news again. b* + ½ = 1.48 makes everything bad news, so what is pulled comes"
-            " down, and the policy keeps looking."
-        ),
-        "b* + ½": (
-            "It makes every pull bad news for a while, which is uncomfortable and drives the policy"
-            " to explore."
-        ),
-    },
-    answer="b* − ½",
-)
+lesson.ask("fates")
 
 # %%
 kinds, rates, runs = (

@@ -68,24 +68,7 @@ lesson.code(ladder.surrogate.log_ratio)
 # uses that probabilities sum to 1.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "how-far",
-    "The advantage in (3.2) was measured under the OLD policy. How far may π_θ move from π_old"
-    " before E_old[ρA] stops being the improvement J(π_θ) − J(π_old)?",
-    {
-        "A small step: it is the first term of an expansion": (
-            "That is so where a move changes which states are visited, as in the long episodes TRPO"
-            " was made for. Here the prompt comes from outside and nothing was expanded."
-        ),
-        "As long as ρ stays between 0.8 and 1.2": (
-            "No step of the derivation asks anything of the size of ρ."
-        ),
-        "Any distance": (
-            "Every step of (3.2) is an equality. The next cell goes far enough to see it."
-        ),
-    },
-    answer="Any distance",
-)
+lesson.ask("how-far")
 
 # %% [markdown]
 # The cell moves along $\pi_\theta \propto \pi_{old}\,e^{\lambda\mu}$, straight towards reward. It evaluates the rung's own objective, with
@@ -147,24 +130,7 @@ lesson.code(ImportanceSampling)
 # `eq:surrogate-gradient-at-old` · Xu 2025 (“From PPO to GRPO”), below eq. 3: PPO then reduces to policy gradient.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "two-gradients",
-    "At π_old the rungs `baseline` (A·log π) and `surrogate` (ρA) have one gradient. After several"
-    " updates on the same samples, which of the two still has the direction of ∇J at the policy"
-    " where you now stand?",
-    {
-        "baseline": (
-            "A·log π weighs samples as often as π_old drew them. The policy that you now have would"
-            " draw others."
-        ),
-        "surrogate": "Its samples are reweighed to the current policy: that is (3.3).",
-        "Both": (
-            "They agree at π_old only. That is why “freeze θ_old” in Giovanidis' derivation holds"
-            " at θ = θ_old and nowhere else."
-        ),
-    },
-    answer="surrogate",
-)
+lesson.ask("two-gradients")
 
 # %%
 from course.exact import microscope
@@ -192,20 +158,7 @@ for where, now in (("at π_old", old.log()), ("far out", moved)):
 # Everybody who trains with this objective for the first time asks why the loss is 0, or why it rises while the reward rises. Predict first.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "loss-zero",
-    "Four fresh samples, rewards (1, 0, 0, 1), A = R − mean, π_θ = π_old, loss = −mean(ρA). What do"
-    " you see in the log?",
-    {
-        "Loss 0, so no gradient and no learning": "A function can be 0 at a place and steep there.",
-        "Loss 0, and a gradient that is not": (
-            "Every ρ is 1 and the advantages sum to 0. The gradient weighs A with ∇log π, which"
-            " differs from sample to sample."
-        ),
-        "Loss −0.5, the mean reward": "Only without the baseline. With it the mean of A is 0.",
-    },
-    answer="Loss 0, and a gradient that is not",
-)
+lesson.ask("loss-zero")
 
 # %%
 logits = torch.tensor([0.5, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
@@ -398,19 +351,7 @@ effective.check(my_effective_samples)
 # $\mathbb E[\rho^2]$ is that of one token **to the power** $|o_i|$. So PPO and GRPO take each token's own ratio $\rho_{i,t}$, as the rung above says: cheap in samples, right at $\pi_{old}$, an approximation elsewhere.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "token-power",
-    "A move leaves 86% of your samples for answers of one token. Every token of an answer moves"
-    " that much. What is left for answers of 64 tokens?",
-    {
-        "86%": (
-            "Ratios of independent tokens multiply, and so do the expectations of their squares."
-        ),
-        "About 11%, one eighth": "You divided by √64; the share falls as a power, not as a root.",
-        "About 0.006%": "0.86 to the power 64. Of a million such answers some sixty are left.",
-    },
-    answer="About 0.006%",
-)
+lesson.ask("token-power")
 
 # %%
 from course.parts import SequenceMean, SequenceRatio
@@ -472,20 +413,7 @@ print(
 # Now use a rollout more than once. The sixteen questions again, 40 independent runs for each point, 60 rollouts each, the same learning rate and random numbers for everybody; only the number of updates per rollout grows.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "one-update",
-    "`baseline` (A·log π), `surrogate` (ρA) and `clip` (the next lesson) with ONE update per"
-    " rollout: which learns best?",
-    {
-        "surrogate": "ρ is 1 at the only update there is. What would it correct?",
-        "clip": "A ratio of 1 is inside every clip range.",
-        "They are one curve": (
-            "One update per rollout happens at π_old, where (3.4) makes them one gradient, sample"
-            " by sample."
-        ),
-    },
-    answer="They are one curve",
-)
+lesson.ask("one-update")
 
 # %%
 from dataclasses import replace as change
@@ -761,25 +689,7 @@ print(
 # `eq:natural-gradient-softmax` · Kakade 2001; derived.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "rare-arm",
-    "An excellent answer has A = +0.5 and probability 0.001. The plain gradient of its logit is π·A"
-    " = 0.0005. What does the natural gradient give it (up to the constant)?",
-    {
-        "0.0005 as well": (
-            "F knows how little a change of a rare answer's logit moves the distribution, and pays"
-            " it back."
-        ),
-        "0.5": (
-            "A itself, (3.11): the probability is gone. A rare good answer's logit rises as fast as"
-            " a frequent one's."
-        ),
-        "500, that is A/π": (
-            "That is what ONE sample of it contributes; on average it is seen in one of 1000 draws."
-        ),
-    },
-    answer="0.5",
-)
+lesson.ask("rare-arm")
 
 # %% [markdown]
 # Without a matrix, $Fx = g$ is solved by conjugate gradient: each iteration asks for one product $Fp$ and goes as far as it pays along a direction that spoils none of the earlier ones.
@@ -821,28 +731,7 @@ print(
 lesson.code(TRPO.step)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "full-step",
-    "On B3 with δ = 0.01 the full step (3.10) turns out to have a true KL of 0.0103. What does"
-    " TRPO do?",
-    {
-        "Accepts it: 3% too much is close enough": (
-            "The test in the code is `new_kl <= self.max_kl`, with nothing added."
-        ),
-        "Halves the step; the KL is then about 0.0025": (
-            "The first halving suffices. To second order the KL goes with the square of the step,"
-            " so half a step has a quarter of it."
-        ),
-        "Halves the step; the KL is then about 0.005": (
-            "Half a step would have half the KL if the KL were of first order. It has no first"
-            " order."
-        ),
-        "Stays where it is": (
-            "Only if none of ten tries is inside the bound and raises the surrogate."
-        ),
-    },
-    answer="Halves the step; the KL is then about 0.0025",
-)
+lesson.ask("full-step")
 
 # %%
 for delta in (0.001, 0.01, 0.1, 1.0):
@@ -1098,26 +987,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "break-it",
-    "Look at all three panels. Which single fault makes run A?",
-    {
-        "The learning rate is ten times too high": (
-            "Then ratios would be larger than in run B, not exactly 1."
-        ),
-        "The advantage has the wrong sign": (
-            "Then reward would fall below 0.1, where it began, and ratios would still leave 1."
-        ),
-        "The advantages are not centred": (
-            "Ratios do not depend on that: after 16 updates they would be far from 1."
-        ),
-        "π_old is refreshed before every update": (
-            "Then ρ is π_θ/π_θ = 1 at every update, nothing is ever clipped, and what remains is"
-            " policy gradient on stale samples."
-        ),
-    },
-    answer="π_old is refreshed before every update",
-)
+lesson.ask("break-it")
 
 # %% [markdown]
 # The reveal: run A's ratio part returns `log_ratio - log_ratio.detach()`, in which $\log\pi_{old}$ cancels: it subtracts the *current* log-probability. Value 1, gradient $A\nabla\log\pi$: right at the first update, stale at the other fifteen. It is the rung `baseline` in disguise:

@@ -50,24 +50,7 @@ lesson.code(clipped_surrogate)
 # `eq:clipped-surrogate` · Schulman et al. 2017 (PPO, 1707.06347), eq. 7, one sign at a time. Each sign meets one bound only; where the two differ in width they are called $\varepsilon_{low}$ and $\varepsilon_{high}$. (In “GRPO”, Vera, the lower bound is printed 1ε: a minus sign was lost.)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "flat-side",
-    "A sample was bad: A = −1. The policy has moved and now gives it ρ = 1.5, ε = 0.2. What is the"
-    " slope of f in ρ?",
-    {
-        "0: 1.5 is above 1.2": (
-            "That is the bound for A > 0. “The ratio is capped at 1.2” leaves out the sign."
-        ),
-        "−1: it still pushes ρ down": (
-            "A bad sample that became MORE likely: f = A·max(ρ, 0.8) = −ρ there. The push is wanted"
-            " and stays."
-        ),
-        "+1: it is pushed further up": (
-            "The slope has the sign of A on every part that is not flat."
-        ),
-    },
-    answer="−1: it still pushes ρ down",
-)
+lesson.ask("flat-side")
 
 # %%
 print("slope of f in ρ, ε = 0.2")
@@ -233,20 +216,7 @@ for strength in (-4.0, -1.0, 0.2, 1.0, 4.0):
 # Never above the truth; and below it as soon as a sample has passed the bound of its sign, even where the policy did improve (λ = 4). Pessimism has a price: improvement beyond the bounds is not seen.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "why-min",
-    "Suppose the formula had max in place of min. An update overshoots: a GOOD sample (A = +1)"
-    " falls to ρ = 0.5. What does its gradient do?",
-    {
-        "It pushes ρ back up": "That is what min does. max(0.5, 0.8) = 0.8 is the clamped branch.",
-        "It is 0: the mistake stays": (
-            "max takes the flat branch just where the sample went the wrong way, and keeps pushing"
-            " where it has gone far enough."
-        ),
-        "It pushes ρ further down": "No branch has a slope against the sign of A.",
-    },
-    answer="It is 0: the mistake stays",
-)
+lesson.ask("why-min")
 
 # %%
 # a good sample that fell, a good sample that rose
@@ -262,22 +232,7 @@ for name, choose in (("min", torch.minimum), ("max", torch.maximum)):
 # a rollout in exact proportion, and small steps of equal length on it until nothing moves.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "stops-at",
-    "Two arms, rewards 1 and 0, π₁ = 0.1, ε = 0.2, advantages r − mean. The good arm's ratio rises"
-    " with many small steps on one rollout. Where does it stop?",
-    {
-        "1.2": "There the good arm's own samples fall silent. Who else moves its probability?",
-        "2.8": (
-            "The bad arm's samples push until THEIR ratio is 0.8. Its probability is then 0.72, and"
-            " the rest is the good arm's: 0.28 = 2.8 · 0.1."
-        ),
-        "10: until its probability is 1": (
-            "That is what the bare ρA does. The clip does stop it, later than at 1.2."
-        ),
-    },
-    answer="2.8",
-)
+lesson.ask("stops-at")
 
 # %%
 from bandits.theory import clip_unbounded
@@ -661,23 +616,7 @@ cispo = course.replace(ladder.clip, surrogate=CISPO(epsilon_high=0.28))
 cispo
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "cispo-epsilon",
-    "You want CISPO's weight to be cut at ρ = 1.28. One library's option `epsilon_high` is an"
-    " offset from 1, as in the paper; another's is the bound itself. What do you write?",
-    {
-        "0.28 in both": (
-            "Where the number is the bound itself, every weight would be cut to at most 0.28:"
-            " gradients about four times too small."
-        ),
-        "0.28 where it is an offset, 1.28 where it is the bound": (
-            "Read which one it is before you copy a number: the paper's form is 1 + ε, TRL's is the"
-            " bound."
-        ),
-        "1.28 in both": "As an offset that cuts at 2.28.",
-    },
-    answer="0.28 where it is an offset, 1.28 where it is the bound",
-)
+lesson.ask("cispo-epsilon")
 
 # %%
 def weight(surrogate, ratio, advantage):
@@ -757,28 +696,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "break-it",
-    "Run B has run A's baseline, learning rate and random numbers. Which fault in the surrogate"
-    " fits all three panels?",
-    {
-        "The clip acts on log ρ in place of ρ": (
-            "Then bounds would be a little off, and the ratios of the order of run A's."
-        ),
-        "max in place of min": (
-            "The push goes on where a sample has gone far enough, so ratios run away upwards and"
-            " downwards; it stops where a sample went wrong. No better than no clip at all."
-        ),
-        "The ratio is computed against the current policy": (
-            "Then the largest and the smallest ρ would both be 1, as in lesson 03."
-        ),
-        "ε is 0: everything is clipped at once": (
-            "With min, a first update at ρ = 1 still happens; then ratios would stay nearer to 1"
-            " than run A's, not further."
-        ),
-    },
-    answer="max in place of min",
-)
+lesson.ask("break-it")
 
 # %% [markdown]
 # The reveal: run B computes `torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)`, flat where a sample went the wrong way. Beside it the bare ratio:

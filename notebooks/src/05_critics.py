@@ -100,25 +100,7 @@ print(
 # (5.3) with $\Psi = R_i$ is REINFORCE, the first rung.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "causality",
-    "Now pay .5 at once if the first token is `1`, and 1 at the end if the answer is `101`."
-    " REINFORCE credits all three tokens with the sum of both. If tokens 2 and 3 are **not**"
-    " credited with what the first token was paid, what happens to the mean and to the noise of ĝ?",
-    {
-        "the mean changes: reward is thrown away": (
-            "The first token keeps its pay. For the later ones it was a constant: given the state,"
-            " E[∇log π] = 0, so what is fixed before the token adds nothing on average."
-        ),
-        "the mean stays, the noise falls": (
-            "What was paid before a token is fixed when the token is chosen. It multiplies a score"
-            " whose mean is 0, so it adds nothing to the mean. Here it adds noise; that it must is"
-            " not a law (below)."
-        ),
-        "neither changes": "The mean does not, but a random number times a score does make noise.",
-    },
-    answer="the mean stays, the noise falls",
-)
+lesson.ask("causality")
 
 # %% [markdown]
 # ## Causality: the reward-to-go
@@ -359,17 +341,7 @@ for k in (5, 4, 7):
 # `111` the second one.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "constant-critic",
-    "A critic that has learned nothing says .5 in every state. With δ alone as the advantage (λ ="
-    " 0), which tokens learn something?",
-    {
-        "all of them, with more noise": "δ = r + .5 − .5 = 0 wherever no reward is paid.",
-        "only the last one": "δ = 0 + .5 − .5 = 0 for every token but the last, which gets R − .5.",
-        "none": "The last token's δ is R − .5, which does tell right from wrong.",
-    },
-    answer="only the last one",
-)
+lesson.ask("constant-critic")
 
 # %% [markdown]
 # ## Between the two: n steps, and GAE
@@ -542,27 +514,7 @@ def my_gae(reward, value, gamma, gae_lambda):
 gae_exercise.check(my_gae)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "best-lambda",
-    "Suppose the critic is **exact**. Which λ gives the least noise in ĝ, and at what price?",
-    {
-        "λ = 1, no price": (
-            "λ = 1 waits for the outcome, so it carries the chance of all later tokens."
-        ),
-        "λ = 0, no price": (
-            "With exact values δ is the advantage itself: unbiased, and free of what later"
-            " tokens do."
-        ),
-        "λ = 0, at the price of bias": (
-            "The bias of TD comes from wrong values alone. Exact ones have none."
-        ),
-        "λ = .95": (
-            "That is a good habit for critics that are half right. An exact one can be trusted at"
-            " once."
-        ),
-    },
-    answer="λ = 0, no price",
-)
+lesson.ask("best-lambda")
 
 # %% [markdown]
 # ## Bias against noise, exactly
@@ -866,27 +818,7 @@ for name, estimator in rows.items():
 # token cuts the noise to about half. A real one must be learned. The rest of the answer is its price.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "price",
-    "PPO's critic is a network of its own, as large as the policy, trained with Adam in float32"
-    " (weight, gradient, two moments: 16 bytes for each number). How much **more** memory for"
-    " weights and optimiser does it take for a policy of 7 billion weights?",
-    {
-        "one number per hidden unit, next to nothing": (
-            "That is the price of a value head on the policy's own trunk. A network of its own has"
-            " a trunk of its own."
-        ),
-        "about 28 GB": (
-            "That is the weights alone, 4 bytes each. Training also holds a gradient and Adam's two"
-            " moments."
-        ),
-        "about 112 GB": (
-            "7·10⁹ × 16 bytes, once more what the policy takes; a frozen copy for the KL would add"
-            " its 28 GB."
-        ),
-    },
-    answer="about 112 GB",
-)
+lesson.ask("price")
 
 # %% [markdown]
 # ## What a critic costs, measured
@@ -1025,29 +957,7 @@ for (name, lines), estimator in zip(
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "break-it",
-    "Which fault explains run B?",
-    {
-        "the advantage has the wrong sign": (
-            "Then wrong tokens would be praised and right ones blamed. In run B wrong tokens get"
-            " nothing at all."
-        ),
-        "λ = 0 in place of λ = 1": (
-            "With exact values λ = 0 is unbiased and quieter, and the first wrong token gets −V, as"
-            " in run A."
-        ),
-        "the value of the state after the token is subtracted": (
-            "V(s_{t+1}) has seen the token. What the token gained or lost is in it, and is"
-            " subtracted again: nothing for the wrong token, on average nothing for the right ones,"
-            " but for the last."
-        ),
-        "the critic is trained too slowly": (
-            "The values here are exact at every moment; nothing is trained."
-        ),
-    },
-    answer="the value of the state after the token is subtracted",
-)
+lesson.ask("break-it")
 
 # %% [markdown]
 # The reveal. The faulty part subtracts $V(s_{i,t+1})$ in place of $V(s_{i,t})$, an index shifted by one. Such a “baseline” depends on the token, so (5.7) does not hold. On

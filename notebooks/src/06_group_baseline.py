@@ -85,23 +85,7 @@ for name in ("clip", "group_mean"):
 # The mean including yourself is a shorter step and nothing else. <!-- answers: 21 -->
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "learning-rate",
-    "You train with the group mean, `G` = 8, plain SGD, learning rate .7. A colleague uses"
-    " leave-one-out. Which learning rate gives her your run, number for number?",
-    {
-        ".7": "Her gradient is 8/7 of yours in every single step.",
-        ".6125": (
-            ".7 · 7/8: her advantages are 8/7 of yours, so her learning rate must be 7/8 of yours."
-        ),
-        ".8": "The wrong way round: her gradients are already the longer ones.",
-        "none: the two have different noise": (
-            "Sample by sample they are proportional, noise included. (6.2) is no statement about"
-            " averages."
-        ),
-    },
-    answer=".6125",
-)
+lesson.ask("learning-rate")
 
 # %%
 from bandits.exact import b3
@@ -168,20 +152,7 @@ lesson.code(exact.pair_gradient, exact.sample_covariance)
 # `eq:silent-groups` · Yu et al. 2025 (DAPO, 2503.14476), §3.2
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "silent-share",
-    "A model solves a question one time in ten, and you sample groups of 8. How many of the groups"
-    " teach nothing?",
-    {
-        "almost none": "All eight wrong has probability .9⁸, and that is no small number.",
-        "one in ten": (
-            "That is p. A group is silent when all of its eight answers are wrong, or all right."
-        ),
-        "43 %": ".9⁸ + .1⁸ = .43.",
-        "90 %": "That is one wrong answer. Eight of them in a row are rarer.",
-    },
-    answer="43 %",
-)
+lesson.ask("silent-share")
 
 # %%
 print("P(silent)      G = 2    G = 4    G = 8   G = 16   G = 64")
@@ -203,25 +174,7 @@ print(
 # A group is silent in its **sum**. Two reward functions that both vary can cancel:
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "two-rewards",
-    "Four answers. The format reward is (1, 0, 1, 0), the correctness reward (0, 1, 0, 1). You add"
-    " them. What does GRPO learn from this group?",
-    {
-        "both: format from 1 and 3, correctness from 2 and 4": (
-            "The estimator sees the sums only: (1, 1, 1, 1)."
-        ),
-        "nothing": (
-            "All sums are 1, so every advantage is 0, although each of the two rewards varies. Log"
-            " the share of silent groups, not only the rewards."
-        ),
-        "to be correct, because it matters more": (
-            "Nobody told it so. You would, by weighing the two differently: 2 · correct + format ="
-            " (1, 2, 1, 2) is not silent."
-        ),
-    },
-    answer="nothing",
-)
+lesson.ask("two-rewards")
 
 # %%
 form, correct = torch.tensor([[1.0, 0, 1, 0]]), torch.tensor([[0, 1.0, 0, 1]])
@@ -395,24 +348,7 @@ for right in (1, 4, 7):
 lesson.code(inverse_std, GroupStd.__call__)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-question",
-    "Two questions, one solved half of the time, one solved one time in fifty; `G` = 64. How does"
-    " the std change their weights in E[ĝ], as multiples of ∇p?",
-    {
-        "not at all, on average": "For G = 2 that is true. For larger groups it is not.",
-        "half of the time: 2, one in fifty: about 6": (
-            "The std divides by about √(p(1−p)), which is .5 for the one and .14 for the other."
-            " 1/.14 is 7; it is less than that since 27 % of the groups of 64 are silent at p ="
-            " .02."
-        ),
-        "half of the time: 2, one in fifty: 50": "1/p would be 50. The std goes with √p.",
-        "the hard question weighs less: its groups are mostly silent": (
-            "27 % of them are. What is left is amplified by more than that."
-        ),
-    },
-    answer="half of the time: 2, one in fifty: about 6",
-)
+lesson.ask("which-question")
 
 # %% [markdown]
 # ## What the std optimises
@@ -545,23 +481,7 @@ lesson.explore(
 # $x$ the policy takes style A. On the first question A is right with probability .75 and B with .5; on the second, A never and B with .22.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "opposite",
-    "All A solves (.75 + 0)/2 = 37.5 % of the questions, all B (.5 + .22)/2 = 36 %. You start at x"
-    " = ½ with `G` = 8. Where do the group mean and the group std go?",
-    {
-        "both to A": (
-            "The group mean does. The std weighs the second question more, since it is solved less"
-            " often, and there B is better."
-        ),
-        "both to B": "The group mean's E[ĝ] is (G−1)/G of ∇J, and J says A.",
-        "mean to A, std towards B": (
-            "Averages say A. With the weights w(p), the .22 on the hard question counts for more"
-            " than the .25 on the easy one."
-        ),
-    },
-    answer="mean to A, std towards B",
-)
+lesson.ask("opposite")
 
 # %%
 from bandits.environments import Bernoulli
@@ -678,22 +598,7 @@ print(
 # worth 1, twice as much as A. The policy tosses a fair coin.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "rare-prize",
-    "Groups of 8, group mean and std. Which arm does E[ĝ] point to?",
-    {
-        "B: it is worth twice as much": (
-            "J says so, and the group mean without std follows it. With the std a win counts by how"
-            " many standard deviations it is."
-        ),
-        "A": (
-            "In most groups nobody draws the 10. There A wins by .5, and the std blows .5 up to one"
-            " standard deviation. When the 10 comes, the std has grown along with it."
-        ),
-        "neither: it is zero by symmetry": "There is no symmetry: A never varies, B does.",
-    },
-    answer="A",
-)
+lesson.ask("rare-prize")
 
 # %% [markdown]
 # By hand: let $m$ of the group draw A, $n$ the prize, and the rest the blank. B's logit has score $1-b$ on a sample of B and $-b$ on one of
@@ -749,26 +654,7 @@ ladder.length_mean
 # changes. So give answers a length: right or wrong, of 2 or of 8 tokens, all four equally likely.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "length",
-    "1/|o| gives every answer, short or long, the same total weight. What happens to the share of"
-    " **long** answers among the **wrong** ones as training goes on?",
-    {
-        "it stays: every answer weighs the same": (
-            "Every answer has the same total weight, so each token of a long one has less. A wrong"
-            " answer's punishment is spread thin if it is long."
-        ),
-        "it falls: long and wrong is the worst": (
-            "Nothing here says that longer is worse. A long wrong answer's log-probability gets A/8"
-            " where a short one's gets A/2."
-        ),
-        "it rises": (
-            "Wrong and short is pushed down by A/2 per answer's log π, wrong and long by A/8. What"
-            " is punished less, remains."
-        ),
-    },
-    answer="it rises",
-)
+lesson.ask("length")
 
 # %% [markdown]
 # Averaged over groups, a right answer's advantage is $\frac{\mathbb E[\sqrt{N(G-N)}]}{Gp}=w_G(p)(1-p)$, a wrong one's $-w_G(p)\,p$. With
@@ -957,26 +843,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-fault",
-    "Left, B and C are one curve, and A is slower. Right, A and B have not changed, while C has"
-    " fallen behind. Who is who?",
-    {
-        "A std forgotten, C groups mixed": (
-            "Points that a whole question pays cancel in its own group, with or without std. They"
-            " do not cancel in a row that holds other questions' answers."
-        ),
-        "A groups mixed, C std forgotten": (
-            "Without the std, the group's mean still takes the extra points away, so nothing may"
-            " change from left to right. C changes."
-        ),
-        "A right, C groups mixed": (
-            "Then B, the fastest, would have no std. Without it a success among eight counts 7/8,"
-            " and not √7."
-        ),
-    },
-    answer="A std forgotten, C groups mixed",
-)
+lesson.ask("which-fault")
 
 # %%
 lesson.picture(draw_programs(True), "Run A forgot the std, run B is right, run C mixed its groups.")
@@ -1008,26 +875,7 @@ for label in ("run B", "run C"):
 # algorithm's setting (learning rate, ε, UCB's bonus) is chosen on 100 runs and judged on 200 others.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "who-wins",
-    "Who has the least regret after 1,024 pulls: ε-greedy, Thompson sampling, or GRPO's mean and"
-    " std (`group_std`), each at its best setting?",
-    {
-        "ε-greedy": (
-            "It goes on trying random arms with probability ε for ever, and every such pull costs"
-            " .41 on average."
-        ),
-        "Thompson sampling": (
-            "It knows how uncertain it is about each arm, and tries what could still be best. It"
-            " has no setting, either."
-        ),
-        "group_std": (
-            "It beats ε-greedy. But in some runs it commits to a wrong arm and stays there, and"
-            " those runs pay the bill."
-        ),
-    },
-    answer="Thompson sampling",
-)
+lesson.ask("who-wins")
 
 # %% jupyter={"source_hidden": true}
 from bandits import contest

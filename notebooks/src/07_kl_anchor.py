@@ -121,27 +121,7 @@ print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
 # `eq:kl-gaussian-moments` · Schulman 2020, whose table rounds these; closed forms derived here
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "noise-near-reference",
-    "At the start of training the policy is close to its reference: say the true KL is 0.005 nats."
-    " How large is the standard deviation of one sample's `k1`, compared with the KL that it"
-    " estimates?",
-    {
-        "about as large as the KL": (
-            "That holds for k2 and k3, roughly (1.4 times). k1 is the logarithm itself: it swings"
-            " by μ = 0.1 around a mean of 0.005."
-        ),
-        "about 20 times the KL": (
-            "μ = 0.1, so the KL is μ²/2 = 0.005 and the deviation of k1 is μ = 0.1, which is 20"
-            " times as much. Near the reference the sign of a single k1 is close to a coin flip."
-        ),
-        "it is 0: both policies agree": (
-            "Only if they agree exactly. At a KL of 0.005 they do not, and log r is ±0.1 where its"
-            " mean is −0.005."
-        ),
-    },
-    answer="about 20 times the KL",
-)
+lesson.ask("noise-near-reference")
 
 # %%
 from bandits.ablations.kl_estimators import COLOURS
@@ -300,27 +280,7 @@ print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}
 # the reverse KL, trains the **forward** one. (Xu's "From PPO to GRPO" has the reverse KL in its eq. 4 and, correctly, this gradient in its eq. 6: they are not the gradient of the same objective.)
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "ratio-on-policy",
-    "On policy ρ = π/π_old = 1 for every sample. You put `ρ·k3` in the loss in place of `k3`. What"
-    " happens to the expected gradient?",
-    {
-        "nothing: ρ is 1": (
-            "Its value is 1. Its derivative is not 0: ∇ρ = ρ·s. The product rule adds k3·s, and"
-            " that term changes the divergence."
-        ),
-        "it becomes that of KL(π‖ref)": (
-            "∇(ρ·k3) = ρ(∇k3 + k3·s). With ρ = 1 the mean is E[(1 − r)s + (r − 1 − log r)s] ="
-            " E[−log r · s], which is the reverse KL's gradient. A factor that is 1 has changed"
-            " what is descended."
-        ),
-        "it becomes 0": (
-            "That is k1 without the ratio. ρ brings the sampling's own dependence on θ back, which"
-            " is what was missing there."
-        ),
-    },
-    answer="it becomes that of KL(π‖ref)",
-)
+lesson.ask("ratio-on-policy")
 
 # %% [markdown]
 # <!-- answers: 15 -->
@@ -617,27 +577,7 @@ exercise_coefficient.check(my_coefficient)
 # People report it, and it sounds impossible. Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "k1-in-the-loss",
-    "The only term of the loss is β·k1, and the policy starts on the reference. β goes from 0.3 to"
-    " 2. Where is KL(π‖ref) after 30 rollouts with 4 updates each?",
-    {
-        "at 0 for both: k1 has no gradient on average": (
-            "On average over fresh samples, yes. But a rollout of 8 samples is not its average, and"
-            " the later updates go on along the same 8 samples."
-        ),
-        "above 0, and larger for the smaller β": (
-            "That is what an anchor would do. This term has no anchor in it: its gradient on a"
-            " sample is β·s, with no trace of the reference."
-        ),
-        "above 0, and larger for the larger β": (
-            "The gradient of β·k1 on a sample is β·s: it makes whatever was sampled less likely,"
-            " and never looks at the reference. From the second update on, descending β·E_old[log"
-            " π] is ascending β·KL(π_old‖π)."
-        ),
-    },
-    answer="above 0, and larger for the larger β",
-)
+lesson.ask("k1-in-the-loss")
 
 # %%
 from bandits.policies import Softmax
@@ -772,27 +712,7 @@ for kept in (None, "start"):
 # The last line has a name: it is **exponential tilting**, $\pi(a)\propto\pi_{\text{ref}}(a)\,e^{R(a)/\beta}$ with β·G/(G−1) for β, the policy that maximises $\mathbb E[R]-\beta\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})$.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "one-part-another-limit",
-    "p_ref = 0.3, β = 0.5, G = 8. Three runs to the end: (1) mean and std with k2, (2) mean and std"
-    " with k3, (3) mean only with k2. Which order have their final p?",
-    {
-        "all three equal: same reward, same β": (
-            "β is the same number, but it multiplies another pull (k2 or k3), and pulls against"
-            " another push (with or without w_G)."
-        ),
-        "(1) > (2) > (3)": (
-            "0.987, 0.854 and 0.712. The std pushes with w_G(p), between 1.8 and 2.6 here, where"
-            " the mean alone pushes with 7/8; and near p = 1 the pull of k2 fades with p(1 − p)"
-            " where that of k3 does not."
-        ),
-        "(3) > (1) > (2)": (
-            "Without the std the push is the weakest of all: 7/8 against w_G(p), which is between"
-            " 1.8 and 2.6."
-        ),
-    },
-    answer="(1) > (2) > (3)",
-)
+lesson.ask("one-part-another-limit")
 
 # %%
 from bandits.ablations.kl_fixed_points import NAMES, STYLES
@@ -984,27 +904,7 @@ exercise_tilt.check(my_tilt)
 # A critic or a baseline makes the gradient less noisy. "From PPO to GRPO" says that the KL term is there "to compensate for the increased variance" that comes with leaving out the critic. You can measure that.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "no-critic",
-    "B3 of lesson 01 (this lesson's policy; arms that pay 1 with probability .2, .5, .8), groups of"
-    " 4, the policy stands on its reference (as at the start of training). The exact standard"
-    " deviation of the gradient is 0.361 without a KL. What is it with GRPO's −β·k3 at β = 1?",
-    {
-        "smaller: the anchor steadies it": (
-            "On the reference r = 1 for every sample, so the added coefficient β(r − 1) is 0 for"
-            " every sample. There is nothing that could steady anything."
-        ),
-        "the same, to the last digit": (
-            "The anchor adds β(r − 1) to each sample's coefficient, and r = 1. Where training"
-            " starts, every sample's gradient is the one without a KL."
-        ),
-        "larger": (
-            "Further out it often is, since (r − 1) varies from sample to sample. On the reference"
-            " it adds exactly 0."
-        ),
-    },
-    answer="the same, to the last digit",
-)
+lesson.ask("no-critic")
 
 # %%
 from bandits.exact import b3
@@ -1178,26 +1078,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-fault",
-    "Run B climbs away from the reference at every update. Which of these explains it?",
-    {
-        "k1 in the loss": (
-            "On policy and in expectation, as here, that curve would be flat: E∇k1 = 0. It would"
-            " wander only with samples."
-        ),
-        "inverted ratio, k2 in the loss": (
-            "k2 is a square: (−x)² = x². The bug changes nothing there, and the curve would fall as"
-            " it should."
-        ),
-        "inverted ratio, k1 in the reward": (
-            "The reward then pays +β·log(π/ref) in place of −β·log(π/ref): it rewards distance."
-            " That climbs at every update."
-        ),
-        "β too small": "Then it would fall slowly. No β ≥ 0 makes a right anchor climb.",
-    },
-    answer="inverted ratio, k1 in the reward",
-)
+lesson.ask("which-fault")
 
 # %%
 for name, part in RUNS.items():

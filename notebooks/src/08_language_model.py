@@ -225,24 +225,7 @@ for estimator in (ladder.length_mean, ladder.grpo):
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "format",
-    "Add .1 for a well-formed answer to a reward of 1 for the right one. Four answers to a hard"
-    " question are all wrong, one of them is well-formed: rewards (0, 0, 0, .1). How large is that"
-    " one's advantage with the group's std, compared with a group (0, 0, 0, 1) where one is right?",
-    {
-        "ten times smaller": (
-            "That is so with the mean alone. The std divides by the group's own spread, which is"
-            " ten times smaller as well."
-        ),
-        "the same": (
-            "Divided by its own std, a group forgets its scale. A bonus of .1 shouts as loud as a"
-            " right answer."
-        ),
-        "0: the group is silent": "It would be, if all four rewards were equal.",
-    },
-    answer="the same",
-)
+lesson.ask("format")
 
 # %% [markdown]
 # ## Format rewards: stuck at 0, or amplified
@@ -288,25 +271,7 @@ for rewards in ([0, 0, 0, 0.1], [0, 0, 0, 1], [0, 0, 0, 0]):
 # without sampling anything.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "arms",
-    "Our answers have at most 3 tokens. Let them have 6. How many times as many arms has the bandit"
-    " of one question then?",
-    {
-        "twice as many": (
-            "Every further token multiplies the arms by 17: each text so far can go on in 17 ways."
-        ),
-        "about 5 thousand times": (
-            "Three more tokens, 17³ = 4,913 times. A text of 100 tokens from a vocabulary of"
-            " 100,000 has 10⁵⁰⁰."
-        ),
-        "about 25 million times": (
-            "That is 17⁶, all arms of six tokens. The question is how many times more than with"
-            " three."
-        ),
-    },
-    answer="about 5 thousand times",
-)
+lesson.ask("arms")
 
 # %%
 from tinylm.bridge import Bridge, count
@@ -449,26 +414,7 @@ lesson.explore(
 # agree to first order. How large are the products in practice? Take one rollout, use it for 32 updates (bare ratio, no clip: worse than what anyone would do), and list all arms after 1, 2, 4, 8, 16 and 32 of them.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "token-level",
-    "After 32 updates on one rollout, how far is the token-level E[ĝ] from ∇J on a typical"
-    " question, as a share of ‖∇J‖, for answers of 3 tokens?",
-    {
-        "not at all": (
-            "That is the sequence's ratio. The products of two x_t are missing, and they are not 0"
-            " any more."
-        ),
-        "of the order of one per cent": (
-            "Second order in how far single tokens have moved, and only where more than one token"
-            " of the same answer has moved. The worst question is worse."
-        ),
-        "most of it": (
-            "It would need several uncertain tokens that all move together. Long answers come"
-            " nearer to that than three tokens."
-        ),
-    },
-    answer="of the order of one per cent",
-)
+lesson.ask("token-level")
 
 
 # %%
@@ -710,22 +656,7 @@ for name in ("group_std", "length_mean", "token_mean", "dr_grpo"):
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "micro",
-    "A batch does not fit into memory. You compute the **token mean** of each micro-batch and"
-    " average those. Is that the token mean of the batch?",
-    {
-        "yes, means of means are means": (
-            "Only of parts of equal size. A micro-batch with few tokens gives each of them more"
-            " weight."
-        ),
-        "only if every micro-batch has the same number of tokens": (
-            "The divisor must be the number of tokens of the whole batch."
-        ),
-        "no, never": "It is where all micro-batches hold equally many tokens.",
-    },
-    answer="only if every micro-batch has the same number of tokens",
-)
+lesson.ask("micro")
 
 # %%
 # two questions: short answers, long answers
@@ -821,27 +752,7 @@ for name, (path, clipped, *_) in climbs.items():
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "break-it",
-    "Which fault explains run B?",
-    {
-        "the learning rate is too large": (
-            "With one update per rollout the ratio is computed before the step: it is 1 whatever"
-            " the learning rate, and nothing is clipped. Run B clips in its very first update."
-        ),
-        "the advantage has the wrong sign": (
-            "Then right answers would vanish at once, with a clip fraction of 0."
-        ),
-        "the sampling temperature is ignored in scoring": (
-            "Sampled from π_1.5, scored with π_1: the ratio is off 1 before the first update, and"
-            " stays so."
-        ),
-        "two answers of every group were swapped between questions": (
-            "Wrong grouping spoils the advantages. The ratio would still be 1."
-        ),
-    },
-    answer="the sampling temperature is ignored in scoring",
-)
+lesson.ask("break-it")
 
 # %% [markdown]
 # The reveal: run B has `scored_temperature=1.0` beside `temperature=1.5`. A clip fraction above 0 in the **first** update after a rollout is the sign to look for. It costs nothing to log.
@@ -883,22 +794,7 @@ for name, found in climbs.items():
 # $$L(\phi) = -\frac1N\sum_{n=1}^{N}\log\sigma\big(r_\phi(q_n,o_{w,n})-r_\phi(q_n,o_{l,n})\big). \tag{8.12}$$
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "transitive",
-    "A Bradley–Terry model says that answer a beats b with probability .7, and b beats c with .8."
-    " How often does a beat c?",
-    {
-        ".56, the product": (
-            "That would be so if a had to beat b and b had to beat c in the same contest."
-        ),
-        ".75, between the two": (
-            "c is weaker than b, so a beats c more often than it beats b: more than .7. And a is"
-            " stronger than b, so it beats c more often than b does: more than .8."
-        ),
-        ".90": "Odds multiply: .7/.3 · .8/.2 = 9.33, and 9.33/10.33 = .90.",
-    },
-    answer=".90",
-)
+lesson.ask("transitive")
 
 # %% [markdown]
 # Three properties to know:

@@ -163,26 +163,7 @@ def train(estimator, rates, seeds, add=0.0, rollouts=60):
 # `numbers` gives each seed its own random stream, the same one at every rate and for every rung. That is all that pairing takes.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "offset",
-    "Every reward gets + 1, so wrong answers pay 1 and right ones 2. `reinforce` multiplies"
-    " ∇log π with R, `baseline` with R minus the batch's mean. E[ĝ] is the same for both, up to a"
-    " factor near 1. Which learns faster, each at its best rate?",
-    {
-        "baseline": (
-            "E[1 · ∇log π] = 0, so the constant adds no direction; but it adds noise, one whole"
-            " ∇log π for every wrong answer. The baseline takes it out."
-        ),
-        "the same, since their gradients agree in expectation": (
-            "Learning feels the noise, too: with 128 samples per update it does not average out."
-        ),
-        "reinforce, since its rewards are larger": (
-            "Larger by a constant: a larger push for right and wrong alike. Adam divides the"
-            " scale out anyway; what stays is the noise."
-        ),
-    },
-    answer="baseline",
-)
+lesson.ask("offset")
 
 
 # %%
@@ -308,24 +289,7 @@ print(f"  paired, both at the baseline's rate {rate:g}:", shown(*paired_interval
 # And the control?
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "control",
-    "Now without the + 1: rewards 0 and 1. Which is ahead?",
-    {
-        "baseline, by as much": (
-            "Its gradient is the same as before: the batch's mean takes the constant out exactly."
-            " It is REINFORCE that gains when the constant goes."
-        ),
-        "neither: rewards of 0 and 1 need no baseline": (
-            "Half right. They need none; but what the baseline does then is not nothing."
-        ),
-        "reinforce": (
-            "Wrong answers now weigh 0. REINFORCE imitates its own right answers, and that is calm:"
-            " the baseline adds all the wrong ones with a negative weight."
-        ),
-    },
-    answer="reinforce",
-)
+lesson.ask("control")
 
 # %%
 _, imitating = at_best("reinforce", 0.0)
@@ -384,26 +348,7 @@ reveal("baseline, offset")
 # Some questions pay more than others whatever one answers: a reward model that likes a topic, a unit test that always passes. The stress adds to all answers of a question one number, drawn once from $N(0, 2^2)$. `clip` subtracts the batch's mean, `group_mean` each group's own.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "constants",
-    "Eight samples per group, 128 in the batch. What does the group's mean bring under these"
-    " constants, and what without?",
-    {
-        "a gain under stress, nothing much without": (
-            "The group's mean removes the constant exactly; the batch's mean removes it only on"
-            " average over questions, and the rest is noise in every update."
-        ),
-        "a loss under both: a mean of 8 is noisier than a mean of 128": (
-            "It is, and that is the price without stress: lesson 06 found (G−1)/G and a bit of"
-            " noise. Beside the constants it is small."
-        ),
-        "a gain under both": (
-            "Without constants the questions still differ in how often they are answered, but"
-            " rewards of 0 and 1 leave little to take out."
-        ),
-    },
-    answer="a gain under stress, nothing much without",
-)
+lesson.ask("constants")
 
 # %%
 reveal("group_mean, constants")
@@ -416,44 +361,10 @@ reveal("group_mean, constants")
 # Now the two parts that came from TRPO and PPO. Sampling is expensive, so take 16 (bandit) or 8 (transformer) updates on each rollout. From the second on, the samples are of an older policy.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "one-update",
-    "First the control: one update per rollout. How much do ratio and clip change?",
-    {
-        "a little: they are close to 1": (
-            "They are 1, not close to it: the update is computed before the policy moves."
-        ),
-        "nothing at all, to rounding": (
-            "At π = π_old every ρ is 1, nothing is clipped, and the three gradients are one vector"
-            " (lesson 03)."
-        ),
-        "the clip steadies": "At ρ = 1 it has nothing to do.",
-    },
-    answer="nothing at all, to rounding",
-)
+lesson.ask("one-update")
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "stale",
-    "And with many updates: which matters more, the ratio (over none) or the clip (over the bare"
-    " ratio)?",
-    {
-        "the ratio on both: it is what makes stale samples unbiased": (
-            "On the bandit, yes. On the transformer the step from the bare ratio to the clip brings"
-            " more than the step to the ratio."
-        ),
-        "the clip on both: only the clip stops anything": (
-            "On the bandit a bare ratio nearly stops by itself: an answer pushed down has a small"
-            " ρ, and with it a small gradient. Little is left for the clip to do."
-        ),
-        "the ratio on the bandit, the clip on the transformer": (
-            "On the bandit ρ shrinks with what is pushed down (lesson 03), and that is nearly"
-            " enough. On the transformer it is the other way round. The experiment says that it is"
-            " so, not why: what works on a bandit need not be what matters on a network."
-        ),
-    },
-    answer="the ratio on the bandit, the clip on the transformer",
-)
+lesson.ask("stale")
 
 # %%
 reveal("surrogate, stale")
@@ -500,24 +411,7 @@ for optimizer in (SGD, Adam):
     )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "std",
-    "What does dividing by the std do to the hardest third, each arm at its best rate?",
-    {
-        "it gains": (
-            "Groups with one right answer in eight get a larger weight; that is where hard"
-            " questions live."
-        ),
-        "it loses: hard groups are mostly silent": (
-            "Silent groups teach nothing with or without the std. It is the rare hit that counts"
-            " more."
-        ),
-        "nothing: at its best rate every weight is the same": (
-            "A rate multiplies all questions alike; w_G(p) weighs them against each other."
-        ),
-    },
-    answer="it gains",
-)
+lesson.ask("std")
 
 # %%
 reveal("group_std, hard")
@@ -540,23 +434,7 @@ for problem, found in parts.items():
 # $1/|o|$ makes every token of a long answer weigh less. For a right answer that is a smaller reward per token, for a wrong one a smaller **penalty** per token. The stress: questions that can be answered short or long with the same pay. The outcome is the mean length of *wrong* answers, in shares of the limit.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "lengths",
-    "What does 1/|o| do to the length of wrong answers?",
-    {
-        "shorter: long ones weigh less": (
-            "What weighs less is also pushed down less. Among wrong answers the long ones survive."
-        ),
-        "nothing: the advantage decides, not the length": (
-            "The advantage's sign decides the direction, 1/|o| how hard each token is pushed."
-        ),
-        "longer": (
-            "All wrong answers are pushed down, the long ones less per token. So they take the"
-            " larger share of what stays wrong (lesson 06)."
-        ),
-    },
-    answer="longer",
-)
+lesson.ask("lengths")
 
 # %%
 reveal("length_mean, lengths")
@@ -569,24 +447,7 @@ reveal("length_mean, lengths")
 # The last part: the KL to the policy as it was at the start, with β = 0.1 on the bandit and 1 on the transformer. The stress: two skills are there at the start, and only one of them is still rewarded (the bandit's even questions; on the transformer, sums are, differences are not). The outcome is the success at the *other*. In the control both are rewarded, with the same β, and the outcome is the success at both.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "unrewarded",
-    "What do you expect of the KL, under this stress and without it?",
-    {
-        "it keeps the skill, and costs where nothing is to be kept": (
-            "A pull towards the start is a pull away from what the reward asks for. Whether that"
-            " price can be seen depends on β and on how far training goes."
-        ),
-        "it keeps the skill, and costs nothing": (
-            "The start is not the optimum of the reward. Every pull towards it has a price, small"
-            " or large."
-        ),
-        "nothing: what is not trained is not forgotten": (
-            "Weights are shared. Training on one question moves the others."
-        ),
-    },
-    answer="it keeps the skill, and costs where nothing is to be kept",
-)
+lesson.ask("unrewarded")
 
 # %%
 reveal("grpo, unrewarded")
@@ -599,26 +460,7 @@ reveal("grpo, unrewarded")
 # Until now a warm start had shown the model what an answer looks like. Take it away: random weights, and only a reward, 1 for the exact answer and up to ½ for right digits in it. This is the KL's second stress, with the rung's own β of .04. The nano transformer gets one-digit sums. The bandit has one question with three answers: one pays 0, one ½, and a third, which has a probability of 1 in 1,000 at the start, 1½.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "zero",
-    "`grpo` and `length_mean` differ in the KL alone, with β = .04 towards the **random** start."
-    " Who learns?",
-    {
-        "neither: without demonstrations nothing is ever right": (
-            "Credit for single digits is soon found by chance, and from there one of the two goes"
-            " on."
-        ),
-        "length_mean ahead: why hold on to random weights?": (
-            "To the random start's **spread**. A policy that is sure of itself samples one answer,"
-            " and then all groups are silent."
-        ),
-        "grpo does, length_mean hardly": (
-            "The KL keeps every token possible, the end token among them. Without it the policy"
-            " becomes sure of answers that earn ½ and never end, and nothing can teach it better."
-        ),
-    },
-    answer="grpo does, length_mean hardly",
-)
+lesson.ask("zero")
 
 # %%
 reveal("grpo, random")
@@ -869,24 +711,7 @@ lesson.picture(
 )
 
 # %% jupyter={"source_hidden": true}
-lesson.ask(
-    "which-is-broken",
-    "Which of the two is sabotaged, as far as these four panels say?",
-    {
-        "run A: its J is lower": (
-            "The two lie on each other within bands many times as wide as their distance."
-        ),
-        "run B: its gradient is larger": (
-            "A larger gradient is what a division by a smaller std makes, right or wrong; Adam and"
-            " the cut (9.5) hide it from learning."
-        ),
-        "they cannot say": (
-            "Each of the curves is possible for a healthy run. One has to look at the advantages"
-            " themselves."
-        ),
-    },
-    answer="they cannot say",
-)
+lesson.ask("which-is-broken")
 
 # %% [markdown]
 # So look inside, at the advantages of one rollout: for every group that is not silent, the sum of A, and its standard deviation (population).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from course import cli, setup
 from course.errors import CourseError
 from course.lab import figures
 from course.lesson import SYLLABUS, Choice, Slider, build, info, progress, syllabus
+from course.lesson import question as questions
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore
 from course.lesson.question import Question
@@ -55,19 +57,140 @@ def test_a_question_is_text_and_no_markup() -> None:
 
 
 def test_the_live_question_commits_once_something_is_chosen() -> None:
-    done = []
-    live = half().widget(lambda: done.append(1))
+    done: list[str] = []
+    live = half().widget(done.append)
     choose, commit, said = live.children[1:]
     assert commit.disabled
     choose.value = "1"
     assert not commit.disabled
     commit.click()
     assert "quarter" in said.value
-    assert not done
+    assert done == ["1"]
     choose.value = "2"
     commit.click()
     assert "Right." in said.value
-    assert done == [1]
+    assert done == ["1", "2"]
+
+
+def test_an_earlier_answer_is_shown_with_its_feedback() -> None:
+    choose, commit, said = half().widget(lambda choice: None, before="1").children[1:]
+    assert choose.value == "1"
+    assert not commit.disabled
+    assert "quarter" in said.value
+    for before in (None, "a choice of another edition"):
+        choose, commit, said = half().widget(lambda choice: None, before=before).children[1:]
+        assert (choose.value, commit.disabled, said.value) == (None, True, "")
+
+
+def test_every_face_shows_the_choices_in_one_order_under_the_same_letters() -> None:
+    question = Question("three", "?", {"`x`": "1", "**y**": "2", "z < 1": "3"}, "z < 1")
+    assert sorted(question.shown) == ["A", "B", "C"]
+    assert sorted(question.shown.values()) == sorted(question.choices)
+    again = Question("three", "?", dict(reversed(question.choices.items())), "z < 1")
+    assert again.shown == question.shown  # the file's order tells nothing
+    labels = [label for label, _ in question.widget(print).children[1].options]
+    marks = {"`x`": "x", "**y**": "y", "z < 1": "z < 1"}
+    assert labels == [f"{letter}. {marks[each]}" for letter, each in question.shown.items()]
+    html = {"`x`": "<code>x</code>", "**y**": "<b>y</b>", "z < 1": "z &lt; 1"}
+    places = [
+        question.static.index(f"{letter}. {html[each]}</summary>")
+        for letter, each in question.shown.items()
+    ]
+    assert places == sorted(places)
+
+
+def test_the_name_decides_the_order_of_the_choices() -> None:
+    choices = {each: "x" for each in "abcd"}
+    first = [Question(f"q{i}", "?", choices, "a").shown["A"] for i in range(200)]
+    assert all(30 < first.count(each) < 70 for each in "abcd")  # 50 ± 3 standard deviations
+
+
+# ---------------------------------------------------------------- files of questions
+
+GOOD = """\
+[half]
+text = "What is ½ of 4?"
+[[half.choices]]
+text = "2"
+right = true
+feedback = "4 = 2 + 2."
+[[half.choices]]
+text = "1"
+feedback = '''
+That is
+a quarter.'''
+"""
+
+
+def test_questions_are_read_from_their_file_and_read_again_when_it_changes(workshop: Path) -> None:
+    place = workshop / "src" / "questions" / "01.toml"
+    place.parent.mkdir()
+    assert questions.load("01") == {}
+    place.write_text(GOOD, encoding="utf-8")
+    os.utime(place, ns=(1, 1))
+    expected = Question(
+        "half", "What is ½ of 4?", {"2": "4 = 2 + 2.", "1": "That is\na quarter."}, "2"
+    )
+    assert questions.load("01") == {"half": expected}
+    assert questions.load("01")["half"] is questions.load("01")["half"]
+    place.write_text(GOOD.replace("[half", "[other").replace("[[half", "[[other"))
+    os.utime(place, ns=(2, 2))
+    assert list(questions.load("01")) == ["other"]
+    lesson = setup("01")
+    lesson.ask("other")
+    assert lesson.questions["other"].answer == "2"
+    with pytest.raises(CourseError, match=r"01\.toml: got 'half'; allowed is one of other"):
+        lesson.ask("half")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("[half]", "[half", "got no TOML"),
+        ('text = "What is ½ of 4?"', "", "half: got 'no text'"),
+        ('text = "What is ½ of 4?"', 'txt = "?"\ntext = "?"', "half: got 'txt'"),
+        ('text = "What is ½ of 4?"', 'text = " "', "half.text: got ' '"),
+        ('text = "What is ½ of 4?"', "text = 4", "half.text: got 4"),
+        ("right = true", "", "half.choices: got '0 with right = true'"),
+        ('feedback = "4', 'right = true\nfeedback = "4', "got no TOML"),
+        ("right = true", "right = 1", "half.choices, number 1.right: got 1"),
+        ('text = "1"', 'text = "1"\nright = true', "half.choices: got '2 with right = true'"),
+        ('text = "1"', 'text = "2"', "half.choices, number 2.text: got '2'"),
+        ('feedback = "4 = 2 + 2."', "", "half.choices, number 1: got 'no feedback'"),
+        ('feedback = "4 = 2 + 2."', 'feedback = ""', "half.choices, number 1.feedback: got ''"),
+        ("half", '"a half"', "a half: got 'a half'"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_that_names_file_and_field(
+    workshop: Path, old: str, new: str, told: str
+) -> None:
+    place = workshop / "src" / "questions" / "01.toml"
+    place.parent.mkdir()
+    assert old in GOOD
+    place.write_text(GOOD.replace(old, new), encoding="utf-8")
+    with pytest.raises(CourseError) as error:
+        questions.load("01")
+    assert str(error.value).startswith(f"{place}: {told}")
+    assert "allowed is" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_choice_alone_is_no_question(workshop: Path) -> None:
+    place = workshop / "src" / "questions" / "01.toml"
+    place.parent.mkdir()
+    place.write_text(GOOD.partition('[[half.choices]]\ntext = "1"')[0], encoding="utf-8")
+    with pytest.raises(CourseError, match=r"01\.toml: half: .*at least two"):
+        questions.load("01")
+
+
+def test_questions_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = questions.path("04")
+    assert here.is_file()
+    monkeypatch.chdir(tmp_path)
+    assert questions.path("04").is_file()
+    assert list(questions.load("04"))
 
 
 # ---------------------------------------------------------------- explore
@@ -192,6 +315,27 @@ def test_a_damaged_file_is_set_aside_and_odd_entries_stay() -> None:
     }
 
 
+def test_the_last_choice_of_every_question_is_kept_beside_the_progress() -> None:
+    assert progress.answers("01") == {}
+    progress.record_answer("01", "a", "ρ > 1")
+    progress.record_answer("01", "b", "no")
+    progress.record_answer("01", "a", "ρ < 1")
+    progress.record("01", "questions", "a")
+    assert progress.answers("01") == {"a": "ρ < 1", "b": "no"}
+    assert progress.answers("02") == {}
+    assert progress.read() == {"01": {"questions": ["a"]}}
+    progress.path().write_text('{"01": {"answers": {"a": 3, "b": "x"}}, "02": {"answers": [1]}}')
+    assert progress.answers("01") == {"b": "x"}
+    assert progress.answers("02") == {}
+    progress.record_answer("02", "c", "y")
+    assert json.loads(progress.path().read_text())["02"] == {
+        "answers": {"c": "y"},
+        "answers, odd": [1],
+    }
+    progress.path().write_text("{")
+    assert progress.answers("01") == {}
+
+
 @pytest.mark.slow
 def test_notebooks_that_write_progress_at_once_lose_no_answer() -> None:
     code = "import sys; from course.lesson import progress\n"
@@ -293,7 +437,7 @@ def test_code_shows_the_package_s_own_source(capsys: pytest.CaptureFixture[str])
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of lessons of its own."""
     (tmp_path / "src").mkdir()
-    for module in (build, syllabus):
+    for module in (build, syllabus):  # `described` looks there through `syllabus`
         monkeypatch.setattr(module, "folder", lambda: tmp_path)
     monkeypatch.setattr(
         build, "_rounded", lambda seconds, known: 5

@@ -4,15 +4,17 @@ notebooks equal to their sources.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-from course.lesson import SYLLABUS, build, info, pages
+from course.lesson import SYLLABUS, build, info, pages, question
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.exercise import NOT_ATTEMPTED
 from course.lesson.view import WIDGET
@@ -42,6 +44,49 @@ def test_a_lesson_asks_shows_and_exercises(number: str) -> None:
     assert len(lesson.questions) >= 3
     assert len(lesson.explores) >= 1
     assert len(lesson.exercises) >= 2
+
+
+@pytest.mark.slow
+@each_lesson
+def test_a_lesson_asks_every_question_of_its_file_in_that_order(number: str) -> None:
+    assert list(lesson_of(number).questions) == list(question.load(number))
+
+
+def test_the_place_of_a_choice_does_not_tell_whether_it_is_right() -> None:
+    """Of the questions with three choices or more, no letter has the right answer in half."""
+    every = [each for number in LESSONS for each in question.load(number).values()]
+    right = [
+        letter
+        for each in every
+        for letter, choice in each.shown.items()
+        if choice == each.answer and len(each.choices) >= 3
+    ]
+    assert len(right) > 50
+    assert all(right.count(letter) < len(right) / 2 for letter in "ABC")
+
+
+def strings(cells: Any) -> Iterator[str]:
+    """Every string of the code, pieces joined as Python joins them, and all prose."""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            yield cell.source
+        else:
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+@each_lesson
+def test_no_cell_tells_an_answer_or_a_feedback(number: str) -> None:
+    """Neither the source nor the input of a saved cell: GitHub shows both without being asked."""
+    for cells in (build.cells(info(number)).cells, saved(number).cells):
+        told = list(strings(cells))
+        for name, asked in question.load(number).items():
+            for choice, feedback in asked.choices.items():
+                assert [text for text in told if feedback in text] == [], f"{name}: {choice}"
+            assert asked.text not in told
+            asks = [cell for cell in cells if f'lesson.ask("{name}")' in cell.source]
+            assert len(asks) == 1, name
 
 
 @pytest.mark.slow
