@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -144,22 +145,30 @@ def _settle(folder: Path) -> None:
 def _journalled(journal: Path) -> list[tuple[str, bool]]:
     """What a journal holds; raises `CourseError` if it is not one that `_write_journal` wrote."""
     try:
-        rows = json.loads(journal.read_text(encoding="utf-8"))
-        if all(isinstance(name, str) and isinstance(existed, bool) for name, existed in rows):
-            return [(name, existed) for name, existed in rows]
-        reason = "other things than names of files"
-    except (ValueError, TypeError, RecursionError) as error:
+        content = journal.read_bytes()
+        rows = json.loads(content)
+        names = [(name, existed) for name, existed in rows["files"]]
+        if content == _journal(names):  # else a wrong name would lose what is kept under the right
+            return names
+        reason = "the checksum is not that of its contents"
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = str(error)
     raise CourseError(
         f"{journal}: got a damaged journal ({reason}); allowed is one that this course wrote:"
-        " move it away"
+        f" move it away, and the files *{OLD} beside it, which hold what it would put back"
     )
 
 
 def _write_journal(folder: Path, paths: list[Path]) -> None:
-    rows = [[os.path.relpath(path, folder), _beside(path, OLD).exists()] for path in paths]
-    _write(_beside(folder / JOURNAL, NEW), json.dumps(rows).encode("utf-8"))
+    rows = [(os.path.relpath(path, folder), _beside(path, OLD).exists()) for path in paths]
+    _write(_beside(folder / JOURNAL, NEW), _journal(rows))
     os.replace(_beside(folder / JOURNAL, NEW), folder / JOURNAL)
+
+
+def _journal(rows: list[tuple[str, bool]]) -> bytes:
+    """The bytes of a journal: for each file its name and whether it existed, and a checksum."""
+    listed = json.dumps(rows)
+    return json.dumps({"files": rows, "sum": zlib.crc32(listed.encode())}).encode()
 
 
 def _write(path: Path, content: bytes) -> None:

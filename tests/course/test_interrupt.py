@@ -12,6 +12,7 @@ import pytest
 from course.errors import CourseError
 from course.lab.interrupt import INTERRUPTED, importing
 from course.lab.terminal import guarded
+from course.train import files
 from course.train.files import JOURNAL, check_writable, replace_files
 
 MODULE = """
@@ -81,3 +82,30 @@ def test_a_damaged_journal_is_told_and_nothing_is_changed(tmp_path: Path, conten
         with pytest.raises(CourseError, match=r"damaged journal .*allowed is"):
             attempt()
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_journal_with_a_flipped_byte_is_no_reason_to_lose_the_old_file(tmp_path: Path) -> None:
+    """A wrong name in it, and what is kept under the right one would be removed as litter."""
+    for name in ("x", "y"):
+        (tmp_path / name).write_text("old")
+
+    def flip(journal: bytes, place: int) -> bytes:
+        return journal[:place] + bytes([journal[place] ^ 1]) + journal[place + 1 :]
+
+    # as a kill between the two renames leaves it
+    for name in ("x", "y"):
+        files._keep(tmp_path / name)
+    files._write_journal(tmp_path, [tmp_path / "x", tmp_path / "y"])
+    (tmp_path / "y").unlink()
+    (tmp_path / "y").write_text("new")
+    whole = (tmp_path / JOURNAL).read_bytes()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for place in range(len(whole)):
+        (tmp_path / JOURNAL).write_bytes(flip(whole, place))
+        with pytest.raises(CourseError, match=r"damaged journal .*allowed is"):
+            check_writable(tmp_path)
+        left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert left | {JOURNAL: whole} == before
+    (tmp_path / JOURNAL).write_bytes(whole)
+    check_writable(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "old", "y": "old"}
