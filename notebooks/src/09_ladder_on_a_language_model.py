@@ -507,9 +507,9 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Read the row without the KL, `length_mean`: answers cut at the limit, groups silent, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. The part that was a price on the bandit above decides here.
+# Read the row of `length_mean`, GRPO without its KL: three of four models end with every answer cut at the limit and silent groups, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. (One model found it in time. So the mean's interval reaches 0, and the claim "the KL decides" holds against the other rungs without a KL, but not against this one.)
 #
-# Two replacements were tried in its place: an entropy bonus, and credit for the end token. The mean over four models says little about either, as their intervals show; look at the models one by one in the last column. Some start, some do not. With an interval that wide, "the bonus does not replace the KL" has **not** been shown, and neither has the opposite.
+# Which part of GRPO does it? Replace the KL by $k_2$, the reverse KL, or leave out the std and $1/|o|$: the difference from GRPO is small, and its interval holds 0. So it is *an* anchor that counts, and neither its form nor the std. The anchor alone does not do it either: under REINFORCE, without a baseline, the same KL comes not nearly as far in the same time. An entropy bonus in its place gets all four models off the ground and none as far; credit for the end token, without a KL, some. And the exact reward alone teaches nothing, for it never fires.
 #
 # A bandit explains it, with three arms: one that pays ½ and is found soon, a rare one that pays 1½ (its digits and the end), and one that pays nothing. How many of the sampled runs found the rare one?
 
@@ -526,7 +526,7 @@ print(
 )
 
 # %% [markdown]
-# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, and that stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$, which dies with the arm. Their intervals and that of no anchor overlap. (On the transformer the entropy bonus did better than that in some models: three arms do not explain everything.)
+# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, and that stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$, which dies with the arm. Their intervals and that of no anchor overlap. (On the transformer $k_2$ did as well as $k_3$, and the bonus better than nothing: three arms do not explain everything.)
 #
 # <!-- answers: 26 -->
 # ## A term that nobody asked for

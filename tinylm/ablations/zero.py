@@ -1,11 +1,11 @@
 """From zero: two-digit sums from random weights by reinforcement learning alone (R1-Zero, small).
 
 Nothing is demonstrated. The reward is 1 for the exact answer and up to ½ for its digits. GRPO goes
-from 0 to nearly all held-out questions. The same estimator without its KL, `length_mean`, ends at
-0: the credit for digits is satisfied without the end token, so the policy becomes certain of
-answers that never end, all samples of a group pay the same ½, and the group is silent. The end
-token has died out before it was ever worth something. Not every model does: of two with other
-rounding one found the end after 600 rollouts, and stayed near 40 %.
+from 0 to nearly all held-out questions. The same estimator without its KL, `length_mean`, mostly
+ends at 0: the credit for digits is satisfied without the end token, so the policy becomes certain
+of answers that never end, all samples of a group pay the same ½, and the group is silent. The end
+token has died out before it was ever worth something. Now and then a model finds it in time: one
+of four did, and stayed near 60 %.
 
 What to look for:
 
@@ -159,12 +159,12 @@ def _facts(s: Settings, arms: Mapping[str, Mapping[str, Any]]) -> Facts:
 
 def plot(result: Result) -> Figure:
     """Accuracy with and without the KL, all arms at the end, and what dies along the way."""
-    figure, panels = figures.new_figure(2, 3, width=14.5, height=9.0)
-    accuracy, ends, spare, entropy, cut, silent = panels
+    figure, panels = figures.new_figure(2, 3, width=16.0, height=8.4, width_ratios=(3, 3, 4))
+    accuracy, entropy, ends, cut, silent, spare = panels
     grid = ends.get_gridspec()
     assert grid is not None
     spare.remove()
-    ends.set_subplotspec(grid[0, 1:])
+    ends.set_subplotspec(grid[:, 2])
     there = list(result.series["arms"])
     below = [name for name in BELOW if name in there]
     labels = dict.fromkeys(below, "_below")  # one label for all of them
