@@ -821,7 +821,7 @@ exercise_clip.check(my_clip_fraction)
 #
 # ## Take away
 #
-# **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and not without. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
+# **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and mostly not without. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
 #
 # ## Next
 #
