@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import tyro
 
 from course import __version__
 from course.errors import CourseError, require, unknown
-from course.lab.places import default_folder, names, project_root
+from course.lab.places import default_folder, names, project_root, results
 from course.lab.settings import Checked, read
 from course.lab.terminal import FACT_FAILED, OK, guarded, text_table
 
@@ -137,7 +138,7 @@ def _ladder(argv: Sequence[str]) -> int:
         report(result)
     print(f"\nthe figure: {out / 'parts.png'}; its data: {out / 'parts.json'}")
     print(
-        "next: `course lab` opens the lessons, `python -m bandits` and `python -m tinylm` list the"
+        "next: `course lab` opens the lessons, `course bandits` and `course tinylm` list the"
         " ablations, `course facts` shows every claim that was checked"
     )
     if chosen.quick:
@@ -169,9 +170,10 @@ class Facts:
     The exit status is 1 if one does not hold.
     """
 
-    folder: Path | None = None  # where the results are (none: figures/)
+    # where the results are (none: figures/, or what the course comes with if there are none)
+    folder: Path | None = None
     # also write the generated parts of this file (README.md if you name none): the number of
-    # claims, the tables of the ladder and of the lessons
+    # claims, the tables of the ladder and of the lessons, the badges
     readme: Path | None = None
 
 
@@ -182,7 +184,7 @@ def _facts(argv: Sequence[str]) -> int:
         argv = [*argv, str((project_root() or Path()) / "README.md")]
     chosen = read(Facts, argv, "course facts")
 
-    facts = ledger.ledger(chosen.folder or default_folder())
+    facts = ledger.ledger(chosen.folder or results())
     print(facts.table())
     print(facts.summary)
     if chosen.readme is not None:
@@ -191,6 +193,7 @@ def _facts(argv: Sequence[str]) -> int:
             "failures": f"\n{facts.failures}\n",
             "ladder": f"\n{ladder_table()}\n",
             "lessons": f"\n{lessons_table()}\n",
+            "badges": f"\n{badges()}\n",
         }
         changed = ledger.update_readme(chosen.readme, pieces)
         print(f"{chosen.readme}: {'updated' if changed else 'up to date'}")
@@ -264,29 +267,109 @@ def lessons_table() -> str:
     return "\n".join(rows)
 
 
+def badges() -> str:
+    """Links, as Markdown, that open lesson 00 in Colab, on Binder and in a Codespace."""
+    from course.lab.places import repository
+    from course.lesson.syllabus import info
+
+    name = repository().removeprefix("https://github.com/")
+    first = f"notebooks/{info('00').file}.ipynb"
+    places = (
+        (
+            "Open lesson 00 in Colab",
+            "https://colab.research.google.com/assets/colab-badge.svg",
+            f"https://colab.research.google.com/github/{name}/blob/main/{first}",
+        ),
+        (
+            "Open lesson 00 on Binder",
+            "https://mybinder.org/badge_logo.svg",
+            f"https://mybinder.org/v2/gh/{name}/main?urlpath=lab/tree/{first}",
+        ),
+        (
+            "Open in GitHub Codespaces",
+            "https://github.com/codespaces/badge.svg",
+            f"https://codespaces.new/{name}",
+        ),
+    )
+    return "\n".join(f"[![{text}]({picture})]({page})" for text, picture, page in places)
+
+
 # ---------------------------------------------------------------- the lessons
 
 
+@dataclass(frozen=True)
+class Start:
+    """Copy the lessons into a folder of yours, with the pages and figures that they lead to.
+
+    Files that exist there are kept and named; nothing is ever overwritten.
+    """
+
+    folder: tyro.conf.Positional[Path]  # such as my_course; it may exist already
+
+
+def _start(argv: Sequence[str]) -> int:
+    chosen = read(Start, argv, "course start")
+    from course.lesson import copies
+
+    copied = copies.start(chosen.folder)
+    print(f"{len(copied.written)} files copied into {chosen.folder}")
+    for path in copied.kept:
+        print(f"kept, since it was there and is different: {path}")
+    print(f"next: course lab {chosen.folder}")
+    return OK
+
+
+LAB = """usage: course lab [DIR] [--reset NN] [options of JupyterLab]
+
+Open lesson 00 in JupyterLab, in a copy of the lessons that is yours: in DIR, or in the copy that
+you stand in, or in my_course, which is made if it is missing. What you change there stays yours,
+and an update of the course does not touch it.
+
+--reset NN     bring lesson NN back to how the course has it; your version is put beside it
+--no-browser   start the server alone"""
+
+
 def _lab(argv: Sequence[str]) -> int:
+    argv = list(argv)
     if argv[:1] and argv[0] in HELP:
-        print("usage: course lab [options of JupyterLab]\n")
-        print("Start JupyterLab on the lessons, with lesson 00 open; --no-browser opens none.")
+        print(LAB)
         return OK
-    folder = (project_root() or Path()) / "notebooks"
-    lessons = sorted(folder.glob("*.ipynb"))
-    if not lessons:
-        raise CourseError(
-            f"lab: got no lessons in {str(folder)!r}; allowed is a checkout of the course whose"
-            " notebooks/ has some"
-        )
+    from course.lesson import copies
+
+    folder = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else copies.default()
+    if argv[:1] == ["--reset"]:
+        require(len(argv) == 2, "--reset", " ".join(argv[1:]), "the number of one lesson, as 04")
+        path, aside = copies.reset(folder, argv[1])
+        print(f"{path}: as the course has it{f'; yours is now {aside}' if aside else ''}")
+        return OK
     if importlib.util.find_spec("jupyterlab") is None:
         raise CourseError(
             "lab: got no JupyterLab; allowed is an environment that has it: pip install jupyterlab"
         )
-    lab = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(lessons[0]), *argv])
-    while True:  # Ctrl-C also reaches JupyterLab, which asks before it stops; so keep waiting
-        with suppress(KeyboardInterrupt):
-            return lab.wait()
+    copied = copies.start(folder)
+    print(f"your copy of the lessons: {folder}", flush=True)
+    if copied.kept:
+        print(
+            f"{len(copied.kept)} files there differ from the course's and are kept;"
+            " `course lab --reset NN` brings a lesson back",
+            flush=True,
+        )
+    root = f"--ServerApp.root_dir={folder.resolve()}"
+    first = str((folder / copies.FIRST).resolve())
+    return _until_it_ends([sys.executable, "-m", "jupyterlab", root, first, *argv])
+
+
+def _until_it_ends(command: Sequence[str]) -> int:
+    """Run a program that asks what a Ctrl-C means; returns its exit status.
+
+    Ctrl-C reaches it too, as it shares the terminal. The handler does nothing here, and the program
+    does not inherit it.
+    """
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        return subprocess.Popen(command).wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -359,7 +442,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "facts": ("every claim that was measured, and whether it holds", _facts),
     "rungs": ("every estimator: what it replaces, its equation, its source", _rungs),
     "metrics": ("every logged metric and what it means", _metrics),
-    "lab": ("open the lessons in JupyterLab", _lab),
+    "lab": ("open your copy of the lessons in JupyterLab", _lab),
+    "start": ("copy the lessons into a folder of yours", _start),
     "progress": ("what you have answered and passed in the lessons", _progress),
     "notebooks": ("build the lessons from notebooks/src/", _notebooks),
 }
@@ -382,6 +466,7 @@ def _completion(argv: Sequence[str]) -> int:
         "facts": Facts,
         "rungs": Rungs,
         "metrics": Metrics,
+        "start": Start,
         "progress": Progress,
         "notebooks": Notebooks,
     }

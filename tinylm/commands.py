@@ -1,4 +1,4 @@
-"""The commands `python -m tinylm train`, `eval` and `sample`."""
+"""The commands `course tinylm train`, `eval` and `sample`; `python -m tinylm` is the same."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from course.lab.statistics import mean_share_interval, share_interval
 from course.lab.terminal import OK, Progress, duration, guarded, text_table
 from course.train.device import keep_memory, pick_device
 from course.train.noise import Noise
+from tinylm.board import Board
 from tinylm.evaluate import accuracy, pass_at_k
 from tinylm.folder import CHECKPOINT, METRICS, run
 from tinylm.rewards import REWARDS
@@ -28,10 +29,10 @@ from tinylm.tasks import decode, encode
 from tinylm.training import Training, TrainSettings
 
 ABLATIONS = "tinylm.ablations"
-MAY_CHANGE = ("out", "resume", "save_every", "device", "rung")  # beside --resume
-OVERVIEW = """python -m tinylm train   train a model: warm start, then RL (--help: settings)
-python -m tinylm eval    its accuracy on held-out questions
-python -m tinylm sample  what it answers, and how sure it is"""
+MAY_CHANGE = ("out", "resume", "save_every", "device", "rung", "tensorboard")  # beside --resume
+OVERVIEW = """course tinylm train   train a model: warm start, then RL (--help: settings)
+course tinylm eval    its accuracy on held-out questions
+course tinylm sample  what it answers, and how sure it is"""
 LATEST = Path("runs/latest")
 MOST_SAMPLES = 10_000  # per question
 
@@ -71,6 +72,8 @@ class Train(TrainSettings):
     only: Literal["warm", "rl"] | None = None
     start: Path | None = None  # reinforcement learning alone, from the model in this folder
     save_every: int = 25  # steps between checkpoints
+    # also log to this folder for TensorBoard (pip install tensorboard; tensorboard --logdir DIR)
+    tensorboard: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,8 +94,9 @@ class Train(TrainSettings):
 def _train(prog: str, argv: Sequence[str]) -> int:
     chosen = read(Train, argv, prog)
     folder = chosen.out
-    show = _Bars()
+    show, board = _Bars(), None
     try:
+        board = Board(chosen.tensorboard) if chosen.tensorboard is not None else None
         training = _resumed(chosen, argv) if chosen.resume else _fresh(chosen)
         settings = training.settings
 
@@ -104,19 +108,26 @@ def _train(prog: str, argv: Sequence[str]) -> int:
             )
             show.open(training)
 
+        def logged(row: dict[str, Any]) -> None:
+            show.row(row)
+            if board is not None:
+                board.row(row)
+
         seconds = run(
             training,
             folder,
             overwrite=chosen.overwrite,
             save_every=chosen.save_every,
             begin=begin,
-            show=show.row,
+            show=logged,
             tick=show.tick,
         )
     except CourseError as error:
         raise named(error, Train) from None
     finally:
         show.progress.close()
+        if board is not None:
+            board.close()
     right = accuracy(training.model, training.task).mean(-1)
     shares = ", ".join(f"{100 * share:.1f} %" for share in right.flatten().tolist())
     print(

@@ -72,7 +72,7 @@ def ledger(folder: Path | str) -> Ledger:
         len(results) > 0,
         "folder",
         str(folder),
-        "a folder with results: `python -m bandits NAME` makes one",
+        "a folder with results: `course bandits NAME` makes one",
     )
     entries = [(result.name, fact) for result in results for fact in result.facts]
     for name, fact in entries:

@@ -10,6 +10,8 @@ import pkgutil
 import re
 from pathlib import Path
 
+from course.errors import CourseError
+
 PROJECT = "pg-ladder"
 
 
@@ -27,6 +29,44 @@ def project_root(start: Path | None = None) -> Path | None:
         if re.search(rf'^name\s*=\s*"{PROJECT}"'.encode(), config, re.MULTILINE):
             return folder
     return None
+
+
+def home() -> Path:
+    """The folder whose notebooks/ and figures/ are the course's own.
+
+    It is the checkout one stands in, else what was installed: course/material of a wheel, or the
+    checkout of an editable install.
+    """
+    package = Path(__file__).resolve().parents[1]
+    carried = package / "material"
+    return project_root() or (carried if carried.is_dir() else package.parent)
+
+
+def measured(name: str) -> Path:
+    """The JSON of an ablation as the course comes with it; lessons draw from it."""
+    return home() / "figures" / f"{name}.json"
+
+
+def results() -> Path:
+    """Where results are read: `default_folder()` if it has some, else those the course has."""
+    here = default_folder()
+    return here if any(here.glob("*.json")) else home() / "figures"
+
+
+def repository() -> str:
+    """The public address of the repository: the line Repository in the checkout's pyproject.toml.
+
+    Raises `CourseError` where there is none.
+    """
+    path = home() / "pyproject.toml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r'^Repository\s*=\s*"(https://[^"]+)"', text, re.MULTILINE)
+    if found is None:
+        raise CourseError(
+            f"{path}: got no address of the repository; allowed is a line"
+            ' Repository = "https://github.com/OWNER/NAME" under [project.urls]'
+        )
+    return found[1]
 
 
 def default_folder() -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import CourseError, require
+from course.lab.places import repository
 from course.lesson import Lesson, progress
 from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, index, info
 from course.lesson.view import WIDGET
@@ -28,6 +29,11 @@ LIMIT = 500_000  # bytes of a saved notebook
 TIME = "{{time}}"  # the placeholder in a lesson's opening
 CELL_SECONDS = 120
 KEPT = ("jupyter", "tags")  # the metadata of a cell that are kept
+INSTALL = """# Installs the course where it is missing, as in Colab; elsewhere it does nothing.
+import importlib.util
+
+if importlib.util.find_spec("course") is None:
+    %pip install -q "pg-ladder @ git+{repository}" """.rstrip()
 
 
 def source(lesson: LessonInfo) -> Path:
@@ -48,7 +54,8 @@ def written() -> list[LessonInfo]:
 def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
     """The source as a notebook without outputs.
 
-    With `times` (the contents of lessons.json) the opening says how long the lesson computes.
+    With `times` (the contents of lessons.json) the opening says how long the lesson computes. The
+    cell that installs the course where it is missing comes before the first cell of code.
     """
     import jupytext
 
@@ -60,11 +67,23 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
             cell.source = cell.source.replace(
                 TIME, f"about {spent} seconds of computing on two CPU cores, measured"
             )
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(first, _installing())
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _installing() -> Any:
+    """The first code cell of every lesson, folded; a page on the web leaves it out."""
+    from nbformat.v4 import new_code_cell
+
+    return new_code_cell(
+        INSTALL.format(repository=repository()),
+        metadata={"jupyter": {"source_hidden": True}, "tags": ["remove-cell"]},
+    )
 
 
 def build(names: Sequence[str] = (), report: Callable[[str], None] = print) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import CourseError, require
-from course.lab.places import project_root
+from course.lab.places import home
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,8 @@ def info(number: str) -> LessonInfo:
 
 
 def folder() -> Path:
-    """The folder notebooks/ of the course; outside a checkout, the current folder."""
-    root = project_root()
-    return Path.cwd() if root is None else root / "notebooks"
+    """The folder notebooks/ of the course: of the checkout one stands in, or as it is installed."""
+    return home() / "notebooks"
 
 
 def described() -> Path:

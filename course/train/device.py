@@ -11,12 +11,13 @@ from course.errors import CourseError
 
 
 def available() -> list[str]:
-    """The devices of this machine, by their torch names; the CPU comes first."""
+    """The devices that can be used, by their torch names; the CPU comes first.
+
+    A Mac's GPU (mps) is not among them: it has no float64, in which sums and checks are done here.
+    """
     names = ["cpu"]
     if torch.cuda.is_available():
         names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        names.append("mps")
     return names
 
 

@@ -828,10 +828,10 @@ lesson.ask("price")
 # that its file holds (the mean of these differences; ± is half its 95 % interval), and the claims that it checked:
 
 # %%
-from course.lab.places import project_root
+from course.lab.places import measured
 from course.lab.result import Result
 
-found = Result.load(project_root() / "figures" / "tinylm_critic.json")
+found = Result.load(measured("tinylm_critic"))
 price = found.series["price"]
 for name in ("group", "shared", "own"):
     ratio = price["seconds"][name] / price["seconds"]["group"]

@@ -939,11 +939,11 @@ ladder.ppo_kl
 # subtract digits, and rewards **sums only**. The next cell reads that file.
 
 # %%
-from course.lab.places import project_root
+from course.lab.places import measured
 from course.lab.result import Result
 from course.lab.statistics import interval
 
-ran = Result.load(project_root() / "figures" / "tinylm_kl.json")
+ran = Result.load(measured("tinylm_kl"))
 print(
     f"{ran.settings['seeds']} models; accuracy on differences"
     f" {ran.array('start', 'subtraction').mean():.2f} before,"

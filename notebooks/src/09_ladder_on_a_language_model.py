@@ -19,7 +19,7 @@ import torch
 import course
 from course import ladder
 from course.lab import figures, stress
-from course.lab.places import project_root
+from course.lab.places import measured
 from course.lab.result import Result
 
 lesson = course.setup("09")
@@ -33,7 +33,7 @@ ladder.grpo
 
 # %%
 def load(name):
-    return Result.load(project_root() / "figures" / f"{name}.json")
+    return Result.load(measured(name))
 
 
 runs = load("tinylm_train")

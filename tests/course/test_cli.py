@@ -390,7 +390,9 @@ def test_the_shell_completes_commands_ablations_and_options(
         (["ladder", "--out", "file/figures"], "out: got 'file/figures'"),
         (["ladder", "--run-all"], "unknown option '--run-all'"),
         (["facts", "--folder", "nowhere"], "folder: got 'nowhere'"),
-        (["lab"], "no lessons"),
+        (["lab", "file"], "folder: got 'file', which is a file"),
+        (["start", "file"], "folder: got 'file', which is a file"),
+        (["start", "file/deep"], "file/deep"),
     ],
 )
 def test_bad_arguments_of_course_are_one_line_and_status_2(
@@ -415,7 +417,7 @@ def test_facts_prints_the_ledger_and_writes_the_count(
     lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(lab, "coin") == 0
-    names = ("facts", "failures", "ladder", "lessons")
+    names = ("facts", "failures", "ladder", "lessons", "badges")
     markers = "".join(f"<!-- {name} --><!-- /{name} -->" for name in names)
     (tmp_path / "README.md").write_text(markers)
     assert cli.main(["facts", "--readme"]) == 0
@@ -425,6 +427,7 @@ def test_facts_prints_the_ledger_and_writes_the_count(
         "failures": "At present all of them hold.",
         "ladder": cli.ladder_table(),
         "lessons": cli.lessons_table(),
+        "badges": cli.badges(),
     }
     generated = "".join(
         f"<!-- {name} -->\n{table}\n<!-- /{name} -->" for name, table in tables.items()
@@ -446,12 +449,19 @@ def test_rungs_shows_each_with_its_equation(capsys: pytest.CaptureFixture[str]) 
     assert "length_mean with kl: K3()" in out
 
 
-def test_lab_starts_jupyter_on_the_lessons(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder as a checkout with a lesson, and the lessons that it links to."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "00_map.ipynb").write_text("{}")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "pg-ladder"\n')
+    (tmp_path / "notebooks" / "00_the_map.ipynb").write_text("{}")
+    return tmp_path
+
+
+def test_lab_starts_jupyter_on_a_copy_of_the_lessons(
+    in_a_checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls: list[list[str]] = []
 
     class Started:
@@ -459,16 +469,90 @@ def test_lab_starts_jupyter_on_the_lessons(
             calls.append(command)
 
         def wait(self) -> int:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C is JupyterLab's to answer
             return 0
 
     monkeypatch.setattr(cli.subprocess, "Popen", Started)
-    assert cli.main(["lab", "--no-browser"]) == 0
-    assert calls == [
-        [sys.executable, "-m", "jupyterlab", str(Path("notebooks/00_map.ipynb")), "--no-browser"]
-    ]
+    handler = signal.getsignal(signal.SIGINT)
+    for argv, folder in ((["lab"], "my_course"), (["lab", "other dir"], "other dir")):
+        assert cli.main([*argv, "--no-browser"]) == 0
+        copy = in_a_checkout / folder
+        root, first = f"--ServerApp.root_dir={copy}", copy / "notebooks" / "00_the_map.ipynb"
+        jupyter = [sys.executable, "-m", "jupyterlab"]
+        assert calls[-1] == [*jupyter, root, str(first), "--no-browser"]
+        assert first.read_text() == "{}"
+    assert signal.getsignal(signal.SIGINT) == handler
+    monkeypatch.chdir(in_a_checkout / "other dir" / "notebooks")
+    assert cli.main(["lab"]) == 0
+    assert calls[-1][-1] == str(in_a_checkout / "other dir" / "notebooks" / "00_the_map.ipynb")
+    capsys.readouterr()
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["lab"]) == 2
     assert "pip install jupyterlab" in capsys.readouterr().err
+
+
+def test_lab_resets_one_lesson_and_keeps_the_learners(
+    in_a_checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["start", "my_course"]) == 0
+    mine = in_a_checkout / "my_course" / "notebooks" / "00_the_map.ipynb"
+    for version, aside in (("first", "00_the_map.yours"), ("second", "00_the_map.yours-2")):
+        mine.write_text(version)
+        assert cli.main(["lab", "--reset", "00"]) == 0
+        assert f"{aside}.ipynb" in capsys.readouterr().out
+        assert mine.read_text() == "{}"
+        assert mine.with_name(f"{aside}.ipynb").read_text() == version
+    assert cli.main(["lab", "--reset", "00"]) == 0
+    assert len(list(mine.parent.iterdir())) == 3
+    for words in (["--reset"], ["--reset", "77"], ["--reset", "00", "more"]):
+        assert cli.main(["lab", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminal")
+def test_one_ctrl_c_does_not_end_the_lab(tmp_path: Path) -> None:
+    """JupyterLab asks; «n» lets it go on, «y» ends it with status 0 and without a traceback."""
+    pytest.importorskip("jupyterlab")
+    import pty
+
+    master, slave = pty.openpty()
+    words = ["lab", "copy", "--no-browser", "--allow-root", "--ServerApp.port_retries=50"]
+    code = "import os; os.setsid(); import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    code += "from course.__main__ import main; import sys; sys.argv[1:] = sys.argv[1:]; main()"
+    command = [sys.executable, "-c", code, *words]
+    environment = os.environ | {"HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdin=slave, stdout=slave, stderr=slave
+    ) as process:
+        os.close(slave)
+        try:
+            shown = read_until(master, "is running at", 90)
+            os.write(master, b"\x03")
+            shown += read_until(master, "(y/[n])?", 20)
+            os.write(master, b"n\n")
+            shown += read_until(master, "resuming operation", 20)
+            assert process.poll() is None
+            os.write(master, b"\x03")
+            shown += read_until(master, "(y/[n])?", 20)
+            os.write(master, b"y\n")
+            assert process.wait(30) == 0, shown
+        finally:
+            process.kill()
+            os.close(master)
+    assert "Traceback" not in shown
+
+
+def read_until(terminal: int, text: str, seconds: float) -> str:
+    """What a terminal shows, up to `text`; fails if it does not come in time."""
+    import select
+
+    shown, end = "", time.monotonic() + seconds
+    while text not in shown:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"no «{text}» in {shown}"
+        shown += os.read(terminal, 65536).decode("utf-8", "replace")
+    return shown
 
 
 def test_commands_as_a_user_types_them(tmp_path: Path) -> None:
@@ -507,6 +591,13 @@ def test_devices_are_picked_from_what_is_there(monkeypatch: pytest.MonkeyPatch) 
         CourseError, match=r"device: got 'cuda'; allowed is what this machine has: cpu"
     ):
         device.pick_device("cuda")
+
+
+def test_a_gpu_without_float64_is_refused_when_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(CourseError, match=r"device: got 'mps'; allowed is .*: cpu \(or auto\)"):
+        device.pick_device("mps")
 
 
 def test_progress_passes_items_through_and_closes_its_bars(

@@ -171,6 +171,31 @@ def test_the_index_counts_what_the_lesson_asks(number: str) -> None:
     assert entry == build.counted(lesson_of(number))
 
 
+def test_the_first_code_installs_the_course_only_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs the same in every lesson; IPython hands %pip on to what installs."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from course.lab.places import repository
+
+    code = [
+        next(cell for cell in build.cells(info(number)).cells if cell.cell_type == "code")
+        for number in LESSONS
+    ]
+    assert len({cell.source for cell in code}) == 1
+    shell, asked = InteractiveShell(), list[str]()
+    monkeypatch.setattr(
+        shell, "run_line_magic", lambda name, line, **kwargs: asked.append(f"{name} {line}")
+    )
+    assert shell.run_cell(code[0].source).result is None
+    assert asked == []
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    shell.run_cell(code[0].source)
+    assert asked == [f'pip install -q "pg-ladder @ git+{repository()}"']
+
+
 def test_ids_stay_where_a_cell_did_not_move() -> None:
     old = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2")]

@@ -239,6 +239,57 @@ def test_a_rung_of_ones_own_trains_and_is_evaluated(
         RUNGS.pop("my_clip", None)
 
 
+# ---------------------------------------------------------------- TensorBoard
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_tensorboard_shows_the_numbers_of_the_log(
+    runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after Ctrl-C and a resumption, which writes the rows since the checkpoint again."""
+    pytest.importorskip("tensorboard", reason='pip install -c constraints.txt -e ".[tensorboard]"')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    where = ["--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board")]
+    where += ["--device", "cpu"]
+    step, steps = Training.step, [0]
+
+    def tired(self: Training):  # type: ignore[no-untyped-def]
+        steps[0] += 1
+        if steps[0] == 30:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Training, "step", tired)
+    words = [*SHORT, "--runs", str(runs), "--save-every", "1000"]
+    assert commands.main(["train", *words, *where]) == 130
+    assert commands.main(["train", "--resume", *where]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / METRICS).read_text().splitlines()]
+    for phase in ("warm", "train"):
+        for model in range(runs):
+            seen = EventAccumulator(str(tmp_path / "board" / phase / (str(model) * (runs > 1))))
+            seen.Reload()
+            logged = [row for row in rows if row["phase"] == phase]
+            names = {name for row in logged for name in row} - {"phase", "step"}
+            assert set(seen.Tags()["scalars"]) == names
+            for name in names:
+                wanted = [(row["step"], row[name]) for row in logged if name in row]
+                wanted = [(step, v[model] if runs > 1 else v) for step, v in wanted]
+                found = [(event.step, event.value) for event in seen.Scalars(name)]
+                assert [step for step, _ in found] == [step for step, _ in wanted]
+                values = [value for _, value in wanted]
+                assert [value for _, value in found] == pytest.approx(values, rel=1e-6, nan_ok=True)
+
+
+def test_without_tensorboard_one_line_says_so_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused(capsys, "pip install tensorboard", "train", *SHORT, "--tensorboard", "board")
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------- eval
 
 
@@ -436,7 +487,7 @@ def test_an_error_ends_the_process_with_2_and_one_line(tmp_path: Path) -> None:
 def test_without_a_command_it_lists_what_there_is(tmp_path: Path) -> None:
     listed = typed(cwd=tmp_path)
     assert listed.returncode == 0
-    assert all(f"python -m tinylm {command}" in listed.stdout for command in commands.COMMANDS)
+    assert all(f"course tinylm {command}" in listed.stdout for command in commands.COMMANDS)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the OpenMP of other systems does not tell")
