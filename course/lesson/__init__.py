@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from course.errors import require
-from course.lesson import progress, question
-from course.lesson.exercise import Attempt, Exercise
+from course.lesson import exercise, progress, question
+from course.lesson.exercise import Exercise
 from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
@@ -97,28 +97,20 @@ class Lesson:
         if in_notebook():
             show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
 
-    def exercise(
-        self,
-        name: str,
-        task: str,
-        *,
-        test: Callable[[Attempt], str | None],
-        solution: Attempt,
-        wrong: Sequence[Attempt],
-        hints: Sequence[str],
-    ) -> Exercise:
-        """Make an exercise; the cell of the stub calls `.check(attempt)` of the returned object."""
+    def exercise(self, name: str, **data: Any) -> Exercise:
+        """Exercise `name` of notebooks/src/exercises/NN.py; its test gets the lesson's `data`.
+
+        The cell of the stub calls `.check(attempt)` of the returned object.
+        """
         self._new(name, self.exercises)
-        made = Exercise(
-            name,
-            task,
-            test,
-            solution,
-            wrong,
-            hints,
-            lambda: progress.record(self.about.number, "exercises", name),
-        )
-        self.exercises[name] = made
+        number = self.about.number
+        known = exercise.load(number)
+        require(name in known, f"lesson.exercise, {exercise.path(number)}", name, _one_of(known))
+
+        def passed() -> None:
+            progress.record(number, "exercises", name)
+
+        made = self.exercises[name] = known[name].given(passed, **data)
         return made
 
     def map(self) -> None:

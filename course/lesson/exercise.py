@@ -1,15 +1,24 @@
-"""Exercises: a checker compares an attempt with an exact answer and gives a counter-example."""
+"""Exercises: a checker compares an attempt with an exact answer and gives a counter-example.
+
+They stand in notebooks/src/exercises/NN.py, beside the lessons, so that a lesson's own cells show
+no solution.
+"""
 
 from __future__ import annotations
 
 import html
 import inspect
+import sys
 import textwrap
+import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from course.errors import require
+from course.errors import CourseError, require
+from course.lesson.syllabus import described
 from course.lesson.view import box, fold, rich, show
 
 Attempt = Callable[..., Any]
@@ -20,6 +29,8 @@ NOT_ATTEMPTED = "not attempted"
 class Exercise:
     """An exercise; `test(attempt)` returns None if it is right, else a counter-example.
 
+    A test may take more by keyword, behind a `*`: what the lesson has computed (see `given`).
+
     `solution` is a right attempt, and `wrong` has at least two plausible wrong ones. Tests run the
     checker on all of them and on an unchanged stub, which returns NotImplemented. `hints` are
     three, from a nudge to nearly the answer.
@@ -27,7 +38,7 @@ class Exercise:
 
     name: str
     task: str
-    test: Callable[[Attempt], str | None]
+    test: Callable[..., str | None]
     solution: Attempt
     wrong: Sequence[Attempt]
     hints: Sequence[str]
@@ -41,6 +52,25 @@ class Exercise:
             len(self.wrong),
             "at least two plausible wrong answers",
         )
+
+    @property
+    def data(self) -> list[str]:
+        """The names of what the test takes from the lesson."""
+        parameters = inspect.signature(self.test).parameters.values()
+        return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+    def given(self, passed: Callable[[], None], **data: Any) -> Exercise:
+        """This exercise with the lesson's `data` for its test; `passed()` is called when it is.
+
+        Raises `CourseError` if the data are not those that the test takes.
+        """
+        require(
+            sorted(data) == sorted(self.data),
+            f"exercise {self.name}, what the lesson gives",
+            sorted(data),
+            f"{sorted(self.data)}",
+        )
+        return replace(self, test=partial(self.test, **data) if data else self.test, passed=passed)
 
     def verdict(self, attempt: Attempt) -> str | None:
         """None if the attempt is right, "not attempted" for the unchanged stub, else what is wrong.
@@ -97,6 +127,48 @@ def source_of(thing: Any) -> str:
         return inspect.getsource(thing)
     except (OSError, TypeError):
         return str(getattr(thing, "__name__", thing))
+
+
+_loaded: dict[Path, tuple[int, dict[str, Exercise]]] = {}  # path → (time of change, exercises)
+
+
+def path(lesson: str) -> Path:
+    """The file with the exercises of lesson "NN"."""
+    return described() / "exercises" / f"{lesson}.py"
+
+
+def load(lesson: str) -> dict[str, Exercise]:
+    """Name → exercise of lesson "NN", in the order of its file; none if there is no file.
+
+    The file is run again when it changed. Raises `CourseError` that names the file if it fails, or
+    has a name twice.
+    """
+    place = path(lesson)
+    try:
+        changed = place.stat().st_mtime_ns
+    except OSError:
+        return {}
+    if place not in _loaded or _loaded[place][0] != changed:
+        _loaded[place] = changed, _run(place)
+    return _loaded[place][1]
+
+
+def _run(place: Path) -> dict[str, Exercise]:
+    module = types.ModuleType(f"exercises_{place.stem}")
+    module.__file__ = str(place)
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
+    try:
+        text = place.read_text(encoding="utf-8")
+        exec(compile(text, str(place), "exec", dont_inherit=True), module.__dict__)
+    except Exception as error:
+        raise CourseError(
+            f"{place}: got {type(error).__name__}: {' '.join(str(error).split())}; allowed is a"
+            " Python file that runs"
+        ) from error
+    found = [thing for thing in vars(module).values() if isinstance(thing, Exercise)]
+    names = [each.name for each in found]
+    require(len(set(names)) == len(names), f"{place}", names, "exercises of different names")
+    return dict(zip(names, found, strict=True))
 
 
 class _Untouched(Exception):

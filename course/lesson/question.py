@@ -120,7 +120,7 @@ class Question:
 
         choose.observe(chosen, "value")
         commit.on_click(committed)
-        if before in self.choices:
+        if before is not None and before in self.choices:
             choose.value = before
             said.value = self.feedback(before)
         return widgets.VBox(

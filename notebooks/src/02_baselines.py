@@ -126,60 +126,8 @@ for label, b in (("none", 0.0), ("V", V), ("best constant", best), ("largest rew
 # the arms' mean rewards alone.
 
 
-# %% jupyter={"source_hidden": true}
-def test_best_constant(attempt):
-    from bandits.environments import Bernoulli
-    from bandits.exact import outcomes
-
-    for policy, means in (
-        (B3_POLICY, B3_MEANS),
-        ((0.9, 0.1), (0.2, 0.7)),
-        ((0.7, 0.1, 0.1, 0.1), (0.9, 0.1, 0.5, 0.3)),
-    ):
-        pi, mu = torch.tensor(policy, dtype=torch.float64), torch.tensor(means, dtype=torch.float64)
-        listed = outcomes(Bernoulli(mu[None]), pi.log()[None])
-        # a second way: the lowest point of the parabola through the enumerated variances at b = 0,
-        # ½, 1
-        low, middle, high = (
-            exact.microscope(replace(ladder.reinforce, baseline=Constant(b)), listed, 1).variance
-            for b in (0.0, 0.5, 1.0)
-        )
-        want = (3 * low - 4 * middle + high) / (4 * (low + high - 2 * middle))
-        got = float(attempt(pi, mu))
-        if abs(got - want) > 1e-8:
-            return (
-                f"for π = {policy} and means {means} it gives {got:.4g}; the enumerated variance is"
-                f" least at {want:.4g}"
-            )
-    return None
-
-
-def solution_best_constant(pi, mean):
-    square = 1 - 2 * pi + (pi * pi).sum()  # ‖e_a − π‖² of each arm
-    weight = pi * square
-    return (weight * mean).sum() / weight.sum()
-
-
-best_constant = lesson.exercise(
-    "best-constant",
-    "Write b* of (2.5) for one question and a softmax over its own logits.",
-    test=test_best_constant,
-    solution=solution_best_constant,
-    wrong=[
-        lambda pi, mean: (pi * mean).sum(),
-        lambda pi, mean: mean.mean(),
-        lambda pi, mean: ((1 - pi) * mean).sum() / (1 - pi).sum(),
-    ],
-    hints=[
-        (
-            "You need the squared length of each arm's score. The score of arm a is 1 − π_a at its"
-            " own place and −π_c at every other."
-        ),
-        "‖s_a‖² = (1 − π_a)² + Σ_{c≠a} π_c² = 1 − 2π_a + Σ_c π_c².",
-        "Weigh each arm with w_a = π_a ‖s_a‖², then b* = Σ w_a r_a / Σ w_a.",
-    ],
-)
-
+# %%
+best_constant = lesson.exercise("best-constant")
 
 # %%
 def my_best_constant(pi, mean):
@@ -200,7 +148,7 @@ pi, pay = (
     torch.tensor([0.2, 0.7], dtype=torch.float64),
 )
 print(
-    f"V = {float(pi @ pay):.3g},  b* = {float(solution_best_constant(pi, pay)):.3g},  exchanged:"
+    f"V = {float(pi @ pay):.3g},  b* = {float(best_constant.solution(pi, pay)):.3g},  exchanged:"
     f" {float(pi.flip(0) @ pay):.3g}"
 )
 
@@ -308,58 +256,8 @@ ladder.rloo
 # No loop over samples: a sum, a subtraction, a division.
 
 
-# %% jupyter={"source_hidden": true}
-def test_leave_one_out(attempt):
-    rewards = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, -1.0]], dtype=torch.float64)
-    got = torch.as_tensor(attempt(rewards))
-    if got.shape != rewards.shape:
-        return (
-            f"for rewards of shape (2, 3) it gives the shape {tuple(got.shape)}; every sample has a"
-            " baseline of its own"
-        )
-    for row in range(2):
-        for i in range(3):
-            want = sum(float(rewards[row, j]) for j in range(3) if j != i) / 2
-            if abs(float(got[row, i]) - want) > 1e-9:
-                shown = ", ".join(f"{x:g}" for x in rewards[row].tolist())
-                return (
-                    f"for rewards ({shown}) sample {i + 1} gets {float(got[row, i]):.3g}; the mean"
-                    f" of the other two is {want:.3g}"
-                )
-    every = exact.every_group(ladder.reinforce, B3, 3)  # all groups of three, with their chances
-    outcome = every.outcome[:, 0]
-    reward, score = B3.total_reward[0][outcome], B3.total_score[0][outcome]
-    average = torch.einsum("m,mg,mgd->d", every.chance, reward - attempt(reward), score) / 3
-    if not torch.allclose(average, exact.gradient(B3), atol=1e-9):
-        return (
-            f"averaged over all groups of three on B3 the first logit gets {float(average[0]):.3g};"
-            f" ∇J has {float(exact.gradient(B3)[0]):.3g}"
-        )
-    return None
-
-
-def solution_leave_one_out(reward):
-    others = reward.shape[-1] - 1
-    return (reward.sum(-1, keepdim=True) - reward) / others
-
-
-loo_exercise = lesson.exercise(
-    "leave-one-out",
-    "Give every sample of a group the mean reward of the others.",
-    test=test_leave_one_out,
-    solution=solution_leave_one_out,
-    wrong=[
-        lambda reward: reward.mean(-1, keepdim=True).expand(reward.shape),
-        lambda reward: (reward.sum(-1, keepdim=True) - reward) / reward.shape[-1],
-        lambda reward: (reward.sum() - reward) / (reward.numel() - 1),
-    ],
-    hints=[
-        "The sum over the others is the sum over all, less the sample's own reward.",
-        "reward.sum(-1, keepdim=True) keeps the axis, so that it broadcasts against reward.",
-        "Divide by how many others there are: one less than the size of the last axis.",
-    ],
-)
-
+# %%
+loo_exercise = lesson.exercise("leave-one-out")
 
 # %%
 def my_leave_one_out(reward):
@@ -449,7 +347,7 @@ def draw_scatter(group, baseline, offset):
         variance = float(u @ exact.covariance_at_baseline(listed, b)[0] @ u) / group
     else:
         shrink = (group - 1) / group if baseline == "mean of the batch" else 1.0
-        b = solution_leave_one_out(reward) if shrink == 1.0 else reward.mean(-1, keepdim=True)
+        b = loo_exercise.solution(reward) if shrink == 1.0 else reward.mean(-1, keepdim=True)
         variance = shrink**2 * float(u @ exact.rloo_covariance(listed, group)[0] @ u)
     found = ((reward - b) * along[outcome]).mean(-1)
     figure, [ax] = figures.new_figure(width=7.6, height=3.4)

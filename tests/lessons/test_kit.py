@@ -15,7 +15,7 @@ import torch
 from course import cli, setup
 from course.errors import CourseError
 from course.lab import figures
-from course.lesson import SYLLABUS, Choice, Slider, build, info, progress, syllabus
+from course.lesson import SYLLABUS, Choice, Slider, build, exercise, info, progress, syllabus
 from course.lesson import question as questions
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore
@@ -389,20 +389,91 @@ def test_progress_does_not_depend_on_where_one_stands(
     assert not progress.delete()
 
 
-def test_passing_an_exercise_is_noted() -> None:
+def test_passing_an_exercise_is_noted(workshop: Path) -> None:
+    place = exercises(workshop, DOUBLE)
     lesson = setup("02")
-    made = double()
-    lesson.exercise(
-        "double",
-        made.task,
-        test=made.test,
-        solution=made.solution,
-        wrong=made.wrong,
-        hints=made.hints,
-    ).check(lambda x: x)
+    lesson.exercise("double").check(lambda x: x)
     assert progress.read() == {}
     lesson.exercises["double"].check(lambda x: 2 * x)
     assert progress.read() == {"02": {"exercises": ["double"]}}
+    with pytest.raises(CourseError, match=r"02\.py: got 'triple'; allowed is one of double"):
+        lesson.exercise("triple")
+    place.unlink()
+    with pytest.raises(CourseError, match="none: there is no such file"):
+        setup("02").exercise("double")
+
+
+# ---------------------------------------------------------------- files of exercises
+
+DOUBLE = """\
+from course.lesson.exercise import Exercise
+
+
+def test_double(attempt):
+    return None if attempt(3) == 6 else f"for 3 it gives {attempt(3)}, right is 6"
+
+
+DOUBLE = Exercise(
+    "double",
+    "Double it.",
+    test=test_double,
+    solution=lambda x: x + x,
+    wrong=[lambda x: x, lambda x: x * x],
+    hints=["+", "x +", "x + x"],
+)
+"""
+
+
+def exercises(workshop: Path, text: str, changed: int = 1) -> Path:
+    """The file of the exercises of lesson 02."""
+    (workshop / "src" / "questions").mkdir(exist_ok=True)  # a folder of lessons has both
+    place = workshop / "src" / "exercises" / "02.py"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(text, encoding="utf-8")
+    os.utime(place, ns=(changed, changed))
+    return place
+
+
+def test_exercises_are_read_again_when_their_file_changes(workshop: Path) -> None:
+    exercises(workshop, DOUBLE)
+    first = exercise.load("02")["double"]
+    assert exercise.load("02")["double"] is first
+    assert exercise.load("03") == {}
+    exercises(workshop, DOUBLE.replace("Double it.", "Twice it."), changed=2)
+    assert exercise.load("02")["double"].task == "Twice it."
+    assert "x + x" in exercise.source_of(exercise.load("02")["double"].solution)
+
+
+def test_a_test_gets_from_the_lesson_what_it_takes_and_nothing_else(workshop: Path) -> None:
+    exercises(
+        workshop, DOUBLE.replace("(attempt):", "(attempt, *, factor):").replace("6", "3*factor")
+    )
+    made = setup("02").exercise("double", factor=2)
+    assert made.verdict(made.solution) is None
+    assert setup("02").exercise("double", factor=3).verdict(made.solution) is not None
+    for data in ({}, {"factors": 2}, {"factor": 2, "more": 1}):
+        with pytest.raises(CourseError, match=r"exercise double, .*allowed is \['factor'\]"):
+            setup("02").exercise("double", **data)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 / 0", "got ZeroDivisionError: division by zero"),
+        ("def", "got SyntaxError: "),
+        ("import no_such_module", "got ModuleNotFoundError: No module named 'no_such_module'"),
+        (DOUBLE + "AGAIN = Exercise('double', '', len, len, [len, len], 'abc')", "got ['double', "),
+        (DOUBLE.replace('"x + x"', ""), "got CourseError: exercise double.hints: got 2"),
+    ],
+)
+def test_a_wrong_file_of_exercises_is_refused_in_one_line(
+    workshop: Path, text: str, told: str
+) -> None:
+    place = exercises(workshop, text)
+    with pytest.raises(CourseError) as error:
+        exercise.load("02")
+    assert str(error.value).startswith(f"{place}: {told}")
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- setting up and building

@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from course.lesson import SYLLABUS, build, info, pages, question
+from course.lesson import SYLLABUS, build, exercise, info, pages, question
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.exercise import NOT_ATTEMPTED
 from course.lesson.view import WIDGET
@@ -48,8 +48,9 @@ def test_a_lesson_asks_shows_and_exercises(number: str) -> None:
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_asks_every_question_of_its_file_in_that_order(number: str) -> None:
+def test_a_lesson_has_every_question_and_exercise_of_its_files_in_that_order(number: str) -> None:
     assert list(lesson_of(number).questions) == list(question.load(number))
+    assert list(lesson_of(number).exercises) == list(exercise.load(number))
 
 
 def test_the_place_of_a_choice_does_not_tell_whether_it_is_right() -> None:
@@ -89,6 +90,18 @@ def test_no_cell_tells_an_answer_or_a_feedback(number: str) -> None:
             assert len(asks) == 1, name
 
 
+@each_lesson
+def test_no_cell_tells_a_solution_or_a_hint(number: str) -> None:
+    for cells in (build.cells(info(number)).cells, saved(number).cells):
+        told, code = list(strings(cells)), "\n".join(cell.source for cell in cells)
+        for name, made in exercise.load(number).items():
+            assert [text for text in told if any(hint in text for hint in made.hints)] == [], name
+            body = exercise.source_of(made.solution).partition(":\n")[2].strip()
+            assert body
+            assert body not in code, name
+            assert made.solution.__name__ not in code, name
+
+
 @pytest.mark.slow
 @each_lesson
 def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
@@ -110,11 +123,11 @@ def test_checkers_know_right_from_wrong(number: str) -> None:
     """The solution passes, the stub is «not attempted», and each plausible wrong answer gets a
     counter-example.
     """
-    for name, exercise in lesson_of(number).exercises.items():
-        assert exercise.verdict(exercise.solution) is None, name
-        assert exercise.verdict(lambda *a, **k: NotImplemented) == NOT_ATTEMPTED, name
-        for wrong in exercise.wrong:
-            said = exercise.verdict(wrong)
+    for name, made in lesson_of(number).exercises.items():
+        assert made.verdict(made.solution) is None, name
+        assert made.verdict(lambda *a, **k: NotImplemented) == NOT_ATTEMPTED, name
+        for wrong in made.wrong:
+            said = made.verdict(wrong)
             assert said is not None, f"{name}: a wrong answer passed"
             assert said != NOT_ATTEMPTED, name
             assert len(said) > 15, f"{name}: no counter-example in {said!r}"
