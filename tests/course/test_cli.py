@@ -519,7 +519,7 @@ def test_one_ctrl_c_does_not_end_the_lab(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     words = ["lab", "copy", "--no-browser", "--allow-root", "--ServerApp.port_retries=50"]
     code = "import os; os.setsid(); import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-    code += "from course.__main__ import main; import sys; sys.argv[1:] = sys.argv[1:]; main()"
+    code += "from course.__main__ import main; main()"
     command = [sys.executable, "-c", code, *words]
     environment = os.environ | {"HOME": str(tmp_path / "home")}
     with subprocess.Popen(
