@@ -268,11 +268,16 @@ def lessons_table() -> str:
 
 
 def badges() -> str:
-    """Links, as Markdown, that open lesson 00 in Colab, on Binder and in a Codespace."""
+    """Links, as Markdown, that open lesson 00 in Colab, on Binder and in a Codespace.
+
+    Empty until pyproject.toml has the repository's address.
+    """
     from course.lab.places import repository
     from course.lesson.syllabus import info
 
     name = repository().removeprefix("https://github.com/")
+    if name.startswith("__"):  # no address yet: no link that leads nowhere
+        return ""
     first = f"notebooks/{info('00').file}.ipynb"
     places = (
         (

@@ -24,6 +24,6 @@ from tinylm.from_zero import ARMS
 TITLE = "two-digit sums from random weights: rungs, three KLs, an entropy bonus, other rewards"
 FIGURE = "tinylm_zero"
 EXPECTED_SECONDS = 3600.0
-SETTINGS = replace(zero.SETTINGS, arms=tuple(ARMS), seeds=4, rollouts=1200)
+SETTINGS = replace(zero.SETTINGS, arms=tuple(ARMS), seeds=4)
 
 __all__ = ["EXPECTED_SECONDS", "FIGURE", "SETTINGS", "TITLE", "plot", "run"]
