@@ -22,7 +22,7 @@ from course.lesson.exercise import Exercise
 from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
-from course.lesson.view import image, in_notebook, show
+from course.lesson.view import FACE, image, in_notebook, rich, show
 from course.train.noise import Noise
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Lesson:
                 progress.record(number, "questions", name)
 
         live = asked.widget(answered, progress.answers(number).get(name)) if in_notebook() else None
-        show(text=f"question: {asked.text}", markup=asked.static, widget=live)
+        show(text=f"question: {asked.text}", markup=asked.static + FACE, widget=live)
 
     def explore(
         self, name: str, draw: Callable[..., Figure], text: str, **controls: Control
@@ -96,6 +96,7 @@ class Lesson:
         each = self.explores[name] = Explore(name, draw, controls)
         if in_notebook():
             show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
+            show(text="", markup=f"<i>What to look for.</i> {rich(text)}{FACE}")
 
     def exercise(self, name: str, **data: Any) -> Exercise:
         """Exercise `name` of notebooks/src/exercises/NN.py; its test gets the lesson's `data`.

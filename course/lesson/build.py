@@ -174,13 +174,18 @@ def tidy(notebook: Any, old: Any = None) -> None:
             continue
         number += 1
         cell.execution_count = number
-        cell.outputs = _whole_streams(cell.outputs)
+        cell.outputs = [each for each in _whole_streams(cell.outputs) if not _only_live(each)]
         for output in cell.outputs:
             if "execution_count" in output:
                 output["execution_count"] = number
             if "data" in output:
                 output["data"].pop(WIDGET, None)
                 output["metadata"] = {}
+
+
+def _only_live(output: Any) -> bool:
+    """Whether an output is a widget and nothing else: the static form comes behind it."""
+    return set(output.get("data", ())) == {WIDGET}
 
 
 def _whole_streams(outputs: list[Any]) -> list[Any]:

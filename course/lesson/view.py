@@ -1,7 +1,8 @@
 """Display of lessons: rich output in a notebook, nothing elsewhere (tests, a terminal).
 
-Each output has a widget for a live kernel, and a static form of the same thing, which a saved
-notebook keeps.
+What is live has two outputs: a widget, and below it the static form of the same thing, which a
+style hides while the widget is there. A notebook that was run, saved and opened again without its
+kernel has no widget to show; the style then hides the widget's error, and the static form is seen.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LIVE = "course-live"  # the class of a live widget
+_CHILD = ".jp-OutputArea-child"
+FACE = (  # ends the static form of something live: which of the two is seen in JupyterLab
+    f'<style class="course-face">{_CHILD}:has(.{LIVE}) + {_CHILD} {{display: none}}'
+    # a widget without its model is a panel with a text and no element
+    f" {_CHILD}:has(~ {_CHILD} .course-face) > .lm-Panel:not([data-mime-type]):not(:has(*))"
+    " {display: none}</style>"
+)
 PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, and drawn in less than 200 ms
 
 
@@ -37,19 +46,22 @@ def show(
     picture: bytes | None = None,
     widget: Widget | None = None,
 ) -> None:
-    """Display one output as plain `text`, HTML `markup`, a PNG `picture` and a live `widget`."""
+    """Display one output as plain `text`, HTML `markup` or a PNG `picture`, below a live `widget`.
+
+    With a widget the static form should end with `FACE` in its own or in another output's HTML.
+    """
     if not in_notebook():
         return
     from IPython.display import display
 
+    if widget is not None:
+        widget.add_class(LIVE)
+        display({WIDGET: widget._repr_mimebundle_()[WIDGET]}, raw=True)
     data: dict[str, Any] = {"text/plain": text}
     if markup is not None:
         data["text/html"] = markup
     if picture is not None:
         data["image/png"] = base64.b64encode(picture).decode("ascii")
-    if widget is not None:
-        live = widget._repr_mimebundle_()
-        data[WIDGET] = live[WIDGET]
     display(data, raw=True)
 
 

@@ -206,3 +206,49 @@ def _until(true: Any, otherwise: str, seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < last, otherwise
         time.sleep(0.2)
+
+
+def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
+    lab: str, browser: Any
+) -> None:
+    """Run a question and an explore, save, end the kernel, open again: no widget's error, but the
+    folded question, the explore's picture and its caption, which a live widget had hidden.
+    """
+    number = LESSONS[1]
+    errors = re.compile("Error displaying widget|Loading widget")
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
+    page.wait_for_selector("text=/\\| Idle/", timeout=90 * SECONDS)
+    page.click("li.lm-MenuBar-item:has-text('Run')")
+    page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
+    page.wait_for_selector(".course-live .noUi-handle", timeout=150 * SECONDS)
+    _finished(page)
+    live = page.locator(".jp-OutputArea-child:has(.course-live)").count()
+    assert live >= 2
+    hidden = page.locator(".jp-OutputArea-child:has(.course-live) + .jp-OutputArea-child")
+    assert [each.is_visible() for each in hidden.all()] == [False] * live
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(3 * SECONDS)
+    page.evaluate(
+        """async () => {
+            const token = document.cookie.match(/_xsrf=([^;]*)/);
+            const headers = token ? {'X-XSRFToken': token[1]} : {};
+            for (const one of await (await fetch('/api/sessions')).json())
+                await fetch('/api/sessions/' + one.id, {method: 'DELETE', headers});
+        }"""
+    )
+    page.close()
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
+    page.wait_for_selector("text=/\\| Idle/", timeout=90 * SECONDS)
+    page.wait_for_timeout(3 * SECONDS)
+    dead = page.locator(".jp-OutputArea-output", has_text=errors)
+    assert dead.count() == live  # the file does hold the widgets
+    assert [each.is_visible() for each in dead.all()] == [False] * live
+    static = page.locator(
+        ".jp-OutputArea-child:has(> .jp-OutputArea-output:text-matches('displaying|Loading'))"
+        " + .jp-OutputArea-child"
+    )
+    assert [each.is_visible() for each in static.all()] == [True] * live
+    assert page.locator("text=What to look for.").count() >= 1
+    page.close()
