@@ -125,10 +125,10 @@ lesson.ask("noise-near-reference")
 
 # %%
 from bandits.ablations.kl_estimators import COLOURS
-from bandits.theory import kl_estimators as measured
+from bandits.theory import kl_estimators as by_estimator
 
 means = (0.03, 0.06, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4)
-noise_of = measured.gaussian_values(means, runs=20, samples=2000)  # 40,000 samples for each μ
+noise_of = by_estimator.gaussian_values(means, runs=20, samples=2000)  # 40,000 samples for each μ
 
 print(
     "true KL      "
@@ -169,7 +169,7 @@ def draw_noise():
             markersize=4,
         )
         figures.expectation(ax, closed[name].std, true)
-    for kl, table in measured.PUBLISHED.items():
+    for kl, table in by_estimator.PUBLISHED.items():
         figures.expectation(ax, [row[2] for row in table.values()], [kl] * len(table), marker="D")
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -306,7 +306,7 @@ lesson.ask("ratio-on-policy")
 
 # %%
 # differentiates the divergences themselves
-truth = measured.divergence_gradients(policy, reference)
+truth = by_estimator.divergence_gradients(policy, reference)
 known = {
     "nothing": torch.zeros(3, dtype=torch.float64),
     "KL(π‖ref)": truth["KL(π‖ref)"],
@@ -316,14 +316,14 @@ known = {
 
 def descends(penalty):
     # −E[ĝ], through the very estimator that trains
-    found = measured.penalty_gradient(penalty, policy, reference)
+    found = by_estimator.penalty_gradient(penalty, policy, reference)
     return next(
         (name for name, gradient in known.items() if torch.allclose(found, gradient, atol=1e-9)),
         "neither",
     )
 
 
-for name, penalty in measured.placements().items():
+for name, penalty in by_estimator.placements().items():
     if not name.startswith("inverted"):
         print(f"{name:22} descends {descends(penalty)}")
 
@@ -350,11 +350,11 @@ from course.parts import GroupMean, GroupStd
 
 scaled = {"baseline": GroupMean(), "scale": GroupStd(eps=0.0)}
 for beta in (1.0, 0.01):
-    pull = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4)
-    pull_mean = measured.penalty_gradient(
+    pull = by_estimator.penalty_gradient(K1(beta, InReward()), policy, reference, 4)
+    pull_mean = by_estimator.penalty_gradient(
         K1(beta, InReward()), policy, reference, 4, baseline=GroupMean()
     )
-    pull_std = measured.penalty_gradient(K1(beta, InReward()), policy, reference, 4, **scaled)
+    pull_std = by_estimator.penalty_gradient(K1(beta, InReward()), policy, reference, 4, **scaled)
     print(
         f"β = {beta:4}: length of the pull {pull.norm():.3g} alone, {pull_mean.norm():.3g} under"
         f" the group's mean, {pull_std.norm():.3g} under mean and std"
@@ -402,7 +402,7 @@ def draw_pull(p, p_ref):
         )
         pulls.plot(
             p,
-            -float(measured.penalty_gradient(part, now, anchor)[0]),
+            -float(by_estimator.penalty_gradient(part, now, anchor)[0]),
             "o",
             color=COLOURS[name],
             markersize=7,
@@ -441,6 +441,7 @@ lesson.explore(
 # %%
 exercise_k3 = lesson.exercise("write-k3")
 
+
 # %%
 def my_k3(log_prob, ref_log_prob):
     """log_prob, ref_log_prob [n]: log π and log π_ref of each sample, in nats → [n] its estimate of
@@ -456,6 +457,7 @@ exercise_k3.check(my_k3)
 
 # %%
 exercise_coefficient = lesson.exercise("grpo-coefficient")
+
 
 # %%
 def my_coefficient(advantage, log_prob, ref_log_prob, beta):
@@ -526,9 +528,9 @@ for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
 # %%
 from course.exact import kl_gradient
 
-two = measured.two_tokens()  # three words, two tokens, all 9 answers listed
-whole, dropped = kl_gradient(two), measured.later_tokens(two)
-for name, gradient in measured.sequence_gradients(two).items():
+two = by_estimator.two_tokens()  # three words, two tokens, all 9 answers listed
+whole, dropped = kl_gradient(two), by_estimator.later_tokens(two)
+for name, gradient in by_estimator.sequence_gradients(two).items():
     missed = (whole - gradient).norm() / whole.norm()
     what = (
         "nothing"
@@ -624,6 +626,7 @@ for kind, path in paths.items():
         f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.13):"
         f" {root:.3f}"
     )
+
 
 # %% jupyter={"source_hidden": true}
 def draw_limits():
@@ -734,6 +737,7 @@ lesson.explore(
 # %%
 exercise_tilt = lesson.exercise("tilting")
 
+
 # %%
 def my_tilt(ref, reward, beta):
     """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K]
@@ -806,6 +810,7 @@ for fact in ran.facts:
             f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ±"
             f" {fact.standard_error:.2f}"
         )
+
 
 # %% jupyter={"source_hidden": true}
 def draw_bought():
@@ -937,9 +942,9 @@ for name, part in RUNS.items():
 
 print("\nwhat the bug makes of each:")
 half_chi = truth["½χ²(π‖ref)"]
-for name, penalty in measured.placements().items():
+for name, penalty in by_estimator.placements().items():
     if name.startswith("inverted"):
-        found = measured.penalty_gradient(penalty, policy, reference)
+        found = by_estimator.penalty_gradient(penalty, policy, reference)
         named = {**known, "−KL(π‖ref): away from it": -known["KL(π‖ref)"], "½χ²(π‖ref)": half_chi}
         print(
             f"  {name:26} descends"

@@ -457,7 +457,7 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Read the row of `length_mean`, GRPO without its KL: three of four models end with every answer cut at the limit and silent groups, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. (One model found it in time. So the mean's interval reaches 0, and the claim "the KL decides" holds against the other rungs without a KL, but not against this one.)
+# Read the row of `length_mean`, GRPO without its KL: three of four models end with every answer cut at the limit and silent groups, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. (One model found it in time. So the interval against this rung is wide: at 95 % it lies above 0, at the 99 % that the course asks of claims on four models it does not.)
 #
 # Which part of GRPO does it? Replace the KL by $k_2$, the reverse KL, or leave out the std and $1/|o|$: the difference from GRPO is small, and its interval holds 0. So it is *an* anchor that counts, and neither its form nor the std. The anchor alone does not do it either: under REINFORCE, without a baseline, the same KL comes not nearly as far in the same time. An entropy bonus in its place gets all four models off the ground and none as far; credit for the end token, without a KL, some. And the exact reward alone teaches nothing, for it never fires.
 #
