@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from course.errors import CourseError, require
-from course.lesson.syllabus import described
+from course.lesson.syllabus import described, read_again
 from course.lesson.view import box, fold, rich, show
 
 Attempt = Callable[..., Any]
@@ -143,14 +143,7 @@ def load(lesson: str) -> dict[str, Exercise]:
     The file is run again when it changed. Raises `CourseError` that names the file if it fails, or
     has a name twice.
     """
-    place = path(lesson)
-    try:
-        changed = place.stat().st_mtime_ns
-    except OSError:
-        return {}
-    if place not in _loaded or _loaded[place][0] != changed:
-        _loaded[place] = changed, _run(place)
-    return _loaded[place][1]
+    return read_again(path(lesson), _loaded, _run) or {}
 
 
 def _run(place: Path) -> dict[str, Exercise]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course.errors import CourseError, require
-from course.lesson.syllabus import described
+from course.lesson.syllabus import described, read_again
 from course.lesson.view import box, fold, plain, rich
 
 if TYPE_CHECKING:
@@ -140,14 +140,7 @@ def load(lesson: str) -> dict[str, Question]:
     The file is read again when it changed. Raises `CourseError` that names the file, the question
     and the field if it is wrong.
     """
-    place = path(lesson)
-    try:
-        changed = place.stat().st_mtime_ns
-    except OSError:
-        return {}
-    if place not in _loaded or _loaded[place][0] != changed:
-        _loaded[place] = changed, _parsed(place)
-    return _loaded[place][1]
+    return read_again(path(lesson), _loaded, _parsed) or {}
 
 
 def _parsed(place: Path) -> dict[str, Question]:

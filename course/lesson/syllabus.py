@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from course.errors import CourseError, require
 from course.lab.places import home
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,19 @@ def info(number: str) -> LessonInfo:
 def folder() -> Path:
     """The folder notebooks/ of the course: of the checkout one stands in, or as it is installed."""
     return home() / "notebooks"
+
+
+def read_again(
+    place: Path, known: dict[Path, tuple[int, T]], read: Callable[[Path], T]
+) -> T | None:
+    """What `read` makes of a file, kept until the file changes; None if there is no file."""
+    try:
+        changed = place.stat().st_mtime_ns
+    except OSError:
+        return None
+    if place not in known or known[place][0] != changed:
+        known[place] = changed, read(place)
+    return known[place][1]
 
 
 def described() -> Path:
