@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 TITLE = "what each part of the ladder buys on a contextual bandit: one part, one stress, paired"
 FIGURE = "bandit_parts"
-EXPECTED_SECONDS = 45.0
+EXPECTED_SECONDS = 30.0
 WHERE = "contextual bandit"
 # rows whose effect is that of a smaller variance
 VARIANCE = ("reinforce", "baseline", "offset"), ("clip", "group_mean", "constants")
@@ -97,7 +97,7 @@ class Settings(Checked):
 
 SETTINGS = Settings()
 QUICK = dataclasses.replace(SETTINGS, streams=64, tuning=8, rates=(1.0, 4.0, 16.0, 64.0))
-QUICK_SECONDS = 25.0
+QUICK_SECONDS = 15.0
 
 
 def problem(

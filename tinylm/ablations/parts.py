@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 TITLE = "what each part of the ladder buys on a language model: one part, one stress, paired"
 FIGURE = "tinylm_parts"
-EXPECTED_SECONDS = 220.0
+EXPECTED_SECONDS = 120.0
 WHERE = "transformer"
 # from which warm start a training begins, where that is not the plain one
 STARTS = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TITLE = "what each part buys, from other warm starts of the transformer"
 FIGURE = "tinylm_starts"
-EXPECTED_SECONDS = 700.0
+EXPECTED_SECONDS = 360.0
 
 
 @dataclass(frozen=True)
