@@ -533,6 +533,7 @@ def test_one_ctrl_c_does_not_end_the_lab(tmp_path: Path) -> None:
             os.write(master, b"n\n")
             shown += read_until(master, "resuming operation", 20)
             assert process.poll() is None
+            time.sleep(2)  # JupyterLab takes its own handler back a moment after it says so
             os.write(master, b"\x03")
             shown += read_until(master, "(y/[n])?", 20)
             os.write(master, b"y\n")
