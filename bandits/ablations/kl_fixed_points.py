@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "where GRPO's success probability settles: k2 or k3, with the std or not, or nowhere"
-EXPECTED_SECONDS = 16.0
+EXPECTED_SECONDS = 26.0
 
 
 @dataclass(frozen=True)

@@ -519,7 +519,9 @@ TITLES = {
 
 
 def plot(result: Result):  # type: ignore[no-untyped-def]
-    """Completions per second in every case; and, if they raced, the accuracy over seconds."""
+    """Completions per second in every case; then the accuracy over seconds if they raced, else
+    where our time goes.
+    """
     raced = "race" in result.series
     figure, axes = figures.new_figure(2, 2, width=11.0, height=6.0)
     names = {"ours": "this course", "compiled": "… compiled", "plain": "… textbook", "trl": "TRL"}
@@ -548,7 +550,7 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
         ax.set_xlim(0, 1.5 * max(*rates.values(), GOAL.get(case, 0.0) * rates["trl"]))
         figures.describe(ax, title, "completions per second", "")
     if not raced:
-        axes[-1].set_axis_off()
+        _shares(axes[-1], result)
         return figure
     for name in ("ours", "trl"):
         curve = result.array("race", name, "accuracy")
@@ -562,6 +564,21 @@ def plot(result: Result):  # type: ignore[no-untyped-def]
     )
     figures.label_ends(axes[-1])
     return figure
+
+
+def _shares(ax: Any, result: Result) -> None:
+    """Where our time goes: one bar of four parts for each case."""
+    shown = ("sampling", "forward", "backward, clipping, logging", "optimiser")
+    colours = ("#0072b2", "#56b4e9", "#e69f00", "#999999")
+    left = [0.0] * len(TITLES)
+    for what, colour in zip(shown, colours, strict=True):
+        width = [float(result.series[case]["shares"][what]) for case in TITLES]
+        ax.barh(range(len(TITLES)), width, left=left, color=colour, label=what)
+        left = [start + more for start, more in zip(left, width, strict=True)]
+    ax.set_yticks(range(len(TITLES)), list(TITLES))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+    figures.describe(ax, "Where our time goes", "share of a rollout and its two updates", "")
 
 
 def main() -> None:
