@@ -89,9 +89,8 @@ def trained(
 ) -> dict[str, Any]:
     """The curves of one arm at a learning rate, [logs, S] each (see `kept`), and its names.
 
-    `numbers` are the models of `start` that are trained.
-
-    Its held-out accuracy is told as it climbs.
+    `numbers` are the models of `start` that are trained. The held-out accuracy is told as it
+    climbs.
     """
 
     def say(step: int, row: dict[str, Tensor]) -> None:

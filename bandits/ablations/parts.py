@@ -87,6 +87,8 @@ class Settings(Checked):
         require(fits, "success", self.success, allowed)
         require(self.group > 1, "group", self.group, "at least 2: group baselines compare samples")
         require(self.streams > 1, "streams", self.streams, "at least 2, for an interval")
+        fits = 0 < self.rare < 1 / 101  # the answers that pay ½ and 1½ leave some for the third
+        require(fits, "rare", self.rare, "a probability above 0 and below 1/101")
         short, long = self.lengths
         require(short < long, "lengths", self.lengths, "a short and a long answer")
 

@@ -189,8 +189,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "matplotlib": _version("matplotlib"),
         "course": _version("pg-ladder"),
     }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    hardware: dict[str, Any] = {"cpu": _cpu(), "cores": cores}
+    hardware: dict[str, Any] = {"cpu": _cpu(), "cores": cores()}
     if device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name(device)
     return {
@@ -223,6 +222,13 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -7,7 +7,6 @@ not depend on the process it runs in.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from course import ladder
 from course.errors import CourseError
+from course.lab.result import cores
 from course.lab.terminal import Progress
 from course.registry import FILES, RUNGS
 
@@ -33,13 +33,6 @@ class Spread(Protocol):
     def __call__(
         self, work: Callable[..., T], tasks: Sequence[tuple[Any, ...]], text: str
     ) -> list[T]: ...
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -94,4 +87,4 @@ def _call(sent: bytes) -> bytes:
     return pickle.dumps(work(*task))
 
 
-__all__ = ["Spread", "cores", "side_by_side"]
+__all__ = ["Spread", "side_by_side"]

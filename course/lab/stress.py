@@ -82,7 +82,7 @@ PURPOSE: dict[str, tuple[str, tuple[str, ...]]] = {
     "group_std": ("The std moves weight from easy to hard questions.", ("hard", "easy")),
     "length_mean": ("1/|o| holds wrong answers back the less, the longer they are.", ("lengths",)),
     "grpo": (
-        "The KL holds on to what the reward no longer pays for, or hardly ever yet.",
+        "The KL keeps what the reward has stopped paying for, or has not found yet.",
         ("unrewarded", "random"),
     ),
 }

@@ -195,19 +195,23 @@ def test_switches_need_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert seen[1].scratchpad
 
 
-def test_ctrl_c_ends_with_130_and_leaves_something_to_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = [0]
-    step = Training.step
+def interrupt_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C comes at step `number` of all trainings from now on, and never again."""
+    step, steps = Training.step, [0]
 
     def tired(self: Training):  # type: ignore[no-untyped-def]
         steps[0] += 1
-        if steps[0] == 30:
+        if steps[0] == number:
             raise KeyboardInterrupt
         return step(self)
 
     monkeypatch.setattr(Training, "step", tired)
+
+
+def test_ctrl_c_ends_with_130_and_leaves_something_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_step(monkeypatch, 30)
     assert commands.main(["train", *SHORT, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert commands.main(["train", "--resume", "--out", str(tmp_path), "--device", "cpu"]) == 0
@@ -252,15 +256,7 @@ def test_tensorboard_shows_the_numbers_of_the_log(
 
     where = ["--out", str(tmp_path / "out"), "--tensorboard", str(tmp_path / "board")]
     where += ["--device", "cpu"]
-    step, steps = Training.step, [0]
-
-    def tired(self: Training):  # type: ignore[no-untyped-def]
-        steps[0] += 1
-        if steps[0] == 30:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Training, "step", tired)
+    interrupt_step(monkeypatch, 30)
     words = [*SHORT, "--runs", str(runs), "--save-every", "1000"]
     assert commands.main(["train", *words, *where]) == 130
     assert commands.main(["train", "--resume", *where]) == 0

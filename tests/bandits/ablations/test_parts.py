@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,8 +84,8 @@ def test_a_normal_update_has_the_covariance_of_a_sampled_one(name: str) -> None:
     probs = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     reward, group = torch.tensor([[1.0, -0.5, 2.0]], dtype=torch.float64), 4
     estimator = ladder.get(name).estimator
-    noise = UnitVectors(12 if name == "group_mean" else 3)
-    rows = theory.sampled_part(estimator, probs, reward, group, noise)[:, 0]  # type: ignore[arg-type]
+    noise: Any = UnitVectors(12 if name == "group_mean" else 3)
+    rows = theory.sampled_part(estimator, probs, reward, group, noise)[:, 0]
     seen = rows.T @ rows
     second, first = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for arms in itertools.product(range(3), repeat=group):
@@ -132,7 +133,14 @@ def test_every_part_runs_and_writes_its_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"group": 1}, {"success": (0.5, 1.0, 0.2)}, {"lengths": (8, 2)}, {"streams": 1}]
+    "wrong",
+    [
+        {"group": 1},
+        {"success": (0.5, 1.0, 0.2)},
+        {"lengths": (8, 2)},
+        {"streams": 1},
+        {"rare": 0.02},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
