@@ -8,7 +8,7 @@
 # * say for every part of the ladder what it is for, what it brings there, and within which bound it brings nothing elsewhere;
 # * read the curves of a training log, and find a bug that they hardly show.
 #
-# You need lessons 06 to 08: the group, the KL, and a prompt as a bandit. A first read takes about 55 minutes. It computes for {{time}}.
+# You need lessons 06 to 08: the group, the KL, and a prompt as a bandit. A first read takes about 55 minutes. Running all its cells takes {{time}}.
 
 # %%
 import dataclasses
@@ -459,7 +459,7 @@ lesson.picture(
 # %% [markdown]
 # Read the row of `length_mean`, GRPO without its KL: three of four models end with every answer cut at the limit and silent groups, and in the figure an entropy that falls far sooner. Half a reward for digits can be had without the end token. Once that token has died out, no sample shows that it was worth another half. (One model found it in time. So the interval against this rung is wide: at 95 % it lies above 0, at the 99 % that the course asks of claims on four models it does not.)
 #
-# Which part of GRPO does it? Replace the KL by $k_2$, the reverse KL, or leave out the std and $1/|o|$: the difference from GRPO is small, and its interval holds 0. So it is *an* anchor that counts, and neither its form nor the std. The anchor alone does not do it either: under REINFORCE, without a baseline, the same KL comes not nearly as far in the same time. An entropy bonus in its place gets all four models off the ground and none as far; credit for the end token, without a KL, some. And the exact reward alone teaches nothing, for it never fires.
+# Which part of GRPO does it? Replace the KL by $k_2$, the reverse KL, or leave out the std and $1/|o|$: the difference from GRPO is small, and its interval holds 0. So what is decided is that *an* anchor counts. If its form or the std count at the end at all, then for less than the bounds printed above. The anchor alone does not do it either: under REINFORCE, without a baseline, the same KL comes not nearly as far in the same time. An entropy bonus in its place gets all four models off the ground and none as far; credit for the end token, without a KL, some. And the exact reward alone teaches nothing, for it never fires.
 #
 # A bandit explains it, with three arms: one that pays ½ and is found soon, a rare one that pays 1½ (its digits and the end), and one that pays nothing. How many of the sampled runs found the rare one?
 
