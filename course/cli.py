@@ -255,15 +255,19 @@ def ladder_table() -> str:
 
 
 def lessons_table() -> str:
-    """The lessons as a Markdown table: picture, title, what to take away, measured time."""
+    """The lessons as a Markdown table: picture, title, what to take away, reader's and CPU time."""
     from course.lesson.syllabus import SYLLABUS, index
 
-    seconds = {number: entry.get("seconds", "–") for number, entry in index().items()}
-    rows = ["| | lesson | the one thing to take away | computes |", "| --- | --- | --- | --- |"]
+    known = index()
+    rows = [
+        "| | lesson | the one thing to take away | a first read | computes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for number, lesson in SYLLABUS.items():
         picture = f'<img src="figures/{lesson.figure}.png" width="150" alt="{lesson.title}">'
         link = f"[**{number} · {lesson.title}**](notebooks/{lesson.file}.ipynb)"
-        rows.append(f"| {picture} | {link} | {lesson.takeaway} | {seconds.get(number, '–')} s |")
+        minutes, seconds = (known.get(number, {}).get(key, "–") for key in ("minutes", "seconds"))
+        rows.append(f"| {picture} | {link} | {lesson.takeaway} | {minutes} min | {seconds} s |")
     return "\n".join(rows)
 
 

@@ -20,13 +20,15 @@ from typing import Any
 
 from course.errors import CourseError, require
 from course.lab.places import repository
-from course.lesson import Lesson, progress
+from course.lesson import Lesson, at_work, progress
+from course.lesson.reading import Reading, reading
 from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, index, info
 from course.lesson.view import WIDGET
 from course.train.files import replace_files
 
 LIMIT = 500_000  # bytes of a saved notebook
 TIME = "{{time}}"  # the placeholder in a lesson's opening
+AT_WORK = "{{at work}}"  # the placeholder for the section of that name, a cell of its own
 CELL_SECONDS = 120
 KEPT = ("jupyter", "tags")  # the metadata of a cell that are kept
 INSTALL = """# Installs the course where it is missing, as in Colab; elsewhere it does nothing.
@@ -55,18 +57,18 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
     """The source as a notebook without outputs.
 
     With `times` (the contents of lessons.json) the opening says how long the lesson computes. The
-    cell that installs the course where it is missing comes before the first cell of code.
+    section *At work* is put in its place, and the cell that installs the course where it is missing
+    before the first cell of code.
     """
-    import jupytext
-
-    notebook = jupytext.reads(source(lesson).read_text(encoding="utf-8"), fmt="py:percent")
+    notebook = _written(lesson)
     spent = (times or {}).get(lesson.number, {}).get("seconds")
+    first_read = reading(notebook.cells)
     for cell in notebook.cells:
         cell.metadata = {name: value for name, value in cell.metadata.items() if name in KEPT}
         if TIME in cell.source and spent is not None:
-            cell.source = cell.source.replace(
-                TIME, f"about {spent} seconds of computing on two CPU cores, measured"
-            )
+            cell.source = cell.source.replace(TIME, _time(spent, first_read))
+        if cell.source.strip() == AT_WORK:
+            cell.source = at_work.load(lesson).markdown
     first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     notebook.cells.insert(first, _installing())
     notebook.metadata = {
@@ -74,6 +76,24 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _time(seconds: int, first_read: Reading) -> str:
+    """What a lesson takes: the machine's time, which was measured, and the reader's."""
+    computing = f"about {seconds} seconds of computing on two CPU cores, measured"
+    return f"{computing}, and a first read {first_read.text}"
+
+
+def minutes(lesson: LessonInfo) -> int:
+    """Minutes of a first read of a lesson, as its opening says."""
+    return reading(_written(lesson).cells).minutes
+
+
+def _written(lesson: LessonInfo) -> Any:
+    """The source as a notebook, with nothing put into its placeholders."""
+    import jupytext
+
+    return jupytext.reads(source(lesson).read_text(encoding="utf-8"), fmt="py:percent")
 
 
 def _installing() -> Any:
@@ -131,6 +151,7 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     times = read_index()  # read again, since another lesson may have been built meanwhile
     times[lesson.number] = {
         **times.get(lesson.number, {}),
+        "minutes": minutes(lesson),
         "seconds": _rounded(seconds, times.get(lesson.number, {}).get("seconds")),
     }
     again = cells(lesson, times)  # with the measured time in the opening
@@ -239,7 +260,9 @@ def refresh_index(names: Sequence[str] = ()) -> None:
     """Update the names of questions and exercises of the lessons (default: all); keep the times."""
     times = read_index()
     for lesson in [info(name) for name in names] or written():
-        times[lesson.number] = {**times.get(lesson.number, {}), **counted(collect(lesson))}
+        known = times.get(lesson.number, {})
+        asked = counted(collect(lesson))
+        times[lesson.number] = {**known, **asked, "minutes": minutes(lesson)}
     replace_files(_index_file(times))
 
 

@@ -45,7 +45,7 @@ def ladder_map() -> tuple[str, str]:
 
 
 def progress_table() -> tuple[str, str]:
-    """(text, HTML): the computing time of each lesson, and its questions and exercises done."""
+    """(text, HTML): each lesson's questions and exercises done, minutes to read, seconds of CPU."""
     done, known = progress.read(), index()
     lines, rows = [], ""
     for lesson in SYLLABUS.values():
@@ -53,9 +53,13 @@ def progress_table() -> tuple[str, str]:
         cells = [
             f"{_count(done, entry, lesson, kind)} {kind}" for kind in ("questions", "exercises")
         ]
-        seconds = f"{entry['seconds']} s" if "seconds" in entry else "–"
-        lines.append(f"{lesson.number} {lesson.title:<40} {cells[0]:<16} {cells[1]:<16} {seconds}")
-        columns = [_link(lesson, f"{lesson.number} · {lesson.title}"), *cells, seconds]
+        cells += [
+            f"{entry[key]} {unit}" if key in entry else "–"
+            for key, unit in (("minutes", "min"), ("seconds", "s"))
+        ]
+        padded = "".join(f" {cell:<16}" for cell in cells)
+        lines.append(f"{lesson.number} {lesson.title:<40}{padded}".rstrip())
+        columns = [_link(lesson, f"{lesson.number} · {lesson.title}"), *cells]
         rows += (
             "<tr>"
             + "".join(

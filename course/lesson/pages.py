@@ -15,7 +15,7 @@ from course import ladder
 from course.errors import require
 from course.exact import microscope
 from course.lab import claims, ledger
-from course.lesson import build
+from course.lesson import at_work, build, conventions
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.syllabus import folder, info
 from course.train.files import replace_files
@@ -245,7 +245,7 @@ def cheat_sheet() -> str:
 
     Bias and spread are exact, on the bandit B3.
     """
-    exact, names = on_b3(), library_names()
+    exact, names = on_b3(), conventions.rungs()
     lines = [
         "# Cheat sheet: every objective on one page\n",
         (
@@ -276,7 +276,7 @@ def cheat_sheet() -> str:
         allowed = f"a table of rungs with a row for `{name}`"
         require(name in names, "course/CONVENTIONS.md", "no such row", allowed)
         lines.append(
-            "| " + " | ".join([*(cell.replace("|", "\\|") for cell in row), *names[name]]) + " |"
+            "| " + " | ".join(conventions.escaped(cell) for cell in (*row, *names[name])) + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -293,17 +293,32 @@ def on_b3() -> dict[str, tuple[float, float]]:
     return found
 
 
-def library_names() -> dict[str, tuple[str, str]]:
-    """Rung → its options in TRL and in verl, from the second table of course/CONVENTIONS.md."""
-    text = (
-        (folder().parent / "course" / "CONVENTIONS.md")
-        .read_text(encoding="utf-8")
-        .partition("## The same rung")[2]
+def conventions_page() -> str:
+    """CONVENTIONS.md: course/CONVENTIONS.md with a heading for every convention, to link to."""
+    head, _, rest = conventions.PATH.read_text(encoding="utf-8").partition(
+        f"## {conventions.DIFFERS}\n"
     )
-    rows = [
-        re.split(r"(?<!\\)\|", line)[1:4] for line in text.splitlines() if line.startswith("| `")
+    part, _, others = rest.partition("\n## ")
+    below = [line for line in part.strip().splitlines() if not line.startswith("|")]
+    title, _, opening = head.partition("\n")
+    where: dict[str, list[str]] = {}
+    for lesson in build.written():
+        for name in at_work.load(lesson).named:
+            where.setdefault(name, []).append(f"[{lesson.number}]({lesson.file}.ipynb)")
+    lines = [
+        title,
+        "",
+        "Generated from course/CONVENTIONS.md by `python -m course notebooks --pages`.",
+        f"{opening}## {conventions.DIFFERS}\n",
     ]
-    return {row[0].strip().strip("`"): (row[1].strip(), row[2].strip()) for row in rows}
+    trl, verl = conventions.versions()
+    for row in conventions.conventions().values():
+        says = [("ours", row.ours), (trl, row.trl), (verl, row.verl), ("source", row.source)]
+        says.append(("held by", row.tests.replace("` `", "`, `")))
+        says.append(("lessons", ", ".join(where.get(row.name, []))))
+        lines.append(f"### {row.name}\n")
+        lines += [f"- **{who}**: {said}" for who, said in says if said] + [""]
+    return "\n".join([*lines, *below]).strip() + f"\n\n## {others.strip()}\n"
 
 
 PAGES = {
@@ -311,6 +326,7 @@ PAGES = {
     "CONFUSIONS.md": confusions_page,
     "CLAIMS.md": claims_page,
     "CHEATSHEET.md": cheat_sheet,
+    "CONVENTIONS.md": conventions_page,
 }
 
 

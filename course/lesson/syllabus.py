@@ -156,7 +156,7 @@ def described() -> Path:
 
 
 def index() -> Mapping[str, dict[str, Any]]:
-    """The contents of notebooks/lessons.json: lesson number → seconds, questions, exercises.
+    """The contents of notebooks/lessons.json: lesson number → times, questions, exercises.
 
     The last build wrote it. Raises `CourseError` if the file is damaged.
     """
@@ -172,9 +172,10 @@ def index() -> Mapping[str, dict[str, Any]]:
             names = entry.get(kind, [])
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise _damaged(path, f"{number}.{kind} that is no list of names")
-        seconds = entry.get("seconds", 0)
-        if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 0:
-            raise _damaged(path, f"{number}.seconds that is no whole number")
+        for kind in ("seconds", "minutes"):
+            time = entry.get(kind, 0)
+            if not isinstance(time, int) or isinstance(time, bool) or time < 0:
+                raise _damaged(path, f"{number}.{kind} that is no whole number")
     return found
 
 

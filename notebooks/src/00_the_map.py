@@ -593,6 +593,9 @@ for label, (_, values) in runs.items():
 lesson.progress()
 
 # %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # Every algorithm from REINFORCE to GRPO is one objective with one part replaced at a time, and every tensor of it ends in `[Q, G, T]`.

@@ -753,7 +753,11 @@ for name, seen in suspects.items():
 # %% [markdown]
 # This is how every estimator of this course is tested, and how your exercises are checked. Do it with your own code: a bandit with three arms
 # is a small price.
-#
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # $\mathbb E[R\,\nabla\log\pi_\theta]=\nabla J$, for a single sample already. With one step per question it takes two lines and no theorem;

@@ -717,7 +717,11 @@ lesson.picture(
 #
 # Read the table across, too: with the larger step more runs commit, whatever the baseline. An estimator's bias and variance describe one
 # step. What a thousand steps do is another matter, because each decides what will be sampled next.
-#
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # Subtract anything that does not know the sample's own answer: $\mathbb E[\hat g]$ stays. The scatter follows a parabola with its bottom

@@ -873,6 +873,9 @@ for label, history in (*broken.items(), ("the rung `baseline`", plain)):
 # If your clip fraction is 0 although you make several updates per rollout, look for this. Log-probabilities of the rollout are taken **once**, when it is sampled, from the distribution that sampled.
 
 # %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # For one choice per question, $\mathbb E_{\pi_{old}}[\rho A]$ *is* the improvement, at any distance, and its gradient is $\nabla J$ where you stand. What limits a step is the number of samples that is left, at most $G\,e^{-\mathrm{KL}}$.

@@ -618,6 +618,9 @@ for name, history in (
 # The reward still rises and nothing crashes. That it ends low has many possible causes. The ratios narrow it down: nothing brakes. Whether the clip is missing or the wrong way round they do not tell; the slopes at ρ = 0.5 and 1.5 above do.
 
 # %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # The clip is a flat region for each sample, on the side its advantage pushes to, and makes the objective a pessimistic lower bound. It bounds neither the ratio nor the KL: others move the sample too, and nothing pulls it back.

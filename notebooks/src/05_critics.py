@@ -895,7 +895,11 @@ for name, part in (
 # %% [markdown]
 # Either half is enough. The first is noise alone, which Adam turns into full steps: a random walk away from a trained policy. The second praises every right end token, and weights
 # that are shared by all places make the end token likelier at the others, too, where no signal pulls it back. **A mean of 0 is not a standstill.**
-#
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # A critic gives every token its own credit. At $\lambda = 1$ it is one more unbiased baseline; below 1 it is believed, and its errors become bias. It has to be learned, and a network of its own doubles the parameters.

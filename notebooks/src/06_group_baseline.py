@@ -830,7 +830,11 @@ print(
 # column beside the first: with GRPO's KL, here to the uniform policy, fewer runs are lost than without it, and yet the regret is larger,
 # since it keeps trying all arms in every run. On a language model there are more arms than anyone could pull once, and Thompson sampling
 # has no posterior over them; what carries over is the warning, not the ranking.
-#
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # On policy the group's mean is a baseline: a factor $\frac{G-1}G$ and other noise (less, as a rule: lesson 02), nothing else. The group's std is not: it changes **what is

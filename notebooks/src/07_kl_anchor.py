@@ -956,7 +956,11 @@ for name, penalty in by_estimator.placements().items():
 # **Which way round?** log r = log π_ref − log π, always. And a KL curve that falls is no proof that it is the right way round: run C has the bug and comes home faster than the right one, because inverted $k_3$ descends ½χ², which
 # is an anchor, too, only of another strength. In the loss the bug hides ($k_1$: nothing either way; $k_2$: no difference; $k_3$: another anchor). In the reward, or with ρ before $k_1$, it drives the policy away. A
 # test on three arms, as in the first exercise, finds it at once: the mean over π has to be the KL.
-#
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss is nothing, $k_1$ in the reward is the reverse KL, $k_3$ in the loss is the forward one, and each stops at another p. It is an

@@ -804,6 +804,9 @@ def preference_loss(win, lose):
 preference.check(preference_loss)
 
 # %% [markdown]
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # A prompt is a bandit whose arms are its completions. At the level of whole answers what you know of bandits holds on a transformer for each question, to rounding. Ratios and KLs per token are an approximation, whose size you can measure.

@@ -699,20 +699,9 @@ def my_clip_fraction(ratio, advantage, mask, epsilon):
 exercise_clip.check(my_clip_fraction)
 
 # %% [markdown]
-# ## At work
-#
-# | part | TRL 1.16, `GRPOConfig` | verl 0.9.1 | a trap |
-# | --- | --- | --- | --- |
-# | baseline | the group's mean, always | `algorithm.adv_estimator`, default `gae`: a critic | neither has the batch's mean alone; TRL's `scale_rewards="batch"` changes the std, not the mean |
-# | ratio | always; with one update per rollout ρ is 1 | always; `loss_mode=gpg` leaves it out | minibatches and `steps_per_generation` make samples stale, not `num_iterations` alone |
-# | clip | `epsilon` .2; `epsilon_high` unset: the same | `clip_ratio_low`, `clip_ratio_high`, .2 each | in verl `clip_ratio` alone does nothing, and a dual clip (`clip_ratio_c` 3) is always on |
-# | group mean | `num_generations` 8 | `adv_estimator=grpo`, `rollout.n` | a group of one: TRL refuses it, verl takes A = R, no baseline at all |
-# | std | `scale_rewards` "group" | `norm_adv_by_std_in_grpo` True | TRL's `loss_type="dr_grpo"` leaves the std on |
-# | 1/\|o\| | `loss_type`, default "dapo": a mean over tokens | `loss_agg_mode`, default `token-mean` | neither default is GRPO's $1/\lvert o\rvert$: that is "grpo" and `seq-mean-token-mean` |
-# | KL | `beta`, default 0: no KL at all | `use_kl_loss`, default off | TRL's KL, where on, is multiplied by ρ; see the section from random weights for what 0 can cost |
-#
-# [CONVENTIONS.md](../course/CONVENTIONS.md) has every option, with the name of the test that runs it against the library.
-#
+# {{at work}}
+
+# %% [markdown]
 # ## Take away
 #
 # **A part is an insurance against one trouble.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a bound close to 0, and sometimes a price. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and mostly not without. To find out about yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.

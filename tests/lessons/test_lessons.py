@@ -170,18 +170,21 @@ def test_code_fits_into_a_hundred_columns(number: str) -> None:
 
 @each_lesson
 def test_a_lesson_opens_with_its_measured_time_and_ends_with_what_to_take_away(number: str) -> None:
-    seconds = build.read_index()[number]["seconds"]
+    seconds, minutes = (build.read_index()[number][name] for name in ("seconds", "minutes"))
     assert 0 < seconds <= 60
     text = [cell.source for cell in saved(number).cells if cell.cell_type == "markdown"]
     assert text[0].startswith(f"# {number} · ")
     assert f"about {seconds} seconds" in text[0]
+    assert f"about {minutes} minutes" in text[0]
     assert any(part.startswith("## Take away") or "\n## Take away" in part for part in text)
 
 
 @pytest.mark.slow
 @each_lesson
 def test_the_index_counts_what_the_lesson_asks(number: str) -> None:
-    entry = {name: value for name, value in build.read_index()[number].items() if name != "seconds"}
+    entry = dict(build.read_index()[number])
+    assert entry.pop("seconds") > 0
+    assert entry.pop("minutes") == build.minutes(info(number))
     assert entry == build.counted(lesson_of(number))
 
 

@@ -4,9 +4,7 @@ groups, off policy.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from torch import Tensor
 from course.estimator import Estimator
 from course.rollout import Policy, Rollout
 
-TABLE = Path(__file__).parents[2] / "course" / "CONVENTIONS.md"
 # tokens: the generation limit, longer than any sample, so that a divisor by the longest would be
 # seen
 LIMIT = 9
@@ -148,15 +145,3 @@ def close(mine: Tensor, theirs: Tensor) -> None:
 def apart(mine: Tensor, theirs: Tensor) -> None:
     """Really different: a convention that is said to differ must be seen to."""
     assert float((mine - theirs).abs().max()) > 1e-4
-
-
-def table(title: str) -> list[list[str]]:
-    """The rows, cell by cell, of the first table under the heading `title` of
-    course/CONVENTIONS.md.
-    """
-    text = TABLE.read_text(encoding="utf-8").split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
-        for line in lines[2:]
-    ]

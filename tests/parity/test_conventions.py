@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from course import ladder
-from tests.parity.samples import table
+from course.lesson.conventions import table
 
 HERE = Path(__file__).parent
 FILES = ("test_trl.py", "test_verl.py")

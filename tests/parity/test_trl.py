@@ -32,6 +32,7 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from course import ladder
 from course.estimator import Estimator, replace
+from course.lesson.conventions import table
 from course.parts import (
     CISPO,
     K1,
@@ -54,7 +55,7 @@ from course.parts import (
 )
 from course.registry import get
 from course.rollout import Policy
-from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours, table
+from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours
 from tinylm.model import next_token_log_dist
 from tinylm.tasks import PAD
 

@@ -26,6 +26,7 @@ from verl.workers.config import ActorConfig
 
 from course import ladder
 from course.estimator import Estimator, replace
+from course.lesson.conventions import table
 from course.parts import (
     CISPO,
     GAE,
@@ -46,7 +47,7 @@ from course.parts import (
 )
 from course.registry import get
 from course.rollout import Policy
-from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours, table
+from tests.parity.samples import LIMIT, Result, Samples, agree, apart, close, draw, ours
 
 ALGORITHM = (
     "adv_estimator",
