@@ -265,7 +265,7 @@ def lessons_table() -> str:
     ]
     for number, lesson in SYLLABUS.items():
         picture = f'<img src="figures/{lesson.figure}.png" width="150" alt="{lesson.title}">'
-        link = f"[**{number} · {lesson.title}**](notebooks/{lesson.file}.ipynb)"
+        link = f"[**{lesson.heading}**](notebooks/{lesson.file}.ipynb)"
         minutes, seconds = (known.get(number, {}).get(key, "–") for key in ("minutes", "seconds"))
         rows.append(f"| {picture} | {link} | {lesson.takeaway} | {minutes} min | {seconds} s |")
     return "\n".join(rows)
@@ -409,8 +409,8 @@ def _progress(argv: Sequence[str]) -> int:
             f"{len(mine.get(kind, []))} of {len(there.get(kind, []))}"
             for kind in ("questions", "exercises")
         ]
-        rows.append((number, lesson.title, *counts))
-    print(text_table(("", "lesson", "questions answered", "exercises passed"), rows))
+        rows.append((lesson.heading, *counts))
+    print(text_table(("lesson", "questions answered", "exercises passed"), rows))
     print(f"kept in {progress.path()}")
     return OK
 

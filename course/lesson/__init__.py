@@ -114,6 +114,13 @@ class Lesson:
         made = self.exercises[name] = known[name].given(passed, **data)
         return made
 
+    def hidden(self, name: str) -> Any:
+        """The class or function `name` of notebooks/src/exercises/NN.py: a fault to be found.
+
+        After the question `lesson.code` shows its source.
+        """
+        return exercise.hidden(self.about.number, name)
+
     def map(self) -> None:
         """Show the ladder and the lessons, with links."""
         from course.lesson.map import ladder_map

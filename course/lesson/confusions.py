@@ -57,4 +57,21 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "The equation and the code differ by a sign or a detached tensor: who notices?",
         "d2l-en#2649, rlhf-book#125",
     ),
+    35: ("Why does the entropy collapse, or climb with clip-higher?", "verl#5953, rllm#116"),
+    37: (
+        "Is GRPO on- or off-policy, and which curve does one watch, loss or reward?",
+        "DeepSeek-R1#527",
+    ),
+    43: (
+        "A critic: what does a cold start do, and why is its value clipped?",
+        "verl#1209, AReaL#26",
+    ),
+    44: (
+        "Batch size, steps per generation, number of generations: what do they mean together?",
+        "trl#3662, trl#3020",
+    ),
+    49: (
+        "Is the same learning rate for every variant a fair ablation?",
+        "assignment5-alignment#8",
+    ),
 }

@@ -1,7 +1,7 @@
 """Exercises: a checker compares an attempt with an exact answer and gives a counter-example.
 
 They stand in notebooks/src/exercises/NN.py, beside the lessons, so that a lesson's own cells show
-no solution.
+no solution. The faulty parts of *Break it* stand there too.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def source_of(thing: Any) -> str:
         return str(getattr(thing, "__name__", thing))
 
 
-_loaded: dict[Path, tuple[int, dict[str, Exercise]]] = {}  # path → (time of change, exercises)
+_loaded: dict[Path, tuple[int, types.ModuleType]] = {}  # path → (time of change, what it has)
 
 
 def path(lesson: str) -> Path:
@@ -143,10 +143,25 @@ def load(lesson: str) -> dict[str, Exercise]:
     The file is run again when it changed. Raises `CourseError` that names the file if it fails, or
     has a name twice.
     """
-    return read_again(path(lesson), _loaded, _run) or {}
+    module = read_again(path(lesson), _loaded, _run)
+    return {} if module is None else {each.name: each for each in _exercises(module)}
 
 
-def _run(place: Path) -> dict[str, Exercise]:
+def hidden(lesson: str, name: str) -> Any:
+    """The class or function `name` of lesson "NN"'s file, which no cell of the lesson shows.
+
+    It is for what a reader should find by its effects. Raises `CourseError` if there is none.
+    """
+    found = getattr(read_again(path(lesson), _loaded, _run), name, None)
+    require(callable(found), f"lesson.hidden, {path(lesson)}", name, "a class or function there")
+    return found
+
+
+def _exercises(module: types.ModuleType) -> list[Exercise]:
+    return [thing for thing in vars(module).values() if isinstance(thing, Exercise)]
+
+
+def _run(place: Path) -> types.ModuleType:
     module = types.ModuleType(f"exercises_{place.stem}")
     module.__file__ = str(place)
     sys.modules[module.__name__] = module  # dataclasses look up their module there
@@ -158,10 +173,9 @@ def _run(place: Path) -> dict[str, Exercise]:
             f"{place}: got {type(error).__name__}: {' '.join(str(error).split())}; allowed is a"
             " Python file that runs"
         ) from error
-    found = [thing for thing in vars(module).values() if isinstance(thing, Exercise)]
-    names = [each.name for each in found]
+    names = [each.name for each in _exercises(module)]
     require(len(set(names)) == len(names), f"{place}", names, "exercises of different names")
-    return dict(zip(names, found, strict=True))
+    return module
 
 
 class _Untouched(Exception):

@@ -34,8 +34,7 @@ def ladder_map() -> tuple[str, str]:
         markup += f'<p style="margin:.5em 0"><b>{heading}:</b> {names}</p>'
     lessons = [lesson for lesson in SYLLABUS.values() if lesson.number != "00"]
     items = "".join(
-        f"<li>{_link(lesson, lesson.number + ' · ' + lesson.title)}:"
-        f" {html.escape(lesson.takeaway)}</li>"
+        f"<li>{_link(lesson, lesson.heading)}: {html.escape(lesson.takeaway)}</li>"
         for lesson in lessons
     )
     return (
@@ -58,8 +57,8 @@ def progress_table() -> tuple[str, str]:
             for key, unit in (("minutes", "min"), ("seconds", "s"))
         ]
         padded = "".join(f" {cell:<16}" for cell in cells)
-        lines.append(f"{lesson.number} {lesson.title:<40}{padded}".rstrip())
-        columns = [_link(lesson, f"{lesson.number} · {lesson.title}"), *cells]
+        lines.append(f"{lesson.heading:<43}{padded}".rstrip())
+        columns = [_link(lesson, lesson.heading), *cells]
         rows += (
             "<tr>"
             + "".join(

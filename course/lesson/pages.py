@@ -216,7 +216,8 @@ def confusions_page() -> str:
                         number in CONFUSIONS,
                         f"{lesson.file}: answers",
                         number,
-                        f"1 to {len(CONFUSIONS)}",
+                        f"a number of course/lesson/confusions.py, {min(CONFUSIONS)} to"
+                        f" {max(CONFUSIONS)}",
                     )
                     quoted = heading.strip("“”").replace("|", "\\|")
                     where.setdefault(number, []).append(

@@ -24,6 +24,12 @@ class LessonInfo:
     takeaway: str
     rungs: tuple[str, ...]
     figure: str
+    optional: bool = False  # no other lesson needs it
+
+    @property
+    def heading(self) -> str:
+        """The number and the title, as tables show them; an optional lesson says so."""
+        return f"{self.number} · {self.title}{' (optional)' if self.optional else ''}"
 
     @property
     def file(self) -> str:
@@ -31,7 +37,7 @@ class LessonInfo:
         return f"{self.number}_{self.name}"
 
 
-_ROWS = (
+_ROWS: tuple[tuple[Any, ...], ...] = (
     (
         "00",
         "the_map",
@@ -59,10 +65,19 @@ _ROWS = (
     (
         "03",
         "importance_ratio",
-        "The importance ratio and TRPO",
+        "The importance ratio",
         "at π_old every surrogate has one gradient; further out, samples go stale",
         ("surrogate",),
+        "effective_samples",
+    ),
+    (
+        "03b",
+        "trpo",
+        "TRPO",
+        "a bound on the KL of a step belongs to the optimiser; the objective stays the same",
+        (),
         "trust_region",
+        True,
     ),
     (
         "04",
@@ -117,11 +132,12 @@ SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}
 
 
 def info(number: str) -> LessonInfo:
-    """The syllabus row of a lesson, by "01", 1 or "01_policy_gradient".
+    """The syllabus row of a lesson, by "01", 1, "03b", "3b" or "01_policy_gradient".
 
     Raises `CourseError` for an unknown lesson.
     """
-    key = str(number).partition("_")[0].zfill(2)
+    key = str(number).partition("_")[0]
+    key = key.zfill(3 if key[-1:].isalpha() else 2)
     require(key in SYLLABUS, "lesson", number, ", ".join(SYLLABUS))
     return SYLLABUS[key]
 

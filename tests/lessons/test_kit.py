@@ -456,6 +456,18 @@ def test_a_test_gets_from_the_lesson_what_it_takes_and_nothing_else(workshop: Pa
             setup("02").exercise("double", **data)
 
 
+def test_a_fault_to_be_found_stands_in_the_file_of_exercises(workshop: Path) -> None:
+    exercises(workshop, DOUBLE + "\n\ndef thrice(x):\n    return 3 * x\n")
+    lesson = setup("02")
+    assert lesson.hidden("thrice")(2) == 6
+    assert exercise.source_of(lesson.hidden("thrice")) == "def thrice(x):\n    return 3 * x\n"
+    for name in ("fourfold", "DOUBLE"):
+        with pytest.raises(CourseError, match=rf"lesson\.hidden, .*02\.py: got '{name}'"):
+            lesson.hidden(name)
+    with pytest.raises(CourseError, match=r"03\.py: got 'thrice'"):
+        exercise.hidden("03", "thrice")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -492,6 +504,14 @@ def test_setup_takes_one_thread_and_gives_everybody_the_same_numbers() -> None:
 @pytest.mark.parametrize("name", ["1", 1, "01", "01_policy_gradient"])
 def test_a_lesson_is_found_by_number_or_name(name: str) -> None:
     assert info(name) is SYLLABUS["01"]
+
+
+@pytest.mark.parametrize("name", ["3b", "03b", "03b_trpo"])
+def test_a_lesson_beside_the_others_has_a_letter_and_says_that_it_is_optional(name: str) -> None:
+    assert info(name) is SYLLABUS["03b"]
+    assert info("03b").heading.startswith("03b · ")
+    assert info("03b").heading.endswith(" (optional)")
+    assert [number for number, lesson in SYLLABUS.items() if lesson.optional] == ["03b"]
 
 
 def test_an_unknown_lesson_is_refused() -> None:

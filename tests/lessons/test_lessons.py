@@ -253,7 +253,8 @@ def test_every_equation_of_a_test_is_checked_by_a_test_function() -> None:
 
 def test_every_question_that_people_ask_is_answered() -> None:
     assert "(to come)" not in pages.confusions_page()
-    assert len(CONFUSIONS) == 29
+    assert list(CONFUSIONS) == sorted(CONFUSIONS)
+    assert set(range(1, 30)) <= set(CONFUSIONS)
 
 
 @pytest.mark.parametrize("name", list(pages.PAGES))
