@@ -61,7 +61,7 @@ def latex(objective: Objective, changed: Collection[str] = (), colour: str | Non
         return rf"{{\color{{{colour}}}{{{body}}}}}" if name in coloured else body
 
     bracket = _bracket(objective, coloured, show)
-    lines = [rf"J(\theta)&={show('aggregation', objective.aggregation.latex)}{bracket}"]
+    lines = [rf"L(\theta)&={show('aggregation', objective.aggregation.latex)}{bracket}"]
     lines.append(_advantage(objective, coloured, show))
     if objective.uses_ratio:
         lines.append(rf"&{show('ratio', objective.ratio.latex)}")

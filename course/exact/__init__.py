@@ -37,6 +37,7 @@ from course.exact.outcomes import (
     softmax_score,
     tabular_score,
 )
+from course.exact.own_loss import expected_gradient
 
 __all__ = [
     "AmongOthers",
@@ -51,6 +52,7 @@ __all__ = [
     "control_variate_minimum",
     "covariance_at_baseline",
     "every_group",
+    "expected_gradient",
     "gaussian_control_variate",
     "gaussian_kl_moments",
     "gradient",

@@ -247,7 +247,7 @@ class Outcomes:
 def softmax_score(log_prob: Tensor) -> Tensor:
     """∂ log π_a / ∂ logit_b = 1[a = b] − π_b, the score of a softmax: [..., A] → [..., A, A].
 
-    eq:softmax-score
+    Its mean over π is 0. eq:softmax-score, eq:mean-score
     """
     return torch.eye(
         log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device

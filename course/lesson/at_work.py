@@ -48,9 +48,10 @@ class AtWork:
         trl, verl = conventions.versions()
         called = {"TRL": trl, "verl": verl}
         known = conventions.options()
-        parts = ["## At work", "", f"What this is called in {trl} and {verl}, and what they do"]
-        parts[-1] += " unless you say otherwise."
+        parts = ["## At work"]
         if self.options:
+            parts += ["", f"What this is called in {trl} and {verl}, and what they do unless you"]
+            parts[-1] += " say otherwise."
             parts += ["", "| | option | default | what it sets |", "| --- | --- | --- | --- |"]
             for option in (known[name] for name in self.options):
                 cells = (f"`{option.name}`", f"`{option.default}`", escaped(option.sets))

@@ -5,12 +5,13 @@
 #
 # - say how GRPO is made from REINFORCE, in seven steps that each replace one part;
 # - read the shape of any tensor in this course, for a bandit and for a language model;
+# - name the five stations of the training loop;
 # - place pre-training, supervised fine-tuning, preference tuning and reinforcement learning, and say what the last can do that the others cannot;
 # - use the lessons: predict, explore, do, break it.
 #
 # You need Python and some calculus. You need not have heard of GRPO.
 #
-# Running all cells takes {{time}}. Each lesson is meant for half an hour to an hour of yours.
+# Running all cells takes {{time}}. Answer each blue question before you run the cell below it.
 
 # %%
 import torch
@@ -23,9 +24,9 @@ lesson = course.setup("00")
 lesson.map()
 
 # %% [markdown]
-# Read it from the bottom up: every row is the row below with **one part replaced**. The coloured bar is the rung's colour in every
+# Read it from the bottom up: every row is the row below with **one part replaced**. At the bottom is REINFORCE (1992), on top GRPO, *group relative policy optimization* (2024), which has trained reasoning models. The coloured bar is the rung's colour in every
 # figure of the course. The links lead to the lessons. If you have read elsewhere that GRPO is PPO without a critic, or "PPO for bandits" (Giovanidis
-# 2025): yes, and you will see which parts that sentence leaves out.
+# 2025): yes, and you will see which parts that sentence leaves out. [The glossary](GLOSSARY.md) has every word of the course, and its name elsewhere.
 #
 # ## Use it like this
 #
@@ -44,13 +45,80 @@ for part, (mine, theirs) in ladder.grpo.diff(ladder.reinforce).items():
     print(f"{part:<12} {theirs.short:<16} → {mine.short}")
 
 # %% [markdown]
+# ## The loop
+#
+# All of them learn in the same loop. A **policy** $\pi_\theta$ is a model with parameters $\theta$ that writes answers to prompts, token by token.
+
+# %% jupyter={"source_hidden": true}
+from matplotlib.patches import FancyBboxPatch
+
+STATIONS = (
+    ("1 · sample", "the policy writes G\nanswers to each of\nQ prompts"),
+    ("2 · reward", "a checker pays\neach answer its R"),
+    ("3 · freeze", "advantage A and\nweight w of every\ntoken: constants"),
+    ("4 · loss", "minus the objective\nL(θ), differentiated"),
+    ("5 · step", "the optimiser\nmoves θ"),
+)
+figure, [ax] = figures.new_figure(width=9.4, height=3.0)
+arrow = {"arrowstyle": "->", "color": "#555555", "linewidth": 1.4}
+for place, (name, what) in enumerate(STATIONS):
+    x = 2.5 * place
+    box = FancyBboxPatch((x - 0.95, -0.75), 1.9, 1.5, boxstyle="round,pad=0.05")
+    ax.add_patch(box)
+    box.set(facecolor="white", edgecolor="#0057a3")
+    ax.text(x, 0.55, name, ha="center", va="center", fontsize=10, weight="bold")
+    ax.text(x, -0.15, what, ha="center", va="center", fontsize=9, color=figures.INK)
+    if place:
+        ax.annotate("", (x - 1.0, 0), (x - 1.5, 0), arrowprops=arrow)
+for start, side, bend, said, height in (
+    (0, -1, -0.13, "a new rollout from the new policy", -1.95),
+    (7.5, 1, 0.45, "again on the same rollout: minibatches, epochs", 1.95),
+):
+    bent = {**arrow, "connectionstyle": f"arc3,rad={bend}"}
+    ax.annotate("", (start, 0.82 * side), (10, 0.82 * side), arrowprops=bent)
+    ax.text((start + 10) / 2, height, said, ha="center", va="center", fontsize=9.5)
+ax.set(xlim=(-1.1, 11.4), ylim=(-2.3, 2.3))
+ax.set_axis_off()
+lesson.picture(
+    figure,
+    "Five stations in a row: sample, reward, freeze, loss, step. An arrow leads from the step back"
+    " to the sampling, a shorter one back to the loss.",
+)
+
+# %% [markdown]
+# What was sampled in one round is a **rollout**. The rungs of the ladder differ in stations 3 and 4 alone. Does it work? Here is what the loop does to the course's language model, a small transformer, on sums of two-digit numbers. It was shown demonstrations first, until some of its answers were right, and then trained with GRPO: twenty seeds, recorded by `course tinylm train`. (Lesson 09 looks at these runs closely.)
+
+# %% jupyter={"source_hidden": true}
+from course.lab.places import measured
+from course.lab.result import Result
+
+saved = Result.load(measured("tinylm_train"))
+curves, rollouts = torch.tensor(saved.array("accuracy")), torch.tensor(saved.array("rollouts"))
+figure, [ax] = figures.new_figure(width=7.2, height=3.0)
+grpo = figures.style_of("grpo")["color"]
+ax.plot(rollouts, curves.T, color=grpo, linewidth=0.7, alpha=0.5)
+ax.plot(rollouts, curves.median(0).values, color=grpo, linewidth=2.2)
+ax.set_ylim(0, 1)
+figures.describe(
+    ax, "A small transformer learns to add (thick: median)", "rollouts", "right, greedy"
+)
+lesson.picture(
+    figure,
+    "Twenty thin lines, the share of questions that are answered right, rise from about a half to"
+    " nearly 1 within some hundred rollouts. The questions were not trained on.",
+)
+print(f"demonstrations until {saved.settings['warm_target']:.0%} of its samples were right; then")
+print("the most probable answer to a question that was not trained on was right for a share of")
+for when, at in (("start", 0), ("end", -1)):
+    low, high = curves[:, at].aminmax()
+    print(f"{curves[:, at].median():.2f} (from {low:.2f} to {high:.2f}) at the {when}")
+
+# %% [markdown]
 # ## One objective
 #
-# All of it is one formula. A **policy** $\pi_\theta$ writes answers to prompts, token by token; $R_i$ is what answer $i$ earned, and its **advantage** $A_i$ says
-# how much that is above a **baseline** $b$. $\rho=\pi_\theta/\pi_{old}$ compares the policy with the one that sampled, and kl with a reference that it shall stay near.
-# Sample answers; give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
+# All of the rungs are one formula. $R_i$ is what answer $i$ earned, and its **advantage** $A_i$ says how much that is above a **baseline** $b$, such as the mean of its **group**: all answers to the same prompt. The **ratio** $\rho=\pi_\theta/\pi_{old}$ compares the policy with itself at the time of sampling. The **KL divergence** compares it with a **reference** policy: $\mathrm{KL}(\pi_\theta\|\pi_{ref})=\mathbb E_{\pi_\theta}[\log\pi_\theta-\log\pi_{ref}]$ is 0 if the two are equal, else positive; with the natural logarithm its unit is the **nat**. Give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
 #
-# $$J(\theta)=\sum_i\sum_tw_{i,t}\Big[\operatorname{surrogate}(\rho_{i,t},\log\pi_\theta,A_{i,t})-\beta\,\mathrm{kl}_{i,t}\Big]\tag{0.1}$$
+# $$L(\theta)=\sum_i\sum_tw_{i,t}\Big[\operatorname{surrogate}(\rho_{i,t},\log\pi_\theta,A_{i,t})-\beta\,\mathrm{kl}_{i,t}\Big]\tag{0.1}$$
 #
 # `eq:one-objective` · this course; Schulman et al. 2017 (PPO), eqs. 7 and 9, for the pattern
 #
@@ -58,8 +126,7 @@ for part, (mine, theirs) in ladder.grpo.diff(ladder.reinforce).items():
 #
 # `eq:advantage-of-parts` · this course; Schulman et al. 2016 (GAE), eq. 1, for $\Psi_t$
 #
-# Every word in it is a part that you can take out and replace. The first lesson derives the bottom rung from nothing; here are bottom and top. What differs
-# from the rung below is coloured, and you did not get these formulas from a textbook: the objects that train print them.
+# Every word in it is a part that you can take out and replace. A **surrogate** is a function that is climbed for its gradient; its value, $L$, is not the expected reward, which is $J$ throughout the course. Here are bottom and top. What differs from the rung below is coloured, and these formulas are not from a textbook: the objects that train print them.
 
 # %%
 ladder.reinforce
@@ -68,7 +135,7 @@ ladder.reinforce
 ladder.grpo
 
 # %% [markdown]
-# Do not worry about the symbols yet. Each has its lesson.
+# Do not worry about the symbols yet. Each has its lesson. In code, (0.2) is `freeze` and (0.1) is `objective`:
 
 # %%
 lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.objective)
@@ -110,7 +177,7 @@ print(
 # %% [markdown]
 # These three arms, **B3**, come back in most lessons: they pay 1 with probability .2, .5 and .8, and the policy starts at (.5, .3, .2).
 #
-# That object, a `Rollout`, is all that an estimator ever sees: what was sampled. Now the same object from a language model: a small transformer,
+# That object, a `Rollout`, is all that an estimator (a rung, as an object) ever sees: what was sampled. Now the same object from a language model: a small transformer,
 # written in this repository, that subtracts one-digit numbers. It is warmed up on 60 batches of right answers, then asked four questions, four times each.
 
 # %%
@@ -194,25 +261,20 @@ lesson.picture(
 # A mean is a choice of axes. So is everything that the rungs differ in.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask("which-axis")
+lesson.ask("two-means")
 
 # %%
-R = asked.total_reward
-print("R by question:           ", R.int().tolist())
-print(
-    "mean over G, shape",
-    tuple(R.mean(-1, keepdim=True).shape),
-    [f"{x:.2f}" for x in R.mean(-1).tolist()],
-)
-print("mean over the batch:      ", f"{float(R.mean()):.3g}")
+R = torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)  # [Q, G]
+for name, b in (("the batch", R.mean()), ("its group", R.mean(-1, keepdim=True))):
+    rows = ["  ".join(f"{x:+.2f}" for x in row) for row in (R - b).tolist()]
+    print(f"R − mean of {name}, shape {tuple(b.shape)!s:<7}  easy: {rows[0]}   hard: {rows[1]}")
 
 # %% [markdown]
 # ## Runs never mix
 #
-# The dots in front of `Q` hold whole experiments. A loss is computed per run and **summed** over runs, so the derivative by one run's
-# parameters holds that run alone:
+# The dots in front of `Q` hold whole experiments. A loss $\ell=-L$ is computed per run and **summed** over runs, so the derivative with respect to one run's parameters contains that run alone:
 #
-# $$\frac{\partial}{\partial\theta^{(n)}}\sum_m\mathcal L^{(m)}=\frac{\partial\mathcal L^{(n)}}{\partial\theta^{(n)}}\tag{0.4}$$
+# $$\frac{\partial}{\partial\theta^{(n)}}\sum_m\ell^{(m)}=\frac{\partial\ell^{(n)}}{\partial\theta^{(n)}}\tag{0.4}$$
 #
 # `eq:runs-apart` · this course
 #
@@ -259,9 +321,9 @@ print(
 # %% [markdown]
 # ## Explore: what each token is told
 #
-# Two prompts, four answers each, of different length. The colour of a cell is $\partial J/\partial\log\pi$ of that token, times the number of answers: red
-# says "less of this", blue "more". Climb the ladder from the left of the menu, and watch what each replaced part changes. `drift` moves the policy away from
-# the one that sampled, as several updates on one rollout do.
+# Two prompts, four answers each, of different length. The colour of a cell is $\partial L/\partial\log\pi$ of that token, times the number of answers: red
+# says "less of this", blue "more". Climb the ladder from the top of the menu, and watch what each replaced part changes. `drift` moves the policy away from
+# the one that sampled, as several updates on one rollout do. It is saved at the bottom rung, where the one right answer to either prompt is told "more", and nobody "less".
 
 # %% jupyter={"source_hidden": true}
 from course.rollout import Policy, Rollout
@@ -323,16 +385,15 @@ def draw_told(rung, right, drift):
 lesson.explore(
     "what-each-token-is-told",
     draw_told,
-    "one step up the ladder at a time: which cells change?",
+    "on `reinforce` only right answers are told anything; from `baseline` on wrong answers are told"
+    " less; from `length_mean` on a long answer is told less per token than a short one",
     rung=course.lesson.Choice([rung.name for rung in ladder.select()], label="rung"),
     right=course.lesson.Slider(0, 4, 1, 1, "right answers to prompt 1"),
     drift=course.lesson.Slider(0.0, 0.6, 0.1, 0.0, "drift of the policy (nats)"),
 )
 
 # %% [markdown]
-# Things to find. On `reinforce` a wrong answer is told nothing. Set the right answers to 0 or 4: from `group_mean` on, prompt 1 falls **silent**, since nobody is better than
-# anybody. `group_std` makes both prompts equally loud. `length_mean` divides a row by its length. With drift, `clip` silences what has moved too far, and `grpo` speaks
-# even where all are silent: that is the KL. The next cell holds this to numbers.
+# Things to find. On `reinforce` a wrong answer is told nothing. Set the right answers to 0 or 4: from `group_mean` on, prompt 1 falls **silent**, since no answer is better than another. `group_std` makes both prompts equally loud. `length_mean` divides a row by its length. With drift, `clip` silences what has moved too far, and `grpo` speaks even where all are silent: that is the KL. The next cell puts numbers to it.
 
 # %%
 print(
@@ -415,15 +476,15 @@ climb.check(my_grpo)
 # | preference tuning | pairs, one preferred | a learned reward, or the pairs directly | taste: what nobody can write down (lesson 08) |
 # | reinforcement learning on verifiable rewards | questions, and a checker | $\mathbb E[R]$ | to be right, also where no answer was written |
 #
-# The last three are post-training. (The article "A Not So Gentle Introduction to PPO & GRPO" says that DeepSeek-R1 skipped SFT; it was R1-Zero that did.)
+# The last three are post-training. (DeepSeek's R1-Zero went from the first directly to the last; R1 did not: [a slip](SLIPS.md).)
 #
-# You need no new formula for the first two. Take the bottom rung, but let someone else write the samples, and let each be worth 1:
+# You need no new objective for the first two. Take the bottom rung, let someone else write the samples, let each be worth 1, and let the weights be a mean over all tokens instead of over answers:
 #
 # $$\frac1{\sum_i|o_i|}\sum_i\sum_t1\cdot\log\pi_\theta(o_{i,t}\mid q,o_{i,<t}),\qquad o_i\text{ from a demonstrator}\tag{0.6}$$
 #
 # `eq:likelihood-is-reward-one` · maximum likelihood; this course for the reading
 #
-# The warm-up above was that object. Its loss is the cross-entropy, in nats per token:
+# The warm-up above was that object. Minus its value is the **cross-entropy**, in nats per token:
 
 # %%
 print(LIKELIHOOD.text())
@@ -460,7 +521,7 @@ figures.expectation(ax, y=float(demonstrator @ mean[0]))
 figures.expectation(ax, y=0.8)
 figures.describe(
     ax,
-    "Imitation stops at its model (dashed .68), reward at the best arm",
+    "Imitation stops at what it imitates (dashed .68)",
     "updates",
     "expected reward J",
 )
@@ -476,12 +537,12 @@ print(
 )
 
 # %% [markdown]
-# SFT is ahead early, RL at the end: real pipelines do one after the other, and the policy after SFT is the **reference** that the KL term of GRPO holds on to.
+# At this learning rate SFT is ahead early and RL at the end. The limits do not depend on it: SFT's is the demonstrator's own policy, RL's the best arm. (If the fitted policy always gave its most probable answer, it would earn .8 as well; its *samples* earn .68.) Real pipelines do one after the other, and the policy after SFT is the reference that the KL term of GRPO holds on to.
 #
 # ## Break it
 #
 # Three programs train on B3 with the group's mean as baseline, groups of eight, 200 runs each. One is right. In one the **sign** of the advantage is flipped, as when a loss is maximised or an objective
-# minimised. In one the sign is **lost**: $|A|$ stands where $A$ should. Nothing crashes.
+# minimised. In one the sign is **lost**: it has $|A|$ in place of $A$. Nothing crashes.
 
 # %%
 from dataclasses import dataclass
@@ -586,8 +647,7 @@ for label, (_, values) in runs.items():
 #
 # ## Where you are
 #
-# Your answers and passed exercises are noted in one small file of your own, which `course progress` names and `course progress --delete` removes. This table is what it holds, with the
-# seconds of computing per lesson.
+# Your answers and passed exercises are noted in one small file of your own, which `course progress` names and `course progress --delete` removes. This table is what it holds, with the minutes of a first read and the seconds of computing per lesson.
 
 # %% tags=["nbval-ignore-output"]
 lesson.progress()

@@ -6,10 +6,9 @@
 # - say which numbers may be subtracted from a reward without moving the expected gradient, and prove it in one line;
 # - compute what a baseline buys: the exact variance for any constant, and the constant where it is least;
 # - say what it costs when the baseline has to be estimated from the samples themselves, and when that costs more than it saves;
-# - recognise a "baseline" that looks at the sample's own action, and a case where two baselines of equal variance have different fates.
+# - recognise a "baseline" that looks at the sample's own action.
 #
-# You need lesson 01: the score $s=\nabla\log\pi_\theta$, $\nabla J=\mathbb E[R\,s]$, and the bandit B3 with $\pi=(.5,.3,.2)$ and arms that
-# pay 1 with probability $.2$, $.5$, $.8$.
+# You need lesson 01: the score $s=\nabla\log\pi_\theta$, $\nabla J=\mathbb E[R\,s]$, $\mathbb E[s]=0$, and the bandit B3 with $\pi=(.5,.3,.2)$ and arms that pay 1 with probability $.2$, $.5$, $.8$.
 #
 # Running all cells takes {{time}}. Answer each blue question before you run the cell below it.
 
@@ -32,11 +31,7 @@ for part, (here, below) in ladder.baseline.diff(ladder.reinforce).items():
 #
 # ## Why you may subtract
 #
-# Probabilities add up to 1, and 1 has no gradient. So the score is zero on average:
-#
-# $$\mathbb E[s]=\sum_o\pi_\theta(o)\,\frac{\nabla\pi_\theta(o)}{\pi_\theta(o)}=\nabla\sum_o\pi_\theta(o)=\nabla1=0.$$
-#
-# Multiply it by any number $b$ that does not depend on which answer was drawn, and it is still zero:
+# The score is 0 on average, (1.4) of lesson 01. Multiply it by any number $b$ that does not depend on which answer was drawn, and it is still 0 on average. So
 #
 # $$\mathbb E[(R-b)\,s]=\mathbb E[R\,s]-b\,\mathbb E[s]=\nabla J\qquad\text{for every }b\tag{2.1}$$
 #
@@ -72,9 +67,7 @@ for b in (-100.0, 0.0, 0.41, 7.0):
 #
 # `eq:advantage-of-a-sample` · Williams 1992; with b = V: Baird 1993
 #
-# In general reinforcement learning the reward stands there as $Q(s,a)$, what is earned from here on. With one step, $Q$ is the reward
-# itself. Giovanidis 2025 (step 2) subtracts the plain average over all answers, $\frac1{|O|}\sum_or(o)$: by (2.1) that is allowed, but it
-# is not $V$, which weighs each answer by how often the policy gives it.
+# On B3 $V=.41$. An answer that earned 1 has the advantage $+.59$, one that earned 0 has $-.41$. Mind that $V$ weighs each answer by how often the policy gives it. The plain average of the three arms is $.5$; by (2.1) it is allowed as well, but it is not the value ([a slip](SLIPS.md)). In general reinforcement learning $Q(s,a)$ takes the place of the reward: what is earned from here on. With one step that is the reward's mean, $Q(q,o)=r(q,o)$.
 
 # %%
 probability, mean = (
@@ -92,20 +85,19 @@ lesson.ask("which-constant")
 # %% [markdown]
 # ## What it buys: a parabola
 #
-# The total variance of one sample's $\hat g=(R-b)\,s$ is its mean square less the square of its mean, and the mean is $\nabla J$ whatever
-# $b$:
+# How much does one sample's $\hat g=(R-b)\,s$ scatter? Its total variance is its mean square less the square of its mean, and the mean is $\nabla J$ whatever $b$ is:
 #
-# $$\operatorname{Var}(b)=\mathbb E\big[(R-b)^2\|s\|^2\big]-\|\nabla J\|^2\tag{2.4}$$
+# $$v(b)=\mathbb E\big[(R-b)^2\|s\|^2\big]-\|\nabla J\|^2\tag{2.4}$$
 #
 # `eq:variance-at-baseline` · Greensmith et al. 2004
 #
-# That is a parabola in $b$. Set its derivative, $-2\,\mathbb E[(R-b)\|s\|^2]$, to zero:
+# As a function of $b$ that is a parabola, with $\mathbb E\|s\|^2$ in front of $b^2$. Its slope is $-2\,\mathbb E[(R-b)\|s\|^2]$. Set it to 0 and solve for $b$:
 #
 # $$b^*=\frac{\mathbb E[R\,\|s\|^2]}{\mathbb E[\|s\|^2]}\tag{2.5}$$
 #
 # `eq:best-constant-baseline` · Weaver & Tao 2001; Greensmith et al. 2004
 #
-# It is a mean of the rewards in which each sample counts by its squared score. Any other $b$ costs $(b-b^*)^2\,\mathbb E\|s\|^2$ more.
+# It is a mean of the rewards in which each sample counts by its squared score. Any other $b$ costs more by $v(b)-v(b^*)=(b-b^*)^2\,\mathbb E\|s\|^2$.
 
 # %%
 lesson.code(exact.covariance_at_baseline, exact.optimal_baseline)
@@ -115,16 +107,20 @@ best = float(exact.optimal_baseline(B3))
 print("baseline            b      variance of one sample")
 for label, b in (("none", 0.0), ("V", V), ("best constant", best), ("largest reward", 1.0)):
     print(f"{label:<15} {b:>6.3f}     {float(exact.variance_at_baseline(B3, b)):.4f}")
+square = float((exact.probability(B3)[0] * B3.total_score[0].square().sum(-1)).sum())  # E‖s‖²
+costs = float(exact.variance_at_baseline(B3, V) - exact.variance_at_baseline(B3, best))
+print(f"V costs {costs:.4f} more than b*;  (V − b*)²·E‖s‖² = {(V - best) ** 2 * square:.4f}")
 
 # %% [markdown]
-# $V$ halves the variance, and leaves 4 % for the best constant to win. You will not know $b^*$ in practice, since it needs the scores; $V$
-# is nearly as good here.
+# On B3 $V$ halves the variance, and leaves 4 % of it for the best constant to win. You will not know $b^*$ in practice, since it needs the scores. Is $V$ always nearly as good? Subtract $V=\mathbb E[R]$ from (2.5):
+#
+# $$b^*-V=\frac{\operatorname{Cov}(R,\|s\|^2)}{\mathbb E[\|s\|^2]}.$$
+#
+# So they are equal if long scores earn as much as short ones. The long scores are those of rare answers. What decides is whether *rare answers pay differently*.
 #
 # ## Do it: the best constant of a softmax
 #
-# For a softmax over its own logits the score of arm $a$ is $s_a=e_a-\pi$ (lesson 01), so everything in (2.5) can be written with $\pi$ and
-# the arms' mean rewards alone.
-
+# For a softmax over its own logits the score of arm $a$ is $s_a=e_a-\pi$ (lesson 01), so everything in (2.5) can be written with $\pi$ and the arms' mean rewards alone.
 
 # %%
 best_constant = lesson.exercise("best-constant")
@@ -137,45 +133,61 @@ def my_best_constant(pi, mean):
 
 best_constant.check(my_best_constant)
 
+# %% jupyter={"source_hidden": true}
+lesson.ask("two-arms")
+
 # %% [markdown]
-# With two arms, $\|s_a\|^2=2(1-\pi_a)^2$, and your formula shrinks to $b^*=\pi_2r_1+\pi_1r_2$: the mean reward with the probabilities
-# **exchanged**. The best constant follows the arm you rarely pull, since that is where the long scores are. Keep this in mind for the end
-# of the lesson.
+# With two arms, $\|s_a\|^2=2(1-\pi_a)^2$, and your formula shrinks to $b^*=\pi_2r_1+\pi_1r_2$: the mean reward with the probabilities **exchanged**. The best constant follows the arm that you rarely pull. How often does that matter? Here is the case of the question, with arms that pay 1 or 0, and then bandits drawn at random: policies that are undecided (spread 1) and policies that are nearly sure (spread 4).
 
 # %%
+from bandits.environments import Bernoulli
+from bandits.exact import outcomes
+
 pi, pay = (
     torch.tensor([0.9, 0.1], dtype=torch.float64),
     torch.tensor([0.2, 0.7], dtype=torch.float64),
 )
+b = float(best_constant.solution(pi, pay))
+two = outcomes(Bernoulli(pay[None]), pi.log()[None])
+print(f"V = {float(pi @ pay):.3g},  b* = {b:.3g},  exchanged: {float(pi.flip(0) @ pay):.3g}")
 print(
-    f"V = {float(pi @ pay):.3g},  b* = {float(best_constant.solution(pi, pay)):.3g},  exchanged:"
-    f" {float(pi.flip(0) @ pay):.3g}"
+    f"variance at V {float(exact.variance_at_baseline(two, float(pi @ pay))):.4f}, at b*"
+    f" {float(exact.variance_at_baseline(two, b)):.4f}"
 )
 
-# %% [markdown]
-# One constant for each logit $d$ is better still:
-#
-# $$b^*_d=\frac{\mathbb E[R\,s_d^2]}{\mathbb E[s_d^2]}\tag{2.6}$$
-#
-# `eq:best-baseline-per-logit` · Greensmith et al. 2004; Peters & Schaal 2008
-#
-# On B3 it takes the variance from .1372 to .1283. Now the other experiment from lesson 01: add 4 to every reward.
 
-# %% jupyter={"source_hidden": true}
-lesson.ask("shifted")
+def excess(spread):
+    """Var(V)/Var(b*) of 2,000 bandits: three arms, logits normal with this `spread`, each arm's
+    chance of paying 1 uniform.
+    """
+    noise = lesson.noise(dtype=torch.float64, use=2)
+    pi, pay = (spread * noise.normal(2000, 3)).softmax(-1), noise.uniform(2000, 3)
+    square = pi * (1 - 2 * pi + pi.square().sum(-1, keepdim=True))  # π‖s‖² of each arm
+    values = (pi * pay).sum(-1, keepdim=True)
+    best = (square * pay).sum(-1, keepdim=True) / square.sum(-1, keepdim=True)  # (2.5)
+    signal = (pi * (pay - values)).square().sum(-1)  # ‖∇J‖²
+    at_values, at_best = (
+        (square * (pay * (1 - b).square() + (1 - pay) * b.square())).sum(-1) - signal
+        for b in (values, best)
+    )
+    return at_values / at_best
+
+
+for spread in (1.0, 4.0):
+    found = excess(spread)
+    a, b = (f"{(found > factor).double().mean():.0%}" for factor in (1.1, 2.0))
+    print(f"spread {spread:g}: Var(V) is above 1.1 times the least in {a}, above twice in {b}")
+
+# %% [markdown]
+# For most undecided policies $V$ is nearly as good as $b^*$, as on B3. For policies that are nearly sure it often is not. What speaks for $V$ all the same is that it can be estimated: it is a mean of rewards, without any score.
 
 # %%
-print("offset   none     V        best constant   best per logit")
+print("offset   none     V        best constant")
 for offset in (0.0, 4.0):
     listed = b3(offset=offset)
-    baselines = (
-        0.0,
-        exact.objective(listed),
-        exact.optimal_baseline(listed),
-        exact.optimal_baseline_per_coordinate(listed),
-    )
-    row = [float(exact.variance_at_baseline(listed, b)) for b in baselines]
-    print(f"{offset:>4g}     {row[0]:<7.4g}  {row[1]:.4f}   {row[2]:.4f}          {row[3]:.4f}")
+    at = (0.0, exact.objective(listed), float(exact.optimal_baseline(listed)))
+    row = [float(exact.variance_at_baseline(listed, b)) for b in at]
+    print(f"{offset:>4g}     {row[0]:<7.4g}  {row[1]:.4f}   {row[2]:.4f}")
 
 # %% jupyter={"source_hidden": true}
 span = torch.linspace(-0.5, 1.5, 81, dtype=torch.float64)
@@ -208,14 +220,14 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Dots are enumerated, the dashed curve is (2.4). The offset pushes the parabola along with the rewards; "no baseline" is the choice to stay
-# at 0 wherever the rewards go.
-#
+# Dots are enumerated, the dashed curve is (2.4). The offset of lesson 01 pushes the parabola along with the rewards. "No baseline" is the choice to stay at 0 wherever the rewards go: 4 higher, it has 44 times the variance of $V$.
+
+# %% [markdown]
 # ## From a constant to a batch
 #
 # Nobody tells you $V$. You have $N$ samples, and their mean is the obvious guess:
 #
-# $$b=\frac1N\sum_{j=1}^NR_j\tag{2.7}$$
+# $$b=\frac1N\sum_{j=1}^NR_j\tag{2.6}$$
 #
 # `eq:batch-mean-baseline` · this rung
 #
@@ -234,15 +246,13 @@ for samples in (2, 4, 8, 32):
     )
 
 # %% [markdown]
-# $b$ is a mean of $N$ rewards, and only the own one goes along with $s_i$: $\mathbb E[b\,s_i]=\frac1N\mathbb E[R_is_i]=\frac1N\nabla J$.
-# The gradient is too short by $\frac1N$ and points where it should. A learning rate takes care of that. Or leave
-# yourself out, and take the mean of the others among the $G$ answers to the same question, its **group**:
+# Of the $N$ rewards in $b$, only the sample's own is correlated with its score $s_i$: $\mathbb E[b\,s_i]=\frac1N\mathbb E[R_is_i]=\frac1N\nabla J$. The gradient is too short by $\frac1N$ and points where it should. A learning rate takes care of that. Or leave yourself out, and take the mean of the others among the $G$ answers to the same question, its **group**:
 #
-# $$b_i=\frac1{G-1}\sum_{j\ne i}R_j\tag{2.8}$$
+# $$b_i=\frac1{G-1}\sum_{j\ne i}R_j\tag{2.7}$$
 #
 # `eq:leave-one-out-baseline` · Kool et al. 2019; Ahmadian et al. 2024 (2402.14740), eq. 9
 #
-# Now $b_i$ has nothing to do with $s_i$, and (2.1) holds exactly. This estimator is called RLOO. With one question, as on B3, $G=N$.
+# Now $b_i$ has nothing to do with $s_i$, and (2.1) holds exactly. This estimator is called **RLOO**, REINFORCE leave-one-out. With one question, as on B3, $G=N$, and the two advantages differ by the factor alone. Since the mean is $\frac1N\big(R_i+(N-1)\,b_i\big)$, $R_i-\text{mean}=\frac{N-1}N(R_i-b_i)$. With rewards $(1,0,0,1)$ the first sample's are $1-\frac12=\frac12$ and $1-\frac13=\frac23$, and $\frac34\cdot\frac23=\frac12$.
 
 # %%
 from course.parts.baseline import BatchMean, leave_one_out
@@ -254,7 +264,6 @@ ladder.rloo
 # ## Do it: leave one out
 #
 # No loop over samples: a sum, a subtraction, a division.
-
 
 # %%
 loo_exercise = lesson.exercise("leave-one-out")
@@ -270,42 +279,40 @@ loo_exercise.check(my_leave_one_out)
 # %% [markdown]
 # ## When it costs
 #
-# A baseline from few samples is itself noisy, and that noise goes into $\hat g$. How much? Write $b_i$ as $V$ plus its error,
-# $b_i=V+\frac1{G-1}\sum_{j\ne i}(R_j-V)$, and the gradient splits into two sums. They are uncorrelated, since samples are independent,
-# $\mathbb E[R_j-V]=0$ and $\mathbb E[s_i]=0$:
+# A baseline from few samples is itself noisy, and that noise goes into $\hat g$. How much? Write $b_i$ as $V$ plus its error, $b_i=V+\frac1{G-1}\sum_{j\ne i}(R_j-V)$. Then $\hat g=\frac1G\sum_i(R_i-b_i)\,s_i$ is two sums:
 #
 # $$\hat g=\frac1G\sum_i(R_i-V)\,s_i-\frac1{G(G-1)}\sum_{i\ne j}(R_j-V)\,s_i.$$
 #
-# The first has the variance $V_J/G$, $V_J$ being (2.4) at $b=V$. In the second sum, the term of $(i,j)$ is correlated only with itself,
-# which gives $\sigma^2\,\mathbb E\|s\|^2$, and with its mirror image $(j,i)$, which gives
-# $\mathbb E[(R_j-V)s_j]\cdot\mathbb E[(R_i-V)s_i]=\|\nabla J\|^2$. There are $G(G-1)$ terms of each kind, so
+# 1. The first sum is the gradient with $V$ known. Its variance is $v(V)/G$, with (2.4).
+# 2. The two sums are uncorrelated. Take a term $(R_k-V)s_k$ of the first and $(R_j-V)s_i$ of the second, $i\ne j$. Samples are independent, so a sample that is in one of them alone comes as a factor of its own, $\mathbb E[s_i]=0$ or $\mathbb E[R_j-V]=0$. One such sample there always is.
+# 3. Within the second sum a term $(R_j-V)s_i$ is correlated with itself, which gives $\mathbb E[(R_j-V)^2]\,\mathbb E\|s_i\|^2=\sigma^2\,\mathbb E\|s\|^2$, with $\sigma^2$ the variance of the rewards. It is correlated with its mirror image $(R_i-V)s_j$, too, which gives $\mathbb E[(R_j-V)s_j]\cdot\mathbb E[(R_i-V)s_i]=\|\nabla J\|^2$; and with no other term, by step 2's argument.
+# 4. There are $G(G-1)$ terms of each kind, and the factor in front is squared: $\frac{G(G-1)}{G^2(G-1)^2}=\frac1{G(G-1)}$.
 #
-# $$\operatorname{Var}=\frac{V_J}G+\frac{\sigma^2\,\mathbb E\|s\|^2+\|\nabla J\|^2}{G(G-1)}\tag{2.9}$$
+# $$\operatorname{Var}=\frac{v(V)}G+\frac{\sigma^2\,\mathbb E\|s\|^2+\|\nabla J\|^2}{G(G-1)}\tag{2.8}$$
 #
 # `eq:leave-one-out-variance` · derived here
 #
-# with $\sigma^2$ the variance of the rewards. The second term is the price of not knowing $V$. It falls with $1/G^2$, so it matters for
-# small groups.
+# The second term is the price of not knowing $V$. It falls with $1/G^2$, so it matters for small groups.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("two-samples")
 
 # %%
 none, known = (float(exact.variance_at_baseline(B3, b)) for b in (0.0, V))
-print(" G   REINFORCE   V known   RLOO enumerated   RLOO by (2.9)      (all times G)")
+print(" G   REINFORCE   V known   RLOO enumerated   RLOO by (2.8)      (all times G)")
 for group in (2, 3, 4, 8, 16):
     listed = exact.microscope(ladder.rloo, B3, group).variance * group
     formula = float(exact.rloo_covariance(B3, group)[0].trace()) * group
     print(f"{group:>2}   {none:<9.4f}   {known:.4f}    {listed:<15.4f}   {formula:.4f}")
 
 # %% [markdown]
-# Where do the two meet? Without a baseline the variance is $V_0/G$, (2.4) at $b=0$. Set that equal to (2.9) and solve for $G$:
+# Where do the two meet? Without a baseline the variance is $v(0)/G$. Set that equal to (2.8), multiply by $G$, and solve for $G$:
 #
-# $$G=1+\frac{\sigma^2\,\mathbb E\|s\|^2+\|\nabla J\|^2}{V_0-V_J}\tag{2.10}$$
+# $$G=1+\frac{\sigma^2\,\mathbb E\|s\|^2+\|\nabla J\|^2}{v(0)-v(V)}\tag{2.9}$$
 #
 # `eq:leave-one-out-crossover` · derived here
 #
-# RLOO is quieter above it. Where $V_0\le V_J$ there is nothing to save, and it never is.
+# RLOO is quieter above it. Where $v(0)\le v(V)$ there is nothing to save, and it never is.
 
 # %%
 print(
@@ -316,13 +323,11 @@ print(f"B3, rewards +4: above G = {float(exact.rloo_crossover(b3(offset=4.0))):.
 lesson.code(exact.rloo_covariance, exact.rloo_crossover)
 
 # %% [markdown]
-# Giovanidis 2025 concludes that the value function "was never necessary". For the mean of $\hat g$ that is (2.1). For its scatter, "V
-# known" against "RLOO" in the table is what a perfect **critic**, a learned $V$, would save: more than half of the variance at $G=2$, a seventh of it at $G=8$.
+# A model that learns $V$, a **critic**, is the other way to get a baseline (lesson 05). "It was never necessary", one reads. For the mean of $\hat g$ that is (2.1). For its scatter, "V known" against "RLOO" in the table is what a perfect critic would save: more than half of the variance at $G=2$, a seventh of it at $G=8$.
 #
 # ## Explore: the scatter around ∇J
 #
-# Each batch of $G$ samples gives one $\hat g$; what you see is its component along $\nabla J$, over 3,000 batches. Bars are sampled; the
-# thin dashed line is the exact $\|\nabla J\|$, and the black bar under the histogram is the exact mean ± one exact standard deviation.
+# Each batch of $G$ samples gives one $\hat g$; what you see is its component along $\nabla J$, over 3,000 batches. Bars are sampled; the thin dashed line is the exact $\|\nabla J\|$, and the black bar under the histogram is the exact mean ± one exact standard deviation.
 
 # %% jupyter={"source_hidden": true}
 batches = 3000
@@ -372,7 +377,8 @@ def draw_scatter(group, baseline, offset):
 lesson.explore(
     "scatter",
     draw_scatter,
-    "put the offset to 4 and change the baseline; then go down to two samples",
+    "at the offset 4 without a baseline nearly half of the batches point down, and every baseline"
+    " mends that; with two samples and no offset, leave-one-out is wider than no baseline at all",
     group=course.lesson.Slider(2, 64, 1, 8, "samples G"),
     baseline=course.lesson.Choice(
         ["none", "V", "best constant", "mean of the batch", "leave one out"], "none", "baseline"
@@ -383,9 +389,7 @@ lesson.explore(
 # %% [markdown]
 # ## One number for all questions
 #
-# Real batches hold several questions, and (2.7) is one number for all of them. It is nobody's value. Take B3 and beside it a harder
-# question, $V=.08$, each asked $G$ times. Lengths differ by (2.7)'s shrinking, so compare scatter over the length of the mean,
-# $\sqrt{\operatorname{Var}}/\|\mathbb E[\hat g]\|$:
+# Real batches hold several questions, and (2.6) is one number for all of them. It is nobody's value. Take B3 and beside it a harder question, $V=.08$, each asked $G$ times. Lengths differ by (2.6)'s shrinking, so compare scatter over the length of the mean, $\sqrt{\operatorname{Var}}/\|\mathbb E[\hat g]\|$:
 
 # %%
 from bandits.theory.cases import cases
@@ -403,9 +407,9 @@ for label, rung in (
 print("\n".join(table))
 
 # %% [markdown]
-# With two samples per question the batch's mean is the better guess, because it averages over four rewards. From four on, a baseline of
-# each question's own is. That trade is what the group baseline of GRPO is about (lesson 06), and one reason why it wants large groups.
-#
+# With two samples per question the batch's mean is the better guess, because it averages over four rewards. From four on, a baseline of each question's own is. That trade is what the group baseline of GRPO is about (lesson 06), and one reason why it wants large groups.
+
+# %% [markdown]
 # ## "REINFORCE++": group or batch?
 #
 # Both, under two names. REINFORCE++ (Hu 2025) centres and scales with the mean and std over all tokens of the **batch**; it is this
@@ -433,89 +437,15 @@ for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
 # Look at the one right answer to the hard question. The first two rows give it what any right answer of the batch gets. Once the group's
 # own mean is subtracted it gets more, because there it was a surprise; and where the std is the group's, too, the easier question's answers
 # stay at ±1 whatever happens in the rest of the batch.
-#
-# ## A curve everybody prints
-#
-# The smallest critic is a running mean of the rewards. Sutton & Barto 2018 (figure 2.5) use it on ten arms whose means are near 4, one pull
-# per update, and print these ends: .86 and .73 with it, .49 and .27 without. Ours, on 1,000 runs:
-
-# %% jupyter={"source_hidden": true}
-from bandits.theory import gradient_bandit as book
-from course.lab.statistics import interval
-
-settings = book.Setup(runs=1000, log_every=40)
-# share of the baseline: 1 or 0
-history = book.train(
-    settings, book.OWN, [0.1, 0.4, 0.1, 0.4], [1.0, 1.0, 0.0, 0.0], dtype=torch.float64
-)
-ends = history["optimal_action"][-1].mean(-1)
-figure, [ax] = figures.new_figure(width=7.6, height=3.4)
-curves = [(0.1, True), (0.4, True), (0.1, False), (0.4, False)]
-for place, (rate, used) in enumerate(curves):
-    best_arm = history["optimal_action"][:, place]
-    style = {
-        "color": "#b8860b" if used else "#000000",
-        "linestyle": figures.SOLID if rate == 0.1 else figures.DASH,
-    }
-    figures.band(
-        ax,
-        history.steps,
-        *interval(best_arm),
-        label=f"{'running mean' if used else 'none'}, α = {rate:g}",
-        **style,
-    )
-    figures.expectation(ax, book.PUBLISHED[rate, used], 1000, marker="D")
-ax.set_ylim(0, 1)
-figures.describe(
-    ax,
-    "The gradient bandit (◇: the book's ends)",
-    "pulls, one update each",
-    "probability of the best arm",
-)
-figures.label_ends(ax)
-lesson.picture(
-    figure,
-    "With a running mean as baseline both curves end near the book's .86 and .73; without, near .49"
-    " and .27.",
-)
-
-# %%
-errors = (history["optimal_action"][-1].std(-1) / settings.runs**0.5).tolist()
-for (rate, used), end, error in zip(curves, ends.tolist(), errors, strict=True):
-    off = book.printed_error(book.PUBLISHED[rate, used])
-    print(
-        f"α = {rate}, {'running mean' if used else 'none        '}: {end:.2f} ± {error:.2f}   book"
-        f" {book.PUBLISHED[rate, used]} ± {off:.2f}"
-    )
 
 # %% [markdown]
-# Ours are a few points lower with the running mean, about two standard errors of the difference. "The mean of the rewards so far" can also
-# be read in several ways: before or after the reward that it judges, and with 0 or the first reward to begin with. Same arms, same noise,
-# three readings at $\alpha=.4$:
-
-# %%
-ends_by_rule = {}
-for rule in book.RULES:
-    short = book.train(
-        book.Setup(runs=1000, log_every=1000), rule, [0.4], [1.0], dtype=torch.float64
-    )
-    ends_by_rule[rule] = float(short["optimal_action"][-1].mean())
-print("\n".join(f"{rule:<26} ends at {end:.2f}" for rule, end in ends_by_rule.items()))
-
-# %% [markdown]
-# Starting the mean at 0 judges the first pull by 0: whatever was pulled first is praised for the whole offset of 4. One wrong number in one
-# step costs several points after a thousand.
-#
 # ## Break it
 #
-# Three programs train on B3, two samples per update. Each subtracts something. One subtracts $V$. One has a slip of the **sign** and
-# subtracts $-V$. One team found $V$ too crude, since it says the same for every answer, and trained a better predictor, which looks at the
-# question **and the answer**: it subtracts $Q(q,o)$, the mean reward of the arm that was pulled.
+# Three programs train on B3, two samples per update. Each subtracts something. One subtracts $V$. One has a slip of the **sign** and subtracts $-V$. One team found $V$ too crude, since it says the same for every answer, and trained a better predictor, which looks at the question **and the answer**: it subtracts $Q(q,o)$, the mean reward of the arm that was pulled.
 
 # %%
 from dataclasses import replace as copy_with
 
-from bandits.environments import Bernoulli
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.learner import Learner
@@ -612,21 +542,19 @@ for label in trained:
 lesson.picture(draw_runs(True), "Run A subtracts −V, run B subtracts Q(q, o), run C subtracts V.")
 
 # %% [markdown]
-# The better the predictor, the less is left to learn from: $\mathbb E[(R-Q(q,o))\,s]=\mathbb E\big[(\mathbb E[R\mid q,o]-Q)\,s\big]=0$. A
-# baseline may know the question, other samples, other models, the weather. It must not know the sample's own answer.
+# The better the predictor, the less is left to learn from. Given question and answer, $s$ is fixed and $R$ is $r(q,o)$ on average, so $\mathbb E[(R-Q(q,o))\,s]=\mathbb E\big[(r(q,o)-Q(q,o))\,s\big]=0$: luck has no gradient. A baseline may know the question, other samples, other models, the weather. It must not know what it judges. For a whole answer that is the answer; for one token (lesson 05) it is that token and all later ones, while the tokens before it may be known.
 #
-# ## Equal variance, different fates
+# ## Equal variance, different fates (optional)
 #
-# So a baseline is about variance. Is it *only* about variance? Chung et al. 2021 (2008.13773) found a case where it is not. Three arms pay
-# 1, .7 and 0, for sure. The policy starts out preferring the worst. One pull per update, and natural gradient steps (lesson 03), for which
-# one pull of arm $a$ changes the logits by $\frac{r-b}{\pi_a}$ at $a$'s place, up to a shift of all. The least variance is at
+# So a baseline is about variance. Is it *only* about variance? Chung et al. 2021 (2008.13773) found a case where it is not. Three arms pay 1, .7 and 0, for sure. The policy starts out preferring the worst. One pull per update, and natural gradient steps (lesson 03b), for which one pull of arm $a$ adds $\frac{r_a-b}{\pi_a}$ to that arm's logit, up to a shift of all logits, which changes nothing.
 #
-# $$b^*=\frac{\sum_ar_a/\pi_a}{\sum_a1/\pi_a}\tag{2.11}$$
+# Its mean does not depend on $b$. Its mean square does: arm $a$ is pulled with probability $\pi_a$, so it is $\sum_a\pi_a\big(\frac{r_a-b}{\pi_a}\big)^2=\sum_a\frac{(r_a-b)^2}{\pi_a}$, up to a factor for the shift that is the same for all arms. The slope in $b$ is 0 where $\sum_a\frac{r_a-b}{\pi_a}=0$, that is at
+#
+# $$b^*=\frac{\sum_ar_a/\pi_a}{\sum_a1/\pi_a}\tag{2.10}$$
 #
 # `eq:natural-least-variance` · derived here, after Chung et al. 2021
 #
-# the same parabola as (2.5) with other weights, and it follows the rare arms even more. Take $b^*-\frac12$ and $b^*+\frac12$: the same
-# distance from the bottom, the same variance.
+# It follows the rare arms even more than (2.5). Take $b^*-\frac12$ and $b^*+\frac12$: the same distance from the bottom of the parabola, the same variance.
 
 # %%
 from bandits.theory import committal
@@ -674,6 +602,9 @@ print("runs that miss the best arm    step .1   step .4")
 for label, row in zip(("b* − ½", "b*", "b* + ½", "V"), missed.tolist()):
     print(f"{label:<30} {row[0]:>6.0%}    {row[1]:>6.0%}")
 
+# %% [markdown]
+# A policy of three arms is a point in a triangle, the **simplex**: a corner is a policy that always pulls one arm, and the middle is the uniform policy. Each line is one run, from near the corner on top.
+
 # %% jupyter={"source_hidden": true}
 # best, middle, worst arm
 corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)
@@ -711,12 +642,23 @@ lesson.picture(
 )
 
 # %% [markdown]
-# $b^*$ is a mean of the rewards, so $b^*-\frac12$ is at most $\frac12$: a pull of the arm that pays .7 is good news at **every** policy, and it may
-# feed on itself until nothing else is pulled. $V$ starts lower still, but follows the policy: as that arm takes over, $V$ rises to .7 and the
-# praise stops.
+# $b^*$ is a mean of the rewards, so $b^*-\frac12$ is at most $\frac12$: a pull of the arm that pays .7 is good news at **every** policy, and it may feed on itself until nothing else is pulled. $V$ starts lower still, but follows the policy: as that arm takes over, $V$ rises to .7 and the praise stops.
 #
-# Read the table across, too: with the larger step more runs commit, whatever the baseline. An estimator's bias and variance describe one
-# step. What a thousand steps do is another matter, because each decides what will be sampled next.
+# Read the table across, too: with the larger step more runs commit, whatever the baseline. An estimator's bias and variance describe one step. What a thousand steps do is another matter, because each decides what will be sampled next.
+#
+# ## One constant for each logit (optional)
+#
+# One constant for each logit $d$ is better still:
+#
+# $$b^*_d=\frac{\mathbb E[R\,s_d^2]}{\mathbb E[s_d^2]}\tag{2.11}$$
+#
+# `eq:best-baseline-per-logit` · Greensmith et al. 2004; Peters & Schaal 2008
+
+# %%
+each = exact.optimal_baseline_per_coordinate(B3)
+print("b* of each logit:", "  ".join(f"{x:.3f}" for x in each[0].tolist()))
+for label, b in (("one constant", best), ("one for each logit", each)):
+    print(f"{label:<19} variance {float(exact.variance_at_baseline(B3, b)):.4f}")
 
 # %% [markdown]
 # {{at work}}
@@ -724,10 +666,8 @@ lesson.picture(
 # %% [markdown]
 # ## Take away
 #
-# Subtract anything that does not know the sample's own answer: $\mathbb E[\hat g]$ stays. The scatter follows a parabola with its bottom
-# near $V$. A baseline that has to be estimated brings its own noise, which at $G=2$ can exceed what it saves.
+# Subtract anything that does not know the answer it judges: $\mathbb E[\hat g]$ stays. The scatter follows a parabola; on B3 its bottom is near $V$, and where a policy is nearly sure and its rare answers pay differently it is not. A baseline that has to be estimated brings its own noise, which at $G=2$ can exceed what it saves.
 #
 # ## Next
 #
-# Samples are expensive, and you want more than one update from a batch. After the first update the policy is no longer the one that
-# sampled. Lesson 03 replaces the surrogate, $A\log\pi$ by $\rho A$, and asks how far that carries.
+# Samples are expensive, and you want more than one update from a batch. After the first update the policy is no longer the one that sampled. Lesson 03 replaces the surrogate, $A\log\pi$ by $\rho A$, and asks how far that carries.

@@ -16,7 +16,7 @@ from bandits.policies import Softmax
 from bandits.problem import Bandit
 from bandits.theory import flows
 from course import ladder
-from course.exact import Outcomes, gradient, microscope, objective, softmax_score
+from course.exact import Outcomes, gradient, microscope, objective, probability, softmax_score
 from course.learner import Learner
 from course.parts import ScoreFunction, SequenceSum
 from course.parts.credit import total_return
@@ -64,6 +64,14 @@ def test_softmax_score_is_one_minus_probability() -> None:
             2 * step
         )
         close(softmax_score(PI.log())[:, b], difference, rtol=1e-8, atol=1e-9)
+
+
+def test_mean_score_is_zero() -> None:
+    """eq:mean-score: Σ π·score = 0, logit by logit; of sequences, the sum over all answers."""
+    for pi in (PI, f64([0.9, 0.1]), f64([1e-6, 1e-3, 1 - 1e-6 - 1e-3])):
+        close(pi @ softmax_score(pi.log()), [0.0] * len(pi), atol=1e-15)
+    listed, _ = walks()
+    close(probability(listed)[0] @ listed.total_score[0], [0.0] * 6, atol=1e-15)
 
 
 def walks() -> tuple[Outcomes, Tensor]:

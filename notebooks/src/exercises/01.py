@@ -7,6 +7,7 @@ from the lesson.
 import torch
 
 from bandits.exact import B3_MEANS, B3_POLICY
+from course import exact
 from course.lesson.exercise import Exercise
 
 
@@ -64,35 +65,25 @@ CLOSED_FORM = Exercise(
 )
 
 
-def test_loss(attempt, *, tokens, earned, scores, whole):
-    total = torch.zeros(6, dtype=torch.float64)
-    chances = tokens[0].sum(-1).exp()
-    for i in range(4):
-        for j in range(4):
-            leaf = tokens[0, [i, j]].clone().requires_grad_()
-            loss = attempt(leaf, earned[0, [i, j]])
-            if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
-                return (
-                    f"for log_prob of shape (2, 2) it gives {type(loss).__name__}; a loss is a"
-                    " tensor with one number"
-                )
-            if not loss.requires_grad:
-                return (
-                    f"for walks {i + 1} and {j + 1} it gives a loss that does not depend on"
-                    " log_prob: something is detached"
-                )
-            [by_token] = torch.autograd.grad(loss, leaf)
-            total += (
-                chances[i] * chances[j] * torch.einsum("gt,gtd->d", by_token, scores[0, [i, j]])
-            )
-    for choice, part in (("first", slice(0, 2)), ("second", slice(2, 6))):
-        if not torch.allclose(total[part], -whole[part], atol=1e-9):
+def test_loss(attempt, *, chain, whole):
+    loss = attempt(chain.log_prob[0, :2].clone().requires_grad_(), chain.reward[0, :2])
+    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+        return (
+            f"for log_prob of shape (2, 2) it gives {type(loss).__name__}; a loss is a tensor with"
+            " one number"
+        )
+    if not loss.requires_grad:
+        return "its loss does not depend on log_prob: something is detached"
+    found = exact.expected_gradient(attempt, chain, 2)
+    for token, part in (("first", slice(0, 2)), ("second", slice(2, 6))):
+        if not torch.allclose(found[part], whole[part], atol=1e-9):
             got, want = (
-                ", ".join(f"{x:.3g}" for x in numbers[part].tolist()) for numbers in (total, -whole)
+                ", ".join(f"{x:.3g}" for x in (-numbers[part]).tolist())
+                for numbers in (found, whole)
             )
             return (
-                f"for the {choice} choice's logits the loss's gradient is ({got}) on average; −∇J"
-                f" is ({want})"
+                f"for the {token} token's logits the loss's gradient is ({got}) on average; −∇J is"
+                f" ({want})"
             )
     return None
 
@@ -104,7 +95,7 @@ def solution_loss(log_prob, reward):
 
 REINFORCE_LOSS = Exercise(
     "reinforce-loss",
-    "Write the loss whose gradient is minus (1.6).",
+    "Write the loss whose gradient is minus (1.7).",
     test=test_loss,
     solution=solution_loss,
     wrong=[
@@ -119,5 +110,63 @@ REINFORCE_LOSS = Exercise(
             " over answers."
         ),
         "A product of two sums over the last axis, its mean over the first, and a minus sign.",
+    ],
+)
+
+
+LOSSES = (  # somebody's loss, and its fault
+    ("none", solution_loss),
+    ("sign", lambda log_prob, reward: -solution_loss(log_prob, reward)),
+    ("zero", lambda log_prob, reward: solution_loss(log_prob.detach(), reward)),
+    ("zero", lambda log_prob, reward: solution_loss(log_prob, reward.roll(1, 0))),
+    ("scaled", lambda log_prob, reward: solution_loss(log_prob / 2, reward)),
+    ("scaled", lambda log_prob, reward: 2 * solution_loss(log_prob, reward)),
+    ("first token", lambda log_prob, reward: -(reward * log_prob).sum(-1).mean()),
+)
+
+
+def test_fault(attempt, *, chain, whole):
+    for fault, loss in LOSSES:
+        found = exact.expected_gradient(loss, chain, 2)
+        said = attempt(found.clone(), whole.clone())
+        if said != fault:
+            shown, true = (
+                ", ".join(f"{x + 0.0:.3g}" for x in numbers.round(decimals=9).tolist())
+                for numbers in (found, whole)
+            )
+            return f"of E[ĝ] = ({shown}) with ∇J = ({true}) it says {said!r}; it is {fault!r}"
+    return None
+
+
+def solution_fault(found, right):
+    def is_near(a, b):
+        return bool(torch.allclose(a, b, atol=1e-9))
+
+    if is_near(found, right):
+        return "none"
+    if is_near(found, 0 * found):
+        return "zero"
+    if is_near(found[:2], 0 * found[:2]):
+        return "first token"
+    factor = (found @ right) / (right @ right)
+    return "sign" if factor < 0 else "scaled"
+
+
+FIND_THE_FAULT = Exercise(
+    "find-the-fault",
+    "Name the fault of a loss from its expected gradient alone.",
+    test=test_fault,
+    solution=solution_fault,
+    wrong=[
+        lambda found, right: "none" if bool((found * right > 0).all()) else "sign",
+        lambda found, right: "none" if torch.allclose(found, right) else "scaled",
+        lambda found, right: (
+            "first token" if float(found[0]) == 0 else solution_fault(found, right)
+        ),
+    ],
+    hints=[
+        "Five cases, told apart by comparing vectors: equal, 0, 0 in two places, along ∇J, against.",
+        "torch.allclose(found, right) for the first; the first token's logits are found[:2].",
+        "The sign of found @ right tells `sign` from `scaled`, once the other three are ruled out.",
     ],
 )
