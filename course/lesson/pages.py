@@ -109,6 +109,13 @@ SYMBOLS = (  # symbol, variable, shape, unit, meaning
         "expected reward and its exact gradient",
     ),
     (
+        r"$L(\theta)$",
+        "`estimator.objective(…)`",
+        "[…]",
+        "–",
+        "the objective that is climbed for its gradient; its value is not $J$",
+    ),
+    (
         r"$\hat g$",
         "`exact.microscope(…)`",
         "[n]",

@@ -367,8 +367,8 @@ def draw_scatter(group, baseline, offset):
     ax.set_ylim(-0.12 * top, 1.08 * top)
     wrong_way = float((found < 0).double().mean())
     title = (
-        f"{baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × its mean, {wrong_way:.0%}"
-        " of batches point down"
+        f"baseline {baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × mean,"
+        f" {wrong_way:.0%} of batches point down"
     )
     figures.describe(ax, title, "ĝ along ∇J (beyond ±1.2: in the last bars)", "batches of 3,000")
     return figure
@@ -377,13 +377,13 @@ def draw_scatter(group, baseline, offset):
 lesson.explore(
     "scatter",
     draw_scatter,
-    "at the offset 4 without a baseline nearly half of the batches point down, and every baseline"
-    " mends that; with two samples and no offset, leave-one-out is wider than no baseline at all",
+    "at the offset 4 without a baseline nearly half of the batches point down, and each baseline in"
+    " the menu mends that; with two samples and no offset, leave one out is wider than none",
     group=course.lesson.Slider(2, 64, 1, 8, "samples G"),
     baseline=course.lesson.Choice(
         ["none", "V", "best constant", "mean of the batch", "leave one out"], "none", "baseline"
     ),
-    offset=course.lesson.Slider(0.0, 4.0, 0.5, 0.0, "offset of all rewards"),
+    offset=course.lesson.Slider(0.0, 4.0, 0.5, 4.0, "offset of all rewards"),
 )
 
 # %% [markdown]

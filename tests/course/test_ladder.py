@@ -233,6 +233,7 @@ def test_the_equation_is_well_formed(name: str) -> None:
     assert re.findall(r"\\(?:begin|end)\{(\w+)\}", latex) == ["aligned", "aligned"]
     body = latex.removeprefix(r"\begin{aligned}").removesuffix(r"\end{aligned}")
     assert all(line.count("&") == 1 for line in body.split(r"\\ "))
+    assert body.startswith(r"L(\theta)&=")  # J is the expected reward, and an objective is not
     assert "None" not in latex
     assert OURS[name].estimator._repr_latex_() == f"$\\displaystyle {latex}$"
 
