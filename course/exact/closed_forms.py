@@ -21,10 +21,10 @@ def group_std_weight(
 
     Rewards are Bernoulli with success probability p, samples are on policy.
 
-    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = N(G−N)/G², N ~ Bin(G, p). Zero-variance
-    groups contribute 0. For G = ∞, w = 1/(√(p(1−p)) + eps). `p` is from 0 to 1; at both ends w is
-    the limit. `group_size` is ≥ 2 or math.inf. Source: Davis & Recht 2025 (2510.13651) for G = ∞;
-    Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
+    w = E[v/(√(v·G/(G − ddof)) + eps)] / (p(1−p)) with v = M(G−M)/G² and M ~ Bin(G, p) right
+    answers. Zero-variance groups contribute 0. For G = ∞, w = 1/(√(p(1−p)) + eps). `p` is from 0 to
+    1; at both ends w is the limit. `group_size` is ≥ 2 or math.inf. Source: Davis & Recht 2025
+    (2510.13651) for G = ∞; Mroueh 2025 (2503.06639); here for every G. `eq:group-std-weight`
     """
     p = _probability(p)
     check_group_size(group_size, 2, infinite=True)

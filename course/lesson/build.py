@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import sys
 import time
 import types
@@ -297,10 +298,16 @@ def collect(lesson: LessonInfo) -> Lesson:
 
 
 def prose(lesson: LessonInfo) -> Iterator[tuple[str, str]]:
-    """Yield (heading, text) of every Markdown cell; the heading is the last one up to the cell."""
+    """Yield (heading, text) of every section: the text from a heading to the next one.
+
+    A cell that begins without a heading goes on under the last one before it.
+    """
     heading = lesson.title
     for cell in cells(lesson).cells:
-        if cell.cell_type == "markdown":
-            lines = [line for line in cell.source.splitlines() if line.startswith("#")]
-            heading = lines[0].partition("<!--")[0].lstrip("# ").strip() if lines else heading
-            yield heading, cell.source
+        if cell.cell_type != "markdown":
+            continue
+        for part in re.split(r"^(?=#{1,6} )", cell.source, flags=re.MULTILINE):
+            if part.startswith("#"):
+                heading = part.partition("\n")[0].partition("<!--")[0].lstrip("# ").strip()
+            if part:
+                yield heading, part

@@ -57,10 +57,17 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "The equation and the code differ by a sign or a detached tensor: who notices?",
         "d2l-en#2649, rlhf-book#125",
     ),
+    30: ("My reward stays flat: why?", "open-r1#436, trl#5697"),
     35: ("Why does the entropy collapse, or climb with clip-higher?", "verl#5953, rllm#116"),
+    36: ("Which difference between two runs is noise?", "open-instruct#648, Search-R1#88"),
     37: (
         "Is GRPO on- or off-policy, and which curve does one watch, loss or reward?",
         "DeepSeek-R1#527",
+    ),
+    38: ("What does the group's z-score do to several rewards?", "trl#4785, SkyRL#2104"),
+    42: (
+        "Is SFT needed first, and from which checkpoint does RL start?",
+        "R1-V#121, marin#8876",
     ),
     43: (
         "A critic: what does a cold start do, and why is its value clipped?",
@@ -70,6 +77,13 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "Batch size, steps per generation, number of generations: what do they mean together?",
         "trl#3662, trl#3020",
     ),
+    45: (
+        "β = 0: why does the training reward rise and the held-out one fall?",
+        "autocontext#1076",
+    ),
+    46: ("Which questions are worth training on?", ""),
+    47: ("On-policy distillation: why is the loss not the KL?", "slime#1068, verl#5041"),
+    48: ("The same prompt twice in a batch: are the groups merged?", "NeMo-RL#3882"),
     49: (
         "Is the same learning rate for every variant a fair ablation?",
         "assignment5-alignment#8",

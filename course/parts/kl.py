@@ -381,8 +381,8 @@ class K1(KL):
     """−log r. `eq:kl-k1-in-loss`
 
     In the reward, on policy, its gradient is that of KL(π‖ref), exactly. Off policy it is not, even
-    with the ratio, since the reward contains log π_old instead of log π. In the loss its gradient
-    has mean 0.
+    with the ratio: the reward contains log π_old instead of log π, so ∇KL(π‖π_old) is missing. In
+    the loss its gradient has mean 0.
     """
 
     scope = "token"

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 06 · The group baseline
 #
-# When you are through you can
+# After this lesson you can
 #
 # - write GRPO's advantage, and say exactly what its mean does (a factor) and what its std does (another objective);
-# - compute how many groups teach nothing, and what the std makes of a question that is solved 2 % of the time;
+# - compute how many groups teach nothing, what becomes of a question that is solved 2 % of the time, and what refilling changes;
 # - build a case in which dividing by the std prefers the worse answer, and one in which $1/|o|$ makes wrong answers long;
-# - say how GRPO does against ε-greedy, UCB and Thompson sampling when everybody gets the same number of pulls.
+# - say where GRPO lands among ε-greedy, UCB and Thompson sampling when all get the same number of pulls.
 #
 # You need lesson 02 (baselines, leave-one-out) and lesson 04 (the clip, which this lesson keeps as it is).
 #
@@ -24,7 +24,7 @@ from course.lab import figures
 lesson = course.setup("06")
 ladder.group_mean
 
-# %%
+# %% jupyter={"source_hidden": true}
 for upper, lower in (
     ("group_mean", "clip"),
     ("group_std", "group_mean"),
@@ -82,7 +82,7 @@ for name in ("clip", "group_mean"):
 # `eq:group-mean-factor` · Kool et al. 2019
 #
 # This holds sample by sample, for any rewards. Leave-one-out is unbiased (lesson 02), so on policy $\mathbb E[\hat g]=\frac{G-1}G\nabla J$.
-# The mean including yourself is a shorter step and nothing else. <!-- answers: 21 -->
+# Compared with leave-one-out, the mean that includes yourself makes a shorter step and changes nothing else. <!-- answers: 21 -->
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("learning-rate")
@@ -109,17 +109,19 @@ for group in (2, 8, 64):
     )
 
 # %% [markdown]
-# ## What a group knows: differences
+# ## What a group knows: differences (optional)
 #
-# With $s_i$ the score of answer $i$ (lesson 01), write leave-one-out out as a double sum, $\frac1{G(G-1)}\sum_i\sum_{j\ne i}(R_i-R_j)\,s_i$, and collect the two terms of each pair:
-# $(R_i-R_j)\,s_i+(R_j-R_i)\,s_j=(R_i-R_j)(s_i-s_j)$. So
+# Let $s_i$ be the score of answer $i$ (lesson 01). Leave-one-out subtracts $\bar R_{-i}=\frac1{G-1}\sum_{j\ne i}R_j$, so its gradient is the double sum
+# $\frac1G\sum_i(R_i-\bar R_{-i})\,s_i=\frac1{G(G-1)}\sum_i\sum_{j\ne i}(R_i-R_j)\,s_i$. Collect the two terms of each pair,
+# $(R_i-R_j)\,s_i+(R_j-R_i)\,s_j=(R_i-R_j)(s_i-s_j)$:
 #
 # $$\hat g_{\text{RLOO}}=\frac1{G(G-1)}\sum_{i<j}(R_i-R_j)(s_i-s_j)\tag{6.3}$$
 #
 # `eq:pairs-of-samples` · Ahmadian et al. 2024 (2402.14740) for G = 2; here for every G
 #
 # Each pair votes: towards the better answer, away from the worse, by the difference of their rewards. A pair with equal rewards does not
-# vote. And since $\sum_i(R_i-\bar R)\,\bar s=0$, it is also
+# vote. There is a second form. By (6.2) the gradient is $\frac1{G-1}\sum_i(R_i-\bar R)\,s_i$, and since $\sum_i(R_i-\bar R)=0$ you may subtract the mean score $\bar s$
+# from every $s_i$:
 #
 # $$\hat g_{\text{RLOO}}=\frac1{G-1}\sum_i(R_i-\bar R)(s_i-\bar s)\tag{6.4}$$
 #
@@ -144,8 +146,8 @@ lesson.code(exact.pair_gradient, exact.sample_covariance)
 # %% [markdown]
 # ## Silent groups
 #
-# If all answers of a group earn the same, no pair votes, and the group is **silent**. With rewards 0 or 1 and success probability $p$ that
-# happens with probability
+# If all answers of a group earn the same, every advantage is 0. The field calls this a **zero-variance group**; we also say that the group is **silent**, and that the others vote. With rewards 0 or 1
+# and success probability $p$ a group is silent with probability
 #
 # $$P(\text{silent})=p^G+(1-p)^G\tag{6.5}$$
 #
@@ -154,7 +156,7 @@ lesson.code(exact.pair_gradient, exact.sample_covariance)
 # %% jupyter={"source_hidden": true}
 lesson.ask("silent-share")
 
-# %%
+# %% jupyter={"source_hidden": true}
 print("P(silent)      G = 2    G = 4    G = 8   G = 16   G = 64")
 for p in (0.5, 0.1, 0.02):
     print(
@@ -168,10 +170,12 @@ print(
 )
 
 # %% [markdown]
-# So a small group is mostly silent on what is hard, which is what you would like to learn, and on what is easy. The article "From PPO to
-# GRPO" says 4 to 8 answers per prompt; the two larger numbers above are what DeepSeekMath and DAPO used. <!-- answers: 8 -->
+# So a small group is mostly silent on hard questions, which are what you would like to learn, and on easy ones. At $p=.1$ and $G=8$, 43 % of the groups teach nothing.
+# Thaker's "From PPO to GRPO" says 4 to 8 answers per prompt; DeepSeekMath used 64 and DAPO 16. <!-- answers: 8 -->
 #
-# A group is silent in its **sum**. Two reward functions that both vary can cancel:
+# ### Two rewards that cancel
+# <!-- answers: 6 -->
+# What has to vary is the **sum** of a group's rewards. Two reward functions that both vary can cancel:
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("two-rewards")
@@ -179,19 +183,20 @@ lesson.ask("two-rewards")
 # %%
 form, correct = torch.tensor([[1.0, 0, 1, 0]]), torch.tensor([[0, 1.0, 0, 1]])
 for label, rewards in (
-    ("form alone     ", form),
-    ("correct alone  ", correct),
-    ("form + correct ", form + correct),
+    ("form alone", form),
+    ("correct alone", correct),
+    ("form + correct", form + correct),
     ("form + 2·correct", form + 2 * correct),
 ):
-    row = ladder.group_std.freeze(of_rewards(rewards)).advantage.flatten().tolist()
-    print(label, "  ".join(f"{x + 0.0:+.2f}" for x in row))
+    row = ladder.group_mean.freeze(of_rewards(rewards)).advantage.flatten().tolist()
+    print(f"{label:<16}", "  ".join(f"{x + 0.0:+.2f}" for x in row))
 
 # %% [markdown]
-# <!-- answers: 6 -->
-# Now two ways to get NaN. One answer per question cannot be compared with anything, and the std with the divisor $G-1$ is $0/0$. A reward
-# function that returns NaN (a parser that failed, say) spoils its whole group, and through the gradient every weight of the model. Both are
-# refused here, with a reason: <!-- answers: 7 -->
+# ### Two ways to get NaN (optional)
+# <!-- answers: 7 -->
+# A single answer cannot be compared with anything: its standard deviation with the divisor $G-1$ is $0/0$. And a reward
+# function that returns NaN (a parser that failed, say) spoils its whole group, and through the gradient every weight of the model. The course refuses
+# both and says why:
 
 # %%
 from course.errors import CourseError
@@ -203,18 +208,19 @@ print(
 print("mean of (1, NaN, 0):", float(torch.tensor([1.0, math.nan, 0.0]).mean()))
 for rewards in ([[1.0]], [[1.0, math.nan, 0.0]]):
     try:
-        ladder.group_std.freeze(of_rewards(rewards))
+        ladder.group_mean.freeze(of_rewards(rewards))
     except CourseError as refusal:
         print("refused:", refusal)
 
 # %% [markdown]
-# A silent group has no vote on the reward, but it is not absent. It still counts in the mean over samples, so it **dilutes** the others;
-# and a KL penalty (lesson 07) does not ask for advantages, so silent groups **still feel the KL**. Two questions, the second one silent:
+# ### What a silent group still does
 # <!-- answers: 9 -->
+# A silent group has no vote on the reward, but it counts in the mean over samples, so it **dilutes** the others. And a KL
+# penalty (lesson 07) needs no advantages, so a silent group **still feels the KL**. Two questions, the second one silent:
 
 # %%
 from course.estimator import replace
-from course.parts import DropSilentGroups
+from course.parts import K3, DropSilentGroups
 from course.rollout import Policy
 
 rewards = torch.tensor([[1.0, 0, 0, 0], [1.0, 1, 1, 1]], dtype=torch.float64).unsqueeze(-1)
@@ -223,9 +229,9 @@ one_silent = Rollout(
     rewards, old, torch.ones_like(rewards, dtype=torch.bool), ref_log_prob=reference
 )
 for label, estimator in (
-    ("length_mean", ladder.length_mean),
-    ("grpo: with k3", ladder.grpo),
-    ("length_mean, silent dropped", replace(ladder.length_mean, sample_filter=DropSilentGroups())),
+    ("group_mean", ladder.group_mean),
+    ("group_mean with GRPO's KL", replace(ladder.group_mean, kl=K3(0.04))),
+    ("group_mean, silent dropped", replace(ladder.group_mean, sample_filter=DropSilentGroups())),
 ):
     now = old.clone().requires_grad_()
     [push] = torch.autograd.grad(
@@ -235,25 +241,9 @@ for label, estimator in (
     print(f"{label:<28} {rows[0]}   silent: {rows[1]}")
 
 # %% [markdown]
-# That is the derivative of the objective by each answer's $\log\pi$. Dropping the silent group doubles the other one's weight, since the
-# mean then runs over four samples, not eight.
+# The numbers are derivatives of the objective with respect to each answer's $\log\pi$. Dropping the silent group doubles the other one's weight, since the
+# mean then runs over four samples in place of eight.
 #
-# ## Do it: group advantages
-#
-# Mean, std (population: divide by $G$), and silence. Mind that the mean of seven float32 numbers $.7$ is not $.7$.
-
-# %%
-advantages_exercise = lesson.exercise("group-advantages")
-
-# %%
-def my_advantages(reward):
-    """Rewards [Q, G] → advantages [Q, G]."""
-    return NotImplemented
-
-
-advantages_exercise.check(my_advantages)
-
-# %% [markdown]
 # ## The std: what it divides
 #
 # The next rung divides by the group's standard deviation:
@@ -266,9 +256,9 @@ ladder.group_std
 #
 # `eq:group-std-advantage` · Shao et al. 2024, §4.1.2; Giovanidis 2025
 #
-# Let rewards be 0 or 1, and $N$ of the $G$ answers right. The mean is $\frac NG$, the std $\sqrt{\frac NG(1-\frac NG)}$, so a right answer
-# gets $\sqrt{\frac{G-N}N}$, a wrong one $-\sqrt{\frac N{G-N}}$. The rarer the success, the louder it is; the loudest, one right in $G$,
-# gets $\sqrt{G-1}$.
+# In a silent group it is 0. Let rewards be 0 or 1, and $M$ of the $G$ answers right. The mean is $\frac MG$ and the std $\sqrt{\frac MG(1-\frac MG)}=\frac1G\sqrt{M(G-M)}$. A right answer is
+# $1-\frac MG=\frac{G-M}G$ above the mean, so its advantage is $\frac{G-M}{\sqrt{M(G-M)}}=\sqrt{\frac{G-M}M}$; a wrong one's is $-\sqrt{\frac M{G-M}}$. The rarer a success, the
+# larger its advantage. One right in $G$ gets the most, $\sqrt{G-1}$: with $G=8$ that is 2.65.
 
 # %%
 from course.parts.scale import GroupStd, inverse_std
@@ -285,30 +275,93 @@ for right in (1, 4, 7):
     )
 lesson.code(inverse_std, GroupStd.__call__)
 
-# %% jupyter={"source_hidden": true}
-lesson.ask("which-question")
+# %% [markdown]
+# ## Do it: group advantages
+#
+# Mean, std (population: divide by $G$), and silence. Mind that the mean of seven float32 numbers $.7$ is not $.7$.
+
+# %%
+advantages_exercise = lesson.exercise("group-advantages")
+
+# %%
+def my_advantages(reward):
+    """Rewards [Q, G] → advantages [Q, G]."""
+    return NotImplemented
+
+
+advantages_exercise.check(my_advantages)
+
+# %% [markdown]
+# ## Several rewards under one std (optional)
+# <!-- answers: 38 -->
+# Rewards are often sums: 1 for the right answer, 1 for the right format. The std divides the sum by what **all** of its terms vary. One answer of eight is right in each row below, four are well-formed in the
+# second:
+
+# %%
+is_right = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]])
+well_formed = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0]])
+for label, rewards in (
+    ("right", is_right),
+    ("right + well-formed", is_right + well_formed),
+    ("right + ¼ well-formed", is_right + well_formed / 4),
+):
+    one, other, *_, last = ladder.group_std.freeze(of_rewards(rewards)).advantage.flatten().tolist()
+    print(
+        f"{label:<22} right {one:+.2f}   wrong, well-formed {other:+.2f}   neither {last:+.2f}  "
+        f" lead of right over wrong, both well-formed: {one - other:.2f}"
+    )
+
+# %% [markdown]
+# A right answer leads by 3.02 where it is the only reward, and by 1.44 beside a format that half of the answers have: the frequent reward takes its share of the std. A weight of ¼ gives most of the lead back.
+# So the weights that you wrote down are not the weights that the group sees; those depend on how often each reward varies.
+
+# %% [markdown]
+# ## "REINFORCE++": group or batch? (optional)
+# <!-- answers: 27 -->
+# The mean and the std can also be those of the **batch**. REINFORCE++ (Hu 2025) takes both over all tokens of the batch and needs no groups. REINFORCE++-baseline subtracts the **group's** mean, and then scales with the std of the
+# batch. GRPO takes both from the group. Two questions with four answers each show the difference:
+
+# %%
+# an easier and a hard question
+rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+same = torch.zeros(2, 4, 1, dtype=torch.float64)  # log π, and log π_ref: no KL yet
+of_both = Rollout(
+    rewards.unsqueeze(-1), same, torch.ones_like(same, dtype=torch.bool), ref_log_prob=same
+)
+for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
+    rows = [
+        "  ".join(f"{x:+.2f}" for x in row)
+        for row in ladder.get(name).estimator.freeze(of_both).advantage[..., 0].tolist()
+    ]
+    print(f"{name:<22} easier: {rows[0]}     hard: {rows[1]}")
+
+# %% [markdown]
+# Look at the one right answer to the hard question. The first two rows give it what any right answer of the batch gets. With the group's
+# own mean subtracted it gets more, because there it was rare. With the group's std as well, it gets 1.73, and the easier question's answers
+# stay at ±1 whatever happens in the rest of the batch.
 
 # %% [markdown]
 # ## What the std optimises
 #
-# On average, over groups. Let $p$ be the question's success probability under the policy. Since
-# $\nabla p=\mathbb E[\mathbf 1_{\text{right}}\,s]$,
+# What does the division do on average over groups? Let $p$ be the question's success probability under the policy. Its gradient is
+# $\nabla p=\mathbb E[\mathbf 1_{\text{right}}\,s]$ (lesson 01, with $\mathbf 1_{\text{right}}$ as the reward). An average over right answers alone divides by their share: $\mathbb E[s\mid\text{right}]=\frac{\nabla p}p$. And
+# $p\,\mathbb E[s\mid\text{right}]+(1-p)\,\mathbb E[s\mid\text{wrong}]=\mathbb E[s]=0$, so $\mathbb E[s\mid\text{wrong}]=-\frac{\nabla p}{1-p}$. Now fix $M$, the number of right answers. In
+# $\hat g=\frac1G\sum A_is_i$ there are $M$ right answers with the advantage and the mean score above, and $G-M$ wrong ones. On average that is
 #
-# $$\mathbb E[s\mid\text{right}]=\frac{\nabla p}p,\qquad\mathbb E[s\mid\text{wrong}]=-\frac{\nabla p}{1-p},$$
+# $$\frac1G\left[M\sqrt{\tfrac{G-M}M}\,\frac{\nabla p}p+(G-M)\sqrt{\tfrac M{G-M}}\,\frac{\nabla p}{1-p}\right]
+# =\frac{\sqrt{M(G-M)}}{G}\left(\frac1p+\frac1{1-p}\right)\nabla p.$$
 #
-# the second because $\mathbb E[s]=0$. Fix $N$. Then $\hat g=\frac1G\sum A_is_i$ has, on average,
+# Here $\frac1p+\frac1{1-p}=\frac1{p(1-p)}$. Silent groups ($M=0$ or $M=G$) give 0, and $M$ has a binomial distribution. So
 #
-# $$\frac1G\left[N\sqrt{\tfrac{G-N}N}\,\frac{\nabla p}p+(G-N)\sqrt{\tfrac N{G-N}}\,\frac{\nabla p}{1-p}\right]
-# =\frac{\sqrt{N(G-N)}}{G}\left(\frac1p+\frac1{1-p}\right)\nabla p.$$
-#
-# The bracket is $\frac1{p(1-p)}$, silent groups give 0 by themselves, and $N$ is binomial. So
-#
-# $$\mathbb E[\hat g]=w_G(p)\,\nabla p,\qquad w_G(p)=\frac{\mathbb E\big[\sqrt{N(G-N)}\big]}{G\,p\,(1-p)},\quad N\sim\operatorname{Bin}(G,p)\tag{6.7}$$
+# $$\mathbb E[\hat g]=w_G(p)\,\nabla p,\qquad w_G(p)=\frac{\mathbb E\big[\sqrt{M(G-M)}\big]}{G\,p\,(1-p)},\quad M\sim\operatorname{Bin}(G,p)\tag{6.7}$$
 #
 # `eq:group-std-weight` · Davis & Recht 2025 (2510.13651) and Mroueh 2025 (2503.06639) for G = ∞; here for every G
 #
-# exactly, on policy, with eps = 0. The std does not turn one question's gradient. It **weighs questions against each other**, by their
-# difficulty. Giovanidis 2025 and the other articles divide by it without asking what it does.
+# This is exact on policy, with eps = 0 and the tokens of an answer summed. The std does not turn one question's gradient. It **weighs questions against each other**, by their
+# difficulty. The articles that this course follows divide by it and do not ask what it does.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask("which-question")
 
 # %%
 from bandits.theory import difficulty
@@ -330,9 +383,9 @@ lesson.code(exact.group_std_weight)
 # %% [markdown]
 # Three ends of this formula are worth knowing.
 #
-# - $G=2$: $N(G-N)$ is 1 with probability $2p(1-p)$, so $w_2=1$ for every $p$. With two samples the std undoes the factor $\frac12$ of the self-included mean, and nothing else.
-# - $p\to0$: only $N=1$ matters, with probability $Gp$, so $w_G\to\sqrt{G-1}$.
-# - $G\to\infty$: $N\to Gp$, so $w\to1/\sqrt{p(1-p)}$. That is the derivative of a function:
+# - $G=2$: $\sqrt{M(G-M)}$ is 1 with probability $2p(1-p)$, else 0, so $w_2=\frac{2p(1-p)}{2p(1-p)}=1$ for every $p$. With two samples the std undoes the factor $\frac12$ of the self-included mean, and nothing else.
+# - $p\to0$: only $M=1$ matters. It has probability $Gp$ and $\sqrt{M(G-M)}=\sqrt{G-1}$, so $w_G\to\frac{Gp\sqrt{G-1}}{Gp}=\sqrt{G-1}$.
+# - $G\to\infty$: $M\to Gp$, so $w\to\frac{\sqrt{Gp\,G(1-p)}}{Gp(1-p)}=\frac1{\sqrt{p(1-p)}}$. That is the derivative of a function, since $\frac{d}{dp}2\arcsin\sqrt p=\frac2{\sqrt{1-p}}\cdot\frac1{2\sqrt p}$:
 #
 # $$\frac{1}{\sqrt{p(1-p)}}\,\nabla p=\nabla\;2\arcsin\sqrt p\tag{6.8}$$
 #
@@ -413,6 +466,56 @@ lesson.explore(
 )
 
 # %% [markdown]
+# ## Which questions are worth a rollout? (optional)
+# <!-- answers: 46 -->
+# A rule of thumb keeps questions that are solved 20 to 80 % of the time. Let each question have its own two logits, for right and wrong, so that $\nabla p=p(1-p)\,(1,-1)$. A small step of
+# length η along $\mathbb E[\hat g]=w\nabla p$ gains $\eta\,w\,\lVert\nabla p\rVert^2=2\eta\,w\,p^2(1-p)^2$. The control is the same number of groups on questions taken as they come, here with $p$
+# spread evenly over 0 to 1:
+
+# %%
+spread = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
+middle = spread[(spread > 0.2) & (spread < 0.8)]
+
+
+def gain(p, weight):
+    """What an update gains on questions with success p, as a share of that at p = ½."""
+    half = torch.tensor(0.5, dtype=torch.float64)
+    return weight(p) * (p * (1 - p)) ** 2 / (weight(half) * half**4)
+
+
+rows = {
+    "mean": torch.ones_like,
+    "mean and std": lambda p: exact.group_std_weight(p, 8),
+}
+print("gain at p =   .02    .1     .2     .5     .8")
+for name, weight in rows.items():
+    some = gain(torch.tensor([0.02, 0.1, 0.2, 0.5, 0.8], dtype=torch.float64), weight)
+    better = float(gain(middle, weight).mean() / gain(spread, weight).mean())
+    print(
+        f"{name:<13}",
+        "  ".join(f"{x:.3f}" for x in some.tolist()),
+        f"   20 to 80 % against as they come: {better:.2f} times",
+    )
+
+# %% [markdown]
+# Under the rule a group gains about 1.5 times as much, in **this** update. That leaves out the noise of sampling, and that a question solved 2 % of the time has to be asked before it can become one
+# that is solved 20 %. The std narrows the gap a little and does not close it: at $p=.02$ the gain is .009 of that at ½, since the gradient itself is small.
+#
+# ### The same prompt twice in a batch (optional)
+# <!-- answers: 48 -->
+# Some programs group by position, and see two groups of 8. Some group by the text of the prompt, and see one of 16. Both are baselines
+# of that question alone, so neither is wrong, but it is another $G$:
+
+# %% jupyter={"source_hidden": true}
+print("p = .1            silent   mean's factor   std's weight w")
+for label, group in (("two groups of 8", 8), ("one group of 16", 16)):
+    print(
+        f"{label}  {float(exact.silent_probability(0.1, group)):.1%}   "
+        f" {exact.group_mean_factor(group):.3f}          "
+        f" {float(exact.group_std_weight(0.1, group)):.3f}"
+    )
+
+# %% [markdown]
 # ## The same questions, opposite decisions
 #
 # Weights matter once questions share parameters. Here one coin decides for two questions at once, as a shared habit would: with probability
@@ -449,7 +552,7 @@ for x in (0.02, 0.5, 0.98):
         f" {push(difficulty.STD, x):+.5f}   ∇J {float(exact.gradient(coin(x))[0]):+.5f}"
     )
 
-# %%
+# %% jupyter={"source_hidden": true}
 for name, estimator in (("group mean", ladder.group_mean), ("group std", difficulty.STD)):
     u = 0.0  # the log-odds of A
     for _ in range(60):
@@ -466,7 +569,8 @@ for name, estimator in (("group mean", ladder.group_mean), ("group std", difficu
 #
 # ## Do it: refill the silent groups
 #
-# DAPO throws silent groups away and samples anew until none is left. What does that make of $w_G(p)$? You may use `exact.group_std_weight`.
+# DAPO calls it **dynamic sampling**: silent groups are thrown away and new ones are sampled until the batch is full. Begin with the simplest way to do that: ask the **same question** again until its group
+# is not silent. What does that make of $w_G(p)$? You may use `exact.group_std_weight`.
 
 # %%
 refill = lesson.exercise("refill")
@@ -480,27 +584,106 @@ def my_refilled_weight(p, group):
 refill.check(my_refilled_weight)
 
 # %% [markdown]
-# So refilling amplifies what is nearly always missed even more. At $p=.02$ and $G=8$:
+# At $p=.02$ and $G=8$, 85 % of the groups are silent, so that weight is nearly seven times $w_8(.02)$. But DAPO does something else: it fills the batch with **other prompts**.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask("refill-which")
+
+# %% [markdown]
+# Take two kinds of question, hard ($p=.02$) and easy ($p=.5$), equally many of each. Let $v=1-P(\text{silent})$ be the share of groups that vote. A group that votes has the mean gradient
+# $\frac{w}{v}\nabla p$, since the silent rest of the average $w\nabla p$ is 0. Three programs:
+#
+# - **The same question again**: every question ends with a voting group, so its weight is $\frac wv$.
+# - **New prompts**: a place in the batch is filled from the voting groups of all questions. A question fills its share of places in proportion to $v$, and $\frac wv\cdot\frac v{\bar v}=\frac w{\bar v}$, where $\bar v$
+#   is the mean of $v$ over the questions. The factor $\frac1{\bar v}$ is the same for all: a larger step, and no new direction.
+# - **Dropped, no refill**, as our rung `dapo` does it: the mean runs over the groups that are left, $1+L$ of them if $L$ others vote. A question's weight is then
+#   $w\,\mathbb E\big[\frac{Q}{1+L}\big]$, with $Q$ prompts in the batch. That depends on the others, and on $Q$.
 
 # %%
-print(
-    f"w = {float(exact.group_std_weight(0.02, 8)):.3g}, refilled"
-    f" {float(refill.solution(0.02, 8)):.3g};  at p = .5:"
-    f" {float(exact.group_std_weight(0.5, 8)):.3g} and {float(refill.solution(0.5, 8)):.3g}"
+ladder.dapo
+
+# %% jupyter={"source_hidden": true}
+hard, easy = 0.02, 0.5
+
+
+def vote(p):
+    """The share of groups of 8 that are not silent."""
+    return 1 - float(exact.silent_probability(p, 8))
+
+
+def dropped(p, other, prompts):
+    """w E[Q/(1 + L)]: prompts/2 questions of each kind, one of them ours."""
+    votes = torch.zeros(prompts, dtype=torch.float64)  # the distribution of L
+    votes[0] = 1.0
+    for each in [vote(p)] * (prompts // 2 - 1) + [vote(other)] * (prompts // 2):
+        votes = votes * (1 - each) + torch.cat([votes.new_zeros(1), votes[:-1]]) * each
+    count = 1 + torch.arange(prompts, dtype=torch.float64)
+    return float(exact.group_std_weight(p, 8) * (votes * prompts / count).sum())
+
+
+mean_vote = (vote(hard) + vote(easy)) / 2
+plain = [float(exact.group_std_weight(p, 8)) for p in (hard, easy)]
+cases = {
+    "as they come": plain,
+    "same question again": [w / vote(p) for w, p in zip(plain, (hard, easy), strict=True)],
+    "new prompts": [w / mean_vote for w in plain],
+    **{
+        f"dropped, {prompts} prompts": [dropped(hard, easy, prompts), dropped(easy, hard, prompts)]
+        for prompts in (2, 4, 64, 512)
+    },
+}
+print(f"{'':22}p = .02   p = .5   hard : easy")
+for name, (w_hard, w_easy) in cases.items():
+    print(f"{name:22}{w_hard:7.2f}  {w_easy:7.2f}   {w_hard / w_easy:10.3f}")
+
+# %% [markdown]
+# Refilling with new prompts leaves the ratio at 1.387, where it was. Asking the same question again makes it 9.2. Dropping without a refill even turns it below 1 in a batch of two or four prompts: where the hard
+# question votes, the easy one nearly always does, too, and halves it. In large batches the number of groups that are left hardly varies, and the ratio comes back towards 1.387. Here is the smallest batch through the
+# estimator itself, all pairs of groups listed:
+
+# %%
+two = outcomes(
+    Bernoulli(torch.tensor([[1.0, 0.0]] * 2, dtype=torch.float64)),
+    torch.tensor([[hard, 1 - hard], [easy, 1 - easy]], dtype=torch.float64).log(),
 )
+seen = exact.microscope(
+    replace(difficulty.STD, sample_filter=DropSilentGroups()), two, 8, covariance=False
+)
+slope = seen.gradient.view(2, 2)  # [question, logit]
+along = (seen.expected.view(2, 2) * slope).sum(-1) / slope.square().sum(-1)
+print(f"dropped, 2 prompts, listed: {float(along[0] / along[1]):.3f}")
 
 # %% [markdown]
 # ## When the std turns the gradient round
 #
-# (6.7) needs rewards with two values. With three it can fail badly. Arm A pays .5, always. Arm B pays 10 one time in ten, else 0: it is
+# (6.7) needs rewards with two values. With three, the std can reverse the gradient. Arm A pays .5, always. Arm B pays 10 one time in ten, else 0: it is
 # worth 1, twice as much as A. The policy tosses a fair coin.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("rare-prize")
 
+# %%
+from bandits.theory import heavy_tail
+
+prize = heavy_tail.RarePrize(sure=0.5, large=10.0, chance=0.1)
+half = heavy_tail.listed(prize)
+print("E[ĝ] on B's logit, all groups listed (J's own slope: +0.125)")
+print("  G    mean only   mean and std")
+for group in (2, 8, 32, 43, 44, 128):
+    only, both = (heavy_tail.push(one, half, group) for one in (ladder.group_mean, heavy_tail.STD))
+    print(f"{group:>3}    {only:+.4f}     {both:+.4f}")
+for b in (0.5, 0.2, 0.05):
+    print(
+        f"B has probability {b}: the first G that points to B is {heavy_tail.first_group(prize, b)}"
+    )
+
 # %% [markdown]
-# By hand: let $m$ of the group draw A, $n$ the prize, and the rest the blank. B's logit has score $1-b$ on a sample of B and $-b$ on one of
-# A, with $b=\frac12$ B's probability. So
+# It takes groups of 44 until the std lets the better arm win. The mean alone is right at every $G$ of the table. A policy that has begun to leave B needs larger groups still: 98 at $b=.2$, 373 at $b=.05$.
+#
+# ### The same by hand (optional)
+#
+# Let $m$ of the group draw A, $n$ draw B and win the prize, and the rest draw B and win nothing. B's logit has the score $1-b$ on a sample of B and $-b$ on one of
+# A, with $b=\frac12$ the probability of B. So
 #
 # $$\mathbb E[\hat g_B]=\sum_{m,n}P(m,n)\,\frac{(1-b)\sum_{i\in B}A_i-b\sum_{i\in A}A_i}{G}\tag{6.9}$$
 #
@@ -509,30 +692,8 @@ lesson.ask("rare-prize")
 # with $P$ multinomial and $A_i$ from (6.6).
 
 # %%
-from bandits.theory import heavy_tail
-
-prize = heavy_tail.RarePrize(sure=0.5, large=10.0, chance=0.1)
-half = heavy_tail.listed(prize)
-print("  G    mean only   mean and std   by (6.9)    (J's own slope: +0.125)")
-for group in (2, 8, 32, 43, 44, 128):
-    row = (
-        heavy_tail.push(ladder.group_mean, half, group),
-        heavy_tail.push(heavy_tail.STD, half, group),
-    )
-    print(
-        f"{group:>3}    {row[0]:+.4f}     {row[1]:+.4f}       "
-        f" {heavy_tail.push_by_counts(prize, group):+.4f}"
-    )
-
-# %% [markdown]
-# It takes 44 samples until the std lets the better arm win. The mean alone is right at every $G$. And a policy that has begun to leave B
-# needs more still:
-
-# %%
-for b in (0.5, 0.2, 0.05):
-    print(
-        f"B has probability {b}: the first G that points to B is {heavy_tail.first_group(prize, b)}"
-    )
+for group in (8, 44):
+    print(f"G = {group:>2}: by (6.9) {heavy_tail.push_by_counts(prize, group):+.4f}")
 lesson.code(heavy_tail.push_by_counts)
 
 # %% [markdown]
@@ -546,17 +707,64 @@ ladder.length_mean
 # %% [markdown]
 # $$w_{i,t}=\frac1N\cdot\frac1{|o_i|}\tag{6.10}$$
 #
-# `eq:one-over-length` · Shao et al. 2024, eq. 3. Here $N$ is the number of sampled answers again, as in the rung's objective.
+# `eq:one-over-length` · Shao et al. 2024, eq. 3; $N$ is the number of sampled answers, as in the rung's objective
 #
-# Giovanidis 2025 leaves it out; Vera 2025 averages twice, by $\mathbb E_t$ and by $\frac1{|o|}\sum_t$. On a bandit, $|o|=1$, nothing
+# Giovanidis 2025 leaves $\frac1{|o|}$ out; Vera 2025 averages twice, by $\mathbb E_t$ and by $\frac1{|o|}\sum_t$. On a bandit $|o|=1$ and nothing
 # changes. So give answers a length: right or wrong, of 2 or of 8 tokens, all four equally likely.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("length")
 
+# %% jupyter={"source_hidden": true}
+from bandits.flow import ascend
+from bandits.theory import length_bias
+
+lengths, steps = (2, 8), 150
+figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
+final = {}
+for name in ("group_std", "length_mean", "dr_grpo"):
+    one, arms, uniform = (
+        ladder.get(name).estimator,
+        length_bias.four_answers(lengths),
+        length_bias.UNIFORM,
+    )
+    # the same size of the first step
+    rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())
+    policies = ascend(one, arms, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
+    read = final[name] = length_bias.read_off(policies)
+    for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
+        figures.band(ax, range(steps + 1), read[which], name=name)
+for ax, title in zip(panels, ("long among right answers", "long among wrong answers"), strict=True):
+    ax.set_ylim(0, 1)
+    figures.describe(ax, title, "updates along the exact E[ĝ]", "share" if ax is panels[0] else "")
+figures.label_ends(panels[1])
+lesson.picture(
+    figure,
+    "Under 1/|o| right answers turn short and wrong ones long; under the sum and under a constant"
+    " divisor both shares stay at one half.",
+)
+
+# %% jupyter={"source_hidden": true}
+for name, read in final.items():
+    print(
+        f"{name:<12} solved {float(read['success'][-1]):.0%}   long among right"
+        f" {float(read['long_right'][-1]):.2f}   long among wrong"
+        f" {float(read['long_wrong'][-1]):.2f}"
+    )
+
 # %% [markdown]
-# Averaged over groups, a right answer's advantage is $\frac{\mathbb E[\sqrt{N(G-N)}]}{Gp}=w_G(p)(1-p)$, a wrong one's $-w_G(p)\,p$. With
-# $1/|o|$ in front of the score of answer $a$:
+# $1/|o|$ looks as if it removed a bias towards length. It brings one in: right answers become short, wrong ones **long**. Here 96 of 100 right answers end short, and 74 of 100 wrong
+# ones end long. Dividing by a **constant** keeps the step small without weighing lengths against each other. Dr. GRPO is
+# the `group_mean` rung with that one part replaced, so without the std and without $1/|o|$. <!-- answers: 10 -->
+
+# %%
+ladder.dr_grpo
+
+# %% [markdown]
+# ### The law behind it (optional)
+#
+# The right answers of a group share $M\sqrt{\frac{G-M}M}=\sqrt{M(G-M)}$, and there are $Gp$ of them on average. So a right answer's mean advantage is
+# $\frac{\mathbb E[\sqrt{M(G-M)}]}{Gp}=w_G(p)(1-p)$, and a wrong one's is $-w_G(p)\,p$. With $1/|o|$ in front of the score of answer $a$:
 #
 # $$\mathbb E[\hat g]=w_G(p)\sum_a\pi_a\,\frac{\mathbf 1[a\text{ right}]-p}{|o_a|}\,s_a\tag{6.11}$$
 #
@@ -582,62 +790,17 @@ print(
     f"angle to ∇p: {difficulty.angle(difficulty.LENGTH_MEAN, four, 8):.0f} degrees; with the sum in"
     f" place of the mean: {difficulty.angle(difficulty.STD, four, 8):.0f}"
 )
-
-# %% jupyter={"source_hidden": true}
-from bandits.flow import ascend
-from bandits.theory import length_bias
-
-lengths, steps = (2, 8), 150
-figure, panels = figures.new_figure(1, 2, width=9, height=3.3, sharey=True)
-final = {}
-for name in ("group_std", "length_mean", "dr_grpo"):
-    one, four, uniform = (
-        ladder.get(name).estimator,
-        length_bias.four_answers(lengths),
-        length_bias.UNIFORM,
-    )
-    # the same size of the first step
-    rate = 0.05 / float(length_bias.first_push(one, lengths, 8).abs().mean())
-    policies = ascend(one, four, uniform, 8, rate=rate, steps=steps, reference=uniform).exp()
-    read = final[name] = length_bias.read_off(policies)
-    for ax, which in zip(panels, ("long_right", "long_wrong"), strict=True):
-        figures.band(ax, range(steps + 1), read[which], name=name)
-for ax, title in zip(panels, ("long among right answers", "long among wrong answers"), strict=True):
-    ax.set_ylim(0, 1)
-    figures.describe(ax, title, "updates along the exact E[ĝ]", "share" if ax is panels[0] else "")
-figures.label_ends(panels[1])
-lesson.picture(
-    figure,
-    "Under 1/|o| right answers turn short and wrong ones long; under the sum and under a constant"
-    " divisor both shares stay at one half.",
-)
-
-# %%
-for name, read in final.items():
-    print(
-        f"{name:<12} solved {float(read['success'][-1]):.0%}   long among right"
-        f" {float(read['long_right'][-1]):.2f}   long among wrong"
-        f" {float(read['long_wrong'][-1]):.2f}"
-    )
 lesson.code(difficulty.length_law)
-
-# %% [markdown]
-# $1/|o|$ looks as if it removed a bias towards length. It brings one: short when right, **long when wrong**. A failing model that grows
-# ever longer is what users report. Dividing by a **constant** keeps the step small without weighing lengths against each other; Dr. GRPO is
-# the `group_mean` rung with that one part replaced, so without std and without $1/|o|$. <!-- answers: 10 -->
-
-# %%
-ladder.dr_grpo
 
 # %% [markdown]
 # ## Break it
 #
-# Three programs train on eight questions with ten arms each, $G=8$, same learning rate, same random numbers. The meter shows the
-# probability of the right arm. Left, rewards are 0 and 1. Right, every other question pays two points extra, whatever you answer. One
-# program is right. One **forgot the std**. One **mixed the groups**: its rewards came out of the sampler answer by answer, and were cut
-# into rows of eight by question.
+# Three programs train on eight questions with ten arms each, $G=8$, with the same learning rate and the same random numbers. The curves show the
+# probability of the right arm. On the left, rewards are 0 and 1. On the right, every other question pays two points extra, whatever you answer. One
+# program is right. One **forgot the std**. One **mixed the groups**: its sampler returns the rewards answer by answer, and the program cuts them into rows of eight as if they came
+# question by question.
 
-# %%
+# %% jupyter={"source_hidden": true}
 from dataclasses import dataclass
 
 from course.parts import Baseline, GroupMean, Scale
@@ -760,20 +923,24 @@ for label in ("run B", "run C"):
 # <!-- answers: 22 -->
 
 # %% [markdown]
-# ## Is GRPO a good bandit algorithm?
+# ## Is GRPO a good bandit algorithm? (optional)
 #
-# Giovanidis 2025 ends with this: GRPO being a bandit algorithm, other methods might do as well or better. Let them. Ten arms pay 1 with a
-# probability drawn from $U(0,1)$. Everybody gets 1,024 pulls, and pays
+# Giovanidis 2025 ends with this question: GRPO being a bandit algorithm, others might do as well or better. Ten arms pay 1 with a probability drawn from $U(0,1)$, and everybody gets 1,024 pulls. Three classics:
+#
+# - **ε-greedy** pulls a random arm with probability ε, else the arm with the best mean so far;
+# - **UCB** pulls the arm with the largest mean plus a bonus, which grows with the logarithm of all pulls and shrinks with the arm's own;
+# - **Thompson sampling** draws a success rate for each arm from its posterior, and pulls the arm with the largest draw.
+#
+# Policy gradients update after every 16 pulls, the classics after each. Every setting (learning rate, ε, bonus) is chosen on 100 runs and judged on 200 others, by
 #
 # $$\text{regret}=\sum_{\text{pulls}}\big(\mu^*-\mu_a\big)\tag{6.12}$$
 #
 # `eq:regret` · Lai & Robbins 1985; Lattimore & Szepesvári 2020, §4.4
 #
-# what each pull cost against always pulling the best arm. Policy gradients update after every 16 pulls, the others after each; every
-# algorithm's setting (learning rate, ε, UCB's bonus) is chosen on 100 runs and judged on 200 others.
+# which is what the pulls cost against always pulling the best arm.
 
 # %% jupyter={"source_hidden": true}
-lesson.ask("who-wins")
+lesson.ask("where-grpo-lands")
 
 # %% jupyter={"source_hidden": true}
 from bandits import contest
@@ -808,28 +975,16 @@ lesson.picture(
     " and REINFORCE.",
 )
 
-# %%
-print(
-    "                 setting   regret ± s.e. runs that still lose > .05 per pull in the second"
-    " half"
-)
+# %% jupyter={"source_hidden": true}
+print("                 setting   regret ± s.e. of 200 runs")
 for name, one in sorted(judged.items(), key=lambda item: float(item[1].regret.mean())):
     error = float(one.regret.std()) / len(one.regret) ** 0.5
-    committed = float((one.tail > contest.COMMITTED).double().mean())
-    print(
-        f"{name:<15} {one.choice.rate:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}      "
-        f" {committed:.0%}"
-    )
-print(
-    f"UCB with the textbook's bonus √2: {float(judged['ucb'].last.mean()):.0f}; pulling at random:"
-    f" {contest.uniform_cost(10) * 1024:.0f}"
-)
+    print(f"{name:<15} {one.choice.rate:>8.3g}   {float(one.regret.mean()):>5.0f} ± {error:.0f}")
+print(f"pulling at random: {contest.uniform_cost(10) * 1024:.0f}")
 
 # %% [markdown]
-# A group makes the gradient quieter. It does not explore: whether an arm has been tried enough is nowhere in the advantage. Read the last
-# column beside the first: with GRPO's KL, here to the uniform policy, fewer runs are lost than without it, and yet the regret is larger,
-# since it keeps trying all arms in every run. On a language model there are more arms than anyone could pull once, and Thompson sampling
-# has no posterior over them; what carries over is the warning, not the ranking.
+# A group makes the gradient quieter. It does not explore: whether an arm has been tried often enough appears nowhere in the advantage. On a language model there are more arms than anyone could pull once, and
+# Thompson sampling has no posterior over them. What carries over is the warning, not the ranking.
 
 # %% [markdown]
 # {{at work}}
@@ -843,5 +998,4 @@ print(
 #
 # ## Next
 #
-# One part is missing to GRPO: the KL. Lesson 07 replaces `NoKL()`, and asks which of the three estimators it should be, and where to put
-# it.
+# GRPO has one more part, the KL. Lesson 07 replaces `NoKL()`, and asks which of three estimators it should be, and where to put it.

@@ -6,12 +6,12 @@
 # * say what k₁, k₂ and k₃ estimate, how noisy each is, and where k₃ comes from;
 # * tell an estimator's *value* from the *gradient* it trains with, and name the divergence behind each of them in the loss and in the reward;
 # * predict where training stops for a given β, with and without the std;
-# * say what the anchor does not do: it is no critic.
+# * say what the anchor does not do: it does not replace a critic.
 #
 # You need lesson 04 (π_old and ρ) and lesson 06 (the group's mean and std, $w_G(p)$). Everything happens on three arms, two arms or two tokens, so that
 # every expectation can be written out.
 #
-# Running time: {{time}}.
+# Running all cells takes {{time}}. Answer each blue question before you run the cell below it.
 
 # %%
 import torch
@@ -24,17 +24,17 @@ lesson = course.setup("07")
 ladder.grpo
 
 # %% [markdown]
-# The coloured term is the part that is new. The rung below is the same objective without it:
+# The coloured term is new. The rung below is the same objective without it:
 
-# %%
+# %% jupyter={"source_hidden": true}
 for name, (mine, below) in ladder.grpo.diff(ladder.length_mean).items():
     print(f"{name}: {below.short} → {mine.short}")
 
 # %% [markdown]
 # ## The divergence
 #
-# A language model that is trained on one reward can pay for it with everything else it knew. The anchor keeps the policy near a frozen copy,
-# the **reference** $\pi_{\text{ref}}$: usually the model before this training. "Near" is measured by the Kullback–Leibler divergence, in nats:
+# A language model that is trained on one reward can lose other things that it could do before. An anchor keeps the policy near a frozen copy,
+# the **reference** $\pi_{\text{ref}}$: usually the model before this training. "Near" is measured by the Kullback–Leibler divergence, in nats (its logarithm is the natural one):
 #
 # $$\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\sum_a \pi(a)\,\log\frac{\pi(a)}{\pi_{\text{ref}}(a)} \tag{7.1}$$
 #
@@ -57,8 +57,7 @@ print(
 lesson.code(exact_kl)
 
 # %% [markdown]
-# Two names to remember: the **reverse** KL averages over your own samples, the **forward** KL over the reference's. The GRPO paper writes the reverse one
-# in its objective. You will see which one its gradient descends.
+# The **reverse** KL averages over your own samples, the **forward** KL over the reference's. The GRPO paper writes the reverse one in its objective. You will see which one its gradient descends.
 #
 # ## Three ways to estimate it from one sample
 #
@@ -69,12 +68,9 @@ lesson.code(exact_kl)
 #
 # `eq:kl-k1-estimate` · Schulman 2020, "Approximating KL divergence"
 #
-# By (7.1) the mean of $k_1$ over π is the KL: nothing else was done than to leave out the sum. But single values can be negative, although
-# the KL never is. Schulman's second proposal, $k_2=\tfrac12(\log r)^2$, is never negative and only nearly right. The third starts from a second fact
-# about $r$: its mean is known,
-#
-# $$\mathbb E_\pi[r]=\sum_a\pi(a)\,\frac{\pi_{\text{ref}}(a)}{\pi(a)}=\sum_a\pi_{\text{ref}}(a)=1 .$$
-#
+# By (7.1) the mean of $k_1$ over π is the KL: one sampled answer takes the place of the sum over all. But single values can be negative, although
+# the KL never is. Schulman's second proposal, $k_2=\tfrac12(\log r)^2$, is never negative, but its mean is only close to the KL. The third starts from a second fact
+# about $r$: its mean is known, $\mathbb E_\pi[r]=\sum_a\pi(a)\,\frac{\pi_{\text{ref}}(a)}{\pi(a)}=\sum_a\pi_{\text{ref}}(a)=1$.
 # So $r-1$ has mean 0, and any multiple of it may be added to $k_1$ without changing the mean. Something with a known mean that is added to cancel noise
 # is a **control variate**. With the multiple 1:
 #
@@ -106,24 +102,12 @@ print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
 #
 # ## How noisy
 #
-# Take a case where all moments can be worked out: samples $x\sim\mathcal N(0,1)$ of the policy, and the reference $\mathcal N(\mu,1)$. Then
-# $\log r=\mu x-\tfrac{\mu^2}2$ is itself Gaussian, with mean $-\tfrac{\mu^2}2$ and variance $\mu^2$, and the true KL is $\tfrac{\mu^2}2$.
-#
-# * $k_1=-\log r$: standard deviation $\mu$. Divided by the KL: $2/\mu$. It grows without bound as the policies approach each other.
-# * $k_2=\tfrac12(\log r)^2$: mean $\tfrac12(\mu^2+\tfrac{\mu^4}4)$, which is too large by $\tfrac{\mu^2}4$ of the KL. A Gaussian with mean $m$ and variance $s^2$ has a square with variance
-#   $2s^4+4m^2s^2$, here $2\mu^4+\mu^6$, so the standard deviation is $\tfrac{\mu^2}2\sqrt{2+\mu^2}$.
-# * $k_3$: $\mathrm{Var}(r)=e^{\mu^2}-1$ and $\mathrm{Cov}(r,\log r)=\mu^2$ (under the weight $r$ the mean of $\log r$ rises by $\mu^2$), so
-#   $\mathrm{Var}(k_3)=\mathrm{Var}(r)-2\,\mathrm{Cov}(r,\log r)+\mathrm{Var}(\log r)=e^{\mu^2}-1-2\mu^2+\mu^2$. Over the KL:
-#
-# $$\frac{\text{std}(k_1)}{\mathrm{KL}}=\frac2\mu,\qquad \frac{\text{std}(k_2)}{\mathrm{KL}}=\sqrt{2+\mu^2},\qquad
-# \frac{\text{std}(k_3)}{\mathrm{KL}}=\frac{2\sqrt{e^{\mu^2}-1-\mu^2}}{\mu^2} \tag{7.4}$$
-#
-# `eq:kl-gaussian-moments` · Schulman 2020, whose table rounds these; closed forms derived here
+# Take samples $x\sim\mathcal N(0,1)$ of the policy and the reference $\mathcal N(\mu,1)$: there all moments can be worked out, and the true KL is $\tfrac{\mu^2}2$.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("noise-near-reference")
 
-# %%
+# %% jupyter={"source_hidden": true}
 from bandits.ablations.kl_estimators import COLOURS
 from bandits.theory import kl_estimators as by_estimator
 
@@ -197,10 +181,27 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Measured points, closed forms and the published table agree. Two things to take from the picture: near the reference $k_3$ is far quieter than
-# $k_1$; far away it is *noisier* (the line turns up), because $r$ then has a long tail. The green line is what comes next.
+# Measured points, closed forms and the published table agree. Near the reference $k_3$ is far quieter than $k_1$: 1.4 against 20 at a KL of .005. From a KL of about 1 on it is
+# *noisier* (the line turns up), because $r$ then has a long tail.
 #
-# ## Why the multiple 1?
+# ### The closed forms (optional)
+#
+# With $x\sim\mathcal N(0,1)$,
+# $\log r=\mu x-\tfrac{\mu^2}2$ is itself Gaussian, with mean $-\tfrac{\mu^2}2$ and variance $\mu^2$, and the true KL is $\tfrac{\mu^2}2$.
+#
+# * $k_1=-\log r$: standard deviation $\mu$. Divided by the KL: $2/\mu$. It grows without bound as the policies approach each other.
+# * $k_2=\tfrac12(\log r)^2$: mean $\tfrac12(\mu^2+\tfrac{\mu^4}4)$, which is too large by $\tfrac{\mu^2}4$ of the KL. A Gaussian with mean $m$ and variance $s^2$ has a square with variance
+#   $2s^4+4m^2s^2$, here $2\mu^4+\mu^6$, so the standard deviation is $\tfrac{\mu^2}2\sqrt{2+\mu^2}$.
+# * $k_3$: a mean weighted with $r$ is a mean over the reference, $\mathbb E_\pi[r\,f]=\mathbb E_{\text{ref}}[f]$. There $x\sim\mathcal N(\mu,1)$, so $\mathbb E_\pi[r\log r]=\mathbb E_{\text{ref}}[\mu x-\tfrac{\mu^2}2]=\tfrac{\mu^2}2$, and
+#   $\mathrm{Cov}(r,\log r)=\tfrac{\mu^2}2-1\cdot(-\tfrac{\mu^2}2)=\mu^2$. Likewise $\mathbb E_\pi[r^2]=\mathbb E_{\text{ref}}[e^{\mu x-\mu^2/2}]=e^{\mu^2}$, so $\mathrm{Var}(r)=e^{\mu^2}-1$. Together
+#   $\mathrm{Var}(k_3)=\mathrm{Var}(r)-2\,\mathrm{Cov}(r,\log r)+\mathrm{Var}(\log r)=e^{\mu^2}-1-2\mu^2+\mu^2$. Over the KL:
+#
+# $$\frac{\text{std}(k_1)}{\mathrm{KL}}=\frac2\mu,\qquad \frac{\text{std}(k_2)}{\mathrm{KL}}=\sqrt{2+\mu^2},\qquad
+# \frac{\text{std}(k_3)}{\mathrm{KL}}=\frac{2\sqrt{e^{\mu^2}-1-\mu^2}}{\mu^2} \tag{7.4}$$
+#
+# `eq:kl-gaussian-moments` · Schulman 2020, whose table rounds these; closed forms derived here
+#
+# ### Why the multiple 1? (optional)
 #
 # Any λ in $-\log r+\lambda(r-1)$ is unbiased. Its variance is a parabola in λ, $\mathrm{Var}(\log r)-2\lambda\,\mathrm{Cov}(\log r,r)+\lambda^2\,\mathrm{Var}(r)$, and the bottom of the parabola is at
 #
@@ -208,7 +209,7 @@ lesson.picture(
 #
 # `eq:kl-control-variate` · the general rule: Glasserman 2003, §4.1; for two Gaussians $\lambda^*=\mu^2/(e^{\mu^2}-1)$, derived here
 #
-# So 1 is not the least noisy choice. It is chosen because with any other λ the estimate can be negative.
+# So 1 is not the least noisy choice (the green line in the figure is λ*). It is chosen because with any other λ the estimate can be negative.
 
 # %%
 from bandits.environments import Deterministic
@@ -236,8 +237,10 @@ print(
 # All three have the KL as their mean. Here, with a policy that is nearly sure and a reference that is not, the best λ is over eleven times quieter than $k_3$, and $k_3$ is even noisier than $k_1$. The price of the best λ is the last number of its line: it can be negative.
 # (Schulman's note says so, too: he picks 1 for the sign.)
 #
+# ### On samples of π itself
+#
 # One condition is easy to forget: the mean is taken **over samples of π itself**. From the second update of a rollout on, the samples are π_old's.
-# "GRPO is just PPO for bandits" (Giovanidis) calls $k_3$ unbiased without that condition, while its samples come from π_old.
+# Giovanidis ("GRPO is just PPO for bandits") calls $k_3$ unbiased without that condition, while its samples come from π_old.
 
 # %%
 old = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()  # sampled from here, not from π
@@ -249,10 +252,10 @@ print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}
 # %% [markdown]
 # ## A value is not a gradient
 #
-# So far: which *number* comes out. Training uses something else. When a penalty stands in the loss, you differentiate **the estimate on the samples you have**, with
-# the samples held fixed. The gradient of an unbiased estimate need not be an unbiased estimate of the gradient, because the sampling depends on θ, too.
+# So far we asked which *number* an estimate gives. Training uses its gradient. With a penalty in the loss you differentiate **the estimate on the samples you have**, with
+# the samples held fixed. The gradient of an unbiased estimate need not be an unbiased estimate of the gradient: the sampling depends on θ, too.
 #
-# First what the right gradients are. With the score $s(a)=\nabla\log\pi_\theta(a)$, whose mean over π is 0 (lesson 01):
+# First the right gradients. With the score $s(a)=\nabla\log\pi_\theta(a)$, whose mean over π is 0 (lesson 01):
 #
 # $$\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E_\pi\!\left[\log\frac{\pi}{\pi_{\text{ref}}}\;s\right],\qquad
 # \nabla\,\mathrm{KL}(\pi_{\text{ref}}\Vert\pi)=-\,\mathbb E_{\text{ref}}[s]=\mathbb E_\pi[(1-r)\,s] \tag{7.6}$$
@@ -264,47 +267,45 @@ print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}
 #
 # Now the three estimates. On each sample $\nabla\log r=-s$ and $\nabla r=-r\,s$, so
 #
-# $$\mathbb E_\pi[\nabla k_1]=\mathbb E_\pi[s]=0 \tag{7.7}$$
+# $$\begin{aligned}
+# \mathbb E_\pi[\nabla k_1]&=\mathbb E_\pi[s]=0\\
+# \mathbb E_\pi[\nabla k_2]&=\mathbb E_\pi[-\log r\;s]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})\\
+# \mathbb E_\pi[\nabla k_3]&=\mathbb E_\pi[(1-r)\,s]=\nabla\,\mathrm{KL}(\pi_{\text{ref}}\Vert\pi)
+# \end{aligned} \tag{7.7}$$
 #
-# `eq:kl-k1-in-loss` · Tang & Munos 2025 (2506.09477)
-#
-# $$\mathbb E_\pi[\nabla k_2]=\mathbb E_\pi[-\log r\;s]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}}) \tag{7.8}$$
-#
-# `eq:kl-k2-in-loss` · Tang & Munos 2025
-#
-# $$\mathbb E_\pi[\nabla k_3]=\mathbb E_\pi[(1-r)\,s]=\nabla\,\mathrm{KL}(\pi_{\text{ref}}\Vert\pi) \tag{7.9}$$
-#
+# `eq:kl-k1-in-loss` · Tang & Munos 2025 (2506.09477)<br>
+# `eq:kl-k2-in-loss` · Tang & Munos 2025<br>
 # `eq:kl-k3-in-loss` · Xu 2025, eq. 6 (with a minus and β); Tang & Munos 2025
 #
-# The unbiased $k_1$ trains nothing. The biased $k_2$ trains the divergence that everybody writes. And GRPO's $k_3$, unbiased for
-# the reverse KL, trains the **forward** one. (Xu's "From PPO to GRPO" has the reverse KL in its eq. 4 and, correctly, this gradient in its eq. 6: they are not the gradient of the same objective.)
+# The unbiased $k_1$ trains nothing. The biased $k_2$ descends the divergence that the papers write. And GRPO's $k_3$, unbiased in value for
+# the reverse KL, descends the **forward** one. (Xu's "From PPO to GRPO" has the reverse KL in its eq. 4 and, correctly, this gradient in its eq. 6: they are not the gradient of the same objective.)
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("ratio-on-policy")
 
 # %% [markdown]
-# <!-- answers: 15 -->
 # ## In the loss, times ρ, or in the reward
+# <!-- answers: 15 -->
 #
-# Is $k_3$ in the loss biased? Its value is not; its gradient belongs to another divergence. And a ratio in front of it is no no-op on policy, since ρ = 1 has the gradient $s$:
+# Is $k_3$ in the loss biased? Its value is not; its gradient belongs to another divergence. And a ratio in front of it changes the gradient on policy, too: ρ is 1 there, but $\nabla\rho=s$.
 #
-# $$\mathbb E_{\text{old}}[\nabla(\rho\,k)]=\mathbb E_\pi[\nabla k+k\,s]=\nabla\,\mathbb E_\pi[k]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})\quad\text{for } k=k_1,\,k_3 \tag{7.10}$$
+# $$\mathbb E_{\text{old}}[\nabla(\rho\,k)]=\mathbb E_\pi[\nabla k+k\,s]=\nabla\,\mathbb E_\pi[k]=\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})\quad\text{for } k=k_1,\,k_3 \tag{7.8}$$
 #
 # `eq:kl-times-ratio` · Tang & Munos 2025; "A Comedy of Estimators" 2025 (2512.21852)
 #
-# The first two steps are the derivative of a mean that is written as a sum, and hold for every $k$. The last one needs a $k$ whose mean is the KL, so ρ·k₁ and ρ·k₃ give the reverse KL's gradient and ρ·k₂
-# does not. It holds for samples of π_old, too.
+# The first step is the product rule, $\nabla(\rho k)=\rho(\nabla k+k\,s)$, with $\mathbb E_{\text{old}}[\rho\,\cdot]=\mathbb E_\pi[\cdot]$; the second is the derivative of $\sum_a\pi(a)\,k(a)$. Both hold for every $k$, and for
+# samples of any π_old. The last one needs a $k$ whose mean is the KL, so ρ·k₁ and ρ·k₃ have the reverse KL's gradient and ρ·k₂ has not.
 #
-# The third place is the reward: $R_i\leftarrow R_i-\beta\,k$, a constant to the gradient, that multiplies the score like any reward.
+# The third place is the reward: $R_i\leftarrow R_i-\beta\,k$. There $k$ is a constant for the gradient, and multiplies the score like any reward.
 #
-# $$\nabla J\;\text{with}\;R\leftarrow R-\beta k_1:\qquad \mathbb E_\pi[(R-\beta k_1)\,s]=\nabla\,\mathbb E_\pi[R]-\beta\,\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}}) \tag{7.11}$$
+# $$\nabla J\;\text{with}\;R\leftarrow R-\beta k_1:\qquad \mathbb E_\pi[(R-\beta k_1)\,s]=\nabla\,\mathbb E_\pi[R]-\beta\,\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}}) \tag{7.9}$$
 #
 # `eq:kl-in-reward` · Ouyang et al. 2022 (InstructGPT), eq. 2
 #
-# In the reward it is the *value* that meets the score, so $k_1$, useless in the loss, is exactly right there, and $k_3$ is not. The next cell asks the estimators themselves: all groups are
+# In the reward it is the *value* that multiplies the score, so $k_1$, useless in the loss, is exactly right there, **on policy**, and $k_3$ is not. The next cell asks the estimators themselves: all groups are
 # enumerated, every reward is 0, β = 1, and what each penalty descends is compared with the true gradients.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # differentiates the divergences themselves
 truth = by_estimator.divergence_gradients(policy, reference)
 known = {
@@ -328,13 +329,32 @@ for name, penalty in by_estimator.placements().items():
         print(f"{name:22} descends {descends(penalty)}")
 
 # %% [markdown]
+# "On policy" matters for $k_1$ in the reward. A reward is computed once, from the policy that sampled, so it holds $\log\frac{\pi_{\text{old}}}{\pi_{\text{ref}}}$. Weighted with ρ, its gradient is
+# $\mathbb E_\pi[\log\frac{\pi_{\text{old}}}{\pi_{\text{ref}}}s]$, which misses $\mathbb E_\pi[\log\frac\pi{\pi_{\text{old}}}s]=\nabla\mathrm{KL}(\pi\Vert\pi_{\text{old}})$. How much that is after π has moved away from π_old by one logit:
+
+# %%
+from bandits.flow import expected_gradient
+from course.estimator import Estimator
+from course.parts import K1, ImportanceSampling, InLossTimesRatio, InReward
+
+for shift in (0.25, 0.5, 1.0):
+    sampled = torch.log_softmax(policy + torch.tensor([shift, 0.0, 0.0], dtype=torch.float64), 0)
+    for name, place in (("k1 in the reward", InReward()), ("ρ·k1 in the loss", InLossTimesRatio())):
+        estimator = Estimator(surrogate=ImportanceSampling(), kl=K1(1.0, place))
+        found = -expected_gradient(
+            estimator, no_reward, policy, 1, old=sampled, reference=reference
+        )
+        off = float((found - known["KL(π‖ref)"]).norm() / known["KL(π‖ref)"].norm())
+        print(f"logit of arm 1 moved by {shift:<4}  {name}: off by {off:.2f} of ‖∇KL(π‖ref)‖")
+
+# %% [markdown]
 # <!-- answers: 13, 16 -->
-# **KL in the loss or in the reward?** Both are in use, and the same letter is another penalty in another place. In the reward take $k_1$; in the loss take ρ·k₁, ρ·k₃ or, on policy, $k_2$ for the reverse KL,
+# **KL in the loss or in the reward?** Both are in use, and one letter β means another penalty in each place. In the reward take $k_1$; in the loss take ρ·k₁, ρ·k₃ or, on policy, $k_2$ for the reverse KL,
 # $k_3$ for the forward one. **Should RLOO use $k_3$?** RLOO keeps its KL in the reward, where $k_3$ descends neither. The course refuses that combination unless you insist:
 
 # %%
 from course.errors import Clash
-from course.parts import K1, K2, K3, InReward
+from course.parts import K2, K3
 
 try:
     K3(0.04, InReward())
@@ -342,8 +362,10 @@ except Clash as clash:
     print(clash)
 
 # %% [markdown]
-# In the reward the penalty also passes through everything that rewards pass through. A mean that includes the sample scales it by (G−1)/G, here ¾. The std does something
-# stranger. Here with no reward but the penalty, for two β a hundredfold apart:
+# ### In the reward, under a mean and a std (optional)
+#
+# In the reward the penalty also passes through the baseline and the std. A mean that includes the sample scales it by (G−1)/G, here ¾. The std does something
+# stranger. Take no reward but the penalty, and two β that differ by a factor of 100:
 
 # %%
 from course.parts import GroupMean, GroupStd
@@ -361,11 +383,43 @@ for beta in (1.0, 0.01):
     )
 
 # %% [markdown]
-# Under a std β cancels where all rewards of a group are alike: a silent group (lesson 06) is not silent any more, and pulls at full strength however small β is (here with eps = 0; an eps bounds it).
+# Under a std β cancels where all other rewards of a group are alike: a silent group (lesson 06) is not silent any more, and pulls at full strength however small β is (here with eps = 0; an eps bounds it).
 # In the loss, GRPO's place, this does not happen.
 #
-# Where the two lines of (7.8) and (7.9) differ is easiest to see on two arms, where the pull on the logit of arm 1 is one number: $p(1-p)(\operatorname{logit} p-\operatorname{logit} p_{\text{ref}})$ for
-# the reverse KL and $p-p_{\text{ref}}$ for the forward one. Move both probabilities:
+# ### A teacher in place of the reference: on-policy distillation (optional)
+# <!-- answers: 47 -->
+#
+# Leave out the reward, put a **teacher** where the reference was, and what is left is a method of its own: sample from your policy, and descend KL(π‖teacher). People then watch the loss, and it does not fall as the KL does.
+# Four ways to write it, with the loss that each prints, on average over groups of four:
+
+# %%
+from bandits.exact import outcomes
+from course.exact import microscope
+from course.parts import LeaveOneOut
+
+listed = outcomes(no_reward, policy.unsqueeze(0), reference=reference.unsqueeze(0))
+print(f"KL(π‖teacher) = {exact_kl(policy, reference):.3f}")
+for name, parts in {
+    "k1 in the loss": {"kl": K1(1.0)},
+    "k3 in the loss": {"kl": K3(1.0)},
+    "k1 in the reward": {"kl": K1(1.0, InReward())},
+    "k1 in the reward, leave-one-out": {"kl": K1(1.0, InReward()), "baseline": LeaveOneOut()},
+}.items():
+    estimator = Estimator(surrogate=ImportanceSampling(), **parts)
+    seen = microscope(estimator, listed, 4, covariance=False)
+    what = next(
+        (n for n, g in known.items() if torch.allclose(-seen.expected, g, atol=1e-9)), "neither"
+    )
+    print(f"{name:32} loss {abs(-seen.value):.3f}   descends {what}")
+
+# %% [markdown]
+# The first two print KL(π‖teacher) and do not descend it. The third prints it and descends it. With a baseline, the last row, the same gradient comes with a loss of 0, and that loss stays 0 however far the student is from the teacher. Log the KL itself.
+#
+# ### Reverse and forward, on two arms
+#
+# With two arms the pull on the logit of arm 1 is one number. Its score is $s=1-p$ on arm 1 and $-p$ on arm 2, so for $k_2$ (7.7) is
+# $p(1-p)\big[\log\frac p{p_{\text{ref}}}-\log\frac{1-p}{1-p_{\text{ref}}}\big]=p(1-p)(\operatorname{logit} p-\operatorname{logit} p_{\text{ref}})$, and for $k_3$
+# $p(1-p)\big[\big(1-\frac{p_{\text{ref}}}p\big)-\big(1-\frac{1-p_{\text{ref}}}{1-p}\big)\big]=p-p_{\text{ref}}$. Move both probabilities:
 
 # %% jupyter={"source_hidden": true}
 from course.lesson import Choice, Slider
@@ -431,12 +485,12 @@ lesson.explore(
 )
 
 # %% [markdown]
-# Put p at 0.98 and the reference at 0.2: $k_3$ pulls with 0.78, $k_2$ with about 0.1. A softmax that is nearly sure has hardly any gradient left for the reverse KL; the forward KL
+# Put p at .98 and the reference at .2: $k_3$ pulls with .78, $k_2$ with about .1. A softmax that is nearly sure has hardly any gradient left for the reverse KL, because of the factor $p(1-p)$; the forward KL
 # still sees the reference's mass on the other arm.
 #
-# ## Your turn: k₃
+# ## Do it: k₃
 #
-# The first exercise is the line that is most often written the wrong way round.
+# The first exercise is the line that is easily written the wrong way round.
 
 # %%
 exercise_k3 = lesson.exercise("write-k3")
@@ -453,7 +507,7 @@ def my_k3(log_prob, ref_log_prob):
 exercise_k3.check(my_k3)
 
 # %% [markdown]
-# The second one is about the gradient. On policy, GRPO's objective multiplies each sample's score by one number. Which?
+# The second one is about the gradient. On policy, the gradient of GRPO's objective multiplies each sample's score by one number. Which?
 
 # %%
 exercise_coefficient = lesson.exercise("grpo-coefficient")
@@ -472,12 +526,12 @@ exercise_coefficient.check(my_coefficient)
 # %% [markdown]
 # ## A larger β, a larger KL?
 #
-# People report it, and it sounds impossible. Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
+# Users report it (open-instruct#534), and it sounds impossible. Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("k1-in-the-loss")
 
-# %%
+# %% jupyter={"source_hidden": true}
 from bandits.policies import Softmax
 from bandits.problem import Bandit
 from course.estimator import replace
@@ -512,16 +566,16 @@ for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
 
 # %% [markdown]
 # <!-- answers: 14 -->
-# $k_2$ and $k_3$ stay at 0, where they start. $k_1$ in the loss walks away from the reference, farther with a larger β, and farther with several updates per rollout: β is not an anchor's strength there,
-# it is a step size of noise. The remedy is one of the other places in the table above, not a smaller β.
+# $k_2$ and $k_3$ stay at 0, where they start. $k_1$ in the loss walks away from the reference, farther with a larger β (.769 nats at β = 2, four updates). Nothing in it looks at the reference: it makes whatever was sampled less likely, in steps of size β. The remedy is another estimator or another place, not a smaller β.
 #
-# ## Token by token
+# ## Token by token (optional)
 #
 # A completion has many tokens, and GRPO sums a penalty **per token**. In the reward that changes nothing: $k_1$ of an answer is the sum of its tokens' $k_1$. In the loss it
-# does. Write the answer's KL as a sum: $\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E[\,\mathrm{KL}_1+\mathrm{KL}_2(\text{first token})\,]$. The second summand depends on θ twice: through
-# the second token's distribution, and through *which first token leads there*. A penalty that is differentiated token by token sees only the former:
+# does. Let $\mathrm{KL}_t=\sum_v\pi(v\mid o_{<t})\log\frac{\pi(v\mid o_{<t})}{\pi_{\text{ref}}(v\mid o_{<t})}$ be the divergence of the distributions of token $t$, after the tokens before it. Take answers of two tokens:
+# $\mathrm{KL}_1$ is one number, and $\mathrm{KL}_2$ depends on the first token $o_1$. The logarithm of a product is a sum, so the answer's KL is $\mathrm{KL}_1+\mathbb E_{o_1}[\mathrm{KL}_2(o_1)]$. The second summand depends on θ twice: through
+# the second token's distribution, and through *which first token leads there*. The product rule on $\sum_{o_1}\pi(o_1)\,\mathrm{KL}_2(o_1)$ gives both; a penalty that is differentiated token by token has only the first:
 #
-# $$\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E\Big[\sum_t\nabla\,\mathrm{KL}_t\Big]+\mathbb E\big[\mathrm{KL}_2\;\nabla\log\pi(o_1)\big] \tag{7.12}$$
+# $$\nabla\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})=\mathbb E\Big[\sum_t\nabla\,\mathrm{KL}_t\Big]+\mathbb E\big[\mathrm{KL}_2(o_1)\;\nabla\log\pi(o_1)\big] \tag{7.10}$$
 #
 # `eq:kl-later-tokens` · derived here for two tokens; see "A Comedy of Estimators" 2025
 
@@ -536,7 +590,7 @@ for name, gradient in by_estimator.sequence_gradients(two).items():
         "nothing"
         if missed < 1e-9
         else (
-            "the last term of (7.12)"
+            "the last term of (7.10)"
             if torch.allclose(whole - gradient, dropped)
             else "something else"
         )
@@ -547,10 +601,10 @@ for name, gradient in by_estimator.sequence_gradients(two).items():
 # On this pair of policies the dropped term is most of the gradient. That is a property of this pair, not a law: it is 0 only where the second token's KL is the same after every first one.
 # A penalty in the loss holds each *next-token distribution* near the reference's, on the prefixes that were sampled. It does not steer away from prefixes whose continuation differs.
 #
-# ## Two practical questions
-#
+# ## Two practical questions (optional)
 # <!-- answers: 18 -->
-# **Why does $k_3$ overflow?** It holds $r=\pi_{\text{ref}}/\pi$, and nothing bounds that from above. One token that the reference finds likely and the policy has all but given up is enough:
+#
+# **Why does $k_3$ overflow?** It contains $r=\pi_{\text{ref}}/\pi$, and nothing bounds that from above. One token that the reference finds likely and that the policy has nearly given up is enough:
 
 # %%
 log_r_extreme = torch.tensor([1.0, 10.0, 50.0, 100.0])  # float32, as in training
@@ -563,11 +617,11 @@ print(
 print("k2                 ", [f"{value:.3g}" for value in K2(1.0).estimate(log_r_extreme).tolist()])
 
 # %% [markdown]
-# (Beyond the bound the gradient of the bounded $k_3$ is 0: it does not explode, and it does not pull back, either.)
+# (Beyond the bound the gradient of the bounded $k_3$ is 0: it does not explode, and it does not pull back either.)
 #
 # <!-- answers: 19 -->
-# **With β = 0, why is no KL reported?** Since nothing asks for the reference, none is kept, and its log-probabilities are not computed. It saves a copy of the weights and a forward pass; it also blinds you.
-# Give the problem a reference all the same, and the metric is there:
+# **With β = 0, why is no KL reported?** Nothing asks for the reference, so none is kept and its log-probabilities are not computed. That saves a copy of the weights and a forward pass, and you no longer see how far the
+# policy has moved. Give the problem a reference all the same, and the metric is there:
 
 # %%
 from bandits.environments import Bernoulli
@@ -595,24 +649,24 @@ for kept in (None, "start"):
 # %% [markdown]
 # ## Where training stops
 #
-# On one prompt with a right answer (reward 1) and a wrong one (reward 0), let $p$ be the probability of the right one. Everything we know can be written on the logit of $p$. Lesson 06: the group's mean and std give a push
-# of $p(1-p)\,w_G(p)$; the mean alone $p(1-p)\tfrac{G-1}G$. This lesson: $k_2$ pulls back with $\beta\,p(1-p)(\operatorname{logit}p-\operatorname{logit}p_{\text{ref}})$, $k_3$ with $\beta(p-p_{\text{ref}})$. Where push and pull
-# are equal, training stops (on policy, eps = 0):
+# On one prompt with a right answer (reward 1) and a wrong one (reward 0), let $p$ be the probability of the right one and $z$ its logit. A softmax has $\partial p/\partial z=p(1-p)$. Lesson 06: the expected gradient is $w_G(p)\nabla p$, so the group's
+# mean and std push $z$ with $p(1-p)\,w_G(p)$, and the mean alone with $p(1-p)\tfrac{G-1}G$. This lesson: $k_2$ pulls back with $\beta\,p(1-p)(\operatorname{logit}p-\operatorname{logit}p_{\text{ref}})$, $k_3$ with $\beta(p-p_{\text{ref}})$. Where push and pull
+# are equal, training stops (on policy, eps = 0). Divide by $\beta p(1-p)$ in the first and third line, by β in the second:
 #
 # $$\begin{aligned}
 # \text{std, }k_2:&\quad \operatorname{logit}p=\operatorname{logit}p_{\text{ref}}+w_G(p)/\beta\\
 # \text{std, }k_3:&\quad p-w_G(p)\,p(1-p)/\beta=p_{\text{ref}}\\
 # \text{no std, }k_2:&\quad \operatorname{logit}p=\operatorname{logit}p_{\text{ref}}+\tfrac{G-1}{G\beta}
-# \end{aligned} \tag{7.13}$$
+# \end{aligned} \tag{7.11}$$
 #
 # `eq:kl-fixed-points` · Mroueh 2025 (2503.06639) and Vojnovic & Yun 2025 (2502.18548) at G = ∞; at finite G derived here
 #
-# The last line has a name: it is **exponential tilting**, $\pi(a)\propto\pi_{\text{ref}}(a)\,e^{R(a)/\beta}$ with β·G/(G−1) for β, the policy that maximises $\mathbb E[R]-\beta\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})$.
+# The last line has a name, **exponential tilting**. The policy that maximises $\mathbb E[R]-\beta'\,\mathrm{KL}(\pi\Vert\pi_{\text{ref}})$ is $\pi(a)\propto\pi_{\text{ref}}(a)\,e^{R(a)/\beta'}$, which moves the logit by $1/\beta'$; here $\beta'=\beta\,\tfrac G{G-1}$. You derive it below.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("one-part-another-limit")
 
-# %%
+# %% jupyter={"source_hidden": true}
 from bandits.ablations.kl_fixed_points import NAMES, STYLES
 from bandits.theory import kl_fixed_points as fixed
 
@@ -623,7 +677,7 @@ paths = {
 for kind, path in paths.items():
     root = torch.sigmoid(torch.tensor(fixed.limits(kind, 0.3, 0.5, 8)[0][0], dtype=torch.float64))
     print(
-        f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.13):"
+        f"{kind:11} ends at p = {torch.sigmoid(path[-1]):.3f};  root of its equation (7.11):"
         f" {root:.3f}"
     )
 
@@ -645,7 +699,7 @@ def draw_limits():
     ax.set_ylim(0.2, 1.02)
     figures.describe(
         ax,
-        "One replaced part, another limit (dashed: roots of 7.13)",
+        "One replaced part, another limit (dashed: roots of 7.11)",
         "updates (exact natural gradient)",
         "p (β = 0.5, G = 8)",
     )
@@ -660,7 +714,266 @@ lesson.picture(
 )
 
 # %% [markdown]
-# The runs are exact: every group of 8 is enumerated at every update. Each ends on its own equation. So β alone says little; "β = 0.04" means something only together with the estimator, its place, and whether there is a std.
+# The runs are exact: every group of 8 is enumerated at every update. Each ends on the root of its own equation. So "β = .04" means something only together with the estimator, its place, and whether there is a std.
+
+# %%
+exercise_tilt = lesson.exercise("tilting")
+
+
+# %%
+def my_tilt(ref, reward, beta):
+    """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K]
+    probabilities of the best policy.
+    """
+    return NotImplemented
+
+
+exercise_tilt.check(my_tilt)
+
+# %% [markdown]
+# ## What it does not do: replace a critic
+#
+# A critic or a baseline makes the gradient less noisy. Thaker's "From PPO to GRPO" says that the KL term is there "to compensate for the increased variance" that comes with leaving out the critic. That can mean two things: less noise in an update,
+# or less harm from it over many updates. You can measure both. First the noise:
+
+# %% jupyter={"source_hidden": true}
+lesson.ask("no-critic")
+
+# %%
+from bandits.exact import b3
+
+print("std of the gradient on B3, G = 4      on the reference   reference elsewhere")
+for beta in (0.0, 0.04, 0.5, 1.0, 2.0):
+    rung = replace(ladder.length_mean, kl=K3(beta))
+    on, off = (
+        microscope(rung, b3(reference=anchor.unsqueeze(0)), 4).std for anchor in (policy, reference)
+    )
+    print(f"GRPO, β = {beta:4}                       {on:14.3f} {off:18.3f}")
+none, centred = (
+    microscope(ladder.get(name).estimator, b3(), 4).std for name in ("reinforce", "rloo")
+)
+print(
+    f"what a baseline does: {none:.3f} without, {centred:.3f} with the mean of the others (RLOO),"
+    " at equal E[ĝ] = ∇J"
+)
+
+# %% [markdown]
+# On the reference the column is constant. Away from it, for this pair, the anchor at β = .04 leaves .359 of .361, and larger β add to the noise. A baseline takes off 18 % and leaves the mean of the gradient where it is.
+#
+# Now many updates. All three arms pay 1 with probability ½: nothing can be learned, and whatever moves the policy is noise. Groups of 4, 60 rollouts, 200 runs:
+
+# %%
+coins = Bernoulli(torch.full((200, 1, 3), 0.5, dtype=torch.float64))
+for name, parts in {
+    "GRPO, β = 0": {"kl": K3(0.0)},
+    "GRPO, β = .04": {"kl": K3(0.04)},
+    "GRPO, β = .5": {"kl": K3(0.5)},
+}.items():
+    start = Softmax(policy.expand(200, 1, 3))
+    drifting = Bandit(coins, start, group=4, reference="start")
+    noise = lesson.noise(200, dtype=torch.float64)
+    Learner(drifting, replace(ladder.grpo, **parts), SGD(0.3), noise, log_every=60).train(60)
+    far = exact_kl(start.log_probs().detach()[:, 0], policy)
+    print(f"{name:14} KL(π‖start) {far.mean():.3f} ± {2 * far.std() / 200**0.5:.3f} nats")
+
+# %% [markdown]
+# Noise carries the policy .096 nats away without a KL, .081 with GRPO's β, and .020 with β = .5. So an anchor limits how far noise can carry the policy, as it limits every movement, also the one that the reward asks for (7.11). A critic takes noise out of each
+# update and leaves the gradient's mean alone. What replaced it in GRPO is the group; the anchor was used beside a critic, too (InstructGPT's PPO).
+#
+# ### Nor is it PPO's own penalty (optional)
+#
+# PPO's penalty holds the policy near π_old, the policy that sampled *this rollout*, and averages over π_old: KL(π_old‖π) (Vera's "GRPO" writes it the other way round). The reference does not appear in it:
+
+# %%
+ladder.ppo_kl
+
+# %% [markdown]
+# ## What it buys
+#
+# By (7.11) training stops before p = 1, so on that prompt's reward alone it costs in the end. It can buy something that the reward does not ask for. The file `figures/tinylm_kl.json` holds runs of a nano transformer that can add and
+# subtract digits, where **only sums are rewarded**. The next cell reads it.
+
+# %% jupyter={"source_hidden": true}
+from course.lab.places import measured
+from course.lab.result import Result
+from course.lab.statistics import interval
+
+ran = Result.load(measured("tinylm_kl"))
+print(
+    f"{ran.settings['seeds']} models; accuracy on differences"
+    f" {ran.array('start', 'subtraction').mean():.2f} before,"
+    f" {ran.array('none', 'subtraction_mean'):.2f} after training without KL"
+)
+print(
+    f"the same on sums, which are rewarded: {ran.array('start', 'accuracy').mean():.2f} before,"
+    f" {ran.array('none', 'accuracy_mean'):.2f} after"
+)
+print(f"distance from the reference without KL: {ran.array('none', 'kl_start_mean'):.2f} nats")
+for fact in ran.facts:
+    if "differences" in fact.claim or "destroys" in fact.claim:
+        print(
+            f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ±"
+            f" {fact.standard_error:.2f}"
+        )
+
+
+# %% jupyter={"source_hidden": true}
+def draw_bought():
+    figure, (distance, kept) = figures.new_figure(1, 2, width=9.2, height=3.7)
+    betas = ran.settings["betas"]
+    shown = {
+        "k1 in the loss": "#4a98e0",
+        "k2 in the loss": COLOURS["k2"],
+        "k3 in the loss": COLOURS["k3"],
+        "k1 in the reward": "#0057a3",
+    }
+    for name, colour in shown.items():
+        far = ran.array("penalties", name, "kl_start")
+        figures.band(
+            distance,
+            betas,
+            far.mean(-1),
+            color=colour,
+            linestyle="-",
+            label=name,
+            marker="o",
+            markersize=4,
+        )
+        gain = torch.from_numpy(
+            ran.array("penalties", name, "subtraction") - ran.array("none", "subtraction")
+        )
+        figures.band(
+            kept,
+            betas,
+            gain.mean(-1),
+            color=colour,
+            linestyle="-",
+            label=name,
+            marker="o",
+            markersize=4,
+        )
+        kept.errorbar(betas, *interval(gain), color=colour, linestyle="none", linewidth=1)
+    figures.expectation(distance, float(ran.array("none", "kl_start_mean")))
+    figures.expectation(kept, 0.0)
+    distance.set_yscale("log")
+    for ax in (distance, kept):
+        ax.set_xscale("log")
+        ax.set_xticks(betas, [f"{beta:g}" for beta in betas])
+        ax.set_xticks([], minor=True)
+    kept.set_ylim(-0.4, 0.2)
+    figures.describe(
+        distance, "How far training went", "β (dashed: no KL)", "KL(π‖ref) of an answer (nats)"
+    )
+    figures.describe(
+        kept, "What it keeps: differences", "β (dashed: no KL)", "accuracy less that without KL"
+    )
+    figures.label_ends(distance)
+    figures.label_ends(kept)
+    return figure
+
+
+lesson.picture(
+    draw_bought(),
+    "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for"
+    " k1 in the loss; right: at β = 1 the anchors keep some of the skill that is not rewarded, at"
+    " β = 0.1 none does",
+)
+
+# %% [markdown]
+# On the left, the three anchors end nearer to the reference the larger β is, and $k_1$ in the loss, at β = 1, ends some twenty times as far away as no KL does. On the right is what an anchor buys, with 95 % intervals of
+# differences model by model. Without a KL, accuracy on differences falls from .53 to .14. At β = 1 the anchors keep .07 to .12 more, and none of their bars touches the dashed line; at β = .1 all of them do. All use the rate that is best without KL.
+#
+# ## Break it
+#
+# A common bug of this term is the ratio written the other way round: log π − log π_ref where log r = log π_ref − log π is meant. Below are three runs of 60 exact updates with **no reward**, the penalty alone, β = 1. An anchor should lead the
+# policy back to the reference. One run is right, two have the bug, and their estimators differ.
+
+# %% jupyter={"source_hidden": true}
+from course.parts.kl import Reference
+
+
+class Inverted(Reference):
+    """The bug: the log-ratio with its sign flipped."""
+
+    def log_r(self, log_prob, rollout):
+        return log_prob - rollout.ref_log_prob
+
+
+from bandits.flow import ascend
+
+RUNS = {
+    "run A": K3(1.0),
+    "run B": K1(1.0, InReward(), Inverted()),
+    "run C": K3(1.0, anchor=Inverted()),
+}
+homeward = {
+    name: exact_kl(
+        ascend(Estimator(kl=part), no_reward, policy, 1, rate=0.2, steps=60, reference=reference),
+        reference,
+    )
+    for name, part in RUNS.items()
+}
+
+
+def draw_broken():
+    figure, [ax] = figures.new_figure(width=7.0, height=3.5)
+    for (name, path), colour in zip(
+        homeward.items(), ("#444444", "#b8860b", "#0f7f7f"), strict=True
+    ):
+        figures.band(ax, range(len(path)), path, color=colour, linestyle="-", label=name)
+    ax.set_yscale("log")
+    figures.describe(ax, "Penalty only, no reward", "updates (exact)", "KL(π‖ref), nats")
+    figures.label_ends(ax)
+    return figure
+
+
+lesson.picture(
+    draw_broken(),
+    "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3",
+)
+
+# %% jupyter={"source_hidden": true}
+lesson.ask("which-fault")
+
+# %% jupyter={"source_hidden": true}
+for name, part in RUNS.items():
+    bug = isinstance(part.anchor, Inverted)
+    print(
+        f"{name}: {part.plain} in the {'reward' if part.in_reward else 'loss'}, ratio"
+        f" {'INVERTED' if bug else 'right'}: {homeward[name][0]:.3f} → {homeward[name][-1]:.3g}"
+        " nats"
+    )
+
+print("\nwhat the bug makes of each:")
+half_chi = truth["½χ²(π‖ref)"]
+for name, penalty in by_estimator.placements().items():
+    if name.startswith("inverted"):
+        found = by_estimator.penalty_gradient(penalty, policy, reference)
+        named = {**known, "−KL(π‖ref): away from it": -known["KL(π‖ref)"], "½χ²(π‖ref)": half_chi}
+        print(
+            f"  {name:26} descends"
+            f" {next(what for what, g in named.items() if torch.allclose(found, g, atol=1e-9))}"
+        )
+
+# %% [markdown]
+# <!-- answers: 17 -->
+# **Which way round?** log r = log π_ref − log π, always. A KL curve that falls does not prove it: run C has the bug and comes back faster than the right one, because inverted $k_3$ descends ½χ², an anchor of another strength. In the reward, or with ρ in front of $k_1$, the bug drives the policy away. A
+# test on three arms, as in the first exercise, finds it at once: the mean over π has to be the KL.
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
+# ## Take away
+#
+# **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss trains nothing, $k_1$ in the reward descends the reverse KL, $k_3$ in the loss the forward one, and each stops at another p. It is an
+# anchor and holds the policy near the reference. It does not make an update less noisy, as a critic does.
+#
+# ## Next
+#
+# That was the last part of GRPO. On the arms every expectation could be listed. Lesson 08 replaces the arms by a transformer: a prompt becomes a bandit whose arms are its completions, and you see how far that stays exact.
+#
+# ## Appendix: large steps (optional)
 #
 # A fixed point is a place where small steps stop. Large steps can jump over it. Mroueh analyses a recursion: put the *old* p into $w_G$, solve for the new one. That is a natural-gradient step of size 1/β, and
 # it is drawn as a cobweb: up to the curve, across to the diagonal, and again. Green: the flow, small steps from the same start.
@@ -731,241 +1044,5 @@ lesson.explore(
 )
 
 # %% [markdown]
-# Try p_ref = 0.3 at G = ∞: at β = 2 there are two fixed points, a stable one and a repelling one; at β = 0.5 none, and p goes to 1 although the anchor pulls all the way. At any finite G a last one is left, because
+# Try p_ref = .3 at G = ∞: at β = 2 there are two fixed points, a stable one and a repelling one; at β = .5 none, and p goes to 1 although the anchor pulls all the way. At any finite G a last one is left, because
 # $w_G\le\sqrt{G-1}$.
-
-# %%
-exercise_tilt = lesson.exercise("tilting")
-
-
-# %%
-def my_tilt(ref, reward, beta):
-    """ref, reward [K]: the reference's probabilities and each arm's reward; beta > 0 → [K]
-    probabilities of the best policy.
-    """
-    return NotImplemented
-
-
-exercise_tilt.check(my_tilt)
-
-# %% [markdown]
-# ## What it does not do: it is no critic
-#
-# A critic or a baseline makes the gradient less noisy. "From PPO to GRPO" says that the KL term is there "to compensate for the increased variance" that comes with leaving out the critic. You can measure that.
-
-# %% jupyter={"source_hidden": true}
-lesson.ask("no-critic")
-
-# %%
-from bandits.exact import b3
-from course.exact import microscope
-
-print("std of the gradient on B3, G = 4      on the reference   reference elsewhere")
-for beta in (0.0, 0.04, 0.5, 1.0, 2.0):
-    rung = replace(ladder.length_mean, kl=K3(beta))
-    on, off = (
-        microscope(rung, b3(reference=anchor.unsqueeze(0)), 4).std for anchor in (policy, reference)
-    )
-    print(f"GRPO, β = {beta:4}                       {on:14.3f} {off:18.3f}")
-none, centred = (
-    microscope(ladder.get(name).estimator, b3(), 4).std for name in ("reinforce", "rloo")
-)
-print(
-    f"what a baseline does: {none:.3f} without, {centred:.3f} with the mean of the others (RLOO),"
-    " at equal E[ĝ] = ∇J"
-)
-
-# %% [markdown]
-# On the reference the column is constant. Away from it the anchor at β = 0.04 leaves 0.359 of 0.361 for this pair, and larger β add to the noise. A baseline takes off 18 %, and leaves the mean of the gradient where it is. What replaced the critic
-# is the group, and PPO with a critic was used with a KL to a reference, too (InstructGPT).
-#
-# Nor is it PPO's own penalty. That one holds the policy near π_old, the policy that sampled *this rollout*, and averages over π_old: KL(π_old‖π) (Vera's "GRPO" writes it the other way round). The reference never enters:
-
-# %%
-ladder.ppo_kl
-
-# %% [markdown]
-# On reward alone an anchor can only cost in the long run: (7.13) has it stop before p = 1. What does it buy, then? Something that the reward does not ask for. The committed run `figures/tinylm_kl.json` trains a nano transformer that can add and
-# subtract digits, and rewards **sums only**. The next cell reads that file.
-
-# %%
-from course.lab.places import measured
-from course.lab.result import Result
-from course.lab.statistics import interval
-
-ran = Result.load(measured("tinylm_kl"))
-print(
-    f"{ran.settings['seeds']} models; accuracy on differences"
-    f" {ran.array('start', 'subtraction').mean():.2f} before,"
-    f" {ran.array('none', 'subtraction_mean'):.2f} after training without KL"
-)
-print(
-    f"the same on sums, which are rewarded: {ran.array('start', 'accuracy').mean():.2f} before,"
-    f" {ran.array('none', 'accuracy_mean'):.2f} after"
-)
-print(f"distance from the reference without KL: {ran.array('none', 'kl_start_mean'):.2f} nats")
-for fact in ran.facts:
-    if "differences" in fact.claim or "destroys" in fact.claim:
-        print(
-            f"{'holds' if fact.holds else 'DOES NOT HOLD'}: {fact.claim}: {fact.measured:+.2f} ±"
-            f" {fact.standard_error:.2f}"
-        )
-
-
-# %% jupyter={"source_hidden": true}
-def draw_bought():
-    figure, (distance, kept) = figures.new_figure(1, 2, width=9.2, height=3.7)
-    betas = ran.settings["betas"]
-    shown = {
-        "k1 in the loss": "#4a98e0",
-        "k2 in the loss": COLOURS["k2"],
-        "k3 in the loss": COLOURS["k3"],
-        "k1 in the reward": "#0057a3",
-    }
-    for name, colour in shown.items():
-        far = ran.array("penalties", name, "kl_start")
-        figures.band(
-            distance,
-            betas,
-            far.mean(-1),
-            color=colour,
-            linestyle="-",
-            label=name,
-            marker="o",
-            markersize=4,
-        )
-        gain = torch.from_numpy(
-            ran.array("penalties", name, "subtraction") - ran.array("none", "subtraction")
-        )
-        figures.band(
-            kept,
-            betas,
-            gain.mean(-1),
-            color=colour,
-            linestyle="-",
-            label=name,
-            marker="o",
-            markersize=4,
-        )
-        kept.errorbar(betas, *interval(gain), color=colour, linestyle="none", linewidth=1)
-    figures.expectation(distance, float(ran.array("none", "kl_start_mean")))
-    figures.expectation(kept, 0.0)
-    distance.set_yscale("log")
-    for ax in (distance, kept):
-        ax.set_xscale("log")
-        ax.set_xticks(betas, [f"{beta:g}" for beta in betas])
-        ax.set_xticks([], minor=True)
-    kept.set_ylim(-0.4, 0.2)
-    figures.describe(
-        distance, "Distance really travelled", "β (dashed: no KL)", "KL(π‖ref) of an answer (nats)"
-    )
-    figures.describe(
-        kept, "Differences, not rewarded", "β (dashed: no KL)", "accuracy less that without KL"
-    )
-    figures.label_ends(distance)
-    figures.label_ends(kept)
-    return figure
-
-
-lesson.picture(
-    draw_bought(),
-    "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for"
-    " k1 in the loss; right: accuracy on the skill that is not rewarded",
-)
-
-# %% [markdown]
-# The left panel is the larger-β-larger-KL puzzle again, on a transformer: the three anchors end nearer to the reference the larger β is, and $k_1$ in the loss, at β = 1, ends some twenty times as far away as no KL does. On the right is what an anchor buys; the bars are 95 % intervals of
-# differences model by model. Without a KL, accuracy on differences falls from .53 to .14. At β = 1 the anchors keep some of it: .07 to .12 more than no KL, and every bar stays clear of the dashed line; at β = 0.1 none of them does. Sums are in the file too
-# (`figures/tinylm_kl.png` draws them): at β = 0.1 the anchors end *above* no KL, by .05 to .07. So an anchor can help what is rewarded as well, before (7.13) makes it stop. One learning rate serves all: the best without KL, chosen on other models.
-#
-# ## Break it
-#
-# One of the commonest bugs of this term: the ratio written the other way round, log π − log π_ref where log r = log π_ref − log π is meant. Below, three runs of 60 exact updates, **no reward**, penalty only, β = 1. An anchor should lead the
-# policy home. One of the runs is right; two have the bug; they do not all use the same estimator.
-
-# %% jupyter={"source_hidden": true}
-from course.parts.kl import Reference
-
-
-class Inverted(Reference):
-    """The bug: the log-ratio with its sign flipped."""
-
-    def log_r(self, log_prob, rollout):
-        return log_prob - rollout.ref_log_prob
-
-
-from bandits.flow import ascend
-from course.estimator import Estimator
-
-RUNS = {
-    "run A": K3(1.0),
-    "run B": K1(1.0, InReward(), Inverted()),
-    "run C": K3(1.0, anchor=Inverted()),
-}
-homeward = {
-    name: exact_kl(
-        ascend(Estimator(kl=part), no_reward, policy, 1, rate=0.2, steps=60, reference=reference),
-        reference,
-    )
-    for name, part in RUNS.items()
-}
-
-
-def draw_broken():
-    figure, [ax] = figures.new_figure(width=7.0, height=3.5)
-    for (name, path), colour in zip(
-        homeward.items(), ("#444444", "#b8860b", "#0f7f7f"), strict=True
-    ):
-        figures.band(ax, range(len(path)), path, color=colour, linestyle="-", label=name)
-    ax.set_yscale("log")
-    figures.describe(ax, "Penalty only, no reward", "updates (exact)", "KL(π‖ref), nats")
-    figures.label_ends(ax)
-    return figure
-
-
-lesson.picture(
-    draw_broken(),
-    "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3",
-)
-
-# %% jupyter={"source_hidden": true}
-lesson.ask("which-fault")
-
-# %%
-for name, part in RUNS.items():
-    bug = isinstance(part.anchor, Inverted)
-    print(
-        f"{name}: {part.plain} in the {'reward' if part.in_reward else 'loss'}, ratio"
-        f" {'INVERTED' if bug else 'right'}: {homeward[name][0]:.3f} → {homeward[name][-1]:.3g}"
-        " nats"
-    )
-
-print("\nwhat the bug makes of each:")
-half_chi = truth["½χ²(π‖ref)"]
-for name, penalty in by_estimator.placements().items():
-    if name.startswith("inverted"):
-        found = by_estimator.penalty_gradient(penalty, policy, reference)
-        named = {**known, "−KL(π‖ref): away from it": -known["KL(π‖ref)"], "½χ²(π‖ref)": half_chi}
-        print(
-            f"  {name:26} descends"
-            f" {next(what for what, g in named.items() if torch.allclose(found, g, atol=1e-9))}"
-        )
-
-# %% [markdown]
-# <!-- answers: 17 -->
-# **Which way round?** log r = log π_ref − log π, always. And a KL curve that falls is no proof that it is the right way round: run C has the bug and comes home faster than the right one, because inverted $k_3$ descends ½χ², which
-# is an anchor, too, only of another strength. In the loss the bug hides ($k_1$: nothing either way; $k_2$: no difference; $k_3$: another anchor). In the reward, or with ρ before $k_1$, it drives the policy away. A
-# test on three arms, as in the first exercise, finds it at once: the mean over π has to be the KL.
-
-# %% [markdown]
-# {{at work}}
-
-# %% [markdown]
-# ## Take away
-#
-# **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss is nothing, $k_1$ in the reward is the reverse KL, $k_3$ in the loss is the forward one, and each stops at another p. It is an
-# anchor. It is no critic.
-#
-# ## Next
-#
-# That was the last part of GRPO. On the arms every expectation could be listed. Lesson 08 replaces the arms by a transformer: a prompt becomes a bandit whose arms are its completions, and you see how far that stays exact.

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 08 · From bandits to a language model
 #
-# Seven lessons of bandits: does any of it hold for a language model? You will train one from scratch and list every answer it can give.
+# Seven lessons of bandits: does any of it hold for a language model? You will train one from scratch and list every answer it can give. After this lesson you can
 #
-# You will be able to
+# - write GRPO's training loop for a transformer in plain PyTorch;
 # - say what SFT, preference tuning and reinforcement learning each replace, and why SFT is a policy gradient, too;
 # - show that a prompt is a bandit whose arms are its completions, and where the token level departs from that, by how much;
 # - find the fault of scoring without the sampling temperature before it costs a training run;
-# - tell GRPO's aggregation from DAPO's, and derive the loss of a reward model.
+# - tell GRPO's aggregation from DAPO's.
 #
 # You need lessons 01 to 04, 06 and 07.
 #
-# {{time}}.
+# Running all cells takes {{time}}. Answer each blue question before you run the cell below it.
 
 # %%
 import dataclasses
@@ -33,10 +33,10 @@ ladder.grpo
 # | --- | --- | --- | --- |
 # | pre-training | text | $\log\pi_\theta$ of the text | nobody's in particular |
 # | supervised fine-tuning (SFT) | questions with good answers | $\log\pi_\theta$ of those answers | the demonstrator's |
-# | preference tuning | pairs, which of two is better | a reward model's score, or the pairs directly | mostly the policy's own |
+# | preference tuning | pairs: which of two answers is better | a reward model's score, or the pairs directly | mostly the policy's own |
 # | reinforcement learning on verifiable rewards | questions with a check | $E[R]$, the ladder | the policy's own |
 #
-# Here the first stage is left out: the model is small enough to begin with SFT. (Stages can be skipped. “A Not So Gentle Introduction to PPO & GRPO” says that R1 skipped SFT; it was R1-**Zero**.)
+# Here the first stage is left out: the model is small enough to begin with SFT. (Stages can be skipped. “A Not So Gentle Introduction to PPO & GRPO” says that R1 skipped SFT; it was R1-**Zero** that did.)
 #
 # ## Questions, tokens, checks
 #
@@ -61,14 +61,14 @@ print(
 )
 
 # %% [markdown]
-# No reward model is needed, since an answer can be **checked**. The reward is a function of the finished answer and sits on its last token:
+# No reward model is needed, since an answer can be **checked**. The reward is a function of the finished answer and is paid on its last token:
 #
 # $$R(q, o) = \mathbf 1[\,o \text{ is the right answer, and ends there}\,]. \tag{8.1}$$
 # `eq:verifiable-reward` · DeepSeek-AI 2025 (R1, 2501.12948), §2.2.2
 #
 # Softer checks exist: the share of right digits, or the format alone.
 
-# %%
+# %% jupyter={"source_hidden": true}
 from tinylm.rewards import DigitCredit, ExactMatch, Format
 
 lesson.code(ExactMatch)
@@ -92,8 +92,8 @@ for text, tokens in (
 # %% [markdown]
 # ## A nano transformer
 #
-# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting, from the last line up: `log_probs` asks for hidden states, which blocks make
-# of tokens, and each block is attention and a small network. Shapes stand beside the lines: $L$ tokens, $d$ numbers per token, $H$ heads, $V$ tokens to choose from.
+# One block, two heads. It maps the tokens so far to a distribution over the next one: that is the whole policy. You can read it in one sitting, from the last function up: `log_probs` asks for hidden states, which blocks make
+# of tokens, and each block is attention and a small network. Comments give the shapes: $L$ tokens, $d$ numbers per token, $H$ heads, $V$ tokens to choose from.
 
 # %%
 from tinylm.model import MLP, PRESETS, Attention, Block, Transformer
@@ -105,35 +105,179 @@ print(settings, f"\n{model.size:,} weights")
 lesson.code(Attention, MLP, Block, Transformer.hidden, Transformer.log_probs)
 
 # %% [markdown]
-# Training goes a quicker way over the same weights, [`tinylm/fast`](../tinylm/fast/forward.py): what several answers to a question have in common, the question and their first tokens, is computed once, and sampling keeps
-# keys and values. [Tests](../tests/tinylm/fast/test_forward.py) prove that it gives the same values, gradients and second derivatives. Below, whatever scores many answers at once takes that way.
-#
 # The probability of an answer is the product over its tokens,
 #
 # $$\log\pi_\theta(o\mid q) = \sum_{t=1}^{|o|}\log\pi_\theta(o_t\mid q, o_{<t}). \tag{8.2}$$
 # `eq:answer-log-prob` · the chain rule of probability
 #
-# ## SFT is a policy gradient on demonstrations
+# The course's own training computes the same numbers on a quicker path, [`tinylm/fast`](../tinylm/fast/forward.py): the question, and the first tokens that several answers share, are computed once, and sampling keeps
+# keys and values. [Tests](../tests/tinylm/fast/test_forward.py) compare values, gradients and second derivatives of the two. Below, whatever scores many answers at once takes the quick path.
 #
-# Given questions with demonstrated answers $o^*$, SFT maximises their log-likelihood, here as a mean over tokens:
+# ## The training loop
 #
-# $$J_{\text{SFT}}(\theta) = \frac{1}{\sum_i|o^*_i|}\sum_i\sum_{t=1}^{|o^*_i|}\log\pi_\theta(o^*_{i,t}\mid q_i,o^*_{i,<t}). \tag{8.3}$$
-# `eq:sft-log-likelihood` · Ouyang et al. 2022 (InstructGPT), §3.5
-#
-# Up to the divisor its gradient is $\sum 1\cdot\nabla\log\pi$. Put it beside $E_{o\sim\pi}[R\,\nabla\log\pi]$: the same score, every reward is 1, and the answers come from the demonstrator in the place of the policy. So it
-# needs no code of its own. It is the estimator of lesson 01 with another aggregation:
+# So far `Learner` has trained everything. Here is what it does, in plain PyTorch. First on **demonstrations**, questions with their right answers, so that the model is right now and then: get a batch, ask the model for
+# $\log\pi$, make a loss, differentiate, shorten a gradient longer than 1, step.
 
 # %%
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
-LIKELIHOOD
+untrained = model.copy()
+demonstrations = Demonstrations(model, task, batch=128)
+noise = lesson.noise(use=1, **double)
+optimizer = torch.optim.Adam(model.parameters, lr=1e-2)
+for update in range(80):
+    batch = demonstrations.sample(noise)
+    tokens = batch.data["tokens"]  # [128, 1, 3]: one answer to each of 128 questions
+    prompt = batch.data["prompt"].unsqueeze(1)  # [128, 1, 4]
+    log_prob = model.log_probs(prompt, tokens)  # [128, 1, 3], 0 at padding
+    loss = -log_prob.sum() / batch.mask.sum()  # the mean over tokens
+    gradients = torch.autograd.grad(loss, model.parameters)
+    length = float(sum(g.square().sum() for g in gradients)) ** 0.5
+    for weight, g in zip(model.parameters, gradients, strict=True):
+        weight.grad = g * min(1.0, 1.0 / length)
+    optimizer.step()
+    if update in (0, 19, 79):
+        print(f"update {update + 1:2}: loss {loss.item():.2f} nats per token")
+
+# %% [markdown]
+# `Learner` takes the same turns: a problem that samples, an estimator that makes the loss, an optimiser, a cut. The two sets of weights agree:
 
 # %%
-demonstrations = Demonstrations(model, task, batch=128)
-batch = demonstrations.sample(lesson.noise(use=9, **double))
+from course.learner import Learner
+from course.train.optim import Adam
+
+
+def trainable(of):
+    """A copy of a model whose weights can be trained."""
+    new = of.copy()
+    for weight in new.parameters:
+        weight.requires_grad_()
+    return new
+
+
+by_learner = trainable(untrained)
+Learner(
+    Demonstrations(by_learner, task, batch=128),
+    LIKELIHOOD,
+    Adam(1e-2),
+    lesson.noise(use=1, **double),
+    max_grad_norm=1.0,
+).train(80)
+apart = max(
+    float((a - b).detach().abs().max())
+    for a, b in zip(model.parameters, by_learner.parameters, strict=True)
+)
+print(f"80 updates by hand and by Learner: weights equal to 1e-8: {apart < 1e-8}")
+lesson.code(Learner.step)
+
+# %% [markdown]
+# ### Do it: GRPO's loop
+#
+# Now the policy writes the answers itself. `LanguageModel` is the problem: it asks questions, samples $G$ answers to each, checks them, and returns a `Rollout` with the axes `[Q, G, T]`, as a bandit does. A frozen copy of the
+# model is the reference. What is left is yours: for every rollout the group's advantages, and then several updates with ratio, clip, KL and $1/|o|$. Your weights are compared with those of `Learner` and `ladder.grpo`.
+
+# %%
+from tinylm.problem import LanguageModel
+
+problem = LanguageModel.of(ladder.grpo, model, task, prompts=8, group=4)
+rollout = problem.sample(lesson.noise(use=3, **double))
+for name in ("log_prob", "ref_log_prob", "mask", "total_reward"):
+    print(f"rollout.{name:13}", tuple(getattr(rollout, name).shape))
+for name in ("prompt", "tokens"):
+    print(f'rollout.data["{name}"]', tuple(rollout.data[name].shape))
+loop_exercise = lesson.exercise("training-loop", model=model, task=task)
+
+# %%
+def my_training(model, problem, noise, rollouts, epochs):
+    """Train `model` in place: for each of `rollouts` rollouts problem.sample(noise), `epochs` updates.
+
+    Group mean and std (divisor G, + 1e-6), ratio per token, clip at 1 ± .2, minus .04·k3, 1/|o|, the
+    mean over answers; torch.optim.Adam at 1e-3. rollout.log_prob is log π_old of the tokens.
+    model.log_probs takes prompt [Q, G, 4] and tokens [Q, G, 3], and gives [Q, G, 3].
+    """
+    return NotImplemented
+
+
+loop_exercise.check(my_training)
+
+# %% [markdown]
+# ### Which curve does one watch, and is this on-policy?
+# <!-- answers: 37 -->
+# Train for a while, 64 questions × 8 answers per rollout, four updates on each, and look at a fresh rollout every ten:
+
+# %%
+from tinylm.evaluate import accuracy, right_to_go
+
+trained = trainable(model)
+problem = LanguageModel.of(ladder.grpo, trained, task, prompts=64, group=8)
+learner = Learner(problem, ladder.grpo, Adam(1e-3), lesson.noise(use=10, **double), epochs=4)
+print("rollouts   J, exact   loss of a fresh rollout   largest ρ at update 1   at update 4")
+for look in range(4):
+    fresh = problem.sample(lesson.noise(use=11 + look, **double))
+    with torch.no_grad():
+        policy = problem.policy(fresh)
+        loss = float(ladder.grpo.loss(policy, fresh))
+        first = float((policy.log_prob - fresh.log_prob)[fresh.mask].exp().max())
+    chance = float(right_to_go(trained, task, task.train)[:, 0].mean())
+    learner.step(log=True)
+    last = float(learner.history["ratio_max"][-1])
+    print(f"{10 * look:8}   {chance:8.3f}   {loss + 0.0:23.4f}   {first:21.3f}   {last:11.2f}")
+    if look < 3:
+        learner.train(9)
+
+# %% [markdown]
+# J rises from .36 to .57, and the loss of a fresh rollout goes from 0 to .004. The loss is the negative mean of the advantages, which is 0 in every group, plus β times the KL, and that grows as the policy leaves the reference. So watch the reward and not the loss. On a fresh rollout every ρ is 1: the first update is **on-policy**. By the fourth
+# update the same samples are **off-policy**, with a ρ of up to 3.57, and ratio and clip are needed.
+#
+# ### Batch size, steps per generation, number of generations (optional)
+# <!-- answers: 44 -->
+# How do they fit together? Four numbers say it all: $Q$ prompts, $G$ answers to each, and the rollout is used for `epochs` passes of `minibatches` updates. Count the updates:
+
+# %%
+class Watched(LanguageModel):
+    """The same problem, which keeps the model as it was before each update."""
+
+    def policy(self, rollout):
+        self.seen.append((self.model.copy(), tuple(rollout.mask.shape)))
+        return super().policy(rollout)
+
+
+for epochs, minibatches in ((1, 1), (1, 4), (4, 1), (2, 4)):
+    counting = Watched(trainable(model), task, prompts=64, group=8)
+    counting.seen = []
+    noise = lesson.noise(use=5, **double)
+    Learner(
+        counting, ladder.clip, Adam(1e-3), noise, epochs=epochs, minibatches=minibatches
+    ).step()
+    shape = counting.seen[0][1]
+    print(
+        f"64 prompts × 8 = 512 answers, epochs {epochs}, minibatches {minibatches}:"
+        f" {len(counting.seen)} updates, each on {shape[0]} × {shape[1]} answers"
+    )
+
+# %% [markdown]
+# Only the first update of a rollout is on policy. In TRL a rollout has `per_device_train_batch_size` × processes × `steps_per_generation` answers, `num_generations` of them to each prompt, and serves
+# `num_iterations` × `steps_per_generation` / `gradient_accumulation_steps` updates. In verl it has `train_batch_size` prompts × `rollout.n` answers, and serves `ppo_epochs` × `train_batch_size` / `ppo_mini_batch_size` updates.
+#
+# ## SFT is a policy gradient on demonstrations
+#
+# Training on demonstrations is called supervised fine-tuning, SFT. With demonstrated answers $o^*$ it maximises their log-likelihood, above as a mean over tokens:
+#
+# $$L_{\text{SFT}}(\theta) = \frac{1}{\sum_i|o^*_i|}\sum_i\sum_{t=1}^{|o^*_i|}\log\pi_\theta(o^*_{i,t}\mid q_i,o^*_{i,<t}). \tag{8.3}$$
+# `eq:sft-log-likelihood` · Ouyang et al. 2022 (InstructGPT), §3.5
+#
+# Up to the divisor its gradient is $\sum 1\cdot\nabla\log\pi$. Put it beside $E_{o\sim\pi}[R\,\nabla\log\pi]$: the score is the same, every reward is 1, and the answers come from the demonstrator in place of the policy. So it
+# needs no code of its own: it is the estimator of lesson 01 with another aggregation.
+
+# %%
+LIKELIHOOD
+
+# %% jupyter={"source_hidden": true}
 from tinylm.scoring import log_dists
 
-log_dist = log_dists(model, batch.data["prompt"], batch.data["tokens"])
+demonstrations = Demonstrations(untrained, task, batch=128)
+batch = demonstrations.sample(lesson.noise(use=9, **double))
+log_dist = log_dists(untrained, batch.data["prompt"], batch.data["tokens"])
 ours = LIKELIHOOD.loss(demonstrations.policy(batch), batch).detach()
 theirs = torch.nn.functional.cross_entropy(
     log_dist[batch.mask], batch.data["tokens"][batch.mask]
@@ -145,20 +289,10 @@ print(
 )
 
 # %% [markdown]
-# The other way round, REINFORCE on rewards of 0 and 1 without a baseline is SFT on **one's own right answers**: the wrong ones have weight 0. To compare the gradients on one rollout
-# you need a model that is right now and then. So first SFT, 80 updates of 128 demonstrations each. `LanguageModel` then asks questions, samples $G$ answers to each, checks them, and returns a `Rollout` `[Q, G, T]` like any bandit.
+# The other way round, REINFORCE on rewards of 0 and 1 without a baseline is SFT on **one's own right answers**: the wrong ones have weight 0. Here is what SFT did, and then the two gradients on one rollout:
 
-# %%
-from course.learner import Learner
-from course.train.optim import Adam
-from tinylm.evaluate import accuracy, right_to_go
-from tinylm.problem import LanguageModel
-
-before = model.copy()
-Learner(
-    demonstrations, LIKELIHOOD, Adam(1e-2), lesson.noise(use=1, **double), max_grad_norm=1.0
-).train(80)
-for name, each in (("untrained", before), ("after SFT", model)):
+# %% jupyter={"source_hidden": true}
+for name, each in (("untrained", untrained), ("after SFT", model)):
     sampled = LanguageModel(each, task, prompts=256, group=4).sample(lesson.noise(use=2, **double))
     shaped = Format()(
         sampled.data["tokens"], sampled.data["question"].unsqueeze(-1).expand(256, 4), task
@@ -169,16 +303,10 @@ for name, each in (("untrained", before), ("after SFT", model)):
         f" greedy {greedy:.1%}"
     )
 
-# %%
+# %% jupyter={"source_hidden": true}
 from tinylm.fast.packing import pack
 
 rollout = LanguageModel(model, task, prompts=64, group=8).sample(lesson.noise(use=3, **double))
-print(
-    "reward, mask, tokens:",
-    tuple(rollout.reward.shape),
-    tuple(rollout.mask.shape),
-    tuple(rollout.data["tokens"].shape),
-)
 apart, shared = (
     pack(rollout.data["prompt"], rollout.data["tokens"], merge=merge)[0].tokens.numel()
     for merge in (False, True)
@@ -213,16 +341,6 @@ print(
 
 # %% [markdown]
 # So what a baseline adds is the wrong answers: they get a negative advantage, and the policy learns from what it should not say.
-#
-# A frozen copy of the policy as SFT left it is the **reference** $\pi_{ref}$ of lesson 07. `LanguageModel.of` makes it where an estimator asks for one:
-
-# %%
-for estimator in (ladder.length_mean, ladder.grpo):
-    problem = LanguageModel.of(estimator, model, task)
-    print(
-        f"{ladder.name_of(estimator):12s} reference:"
-        f" {'a frozen copy' if problem.reference is not None else 'none'}"
-    )
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("format")
@@ -230,10 +348,10 @@ lesson.ask("format")
 # %% [markdown]
 # ## Format rewards: stuck at 0, or amplified
 # <!-- answers: 25 -->
-# Two complaints about format rewards have one cause each. **Stuck at 0:** a reward that no sample ever gets teaches nothing; the groups are silent. Above you saw how often the untrained model
-# writes a right or even a well-formed answer. SFT is what makes the first reward likely. **Amplified:** where everything else in a group is equal, the std divides the bonus by itself.
+# Two complaints about format rewards have one cause each. **Stuck at 0:** a reward that no sample ever gets teaches nothing, since the groups are silent. Above you saw that .1 % of the untrained model's samples are right and 4 % well-formed;
+# SFT makes the first reward likely. **Amplified:** where everything else in a group is equal, the std divides the bonus by itself.
 
-# %%
+# %% jupyter={"source_hidden": true}
 from course.rollout import Rollout
 
 
@@ -255,9 +373,46 @@ for rewards in ([0, 0, 0, 0.1], [0, 0, 0, 1], [0, 0, 0, 0]):
         print(f"{rewards!s:18s} {ladder.name_of(estimator):11s}", [f"{a:.2f}" for a in shown])
 
 # %% [markdown]
+# ### My reward stays flat. Why? (optional)
+# <!-- answers: 30 -->
+# Three causes are outside of the algorithm, and each shows in a number that costs nothing to log. The same model, 256 questions × 8 answers:
+
+# %%
+from tinylm.sampling import sample
+
+asked = task.train[torch.arange(256) % len(task.train)]
+
+
+class Insisting(ExactMatch):
+    """Pays only where the answer begins with '='. The model never writes it."""
+
+    def __call__(self, completion, question, task):
+        return super().__call__(completion, question, task) * (completion[..., 0] == 14)
+
+
+for name, prompt, limit, reward in (
+    ("as trained", task.prompt[asked], 3, ExactMatch()),
+    ("cut after 2 tokens", task.prompt[asked], 2, ExactMatch()),
+    ("prompt without its =", task.prompt[asked][:, :3], 3, ExactMatch()),
+    ("reward wants '=' first", task.prompt[asked], 3, Insisting()),
+):
+    made = sample(model, prompt, 8, limit, lesson.noise(use=12, **double))
+    tokens = torch.nn.functional.pad(made.tokens, (0, 3 - limit), value=tasks.PAD)
+    paid = reward(tokens, asked.unsqueeze(-1).expand(256, 8), task)
+    silent = (paid == paid[:, :1]).all(-1).double().mean()
+    print(
+        f"{name:23} mean reward {paid.mean():.2f}   cut {made.truncated.double().mean():.2f}   silent"
+        f" groups {silent:.2f}"
+    )
+
+# %% [markdown]
+# In the last three rows the reward is nearly 0 and at least 93 % of the groups are silent. In the first of them every answer is cut: raise the limit. In the second the prompt lacks a token that the model was trained with (a chat template, in a larger model): it is right 2 % of the time. In the third nothing is cut and the prompt is right, so
+# the reward function is to blame: call it on an answer that you know to be right.
+
+# %% [markdown]
 # ## A prompt is a bandit
 #
-# Look at one question, and at the answer as a whole. The policy chooses one of finitely many completions, and gets a reward. That is a bandit, and its arms can be listed. With 17 characters to go on with, and an
+# Look at one question, and at the answer as a whole. The policy chooses one of finitely many completions, and gets a reward. That is a bandit, and its arms can be listed. With 17 characters to choose from, and an
 # end token, there are
 #
 # $$K = \sum_{t=0}^{T-1} 17^t + 17^T = \sum_{t=0}^{T}17^t \tag{8.4}$$
@@ -273,7 +428,7 @@ for rewards in ([0, 0, 0, 0.1], [0, 0, 0, 1], [0, 0, 0, 0]):
 # %% jupyter={"source_hidden": true}
 lesson.ask("arms")
 
-# %%
+# %% jupyter={"source_hidden": true}
 from tinylm.bridge import Bridge, count
 
 # J(q) of all questions, by one forward pass
@@ -286,8 +441,6 @@ print(
     f" sum to 1 to 1e-12: {abs(float(bridge.log_prob.exp().sum()) - 1) < 1e-12}"
 )
 print(f"J = {bridge.objective:.3g}; the share of right ones among 4,000 samples: ", end="")
-from tinylm.sampling import sample
-
 drawn = sample(model, task.prompt[question][None], 4000, 3, lesson.noise(use=4, **double)).tokens
 print(f"{float(ExactMatch()(drawn, torch.full(drawn.shape[:-1], question), task).mean()):.2f}")
 top = bridge.log_prob.exp().topk(5)
@@ -305,9 +458,9 @@ print(
 # $$\hat g_\theta = \sum_k c_k\,\nabla_\theta\log\pi_\theta(o_k\mid q) = \sum_k c_k \sum_t\nabla_\theta\log\pi_\theta(o_{k,t}\mid q, o_{k,<t}), \tag{8.6}$$
 # `eq:pull-back` · the chain rule with (8.2)
 #
-# one backward pass. On policy and without $1/|o|$ the $c_k$ depend on probabilities and rewards alone, not on the network. So what you have found out about them on bandits holds here, question by question: bias, $w_G(p)$, silent groups. Exactly:
+# one backward pass. On policy and without $1/|o|$ the $c_k$ depend on probabilities and rewards alone, not on the network. So what you have found out about them on bandits holds here exactly, question by question: bias, $w_G(p)$, silent groups.
 
-# %%
+# %% jupyter={"source_hidden": true}
 from course.exact import group_mean_factor, group_std_weight
 
 lesson.code(Bridge.pull_back)
@@ -332,7 +485,7 @@ for group in (2, 4, 8):
     )
 
 # %% [markdown]
-# ## Before and after one update
+# ## Before and after one update (optional)
 #
 # What does a step do to the next-token distribution? The rollout above is 64 questions with 8 answers each. Move the weights along a rung's gradient by a given **length** and look at a question of your choice. Then make the step longer: the gradient promises nothing out there.
 
@@ -401,37 +554,24 @@ lesson.explore(
 #
 # $$\nabla J = E_{old}\Big[\rho_i A_i\sum_t\nabla\log\pi_\theta(o_{i,t})\Big] = E_{old}\Big[\sum_t\Big(\prod_s\rho_{i,s}\Big)A_i\nabla\log\pi_\theta(o_{i,t})\Big]. \tag{8.7}$$
 #
-# That is exact, however far the policy has moved, for $A_i=R_i-b$ with a $b$ that does not depend on answer $i$. (“GRPO is just PPO for bandits” by Giovanidis writes the ratio of whole outputs. DeepSeekMath's own objective, GRPO's, has a ratio **per token** and $1/|o_i|$.) With a ratio per token,
-#
-# $$\nabla \sum_t\rho_{i,t}A_i = \sum_t\rho_{i,t}\,A_i\,\nabla\log\pi_\theta(o_{i,t}):$$
-#
+# That is exact, however far the policy has moved, for $A_i=R_i-b$ with a $b$ that does not depend on answer $i$. (Giovanidis, in “GRPO is just PPO for bandits”, writes the ratio of whole outputs. DeepSeekMath's own objective for GRPO has a ratio **per token** and $1/|o_i|$.) With a ratio per token,
+# $\nabla \sum_t\rho_{i,t}A_i = \sum_t\rho_{i,t}\,A_i\,\nabla\log\pi_\theta(o_{i,t})$:
 # the factors of the *other* tokens are missing. What the surrogate claims about $J$ shows the same. With $\rho_{i,t} = 1 + x_t$,
 # $\prod_t(1+x_t) - 1 = \sum_t x_t + {}$ products of two or more, so
 #
 # $$\underbrace{J(\pi_{old}) + E_{old}\Big[\sum_t(\rho_{i,t}-1)A_i\Big]}_{\text{token level}} \;\approx\; \underbrace{J(\pi_{old}) + E_{old}\big[(\rho_i-1)A_i\big]}_{=\,J(\pi_\theta)} \tag{8.8}$$
 # `eq:token-ratio-forecast` · Kakade & Langford 2002; the second is lesson 03's identity
 #
-# agree to first order. How large are the products in practice? Take one rollout, use it for 32 updates (bare ratio, no clip: worse than what anyone would do), and list all arms after 1, 2, 4, 8, 16 and 32 of them.
+# agree to first order. (The right side is $J(\pi_\theta)$, since $E_{old}[\rho_i(R_i-b)]=J(\pi_\theta)-b$ and $E_{old}[R_i-b]=J(\pi_{old})-b$.) How large are the products in practice? Take one rollout, use it for 32 updates with the bare ratio and no clip, which is harsher than usual practice, and list all arms after 1, 2, 4, 8, 16 and 32 of them.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("token-level")
 
 
-# %%
+# %% jupyter={"source_hidden": true}
 from tinylm import token_level
 
-
-class Watched(LanguageModel):
-    """The same problem, which keeps the model as it was before each update."""
-
-    def policy(self, rollout):
-        self.seen.append(self.model.copy())
-        return super().policy(rollout)
-
-
-watched = Watched(model.copy(), task, prompts=64, group=8)
-for weight in watched.model.parameters:
-    weight.requires_grad_()
+watched = Watched(trainable(model), task, prompts=64, group=8)
 watched.seen = []
 Learner(
     watched,
@@ -441,7 +581,7 @@ Learner(
     epochs=33,
     max_grad_norm=1.0,
 ).step()
-old, moved = watched.seen[0], {n: watched.seen[n] for n in (1, 2, 4, 8, 16, 32)}
+old, moved = watched.seen[0][0], {n: watched.seen[n][0] for n in (1, 2, 4, 8, 16, 32)}
 # hard to easy
 asked = [int((chance - level).abs().argmin()) for level in torch.linspace(0.1, 0.75, 10).tolist()]
 distances = [
@@ -515,10 +655,12 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Each point is one question after one number of updates; the ratio of the answer is exact in both panels, to rounding. Three tokens are a kind case: a longer answer has more factors that can move. The exact ratio pays otherwise: its
-# product has more variance the longer the answer, which is why practice clips tokens (lesson 03), or takes a geometric mean (GSPO, lesson 03).
+# Each point is one question after one number of updates. After 32 updates half of the questions are off by 1.1 % or less, the worst by 16.5 %. The ratio of the answer is exact in both panels, to rounding. Three tokens are an easy case: a longer answer has more factors that can move. The exact ratio has another price: the
+# variance of a product grows with the length of the answer, which is why practice uses ratios per token, or their geometric mean (GSPO; both in lesson 03).
 #
-# The same holds for the KL. Lesson 07 showed that penalties summed token by token drop the effect of a token on later ones. Its size here, as a share of the gradient of the
+# ### The same for the KL (optional)
+#
+# Lesson 07 showed that penalties summed token by token drop the effect of a token on later ones. Here is how much that is, as a share of the gradient of the
 # answers' KL (KL(ref‖π) for k3, KL(π‖ref) for the others):
 
 # %%
@@ -537,6 +679,11 @@ for name in ("k2", "exact", "k3", "k2 of the sequence", "k1 in the reward"):
         else f"off by {min(numbers):.1%} to {max(numbers):.1%}"
     )
     print(f"{name:20s} {said}")
+
+# %% [markdown]
+# ### Do it: the ratio of an answer
+#
+# The log-probabilities of tokens come padded.
 
 # %%
 stale = Bridge(moved[16], task, asked[4], old=old)
@@ -562,8 +709,8 @@ ratio_exercise.check(answer_ratio)
 # $$\pi_\tau(v\mid s) = \frac{e^{z_v/\tau}}{\sum_u e^{z_u/\tau}} \propto \pi_1(v\mid s)^{1/\tau}. \tag{8.9}$$
 # `eq:sampling-temperature` · Ackley, Hinton & Sejnowski 1985
 #
-# Whoever samples from $\pi_\tau$ and then scores with $\pi_1$ has samples of *another* policy. The ratio is not 1 before the first update, $E[\nabla\log\pi_1]$ over its samples is not 0, so a baseline adds bias. The same goes for top-k, where
-# excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` is that of the distribution really sampled from, and `LanguageModel` scores at the same temperature:
+# If you sample from $\pi_\tau$ and score with $\pi_1$, your samples are off-policy: they come from *another* policy. The ratio is not 1 before the first update, and $E[\nabla\log\pi_1]$ over these samples is not 0, so without the ratio a baseline adds bias. The same goes for top-k, where
+# excluded tokens have $\pi = 0$. In a `Rollout`, `log_prob` belongs to the distribution that was sampled from, and `LanguageModel` scores at the same temperature:
 
 # %%
 from tinylm.model import next_token_log_dist
@@ -585,7 +732,7 @@ for temperature, scored in ((1.0, None), (1.5, None), (1.5, 1.0), (0.7, 1.0)):
 # %% [markdown]
 # ## Which mean over tokens?
 # <!-- answers: 11, 12 -->
-# On bandits $T = 1$ and aggregation does nothing. Here answers have lengths, and somebody has to say what a token weighs. GRPO takes the mean over the tokens of each answer, then over answers; DAPO the mean over all
+# On bandits $T = 1$ and aggregation does nothing. Here answers have lengths, and the aggregation says what a token weighs. GRPO takes the mean over the tokens of each answer, then over answers; DAPO takes the mean over all
 # tokens of the batch:
 #
 # $$w^{\text{GRPO}}_{i,t} = \frac1N\,\frac1{|o_i|}, \qquad w^{\text{DAPO}}_{i,t} = \frac1{\sum_j|o_j|}. \tag{8.10}$$
@@ -608,7 +755,7 @@ for name in ("group_std", "length_mean", "token_mean", "dr_grpo"):
 # %% jupyter={"source_hidden": true}
 lesson.ask("micro")
 
-# %%
+# %% jupyter={"source_hidden": true}
 # two questions: short answers, long answers
 ragged = of_rewards([[1.0, 0.0], [1.0, 0.0]], lengths=[[1, 1], [6, 6]])
 frozen = ladder.token_mean.freeze(ragged)
@@ -630,7 +777,7 @@ print(
 #
 # ## Break it
 #
-# Someone trains with the `clip` rung, samples at temperature 1.5, with **one** update per rollout, four seeds per run. One of the runs has a fault. On the left the chance of a right sample (at 1.5), on the right the share of tokens
+# Two runs train with the `clip` rung and sample at temperature 1.5, with **one** update per rollout and four seeds per run. One of the runs has a fault. On the left is the chance of a right sample (at 1.5), on the right the share of tokens
 # that the clip has made flat.
 
 
@@ -707,9 +854,9 @@ lesson.ask("break-it")
 # %% [markdown]
 # The reveal: run B has `scored_temperature=1.0` beside `temperature=1.5`. A clip fraction above 0 in the **first** update after a rollout is the sign to look for. It costs nothing to log.
 #
-# One thing is not as one would expect: the *greedy* answers. And look at samples drawn at temperature 1 in place of 1.5:
+# One thing is unexpected: the *greedy* answers. Look also at samples drawn at temperature 1 in place of 1.5:
 
-# %%
+# %% jupyter={"source_hidden": true}
 from course.lab.statistics import paired_interval
 
 climbs["run B without the clip"] = climb(1.0, ladder.surrogate)
@@ -727,81 +874,9 @@ for name, found in climbs.items():
         print(f"    {what:15} {second.mean():.2f}{less}")
 
 # %% [markdown]
-# By its samples run B is behind at both temperatures, by its greedy answers it is ahead. The two measure different things: a sample counts the *probability* of the right answer, greedy decoding asks only whether it is the *largest*. And here the clip sorts. Where the model is sure, π_1 is above π_1.5, so ρ is above 1.2, and a right answer gets no push any more. What is still pushed up are right answers that are not the favourite; what is still pushed down are wrong ones that are. That changes ranks, and moves little mass. The third run has the same fault without a clip. Its lead in greedy answers is within what four pairs cannot tell from 0.
+# By its samples run B is behind at both temperatures, by its greedy answers it is ahead. The two measure different things: a sample counts the *probability* of the right answer, greedy decoding asks only whether it is the *largest*. Our explanation is the clip. Where the model is sure, π_1 is above π_1.5, so ρ is above 1.2, and a right answer gets no push any more. Right answers that are not the favourite are still pushed up, and wrong ones that are the favourite are still pushed down. That changes ranks, and moves little probability. The third run has the same fault without a clip, and four pairs cannot tell its lead in greedy answers from 0: that fits, and does not prove it.
 #
-# Whoever evaluates greedily only would have called the fault an improvement.
-
-# %% [markdown]
-# ## Where there is no check: Bradley–Terry
-#
-# A sum can be checked, the tone of a letter cannot. Then people say which of two answers they prefer, and a **reward model** $r_\phi(q,o)$ is fitted to what they say. Give each answer a strength $e^{r}>0$ and let the chance to win be its
-# share:
-#
-# $$P(o_w\succ o_l\mid q) = \frac{e^{r_\phi(q,o_w)}}{e^{r_\phi(q,o_w)}+e^{r_\phi(q,o_l)}} = \frac{1}{1+e^{-(r_\phi(q,o_w)-r_\phi(q,o_l))}} = \sigma\big(r_\phi(q,o_w)-r_\phi(q,o_l)\big). \tag{8.11}$$
-#
-# (Divide by the numerator, then name the sigmoid. Bradley & Terry 1952.) Maximum likelihood over the pairs is minimising
-#
-# $$L(\phi) = -\frac1N\sum_{n=1}^{N}\log\sigma\big(r_\phi(q_n,o_{w,n})-r_\phi(q_n,o_{l,n})\big). \tag{8.12}$$
-
-# %% jupyter={"source_hidden": true}
-lesson.ask("transitive")
-
-# %% [markdown]
-# Three properties to know:
-# - **Binary cross-entropy.** It is the loss of a classifier with logit $r_w-r_l$ and label 1.
-# - **Shift invariance.** Add any $c(q)$ to the rewards of a question: nothing changes. A reward model is known up to a constant *per question*.
-# - **Transitivity.** The odds are $P/(1-P) = e^{r_w-r_l}$, so $\text{odds}(a\succ c) = \text{odds}(a\succ b)\cdot\text{odds}(b\succ c)$. A circle of preferences cannot be represented.
-
-# %%
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-
-win, lose = torch.tensor([1.2, -0.3, 2.0]), torch.tensor([0.4, 0.1, -1.0])
-loss = -logsigmoid(win - lose).mean()
-print(
-    f"loss {loss:.3f}; binary cross-entropy"
-    f" {binary_cross_entropy_with_logits(win - lose, torch.ones(3)):.3f}; with 5 added to all:"
-    f" {-logsigmoid((win + 5) - (lose + 5)).mean():.3f}"
-)
-odds = 0.7 / 0.3 * 0.8 / 0.2
-print(f"a ≻ b .7, b ≻ c .8: a ≻ c {odds / (1 + odds):.2f}")
-# a beats b, b beats c, c beats a, always
-strength = torch.tensor([2.0, 0.0, -1.0], requires_grad=True)
-for _ in range(300):
-    [downhill] = torch.autograd.grad(-logsigmoid(strength - strength.roll(-1)).mean(), strength)
-    strength.data -= downhill
-print(
-    "a circle of sure preferences ends at",
-    [f"{x:.2f}" for x in (strength - strength.roll(-1)).sigmoid().tolist()],
-)
-
-# %% [markdown]
-# Shift invariance meets the ladder. The unknown $c(q)$ differs from question to question. A group's mean takes it out; one mean over the batch does not:
-
-# %%
-rewards = [[1.0, 0.0], [1.0, 0.0]]
-shifted = [[1.0, 0.0], [6.0, 5.0]]  # the second question's rewards plus 5: the same preferences
-for name in ("clip", "group_mean"):
-    estimator = ladder.get(name).estimator
-    print(
-        f"{name:11s}",
-        *(
-            [f"{a:+.1f}" for a in estimator.freeze(of_rewards(each)).advantage.flatten().tolist()]
-            for each in (rewards, shifted)
-        ),
-    )
-
-# %%
-preference = lesson.exercise("preference")
-
-# %%
-def preference_loss(win, lose):
-    """win, lose [N]: the reward model's scores of the preferred answers and the others → the mean
-    loss, a number.
-    """
-    return NotImplemented
-
-
-preference.check(preference_loss)
+# An evaluation by greedy answers alone would have called the fault an improvement.
 
 # %% [markdown]
 # {{at work}}
@@ -809,7 +884,7 @@ preference.check(preference_loss)
 # %% [markdown]
 # ## Take away
 #
-# A prompt is a bandit whose arms are its completions. At the level of whole answers what you know of bandits holds on a transformer for each question, to rounding. Ratios and KLs per token are an approximation, whose size you can measure.
+# A prompt is a bandit whose arms are its completions. At the level of whole answers, what you know of bandits holds on a transformer for each question, to rounding. Ratios and KLs per token are an approximation, whose size you can measure: after 32 updates on one rollout about one percent on half of our questions.
 #
 # ## Next
 #

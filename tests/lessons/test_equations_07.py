@@ -18,7 +18,17 @@ from bandits.theory.kl_estimators import later_tokens, two_tokens
 from bandits.theory.kl_fixed_points import drift, limits
 from course.estimator import Estimator
 from course.exact import control_variate, gaussian_kl_moments, kl_gradient, microscope
-from course.parts import K1, K2, K3, ExactKL, GroupMean, GroupStd, InLossTimesRatio, InReward
+from course.parts import (
+    K1,
+    K2,
+    K3,
+    ExactKL,
+    GroupMean,
+    GroupStd,
+    ImportanceSampling,
+    InLossTimesRatio,
+    InReward,
+)
 from course.parts.kl import KL, exact_kl, k1, k2, k3
 
 PI, REF, OLD = (0.5, 0.3, 0.2), (0.25, 0.72, 0.03), (0.2, 0.3, 0.5)
@@ -177,6 +187,18 @@ def test_k1_in_the_reward() -> None:
         Estimator(kl=K1(beta, InReward())), environment, logs(PI), 1, reference=logs(REF)
     )
     assert torch.allclose(found, slope("reward") - beta * slope("reverse"), atol=1e-12)
+
+
+def test_k1_in_the_reward_off_policy_misses_the_kl_to_the_old_policy() -> None:
+    """eq:kl-in-reward holds on policy: weighted with ρ, samples of π_old leave out ∇KL(π‖π_old)."""
+    nothing = Deterministic(torch.zeros(1, 3, dtype=torch.float64))
+    estimator = Estimator(surrogate=ImportanceSampling(), kl=K1(1.0, InReward()))
+    found = -expected_gradient(estimator, nothing, logs(PI), 1, old=logs(OLD), reference=logs(REF))
+    logits = logs(PI).requires_grad_()
+    pi = torch.softmax(logits, 0)
+    missing = torch.autograd.grad((pi * (pi.log() - logs(OLD))).sum(), logits)[0]
+    torch.testing.assert_close(found, slope("reverse") - missing, rtol=0, atol=1e-12)
+    assert float(missing.norm() / slope("reverse").norm()) > 0.1
 
 
 def test_later_tokens() -> None:

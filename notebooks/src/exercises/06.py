@@ -101,7 +101,7 @@ def solution_refill(p, group):
 
 REFILL = Exercise(
     "refill",
-    "Write the weight w of E[ĝ] = w·∇p when silent groups are replaced until none is left.",
+    "Write the weight w of E[ĝ] = w·∇p when a question is asked again until its group is not silent.",
     test=test_refill,
     solution=solution_refill,
     wrong=[

@@ -89,7 +89,7 @@ def clip_fraction_solution(ratio, advantage, mask, epsilon):
 
 CLIP_FRACTION = Exercise(
     "clip-fraction",
-    "Write (9.10), the curve that people misread most: the commonest wrong version counts every ρ"
+    "Write (9.7), the curve that people misread most: the commonest wrong version counts every ρ"
     " outside of 1 ± ε.",
     test=test_clip_fraction,
     solution=clip_fraction_solution,
