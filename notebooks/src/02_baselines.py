@@ -410,35 +410,6 @@ print("\n".join(table))
 # With two samples per question the batch's mean is the better guess, because it averages over four rewards. From four on, a baseline of each question's own is. That trade is what the group baseline of GRPO is about (lesson 06), and one reason why it wants large groups.
 
 # %% [markdown]
-# ## "REINFORCE++": group or batch?
-#
-# Both, under two names. REINFORCE++ (Hu 2025) centres and scales with the mean and std over all tokens of the **batch**; it is this
-# lesson's idea, and needs no groups. REINFORCE++-baseline first subtracts the **group's** mean, and then scales over the batch. GRPO takes
-# both from the group. Two questions with four answers each show the difference:
-# <!-- answers: 27 -->
-
-# %%
-from course.rollout import Rollout
-
-# an easier and a hard question
-rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-log_prob = torch.zeros(2, 4, 1, dtype=torch.float64)
-rollout = Rollout(
-    rewards.unsqueeze(-1), log_prob, torch.ones(2, 4, 1, dtype=torch.bool), ref_log_prob=log_prob
-)
-for name in ("baseline", "reinforce_pp", "reinforce_pp_baseline", "group_std"):
-    rows = [
-        "  ".join(f"{x:+.2f}" for x in row)
-        for row in ladder.get(name).estimator.freeze(rollout).advantage[..., 0].tolist()
-    ]
-    print(f"{name:<22} easier: {rows[0]}     hard: {rows[1]}")
-
-# %% [markdown]
-# Look at the one right answer to the hard question. The first two rows give it what any right answer of the batch gets. Once the group's
-# own mean is subtracted it gets more, because there it was a surprise; and where the std is the group's, too, the easier question's answers
-# stay at ±1 whatever happens in the rest of the batch.
-
-# %% [markdown]
 # ## Break it
 #
 # Three programs train on B3, two samples per update. Each subtracts something. One subtracts $V$. One has a slip of the **sign** and subtracts $-V$. One team found $V$ too crude, since it says the same for every answer, and trained a better predictor, which looks at the question **and the answer**: it subtracts $Q(q,o)$, the mean reward of the arm that was pulled.

@@ -104,7 +104,7 @@ REINFORCE_LOSS = Exercise(
         lambda log_prob, reward: -(reward.sum(-1, keepdim=True) * log_prob).mean(),
     ],
     hints=[
-        "Which of the two tokens does the reward sit on, and which tokens shall learn from it?",
+        "Which of the two tokens does the reward sit on, and which tokens should learn from it?",
         (
             "Sum the rewards over an answer's tokens, and the log-probabilities too. Then the mean"
             " over answers."
