@@ -444,6 +444,45 @@ def _notebooks(argv: Sequence[str]) -> int:
     return OK
 
 
+@dataclass(frozen=True)
+class Site:
+    """Build the course as web pages, and serve them on this machine if you ask for it.
+
+    Needs the extra `site`. Nothing is executed but the drawing of the sliders' pictures, and
+    nothing is fetched. The folder is replaced as a whole, or stays as it is.
+    """
+
+    out: Path = Path("site")  # folder for the pages: a new one, or one that this command made
+    serve: int | None = None  # also serve it at this port, until Ctrl-C (--serve alone: 8000)
+    # at most so many pictures of each figure with sliders (0: the saved one, without sliders)
+    frames: int = 24
+
+    def __post_init__(self) -> None:
+        require(0 <= self.frames <= MOST_FRAMES, "frames", self.frames, f"0 to {MOST_FRAMES}")
+        port = self.serve
+        require(port is None or 0 <= port < 2**16, "serve", port, "a port, 0 to 65535")
+
+
+MOST_FRAMES = 10_000  # of one figure
+PORT = "8000"
+
+
+def _site(argv: Sequence[str]) -> int:
+    words: list[str] = []
+    for place, word in enumerate(argv):
+        words.append(word)
+        if word == "--serve" and (place + 1 == len(argv) or argv[place + 1].startswith("-")):
+            words.append(PORT)
+    chosen = read(Site, words, "course site")
+    from course.site import build, serve
+
+    folder = build.build(chosen.out, most=chosen.frames)
+    print(folder / "index.html")
+    if chosen.serve is not None:
+        serve.serve(folder, chosen.serve)
+    return OK
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "ladder": ("the main job: what each part buys; a table and figures", _ladder),
     "bandits": ("the ablations on bandits: list them, run one", _bandits),
@@ -455,6 +494,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "start": ("copy the lessons into a folder of yours", _start),
     "progress": ("what you have answered and passed in the lessons", _progress),
     "notebooks": ("build the lessons from notebooks/src/", _notebooks),
+    "site": ("build the course as web pages, and serve them", _site),
 }
 
 
@@ -478,6 +518,7 @@ def _completion(argv: Sequence[str]) -> int:
         "start": Start,
         "progress": Progress,
         "notebooks": Notebooks,
+        "site": Site,
     }
     with suppress(SystemExit):  # which is how it ends when it has printed the script
         tyro.cli(_union(kinds), prog="course", args=["--tyro-print-completion", argv[0]])

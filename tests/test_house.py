@@ -19,6 +19,7 @@ FLOORS = (  # of course/, from the ground up; what is on one floor may import fr
     ("ladder", "learner"),
     ("lab",),
     ("lesson",),
+    ("site",),
     ("cli", "__main__"),
 )
 STARTS_THE_REST = {"course.cli", "course.lesson.pages"}  # by imports inside functions only

@@ -276,10 +276,14 @@ def collect(lesson: LessonInfo) -> Lesson:
 
     Tests and the index use it.
     """
+    return run(lesson, source(lesson).read_text(encoding="utf-8"))
+
+
+def run(lesson: LessonInfo, text: str) -> Lesson:
+    """Run a program, the source of a lesson or some of its lines; returns the `Lesson` it made."""
     import linecache
 
     path = source(lesson)
-    text = path.read_text(encoding="utf-8")
     linecache.cache[str(path)] = (
         len(text),
         None,

@@ -1,0 +1,253 @@
+"""The frames of explores: each figure drawn ahead over a grid of its sliders.
+
+A page without a kernel shows them. Only those statements of a lesson's source run that its explores
+need, so that drawing does not take the time of the whole lesson.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from course.lesson import Lesson, build, info
+from course.lesson.explore import Choice, Control, Explore
+
+FEWEST = 3  # values of a slider: both ends and the start
+
+
+@dataclass(frozen=True)
+class Stops:
+    """The values at which one control was drawn: `values[start]` is where it starts."""
+
+    name: str
+    label: str
+    kind: str  # "slider" or "choice"
+    values: tuple[Any, ...]
+    start: int
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The values as text, at most three significant digits."""
+        return tuple(
+            f"{value:.3g}" if isinstance(value, float) else str(value) for value in self.values
+        )
+
+
+@dataclass(frozen=True)
+class Frames:
+    """An explore as pictures: the stops of its controls, and a picture for every combination.
+
+    The last control varies fastest.
+    """
+
+    name: str
+    stops: tuple[Stops, ...]
+    pictures: tuple[bytes, ...]  # WebP
+
+    @property
+    def start(self) -> int:
+        """The place of the picture at the starting values."""
+        place = 0
+        for each in self.stops:
+            place = place * len(each.values) + each.start
+        return place
+
+
+def stops(name: str, control: Control, count: int) -> Stops:
+    """At most `count` values of a control; both ends and the start are always among them.
+
+    A choice keeps all its options.
+    """
+    label = control.label or name
+    if isinstance(control, Choice):
+        options = tuple(control.options)
+        return Stops(name, label, "choice", options, options.index(control.start))
+    steps = round((control.high - control.low) / control.step)
+    start = round((control.value - control.low) / control.step)
+    chosen = {round(i * steps / (count - 1)) for i in range(count)} if count <= steps else None
+    places = sorted(chosen or range(steps + 1))
+    if start not in places:  # it takes the place of the nearest that is no end
+        inner = places[1:-1]
+        nearest = min(inner, key=lambda place: abs(place - start))
+        places[places.index(nearest)] = start
+        places.sort()
+    values = tuple(_value(control, place) for place in places)
+    return Stops(name, label, "slider", values, places.index(start))
+
+
+def _value(slider: Any, place: int) -> Any:
+    value = slider.low + place * slider.step
+    if not isinstance(value, int):
+        value = round(value, 10)  # 0.1 · 3 is 0.3 on a slider
+    return 10.0**value if slider.log else value
+
+
+def grid(controls: dict[str, Control], most: int) -> tuple[Stops, ...]:
+    """The stops of all controls: the slider with the most loses one until `most` frames do.
+
+    A slider keeps at least three, a choice all its options; so there may be more than `most`.
+    """
+    counts = {
+        name: len(control.options)
+        if isinstance(control, Choice)
+        else round((control.high - control.low) / control.step) + 1
+        for name, control in controls.items()
+    }
+    sliders = [name for name, control in controls.items() if not isinstance(control, Choice)]
+    while math.prod(counts.values()) > most:
+        longest = max(sliders, key=lambda name: counts[name], default=None)
+        if longest is None or counts[longest] <= FEWEST:
+            break
+        counts[longest] -= 1
+    return tuple(stops(name, control, counts[name]) for name, control in controls.items())
+
+
+def draw(explore: Explore, most: int) -> Frames:
+    """Draw an explore over its grid (see `grid`)."""
+    each = grid(dict(explore.controls), most)
+    names = [stop.name for stop in each]
+    pictures = tuple(
+        webp(explore.picture(**dict(zip(names, values, strict=True))))
+        for values in itertools.product(*(stop.values for stop in each))
+    )
+    return Frames(explore.name, each, pictures)
+
+
+def webp(png: bytes) -> bytes:
+    """The same picture, pixel by pixel, as a WebP, which is about half as large."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").save(buffer, "webp", lossless=True, quality=30, method=2)
+    return buffer.getvalue()
+
+
+def of_lesson(number: str, most: int) -> list[Frames]:
+    """All explores of a lesson, drawn."""
+    return [draw(explore, most) for explore in explores(number).explores.values()]
+
+
+def explores(number: str) -> Lesson:
+    """The lesson with its explores alone: the rest of its source does not run."""
+    lesson = info(number)
+    return build.run(lesson, only_explores(build.source(lesson).read_text(encoding="utf-8")))
+
+
+# ---------------------------------------------------------------- the statements that are needed
+
+
+def only_explores(text: str) -> str:
+    """The program without what neither `setup` nor a call of `lesson.explore` needs.
+
+    A statement is needed if it binds, or may change, a name that a needed statement uses. What is
+    not needed becomes empty lines, so that line numbers stay.
+    """
+    statements = ast.parse(text).body
+    kept = {i for i, each in enumerate(statements) if _explores(each) or _sets_up(each)}
+    used = {name for i in kept for name in _used(statements[i])}
+    while True:
+        more = {
+            i
+            for i, each in enumerate(statements)
+            if i not in kept and not _shows(each) and used & set(_changed(each))
+        }
+        if not more:
+            break
+        kept |= more
+        used |= {name for i in more for name in _used(statements[i])}
+    lines = text.splitlines()
+    stay = {n for i in kept for n in range(_first(statements[i]), _last(statements[i]) + 1)}
+    return "\n".join(line if n in stay else "" for n, line in enumerate(lines, 1)) + "\n"
+
+
+def _explores(statement: ast.stmt) -> bool:
+    return _calls(statement, "lesson.explore")
+
+
+def _sets_up(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Assign) and _is_call(statement.value, "course.setup")
+
+
+def _shows(statement: ast.stmt) -> bool:
+    """Whether a statement is a call of the lesson's other tools, or prints."""
+    return isinstance(statement, ast.Expr) and (
+        not isinstance(statement.value, ast.Call)
+        or ast.unparse(statement.value.func).startswith(("lesson.", "print"))
+    )
+
+
+def _calls(statement: ast.stmt, name: str) -> bool:
+    return isinstance(statement, ast.Expr) and _is_call(statement.value, name)
+
+
+def _is_call(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
+
+
+def _used(statement: ast.stmt) -> Iterator[str]:
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name):
+            yield node.id
+
+
+def _changed(statement: ast.stmt) -> Iterator[str]:
+    """The names that a statement binds, and those of objects that it may change in place."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        yield statement.name
+        return
+    for node in ast.walk(statement):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from ((each.asname or each.name).partition(".")[0] for each in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, ast.Store):
+            yield from _root(node)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            yield from _root(node.value.func)
+
+
+def _root(node: ast.expr) -> Iterator[str]:
+    """The name at the beginning of `a.b[c].d`."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    if isinstance(node, ast.Name):
+        yield node.id
+
+
+def _first(statement: ast.stmt) -> int:
+    decorators = getattr(statement, "decorator_list", [])
+    return min([int(statement.lineno), *(int(each.lineno) for each in decorators)])
+
+
+def _last(statement: ast.stmt) -> int:
+    return statement.end_lineno or statement.lineno
+
+
+# ---------------------------------------------------------------- all lessons
+
+
+def draw_all(
+    numbers: Sequence[str], most: int, report: Callable[[str], None]
+) -> dict[str, list[Frames]]:
+    """Lesson → its explores, drawn; each lesson in a process of one thread, two at a time."""
+    import multiprocessing
+    import os
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    found: dict[str, list[Frames]] = {}
+    # spawned and not forked: a fork of a process that has used threads may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=context) as pool:
+        waiting = {pool.submit(of_lesson, number, most): number for number in numbers}
+        for done in as_completed(waiting):
+            number = waiting[done]
+            found[number] = done.result()
+            drawn = sum(len(each.pictures) for each in found[number])
+            report(f"lesson {number}: {len(found[number])} explores in {drawn} pictures")
+    return found
