@@ -51,7 +51,7 @@ PART_KINDS: dict[str, type[Part]] = {
     "aggregation": Aggregation,
     "sample_filter": SampleFilter,
 }
-CHANGED = "#d55e00"  # the colour of what differs from the rung below
+CHANGED = "#c45500"  # of what differs from the rung below; 4.5 : 1 on white, 4.2 : 1 on black
 
 
 @dataclass(frozen=True)

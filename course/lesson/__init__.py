@@ -22,7 +22,7 @@ from course.lesson.exercise import Exercise
 from course.lesson.explore import Choice, Control, Explore, Slider
 from course.lesson.question import Question
 from course.lesson.syllabus import SYLLABUS, LessonInfo, index, info
-from course.lesson.view import FACE, image, in_notebook, rich, show
+from course.lesson.view import FACE, caption, image, in_notebook, show
 from course.train.noise import Noise
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ class Lesson:
             )
 
     def picture(self, figure: Figure, text: str) -> None:
-        """Show a figure; `text` describes it for readers who cannot see it."""
+        """Show a figure with its description below, which is its alternative text as well."""
         show(text=text, picture=image(figure))
+        show(text="", markup=caption(text))
 
     def ask(self, name: str) -> None:
         """Ask question `name` of notebooks/src/questions/NN.toml, before the solution is shown."""
@@ -96,7 +97,7 @@ class Lesson:
         each = self.explores[name] = Explore(name, draw, controls)
         if in_notebook():
             show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
-            show(text="", markup=f"<i>What to look for.</i> {rich(text)}{FACE}")
+            show(text="", markup=caption(f"**What to look for.** {text}") + FACE)
 
     def exercise(self, name: str, **data: Any) -> Exercise:
         """Exercise `name` of notebooks/src/exercises/NN.py; its test gets the lesson's `data`.
@@ -168,7 +169,7 @@ def _highlighted(source: str) -> str:
     ground = "background:#f3f3f3;color:#222"
     formatter = HtmlFormatter(
         noclasses=True,
-        style="friendly",
+        style="xcode",  # every colour of it stands out by 4.5 : 1
         cssstyles=f"{ground};padding:.6em;border-radius:4px;font-size:90%",
         prestyles=f"{ground};margin:0",
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 from course.errors import CourseError, require
 from course.lab.places import repository
-from course.lesson import Lesson, at_work, progress
+from course.lesson import Lesson, at_work, progress, sources
 from course.lesson.reading import Reading, reading
 from course.lesson.syllabus import SYLLABUS, LessonInfo, folder, index, info
 from course.lesson.view import WIDGET
@@ -59,7 +59,7 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
 
     With `times` (the contents of lessons.json) the opening says how long the lesson computes. The
     section *At work* is put in its place, and the cell that installs the course where it is missing
-    before the first cell of code.
+    before the first cell of code. What the prose cites becomes a link.
     """
     notebook = _written(lesson)
     spent = (times or {}).get(lesson.number, {}).get("seconds")
@@ -70,6 +70,8 @@ def cells(lesson: LessonInfo, times: dict[str, Any] | None = None) -> Any:
             cell.source = cell.source.replace(TIME, _time(spent, first_read))
         if cell.source.strip() == AT_WORK:
             cell.source = at_work.load(lesson).markdown
+        if cell.cell_type == "markdown":
+            cell.source = sources.linked(cell.source)
     first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     notebook.cells.insert(first, _installing())
     notebook.metadata = {
@@ -202,7 +204,8 @@ def tidy(notebook: Any, old: Any = None) -> None:
                 output["execution_count"] = number
             if "data" in output:
                 output["data"].pop(WIDGET, None)
-                output["metadata"] = {}
+                told = output["metadata"].get("image/png", {}).get("alt")
+                output["metadata"] = {"image/png": {"alt": told}} if told else {}
 
 
 def _only_live(output: Any) -> bool:

@@ -1,6 +1,6 @@
 """The generated pages of notebooks/: equations with functions and tests, confusions, cheat sheet.
 
-The list of claims is generated here as well.
+The list of claims is generated here as well, and the pages of `course.lesson.reference`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from course import ladder
 from course.errors import require
 from course.exact import microscope
 from course.lab import claims, ledger
-from course.lesson import at_work, build, conventions
+from course.lesson import at_work, build, conventions, reference
 from course.lesson.confusions import CONFUSIONS
+from course.lesson.reference import PACKAGES
 from course.lesson.syllabus import folder, info
 from course.train.files import replace_files
 
 EQUATION = re.compile(r"\beq:([a-z0-9]+(?:-[a-z0-9]+)*)")
 ANSWERS = re.compile(r"<!--\s*answers:\s*([\d,\s]+)-->")
-PACKAGES = ("course", "bandits", "tinylm")
 
 SYMBOLS = (  # symbol, variable, shape, unit, meaning
     (
@@ -202,7 +202,8 @@ def equations_page() -> str:
         where = "<br>".join(f"[`{p.name}`](../{p.file})" for p in code.get(tag, []))
         proof = "<br>".join(f"[`{p.name}`](../{p.file})" for p in tests.get(tag, []))
         number = lessons[tag][0]
-        lines.append(f"| `eq:{tag}` | [{number}]({info(number).file}.ipynb) | {where} | {proof} |")
+        mark = f'<a id="eq-{tag}"></a>`eq:{tag}`'
+        lines.append(f"| {mark} | {reference.to_lesson(info(number))} | {where} | {proof} |")
     lines += [
         "\n## Symbols\n",
         "| symbol | variable | shape | unit | meaning |",
@@ -335,6 +336,9 @@ PAGES = {
     "CLAIMS.md": claims_page,
     "CHEATSHEET.md": cheat_sheet,
     "CONVENTIONS.md": conventions_page,
+    "BIBLIOGRAPHY.md": reference.bibliography_page,
+    "GLOSSARY.md": reference.glossary_page,
+    "SLIPS.md": lambda: reference.slips_page(tags_in_lessons()),
 }
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from course.errors import CourseError, require
+from course.lesson import tables
 from course.lesson.syllabus import described, read_again
 from course.lesson.view import box, fold, plain, rich
 
@@ -144,24 +144,19 @@ def load(lesson: str) -> dict[str, Question]:
 
 
 def _parsed(place: Path) -> dict[str, Question]:
-    try:
-        found = tomllib.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CourseError(
-            f"{place}: got no TOML ({error}); allowed is a table per question"
-        ) from None
+    found = tables.read(place, "a table per question")
     return {name: _question(f"{place}: {name}", name, entry) for name, entry in found.items()}
 
 
 def _question(where: str, name: str, entry: Any) -> Question:
     """A question from its table; `where` begins each error."""
     require(NAME.fullmatch(name) is not None, where, name, "a name of a-z, 0-9 and single hyphens")
-    _keys(where, entry, {"text": str, "choices": list}, {})
+    tables.check(where, entry, {"text": str, "choices": list})
     choices: dict[str, str] = {}
     right = []
     for number, each in enumerate(entry["choices"], 1):
         here = f"{where}.choices, number {number}"
-        _keys(here, each, {"text": str, "feedback": str}, {"right": bool})
+        tables.check(here, each, {"text": str, "feedback": str}, {"right": bool})
         require(each["text"] not in choices, f"{here}.text", each["text"], "a choice of its own")
         choices[each["text"]] = each["feedback"]
         if each.get("right", False):
@@ -171,18 +166,3 @@ def _question(where: str, name: str, entry: Any) -> Question:
         return Question(name, entry["text"], choices, right[0])
     except CourseError as error:
         raise CourseError(f"{where}: {error}") from None
-
-
-def _keys(where: str, entry: Any, needed: Mapping[str, type], more: Mapping[str, type]) -> None:
-    """Require a table with the `needed` keys, perhaps some of `more`, of their types, not blank."""
-    kinds = {**needed, **more}
-    require(isinstance(entry, dict), where, entry, f"a table with {', '.join(needed)}")
-    for key in needed:
-        require(key in entry, where, f"no {key}", f"a table with {', '.join(needed)}")
-    for key, value in entry.items():
-        require(key in kinds, where, key, f"the keys {', '.join(kinds)}")
-        fits = isinstance(value, kinds[key]) and (not isinstance(value, str) or bool(value.strip()))
-        require(fits, f"{where}.{key}", value, _ALLOWED[kinds[key]])
-
-
-_ALLOWED = {str: "a sentence", list: "an array of tables, two or more", bool: "true or false"}

@@ -49,6 +49,8 @@ def show(
     """Display one output as plain `text`, HTML `markup` or a PNG `picture`, below a live `widget`.
 
     With a widget the static form should end with `FACE` in its own or in another output's HTML.
+    `text` is the alternative text of a picture, which an export to HTML takes over; JupyterLab has
+    no place for it, so a caption should say the same below.
     """
     if not in_notebook():
         return
@@ -60,9 +62,18 @@ def show(
     data: dict[str, Any] = {"text/plain": text}
     if markup is not None:
         data["text/html"] = markup
+    metadata: dict[str, Any] = {}
     if picture is not None:
         data["image/png"] = base64.b64encode(picture).decode("ascii")
-    display(data, raw=True)
+        metadata["image/png"] = {"alt": text}
+    display(data, metadata=metadata, raw=True)
+
+
+def caption(text: str) -> str:
+    """HTML of the words below a picture."""
+    return (
+        f'<div class="course-caption" style="font-size:90%;margin:.2em 0 .6em">{rich(text)}</div>'
+    )
 
 
 def image(figure: Figure) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -34,13 +35,15 @@ def build(
     out: Path,
     numbers: Sequence[str] = (),
     most: int = MOST_FRAMES,
+    explored: Sequence[str] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Build the site into `out`, whole or not at all; returns `out`.
 
     `numbers` are the lessons (default: all), `most` bounds an explore's pictures (0: the saved one
-    alone). Raises `CourseError` if `out` is a folder of something else, if the extra `site` is not
-    installed, or if Sphinx fails. What Sphinx warns of is reported.
+    alone), which are drawn for the lessons `explored` (default: each). Raises `CourseError` if
+    `out` is a folder of something else, if the extra `site` is not installed, or if Sphinx fails.
+    What Sphinx warns of is reported.
     """
     check_installed()
     root = checkout()
@@ -53,7 +56,8 @@ def build(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
             sources, made = Path(temporary, "sources"), Path(temporary, "site")
-            drawn = draw_all(chosen, most, report) if most else {}
+            wanted = [info(each).number for each in (chosen if explored is None else explored)]
+            drawn = draw_all(wanted, most, report) if most else {}
             write_sources(root, sources, chosen, drawn)
             report("the pages …")
             for warning in run_sphinx(sources, made, Path(temporary, "doctrees")):
@@ -120,7 +124,7 @@ def write_sources(
 
     chosen = pages.lessons_of(numbers)
     results = [Result.load(path) for path in sorted((root / "figures").glob("*.json"))]
-    names = [result.name for result in results]
+    found = pages.modules(root)
     links = Links(
         root,
         frozenset(
@@ -129,9 +133,10 @@ def write_sources(
                 "api/index.md",
                 *(page for page, _ in (*pages.REFERENCE, *pages.MORE)),
                 *(f"notebooks/{lesson.file}.ipynb" for lesson in notebooks.written()),
-                *(f"ablations/{name}.md" for name in names),
+                *(f"ablations/{result.name}.md" for result in results),
             ]
         ),
+        {file: module for group in found.values() for module, file in group.items()},
     )
     files: dict[str, str] = {}
     for lesson in notebooks.written():
@@ -148,21 +153,16 @@ def write_sources(
     for page, _ in (*pages.REFERENCE, *pages.MORE):
         if (root / page).is_file():
             files[page] = links.markdown((root / page).read_text(encoding="utf-8"), page)
-    files["notebooks/EQUATIONS.md"] = pages.with_rows(files["notebooks/EQUATIONS.md"])
-    files["glossary.md"] = pages.glossary(links)
-    files["bibliography.md"] = pages.bibliography(results, links)
     files["ablations/index.md"] = pages.ablations_index(results)
     for result in results:
         page = f"ablations/{result.name}.md"
         at = [links.relative(f"figures/{result.name}.{end}", page) for end in ("png", "json")]
-        files[page] = pages.ablation_page(result, *at)
-    found = pages.modules(root)
+        files[page] = links.markdown(pages.ablation_page(result, *at), page)
     files["api/index.md"] = pages.api_index(found)
-    for module in (name for group in found.values() for name in group):
-        path = module.replace(".", "/")
-        file = f"{path}.py" if (root / f"{path}.py").is_file() else f"{path}/__init__.py"
+    for file, module in links.modules.items():
         page = f"api/{module}.rst"
-        files[page] = pages.api_page(module, links.relative(file, page))
+        listing = posixpath.relpath(links.listing(file), "api")
+        files[page] = pages.api_page(module, listing)
     summary = ledger.ledger(root / "figures").summary
     files["index.md"] = pages.index(chosen, links, summary)
     files |= dict(pages.listings(links))

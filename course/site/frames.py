@@ -10,7 +10,7 @@ import ast
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from course.lesson import Lesson, build, info
 from course.lesson.explore import Choice, Control, Explore
 
 FEWEST = 3  # values of a slider: both ends and the start
+# Explore → a control that stays at its start, since all combinations would be hundreds of pictures
+STILL = {"simplex": "left", "update": "asked"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Stops:
 
     name: str
     label: str
-    kind: str  # "slider" or "choice"
+    kind: str  # "slider", "choice" or "still"
     values: tuple[Any, ...]
     start: int
 
@@ -61,9 +63,11 @@ class Frames:
 def stops(name: str, control: Control, count: int) -> Stops:
     """At most `count` values of a control; both ends and the start are always among them.
 
-    A choice keeps all its options.
+    A choice keeps all its options. With a `count` of 1 either stays at its start.
     """
     label = control.label or name
+    if count == 1:
+        return Stops(name, label, "still", (control.start,), 0)
     if isinstance(control, Choice):
         options = tuple(control.options)
         return Stops(name, label, "choice", options, options.index(control.start))
@@ -87,10 +91,11 @@ def _value(slider: Any, place: int) -> Any:
     return 10.0**value if slider.log else value
 
 
-def grid(controls: dict[str, Control], most: int) -> tuple[Stops, ...]:
+def grid(controls: Mapping[str, Control], most: int, still: str | None = None) -> tuple[Stops, ...]:
     """The stops of all controls: the slider with the most loses one until `most` frames do.
 
-    A slider keeps at least three, a choice all its options; so there may be more than `most`.
+    The control `still` stays at its start. A slider keeps at least three, a choice all its options;
+    so there may be more than `most`.
     """
     counts = {
         name: len(control.options)
@@ -98,6 +103,8 @@ def grid(controls: dict[str, Control], most: int) -> tuple[Stops, ...]:
         else round((control.high - control.low) / control.step) + 1
         for name, control in controls.items()
     }
+    if still is not None:
+        counts[still] = 1
     sliders = [name for name, control in controls.items() if not isinstance(control, Choice)]
     while math.prod(counts.values()) > most:
         longest = max(sliders, key=lambda name: counts[name], default=None)
@@ -108,8 +115,8 @@ def grid(controls: dict[str, Control], most: int) -> tuple[Stops, ...]:
 
 
 def draw(explore: Explore, most: int) -> Frames:
-    """Draw an explore over its grid (see `grid`)."""
-    each = grid(dict(explore.controls), most)
+    """Draw an explore over its grid (see `grid` and `STILL`)."""
+    each = grid(explore.controls, most, STILL.get(explore.name))
     names = [stop.name for stop in each]
     pictures = tuple(
         webp(explore.picture(**dict(zip(names, values, strict=True))))

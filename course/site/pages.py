@@ -1,4 +1,4 @@
-"""The generated pages of the site: ablations, glossary, bibliography, API, listings of files."""
+"""The generated pages of the site: the first page, ablations, API, listings of files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import importlib
 import inspect
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from course import ladder
 from course.lab.result import Result
-from course.lesson import build, pages
-from course.lesson.map import lesson_of
+from course.lesson import sources
+from course.lesson.reference import PACKAGES, cell
 from course.lesson.syllabus import SYLLABUS, LessonInfo
-from course.parts.base import Part
-from course.registry import Rung
 from course.site.links import LISTINGS, SHOWN, Links
-from course.train.metrics import GLOSSARY
 
-PACKAGES = ("course", "bandits", "tinylm")
 REFERENCE = (  # page, title in the list of contents
     ("notebooks/CHEATSHEET.md", "Every objective on one page"),
     ("notebooks/EQUATIONS.md", "Equation, function, test"),
@@ -27,22 +22,12 @@ REFERENCE = (  # page, title in the list of contents
     ("notebooks/CLAIMS.md", "What the course claims"),
     ("course/CONVENTIONS.md", "Conventions: TRL and verl"),
     ("ablations/index.md", "Ablations and their facts"),
-    ("glossary.md", "Glossary"),
-    ("bibliography.md", "Bibliography"),
+    ("notebooks/GLOSSARY.md", "Glossary"),
+    ("notebooks/SLIPS.md", "Where other articles slip"),
+    ("notebooks/BIBLIOGRAPHY.md", "Bibliography"),
 )
 MORE = (("README.md", "Install and run it"), (".github/CONTRIBUTING.md", "Contributing"))
 LARGEST = 200_000  # bytes of a listing; of a longer file only the beginning is shown
-# of a source, without the initials and names of articles before and after: "Shao et al. 2024"
-WORK = re.compile(
-    r"((?:[A-ZÀ-Ž][\w'’-]+)(?:(?:, | & | and | of )[A-ZÀ-Ž][\w'’-]+)*(?: et al\.)?),? (\d{4})(?!\d)"
-)
-NUMBER = re.compile(r"(?<![\w./])(\d{4}\.\d{5})(?!\w)")
-EQUATION_SOURCE = re.compile(r"`eq:([a-z0-9-]+)` · ([^\n]+)")
-
-
-def cell(text: str) -> str:
-    """Text as a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def escaped(text: str) -> str:
@@ -138,8 +123,8 @@ def ablation_page(result: Result, figure: str, data: str) -> str:
 
 
 def _fact_cell(text: str) -> str:
-    """A cell of a table of facts: plain text, arXiv numbers as links."""
-    return NUMBER.sub(r"[\1](https://arxiv.org/abs/\1)", escaped(" ".join(text.split())))
+    """A cell of a table of facts: plain text, sources as links."""
+    return sources.linked(escaped(" ".join(text.split())), "../notebooks/")
 
 
 def _quoted(text: str) -> str:
@@ -165,62 +150,30 @@ def ablations_index(results: Iterable[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------- glossary and bibliography
+# ---------------------------------------------------------------- API and listings
 
 
-def glossary(links: Links) -> str:
-    """Estimators with their lessons, parts, symbols and logged metrics, from the code itself."""
-    page = "glossary.md"
-    lines = [
-        "# Glossary\n",
-        "From the code: the registry, the parts' own descriptions, the symbols, the metrics.\n",
-        "## Estimators\n",
-        "| name | title | replaced part | lesson | source |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for rung in ladder.RUNGS.values():
-        if rung.kind != "own":
-            lines.append("| " + " | ".join(_rung_row(rung, links)) + " |")
-    lines += [
-        "\n## Parts\n",
-        "| part | kind | what it is | file |",
-        "| --- | --- | --- | --- |",
-    ]
-    for part in parts():
-        file = f"{part.__module__.replace('.', '/')}.py"
-        kind = file.removeprefix("course/parts/").removesuffix(".py")
-        said = escaped(first_line(part))
-        link = f'<a href="{links.relative(file, page)}">{file}</a>'
-        lines.append(f"| `{part.__name__}` | {kind} | {said} | {link} |")
-    lines += ["\n## Symbols\n", "| symbol | variable | shape | unit | meaning |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    lines += ["| " + " | ".join(cell(each) for each in row) + " |" for row in pages.SYMBOLS]
-    lines += ["\n## Logged metrics\n", "| metric | unit | definition |", "| --- | --- | --- |"]
-    for metric in GLOSSARY.values():
-        lines.append(f"| `{metric.name}` | {metric.unit or '–'} | {escaped(metric.definition)} |")
-    return "\n".join(lines) + "\n"
+def modules(root: Path) -> dict[str, dict[str, str]]:
+    """Package → {its public module, by dotted name: its file}."""
+    found: dict[str, dict[str, str]] = {}
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            file = path.relative_to(root)
+            names = file.with_suffix("").parts
+            if any(name.startswith("_") for name in names if name != "__init__"):
+                continue
+            name = ".".join(names[:-1] if names[-1] == "__init__" else names)
+            found.setdefault(package, {})[name] = file.as_posix()
+    return found
 
 
-def _rung_row(rung: Rung, links: Links) -> tuple[str, ...]:
-    lesson = lesson_of(rung.name)
-    page = f"notebooks/{lesson.file}.ipynb" if lesson else ""
-    link = ""
-    if lesson:
-        link = f'<a href="{links.relative(page, "glossary.md")}">{lesson.number}</a>'
-    replaced = f"`{rung.replaced}` of `{rung.on}`" if rung.on else "–"
-    return (f"`{rung.name}`", escaped(rung.title), replaced, link, _fact_cell(rung.source))
-
-
-def parts() -> list[type[Part]]:
-    """Every public part, in the order of its file and name."""
-    found: set[type[Part]] = set()
-    waiting = [Part]
-    while waiting:
-        for each in waiting.pop().__subclasses__():
-            waiting.append(each)
-            if each.__module__.startswith("course.parts.") and not each.__name__.startswith("_"):
-                found.add(each)
-    return sorted(found, key=lambda part: (part.__module__, part.__name__))
+def api_page(module: str, file: str) -> str:
+    """The page of a module: its docstring, and those of its public names."""
+    options = (
+        "   :members:\n   :undoc-members:\n   :member-order: bysource\n   :show-inheritance:\n"
+    )
+    title = f":orphan:\n\n{module}\n{'=' * len(module)}\n\n"
+    return f"{title}`Source <{file}>`__\n\n.. automodule:: {module}\n{options}"
 
 
 def first_line(thing: object) -> str:
@@ -228,91 +181,7 @@ def first_line(thing: object) -> str:
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
-def cited(results: Iterable[Result]) -> Iterator[tuple[str, str, str]]:
-    """Yield (source, where it is cited, page of the site): lessons, estimators, facts."""
-    for lesson in build.written():
-        for _, text in build.prose(lesson):
-            for tag, source in EQUATION_SOURCE.findall(text):
-                yield source, f"eq:{tag}", f"notebooks/{lesson.file}.ipynb"
-    for rung in ladder.RUNGS.values():
-        if rung.kind != "own":
-            yield rung.source, rung.name, "glossary.md"
-    for result in results:
-        for fact in result.facts:
-            yield fact.source, result.name.replace("_", " "), f"ablations/{result.name}.md"
-
-
-def works(citations: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, dict[str, str]]]:
-    """Work ("Authors YEAR") → (arXiv number or "", {where it is cited: page}), by name.
-
-    A source may name several works, split by ";". The arXiv number is that of any citation of the
-    work which has one.
-    """
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    for source, where, page in citations:
-        for piece in source.split(";"):
-            named = WORK.findall(piece)
-            number = NUMBER.search(piece)
-            for authors, year in named:
-                key = f"{authors} {year}"
-                known, places = found.get(key, ("", {}))
-                single = number[1] if number and len(named) == 1 else ""
-                found[key] = (known or single, {**places, where: page})
-    return dict(sorted(found.items()))
-
-
-def bibliography(results: Iterable[Result], links: Links) -> str:
-    """Every work that an equation, an estimator or a fact names, and where it does."""
-    lines = [
-        "# Bibliography\n",
-        (
-            "Every work that an equation of a lesson, an estimator or a fact of an ablation names"
-            " as its source, and where.\n"
-        ),
-        "| work | | cited by |",
-        "| --- | --- | --- |",
-    ]
-    for work, (number, places) in works(cited(results)).items():
-        link = f"[arXiv {number}](https://arxiv.org/abs/{number})" if number else ""
-        where = ", ".join(
-            f'<a href="{links.relative(page, "bibliography.md")}">{escaped(name)}</a>'
-            for name, page in places.items()
-        )
-        lines.append(f"| {escaped(work)} | {link} | {where} |")
-    return "\n".join(lines) + "\n"
-
-
-def with_rows(equations: str) -> str:
-    """The equation map with an anchor at each row, to which the lessons' equations lead."""
-    return re.sub(
-        r"^\| `eq:([a-z0-9-]+)` \|", r'| <span id="eq-\1"></span>`eq:\1` |', equations, flags=re.M
-    )
-
-
-# ---------------------------------------------------------------- API and listings
-
-
-def modules(root: Path) -> dict[str, list[str]]:
-    """Package → its public modules, by dotted name."""
-    found: dict[str, list[str]] = {}
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            names = path.relative_to(root).with_suffix("").parts
-            if any(name.startswith("_") for name in names if name != "__init__"):
-                continue
-            name = ".".join(names[:-1] if names[-1] == "__init__" else names)
-            found.setdefault(package, []).append(name)
-    return found
-
-
-def api_page(module: str, file: str) -> str:
-    """The page of a module: its docstring, and those of its public names."""
-    options = "   :members:\n   :member-order: bysource\n   :show-inheritance:\n"
-    title = f":orphan:\n\n{module}\n{'=' * len(module)}\n\n"
-    return f"{title}`Source <{file}>`__\n\n.. automodule:: {module}\n{options}"
-
-
-def api_index(found: dict[str, list[str]]) -> str:
+def api_index(found: Mapping[str, Iterable[str]]) -> str:
     """The list of all modules with the first line of their docstrings."""
     lines = ["# API\n", "Every public module, from its docstrings.\n"]
     for package, names in found.items():

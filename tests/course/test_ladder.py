@@ -350,7 +350,7 @@ def test_a_new_algorithm_in_ten_lines_is_trained_like_any_other() -> None:
     rung = register("against_the_best", mine)
     assert (rung.on, rung.replaced, rung.kind) == ("grpo", "baseline: GroupMax()", "own")
     assert ladder.select(["against_the_best", "grpo"])[0] is rung
-    assert r"-{\color{#d55e00}{\max_j R_j}}" in mine.latex()
+    assert rf"-{{\color{{{CHANGED}}}{{\max_j R_j}}}}" in mine.latex()
     assert "R − max_group(R)" in mine.text()
     unscaled = replace(mine, scale=Estimator().scale)
     frozen = unscaled.freeze(make_rollout([[[1.0], [3.0], [2.0]]], ref_log_prob=[[[-1.0]] * 3]))

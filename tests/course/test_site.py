@@ -12,6 +12,8 @@ import pytest
 from course import cli
 from course.errors import CourseError
 from course.lesson import Choice, Slider, info
+from course.lesson import build as notebooks
+from course.lesson.question import load
 from course.site import build, frames, lessons, pages
 from course.site.links import Links
 
@@ -57,6 +59,19 @@ def test_the_longest_slider_loses_values_until_the_frames_fit_and_a_choice_none(
     assert (way.values, way.start) == (("min", "max"), 1)
     assert len(low.values) * len(high.values) <= 12
     assert (low.values[0], low.values[-1]) == (0.0, 1.0)
+    way, low, high = frames.grid(controls, 24, still="way")
+    assert (way.values, way.start) == (("max",), 0)
+    assert len(low.values) * len(high.values) <= 24
+
+
+def test_a_control_that_stays_still_is_one_of_its_explore() -> None:
+    """By the sources, so that no lesson has to run."""
+    told = "\n".join(
+        notebooks.source(lesson).read_text(encoding="utf-8") for lesson in notebooks.written()
+    )
+    for name, control in frames.STILL.items():
+        call = told.partition(f'lesson.explore(\n    "{name}",')[2].partition("\n)\n")[0]
+        assert f"\n    {control}=" in call, name
 
 
 def test_the_first_picture_shown_is_that_of_the_starting_values() -> None:
@@ -120,11 +135,29 @@ def test_a_link_leads_to_a_page_else_to_a_listing() -> None:
     page = "notebooks/EQUATIONS.md"
     assert some.address("03_importance_ratio.ipynb", page) == "03_importance_ratio.html"
     assert some.address("CLAIMS.md#top", page) == "CLAIMS.html#top"
-    assert some.address("../course/ladder.py", page) == "../files/course/ladder.py.html"
+    assert some.address("../tests/helpers.py", page) == "../files/tests/helpers.py.html"
     assert some.address("../tinylm/fast", page) == "../files/tinylm/fast/index.html"
     assert some.address("../figures/parts.json", page) == "../_static/figures/parts.json"
     assert some.address("https://arxiv.org", page) == "https://arxiv.org"
-    assert some.listed == {"course/ladder.py", "tinylm/fast"}
+    assert some.listed == {"tests/helpers.py", "tinylm/fast"}
+
+
+def test_a_link_to_a_module_leads_to_its_page_and_that_of_a_public_name_to_its_place() -> None:
+    some = Links(ROOT, frozenset(), {"course/parts/kl.py": "course.parts.kl"})
+    page, kl = "notebooks/EQUATIONS.md", "../api/course.parts.kl.html"
+    assert some.address("../course/parts/kl.py", page) == kl
+    for words, anchor in (
+        ("`k3`", "#course.parts.kl.k3"),
+        ("`K3.times_ratio`", "#course.parts.kl.K3.times_ratio"),
+        ("`Part`", ""),  # imported
+        ("`K3.text`", ""),  # inherited
+        ("`_private`", ""),
+        ("`(module)`", ""),
+        ("kl", ""),
+    ):
+        inside = words.replace("`", "<code>", 1).replace("`", "</code>")
+        said = some.markdown(f"[{words}](../course/parts/kl.py)", page)
+        assert said == f'<a href="{kl}{anchor}">{inside}</a>'
 
 
 @pytest.mark.parametrize("link", ["../course/none.py", "../../elsewhere.py"])
@@ -133,31 +166,9 @@ def test_a_link_to_no_file_of_the_course_is_refused(link: str) -> None:
         links().address(link, "notebooks/CLAIMS.md")
 
 
-def test_arxiv_numbers_become_links_but_not_in_code_and_mathematics() -> None:
-    said = links().markdown("DAPO (2503.14476), `2503.14476`, $x=2503.14476$", "index.md")
-    link = "[2503.14476](https://arxiv.org/abs/2503.14476)"
-    assert said == f"DAPO ({link}), `2503.14476`, $x=2503.14476$"
-
-
 def test_code_is_no_link() -> None:
     text = "```python\nf[1](course/none.py)\n```\n"
     assert links().markdown(text, "index.md") == text
-
-
-def test_works_are_told_apart_and_take_their_number_from_any_citation() -> None:
-    found = pages.works(
-        [
-            ("Kool et al. 2019; Ahmadian et al. 2024 (2402.14740), eq. 9", "eq:loo", "a.md"),
-            ("Ahmadian et al. 2024", "rloo", "b.md"),
-            ("derived here", "x", "c.md"),
-            ("Sutton & Barto 2018, eq. 13.1", "y", "d.md"),
-        ]
-    )
-    assert found == {
-        "Ahmadian et al. 2024": ("2402.14740", {"eq:loo": "a.md", "rloo": "b.md"}),
-        "Kool et al. 2019": ("", {"eq:loo": "a.md"}),
-        "Sutton & Barto 2018": ("", {"y": "d.md"}),
-    }
 
 
 def test_a_docstring_is_text_with_code_and_no_other_markup() -> None:
@@ -181,17 +192,24 @@ def test_displayed_mathematics_keeps_its_lines_without_a_double_backslash() -> N
 
 
 def notebook() -> dict[str, Any]:
-    def cell(source: str, text: str, **data: str) -> dict[str, Any]:
-        shown = {"output_type": "display_data", "data": {"text/plain": text, **data}}
-        metadata = {"jupyter": {"source_hidden": True}}
-        return {"cell_type": "code", "metadata": metadata, "source": source, "outputs": [shown]}
+    def cell(source: str, *outputs: dict[str, str], **metadata: Any) -> dict[str, Any]:
+        shown = [{"output_type": "display_data", "data": data} for data in outputs]
+        return {"cell_type": "code", "metadata": metadata, "source": source, "outputs": shown}
 
-    asked = cell("lesson.ask('q')", "question: which?", **{"text/html": "<details>no</details>"})
-    code = cell("lesson.code(f)", "file", **{"text/html": '<a href="01_policy_gradient.ipynb">'})
-    return {"cells": [asked, code]}
+    hidden = {"source_hidden": True}
+    face = '<style class="course-face">.jp-x {display: none}</style>'
+    asked = {"text/plain": "question: which?", "text/html": "<details>old</details>"}
+    code = {"text/plain": "file", "text/html": f'<a href="01_policy_gradient.ipynb">{face}'}
+    return {
+        "cells": [
+            cell("import x\nif not x:\n    %pip install x", tags=["remove-cell"]),
+            cell('lesson.ask("flat-side")', asked, jupyter=hidden),
+            cell("lesson.code(f)", code, jupyter=hidden),
+        ]
+    }
 
 
-def test_a_question_hides_its_cell_and_a_folded_cell_stays_folded() -> None:
+def test_a_lesson_as_a_page_asks_its_questions_folds_what_is_folded_and_installs_nothing() -> None:
     page, files = lessons.page_of(
         notebook(), info("04"), {}, links("notebooks/01_policy_gradient.ipynb")
     )
@@ -199,15 +217,20 @@ def test_a_question_hides_its_cell_and_a_folded_cell_stays_folded() -> None:
     assert asked["metadata"]["tags"] == [lessons.REMOVED]
     assert code["metadata"]["tags"] == [lessons.FOLDED]
     shown = asked["outputs"][0]["data"]["text/html"]
-    assert shown == '<div class="course-question"><details>no</details></div>'
+    question = load("04")["flat-side"]
+    assert shown.startswith('<div class="course-question" data-name="flat-side">')
+    assert all(question.feedback(choice) in shown for choice in question.choices)
     assert code["outputs"][0]["data"]["text/html"] == '<a href="01_policy_gradient.html">'
     assert files == {}
 
 
-def test_an_explore_names_its_frames_and_its_controls() -> None:
-    stops = (frames.Stops("low", "ε_low", "slider", (0.1, 0.2), 1),)
+def test_an_explore_names_its_frames_its_controls_and_what_stays_still() -> None:
+    stops = (
+        frames.Stops("low", "ε_low", "slider", (0.1, 0.2), 1),
+        frames.Stops("rung", "the rung", "still", ("clip",), 0),
+    )
     drawn = frames.Frames("clip", stops, (b"first", b"second"))
-    markup, files = lessons.explore("clip", "Look <here>", {}, info("04"), {"clip": drawn})
+    markup, files = lessons.explore("clip", "Look <here>", {}, info("04"), drawn)
     folder = "_static/lessons/04/clip"
     assert files == {f"{folder}/0.webp": b"first", f"{folder}/1.webp": b"second"}
     assert f'src="../{folder}/1.webp" alt="Look &lt;here&gt;"' in markup
@@ -215,6 +238,7 @@ def test_an_explore_names_its_frames_and_its_controls() -> None:
     assert told["controls"] == [
         {"label": "ε_low", "kind": "slider", "values": ["0.1", "0.2"], "start": 1}
     ]
+    assert "“the rung” stays at clip" in markup
 
 
 # ---------------------------------------------------------------- the folder

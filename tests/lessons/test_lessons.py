@@ -18,6 +18,7 @@ from course.lesson import SYLLABUS, build, exercise, info, pages, question
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.exercise import NOT_ATTEMPTED
 from course.lesson.view import WIDGET
+from course.site import frames
 from tests.lessons.conftest import lesson_of
 
 LESSONS = [lesson.number for lesson in build.written()]
@@ -120,6 +121,18 @@ def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
 
 @pytest.mark.slow
 @each_lesson
+def test_the_statements_that_explores_need_draw_what_the_whole_lesson_draws(number: str) -> None:
+    """The site draws its frames without running the rest of a lesson."""
+    whole, alone = lesson_of(number), frames.explores(number)
+    assert list(alone.explores) == list(whole.explores)
+    for name, explore in alone.explores.items():
+        assert explore.picture() == whole.explores[name].picture(), name
+        last = dict(list(explore.corners())[-1])
+        assert explore.picture(**last) == whole.explores[name].picture(**last), name
+
+
+@pytest.mark.slow
+@each_lesson
 def test_checkers_know_right_from_wrong(number: str) -> None:
     """The solution passes, the stub is «not attempted», and each plausible wrong answer gets a
     counter-example.
@@ -139,8 +152,8 @@ def test_checkers_know_right_from_wrong(number: str) -> None:
 
 @each_lesson
 def test_a_notebook_is_its_source_executed(number: str) -> None:
-    """Same cells with the same text, counts 1..N, no widget state, ids that differ,
-    under 500 kB.
+    """Same cells with the same text, counts 1..N, no widget state, ids that differ, pictures with
+    alternative text, under 500 kB.
     """
     notebook, source = saved(number), build.cells(info(number), build.read_index())
     assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
@@ -157,6 +170,8 @@ def test_a_notebook_is_its_source_executed(number: str) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             assert WIDGET not in output.get("data", {})
+            if "image/png" in output.get("data", {}):
+                assert len(output.metadata["image/png"]["alt"]) > 20, "a picture without words"
             assert output.output_type != "error"
             assert output.get("name") != "stderr", "a warning stands on the page"
     assert build.target(info(number)).stat().st_size < build.LIMIT

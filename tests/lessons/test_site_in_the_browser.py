@@ -5,6 +5,7 @@ Needs the extras `browser` and `site` and the system's chromium.
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 import pytest
 
 from course.lesson import build as notebooks
-from course.lesson.explore import Choice
+from course.lesson import info
+from course.lesson import pages as generated
 from course.site import build, frames
 from course.site.serve import server
-from tests.lessons.conftest import lesson_of
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason='no playwright: pip install -c constraints.txt -e ".[browser]"'
@@ -40,18 +41,17 @@ pytestmark = [
     ),
 ]
 WIDTHS = {1280: 900, 400: 800}  # pixels → height
-FEW = 4  # frames of an explore, so that the test draws few
+LESSON = "04"  # whose explores are drawn; the others show their saved picture
+FEW = 4  # pictures of an explore
 BYTES = 60_000_000
 PAGES = (
     "index.html",
     *(f"notebooks/{lesson.file}.html" for lesson in notebooks.written()),
-    "notebooks/CHEATSHEET.html",
-    "notebooks/EQUATIONS.html",
+    *(f"notebooks/{name.removesuffix('.md')}.html" for name in generated.PAGES),
     "course/CONVENTIONS.html",
-    "glossary.html",
-    "bibliography.html",
     "ablations/index.html",
     "ablations/staleness.html",
+    "api/index.html",
     "api/course.estimator.html",
     "files/course/ladder.py.html",
 )
@@ -60,7 +60,8 @@ PAGES = (
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said: list[str] = []
-    made = build.build(tmp_path_factory.mktemp("site") / "site", most=FEW, report=said.append)
+    out = tmp_path_factory.mktemp("site") / "site"
+    made = build.build(out, most=FEW, explored=[LESSON], report=said.append)
     assert [line for line in said if "WARNING" in line or "ERROR" in line] == []
     return made
 
@@ -117,6 +118,64 @@ def test_no_page_is_wider_than_the_screen_and_its_theme_is_the_readers(
         assert theme == ("dark" if dark else "light"), name
         ends, width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert ends <= width, f"{name}: {ends} pixels wide on a screen of {width}"
+
+
+# every piece of text of a page's articles: its colour's contrast with the ground below it
+CONTRASTS = """() => {
+  const numbers = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const light = (rgb) => {
+    const [r, g, b] = rgb.slice(0, 3).map((c) => c / 255)
+      .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const rgb = numbers(getComputedStyle(at).backgroundColor);
+      if (rgb.length === 3 || rgb[3] > 0.99) return rgb;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walk = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    if (!walk.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    const [a, b] = [light(numbers(getComputedStyle(element).color)), light(ground(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push([ratio.toFixed(2), element.className, element.textContent]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"notebooks/{info(LESSON).file}.html",
+        f"notebooks/{info('02').file}.html",
+        "notebooks/CHEATSHEET.html",
+        "api/course.estimator.html",
+        "files/course/ladder.py.html",
+    ],
+)
+def test_code_formulas_and_words_stand_out_from_the_page(
+    page: Any, address: str, name: str
+) -> None:
+    page.goto(address + name)
+    if name.startswith("notebooks"):
+        page.wait_for_function("window.MathJax?.startup?.promise")
+        page.evaluate("MathJax.startup.promise")
+        page.wait_for_selector("mjx-container")
+    assert page.evaluate(CONTRASTS) == []
+
+
+def test_every_picture_has_its_words(page: Any, address: str) -> None:
+    for lesson in notebooks.written():
+        page.goto(f"{address}notebooks/{lesson.file}.html")
+        images = page.locator("article img")
+        assert images.count() >= 3
+        for words in images.evaluate_all("all => all.map((image) => image.alt)"):
+            assert len(words) > 20
 
 
 def test_mathematics_is_typeset(page: Any, address: str) -> None:
@@ -214,24 +273,13 @@ def test_every_internal_link_leads_to_a_page_and_a_place_on_it(site: Path) -> No
         assert page in found
 
 
-def test_every_explore_has_its_frames(site: Path) -> None:
-    for lesson in notebooks.written():
-        for name, explore in lesson_of(lesson.number).explores.items():
-            folder = site / "_static" / "lessons" / lesson.number / name
-            assert len(list(folder.glob("*.webp"))) >= FEW
-            for control in explore.controls.values():
-                if isinstance(control, Choice):
-                    assert len(list(folder.glob("*.webp"))) % len(control.options) == 0
-
-
-def test_frames_show_what_the_whole_lesson_draws() -> None:
-    """The statements that an explore needs give the pictures of the whole source."""
-    for lesson in notebooks.written():
-        whole = lesson_of(lesson.number)
-        alone = frames.explores(lesson.number)
-        assert list(alone.explores) == list(whole.explores)
-        for name, explore in alone.explores.items():
-            assert explore.picture() == whole.explores[name].picture(), name
+def test_every_explore_has_a_frame_for_each_place_of_its_controls(site: Path) -> None:
+    explores = frames.explores(LESSON).explores
+    assert len(explores) >= 2
+    for name, explore in explores.items():
+        folder = site / "_static" / "lessons" / LESSON / name
+        places = [len(each.values) for each in frames.grid(explore.controls, FEW)]
+        assert len(list(folder.glob("*.webp"))) == math.prod(places) >= FEW
 
 
 def test_the_site_is_small(site: Path) -> None:
