@@ -249,6 +249,11 @@ def claims_page() -> str:
     return claims.page(ledger.ledger(folder().parent / "figures").measured)
 
 
+def slips_page() -> str:
+    """SLIPS.md: see `reference.slips_page`."""
+    return reference.slips_page(tags_in_lessons())
+
+
 def cheat_sheet() -> str:
     """CHEATSHEET.md: every objective, what it needs, its bias and spread, its TRL and verl names.
 
@@ -338,7 +343,7 @@ PAGES = {
     "CONVENTIONS.md": conventions_page,
     "BIBLIOGRAPHY.md": reference.bibliography_page,
     "GLOSSARY.md": reference.glossary_page,
-    "SLIPS.md": lambda: reference.slips_page(tags_in_lessons()),
+    "SLIPS.md": slips_page,
 }
 
 

@@ -156,8 +156,7 @@ def write_sources(
     files["ablations/index.md"] = pages.ablations_index(results)
     for result in results:
         page = f"ablations/{result.name}.md"
-        at = [links.relative(f"figures/{result.name}.{end}", page) for end in ("png", "json")]
-        files[page] = links.markdown(pages.ablation_page(result, *at), page)
+        files[page] = links.markdown(pages.ablation_page(result), page)
     files["api/index.md"] = pages.api_index(found)
     for file, module in links.modules.items():
         page = f"api/{module}.rst"

@@ -152,22 +152,33 @@ def explores(number: str) -> Lesson:
 def only_explores(text: str) -> str:
     """The program without what neither `setup` nor a call of `lesson.explore` needs.
 
-    A statement is needed if it binds, or may change, a name that a needed statement uses. What is
-    not needed becomes empty lines, so that line numbers stay.
+    It is read backwards: a statement is needed if it binds, or may change, a name that is needed
+    after it. A function's names are needed where the function is. A call may change what its names
+    were made from, as a learner changes its model. What is not needed becomes empty lines, so that
+    line numbers stay.
     """
     statements = ast.parse(text).body
-    kept = {i for i, each in enumerate(statements) if _explores(each) or _sets_up(each)}
-    used = {name for i in kept for name in _used(statements[i])}
-    while True:
-        more = {
-            i
-            for i, each in enumerate(statements)
-            if i not in kept and not _shows(each) and used & set(_changed(each))
-        }
-        if not more:
-            break
-        kept |= more
-        used |= {name for i in more for name in _used(statements[i])}
+    inside: dict[str, set[str]] = {}  # a function or class → the names in it
+    made_of: dict[str, set[str]] = {}  # a variable → the variables that its value was made from
+    for each in statements:
+        if isinstance(each, (ast.FunctionDef, ast.ClassDef)):
+            inside.setdefault(each.name, set()).update(_used(each))
+        for name in _bound_anew(each):
+            made_of.setdefault(name, set()).update(_used(each))
+    kept: set[int] = set()
+    needed: set[str] = set()
+    for place in reversed(range(len(statements))):
+        each = statements[place]
+        changed = set(_changed(each))
+        if isinstance(each, ast.Expr):
+            changed |= _closed(set(_used(each)), made_of) & set(made_of)
+        if not (_explores(each) or _sets_up(each) or (needed & changed - {"lesson"})):
+            continue
+        if not _explores(each) and _shows(each):
+            continue
+        kept.add(place)
+        needed -= _bound_anew(each)
+        needed |= _closed(set(_used(each)), inside)
     lines = text.splitlines()
     stay = {n for i in kept for n in range(_first(statements[i]), _last(statements[i]) + 1)}
     return "\n".join(line if n in stay else "" for n, line in enumerate(lines, 1)) + "\n"
@@ -217,6 +228,30 @@ def _changed(statement: ast.stmt) -> Iterator[str]:
             yield from _root(node)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             yield from _root(node.value.func)
+
+
+def _closed(names: set[str], more: Mapping[str, set[str]]) -> set[str]:
+    """The names, and all that they lead to."""
+    found: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= more.get(name, set()) - found
+    return found
+
+
+def _bound_anew(statement: ast.stmt) -> set[str]:
+    """The names to which a statement gives a value of its own, whatever they were before."""
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return set()
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return {
+        node.id
+        for target in targets
+        for node in ([target] if isinstance(target, ast.Name) else getattr(target, "elts", ()))
+        if isinstance(node, ast.Name)
+    }
 
 
 def _root(node: ast.expr) -> Iterator[str]:

@@ -88,8 +88,9 @@ def index(lessons: Iterable[LessonInfo], links: Links, summary: str) -> str:
 # ---------------------------------------------------------------- ablations
 
 
-def ablation_page(result: Result, figure: str, data: str) -> str:
+def ablation_page(result: Result) -> str:
     """One ablation: figure, caption, every fact with whether it holds, settings, environment."""
+    figure, data = (f"../figures/{result.name}.{end}" for end in ("png", "json"))
     held = f"{result.held} of {len(result.facts)} facts hold"
     lines = [
         "---\norphan: true\n---\n",
