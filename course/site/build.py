@@ -19,6 +19,7 @@ from course.lab.places import project_root
 from course.lab.result import Result
 from course.lesson import build as notebooks
 from course.lesson import info
+from course.lesson import pages as generated
 from course.site import lessons, pages
 from course.site.frames import Frames, draw_all
 from course.site.links import Links
@@ -58,7 +59,7 @@ def build(
             sources, made = Path(temporary, "sources"), Path(temporary, "site")
             wanted = [info(each).number for each in (chosen if explored is None else explored)]
             drawn = draw_all(wanted, most, report) if most else {}
-            write_sources(root, sources, chosen, drawn)
+            write_sources(root, sources, chosen, drawn, report)
             report("the pages …")
             for warning in run_sphinx(sources, made, Path(temporary, "doctrees")):
                 report(warning)
@@ -117,7 +118,11 @@ def put(made: Path, out: Path, before: Path) -> None:
 
 
 def write_sources(
-    root: Path, to: Path, numbers: Sequence[str], drawn: Mapping[str, Sequence[Frames]]
+    root: Path,
+    to: Path,
+    numbers: Sequence[str],
+    drawn: Mapping[str, Sequence[Frames]],
+    report: Callable[[str], None],
 ) -> None:
     """Write the source of every page of the site, and the files that pages show."""
     import nbformat
@@ -145,13 +150,21 @@ def write_sources(
             title = f"# {lesson.number} · {lesson.title}\n"
             files[f"notebooks/{lesson.file}.md"] = f"{pages.HEAD}\n{title}"
             continue
-        notebook = nbformat.read(notebooks.target(lesson), as_version=4)
+        saved = notebooks.target(lesson)
+        if saved.is_file():
+            notebook = nbformat.read(saved, as_version=4)
+        else:
+            report(f"{saved.name} is not built: its page has no outputs")
+            notebook = notebooks.cells(lesson, notebooks.read_index())
         frames = {each.name: each for each in drawn.get(lesson.number, ())}
         shown, pictures = lessons.page_of(notebook, lesson, frames, links)
         files[page] = nbformat.writes(shown, version=4)
         lessons.write(pictures, to)
+    written = {f"notebooks/{name}": make for name, make in generated.PAGES.items()}
     for page, _ in (*pages.REFERENCE, *pages.MORE):
-        if (root / page).is_file():
+        if page in written:  # as it is today, also where the saved one is of yesterday
+            files[page] = links.markdown(written[page](), page)
+        elif (root / page).is_file():
             files[page] = links.markdown((root / page).read_text(encoding="utf-8"), page)
     files["ablations/index.md"] = pages.ablations_index(results)
     for result in results:

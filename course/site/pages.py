@@ -20,13 +20,17 @@ REFERENCE = (  # page, title in the list of contents
     ("notebooks/EQUATIONS.md", "Equation, function, test"),
     ("notebooks/CONFUSIONS.md", "What people ask"),
     ("notebooks/CLAIMS.md", "What the course claims"),
-    ("course/CONVENTIONS.md", "Conventions: TRL and verl"),
+    ("notebooks/CONVENTIONS.md", "Conventions: TRL and verl"),
     ("ablations/index.md", "Ablations and their facts"),
     ("notebooks/GLOSSARY.md", "Glossary"),
     ("notebooks/SLIPS.md", "Where other articles slip"),
     ("notebooks/BIBLIOGRAPHY.md", "Bibliography"),
 )
-MORE = (("README.md", "Install and run it"), (".github/CONTRIBUTING.md", "Contributing"))
+MORE = (
+    ("README.md", "Install and run it"),
+    (".github/CONTRIBUTING.md", "Contributing"),
+    ("course/CONVENTIONS.md", "Conventions, as the tests read them"),
+)
 LARGEST = 200_000  # bytes of a listing; of a longer file only the beginning is shown
 
 
