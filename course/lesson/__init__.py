@@ -88,13 +88,22 @@ class Lesson:
         show(text=f"question: {asked.text}", markup=asked.static + FACE, widget=live)
 
     def explore(
-        self, name: str, draw: Callable[..., Figure], text: str, **controls: Control
+        self,
+        name: str,
+        draw: Callable[..., Figure],
+        text: str,
+        *,
+        steady: bool = True,
+        **controls: Control,
     ) -> None:
-        """Show a figure with sliders: `draw(**values)` → Figure; `text` says what to look for."""
+        """Show a figure with sliders: `draw(**values)` → Figure; `text` says what to look for.
+
+        `steady` False lets the axes move with the length of their labels, which takes longer.
+        """
         self._new(name, self.explores)
         unknown = set(controls) - set(inspect.signature(draw).parameters)
         require(not unknown, f"explore {name}", sorted(unknown), "parameters of its draw function")
-        each = self.explores[name] = Explore(name, draw, controls)
+        each = self.explores[name] = Explore(name, draw, controls, steady)
         if in_notebook():
             show(text=f"explore: {text}", picture=each.picture(), widget=each.widget())
             show(text="", markup=caption(f"**What to look for.** {text}") + FACE)

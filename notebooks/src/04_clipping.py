@@ -335,6 +335,7 @@ lesson.explore(
     draw_push,
     "The good arm's push ends at the dashed line; the bad arm's goes on to the solid one. Make the"
     " arm rarer; raise ε_high and see which of the two lines it moves; take the baseline away.",
+    steady=False,  # its labels grow
     share=Slider(0.02, 0.6, 0.02, 0.1, "π₁"),
     epsilon_low=Slider(0.05, 0.6, 0.05, 0.2, "ε_low"),
     epsilon_high=Slider(0.05, 0.6, 0.01, 0.2, "ε_high"),

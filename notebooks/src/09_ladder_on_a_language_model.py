@@ -585,6 +585,7 @@ lesson.explore(
     draw_pairs,
     "find a row whose lines on the left overlap completely and whose differences are nearly all on"
     " one side of 0",
+    steady=False,  # its labels grow
     key=Choice(KEYS, "clip, stale", "part, stress"),
     problem=Choice(list(parts), "transformer", "problem"),
 )

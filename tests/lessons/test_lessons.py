@@ -13,11 +13,12 @@ from typing import Any
 
 import nbformat
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from course.lesson import SYLLABUS, build, exercise, info, pages, question
 from course.lesson.confusions import CONFUSIONS
 from course.lesson.exercise import NOT_ATTEMPTED
-from course.lesson.view import WIDGET
+from course.lesson.view import PIXELS_PER_INCH, WIDGET
 from course.site import frames
 from tests.lessons.conftest import lesson_of
 
@@ -111,11 +112,17 @@ def test_figures_draw_at_the_ends_of_every_slider(number: str) -> None:
         corners = list(explore.corners())
         first = explore.picture()
         assert first.startswith(PNG), name
+        width, height = explore.figure().get_size_inches()
         changed = 0
         for corner in corners:
             drawn = explore.picture(**corner)
             assert drawn.startswith(PNG), (name, corner)
             changed += drawn != first
+            if explore.steady:  # nothing is cut where the axes stay in their places
+                canvas = FigureCanvasAgg(explore.figure(**corner))
+                box = canvas.figure.get_tightbbox(canvas.get_renderer())
+                over = max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)
+                assert over * PIXELS_PER_INCH <= 2, (name, corner)
         assert changed > len(corners) // 2, f"{name}: the sliders change nothing"
 
 
