@@ -562,6 +562,7 @@ def test_building_executes_saves_and_measures(workshop: Path) -> None:
     assert computing in notebook.cells[0].source
     assert entry == {
         "seconds": entry["seconds"],
+        "minutes": 5,
         "questions": [],
         "exercises": [],
         "explores": [],
