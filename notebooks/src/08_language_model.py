@@ -115,7 +115,7 @@ lesson.code(Attention, MLP, Block, Transformer.hidden, Transformer.log_probs)
 #
 # ## The training loop
 #
-# So far `Learner` has trained everything. Here is what it does, in plain PyTorch. First on **demonstrations**, questions with their right answers, so that the model is right now and then: get a batch, ask the model for
+# Lesson 01 wrote the training loop for a bandit, in plain PyTorch. For a transformer it takes the same turns. First on **demonstrations**, questions with their right answers, so that the model is right now and then: get a batch, ask the model for
 # $\log\pi$, make a loss, differentiate, shorten a gradient longer than 1, step.
 
 # %%
@@ -227,7 +227,7 @@ for look in range(4):
 
 # %% [markdown]
 # J rises from .36 to .57, and the loss of a fresh rollout goes from 0 to .004. The loss is the negative mean of the advantages, which is 0 in every group, plus β times the KL, and that grows as the policy leaves the reference. So watch the reward and not the loss. On a fresh rollout every ρ is 1: the first update is **on-policy**. By the fourth
-# update the same samples are **off-policy**, with a ρ of up to 3.57, and ratio and clip are needed.
+# update the same samples are **off-policy**, with a ρ of up to 3.57; that is what ratio and clip are for.
 #
 # ### Batch size, steps per generation, number of generations (optional)
 # <!-- answers: 44 -->
@@ -557,12 +557,12 @@ lesson.explore(
 # That is exact, however far the policy has moved, for $A_i=R_i-b$ with a $b$ that does not depend on answer $i$. (Giovanidis, in “GRPO is just PPO for bandits”, writes the ratio of whole outputs. DeepSeekMath's own objective for GRPO has a ratio **per token** and $1/|o_i|$.) With a ratio per token,
 # $\nabla \sum_t\rho_{i,t}A_i = \sum_t\rho_{i,t}\,A_i\,\nabla\log\pi_\theta(o_{i,t})$:
 # the factors of the *other* tokens are missing. What the surrogate claims about $J$ shows the same. With $\rho_{i,t} = 1 + x_t$,
-# $\prod_t(1+x_t) - 1 = \sum_t x_t + {}$ products of two or more, so
+# $\prod_t(1+x_t) - 1 = \sum_t x_t + {}$ products of two or more, so to first order
 #
 # $$\underbrace{J(\pi_{old}) + E_{old}\Big[\sum_t(\rho_{i,t}-1)A_i\Big]}_{\text{token level}} \;\approx\; \underbrace{J(\pi_{old}) + E_{old}\big[(\rho_i-1)A_i\big]}_{=\,J(\pi_\theta)} \tag{8.8}$$
 # `eq:token-ratio-forecast` · Kakade & Langford 2002; the second is lesson 03's identity
 #
-# agree to first order. (The right side is $J(\pi_\theta)$, since $E_{old}[\rho_i(R_i-b)]=J(\pi_\theta)-b$ and $E_{old}[R_i-b]=J(\pi_{old})-b$.) How large are the products in practice? Take one rollout, use it for 32 updates with the bare ratio and no clip, which is harsher than usual practice, and list all arms after 1, 2, 4, 8, 16 and 32 of them.
+# The right side is $J(\pi_\theta)$, since $E_{old}[\rho_i(R_i-b)]=J(\pi_\theta)-b$ and $E_{old}[R_i-b]=J(\pi_{old})-b$. How large are the products in practice? Take one rollout, use it for 32 updates with the bare ratio and no clip, which is harsher than usual practice, and list all arms after 1, 2, 4, 8, 16 and 32 of them.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("token-level")
@@ -888,4 +888,4 @@ for name, found in climbs.items():
 #
 # ## Next
 #
-# Lesson 09 climbs the ladder on this model: which of the replaced parts matters, under which trouble, and by how much.
+# Lesson 09 climbs the ladder on this model: which of the replaced parts matters, under which stress, and by how much.

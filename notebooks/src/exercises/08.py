@@ -29,8 +29,10 @@ def test_training(attempt, *, model, task):
         ours, theirs = problem(), problem()
         Learner(ours, ladder.grpo, Adam(1e-3), _noise(), epochs=epochs).train(rollouts)
         attempt(theirs.model, theirs, _noise(), rollouts, epochs)
-        for name, want in ours.model.weights.items():
-            got, began = theirs.model.weights[name].detach(), model.weights[name].detach()
+        for name in ours.model.weights:
+            want, got, began = (
+                each.weights[name].detach() for each in (ours.model, theirs.model, model)
+            )
             off, way = (float((x - want).abs().max()) for x in (got, began))
             if not off < 1e-6:
                 return (
