@@ -555,7 +555,7 @@ def distance_after(penalty, epochs, runs=200):
     return float(exact_kl(start.log_probs().detach(), policy).mean())
 
 
-print("KL(π‖ref) in nats, mean of 200 runs       β = 0.3   β = 1   β = 2")
+print("KL(π‖ref) in nats, mean of 200 runs       β = .3    β = 1   β = 2")
 for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
     for epochs in (1, 4):
         found = [distance_after(part(beta), epochs) for beta in (0.3, 1.0, 2.0)]
@@ -701,7 +701,7 @@ def draw_limits():
         ax,
         "One replaced part, another limit (dashed: roots of 7.11)",
         "updates (exact natural gradient)",
-        "p (β = 0.5, G = 8)",
+        "p (β = .5, G = 8)",
     )
     figures.label_ends(ax)
     return figure
@@ -876,7 +876,7 @@ lesson.picture(
     draw_bought(),
     "left: distance falls with beta for k2, k3 in the loss and k1 in the reward, and explodes for"
     " k1 in the loss; right: at β = 1 the anchors keep some of the skill that is not rewarded, at"
-    " β = 0.1 none does",
+    " β = .1 none does",
 )
 
 # %% [markdown]
@@ -929,7 +929,7 @@ def draw_broken():
 
 lesson.picture(
     draw_broken(),
-    "three curves from 0.46 nats: run A and run C fall, run C a little lower, run B rises above 3",
+    "three curves from .46 nats: run A and run C fall, run C a little lower, run B rises above 3",
 )
 
 # %% jupyter={"source_hidden": true}
@@ -1021,22 +1021,15 @@ def draw_cobweb(p_ref, beta, group):
     names = [f"{p:g}" if p < 0.9995 else f"1 − {1 - p:.0e}" for p in shown]
     ax.set_xticks([fixed.logit(p) for p in shown], names)
     ax.set_yticks([fixed.logit(p) for p in shown], names)
-    ax.text(
-        0.98,
-        0.05,
-        "blue: recursion, 12 steps\ngreen: flow, small steps\n● stable  ○ repelling",
-        transform=ax.transAxes,
-        ha="right",
-        color=figures.INK,
-    )
-    figures.describe(ax, "std, k2: old p → next p", "old p (logit scale)", "next p")
+    key = "blue: recursion, 12 steps   green: flow, small steps   ● stable  ○ repelling"
+    figures.describe(ax, "std, k2: old p → next p", f"old p (logit scale)\n{key}", "next p")
     return figure
 
 
 lesson.explore(
     "cobweb",
     draw_cobweb,
-    "at p_ref = 0.001, β = 0.7 the flow stops at the first fixed point and the recursion jumps to"
+    "at p_ref = .001, β = .7 the flow stops at the first fixed point and the recursion jumps to"
     " the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
     p_ref=Choice((0.001, 0.01, 0.1, 0.3), 0.001, "p_ref"),
     beta=Slider(-0.7, 0.7, 0.05, -0.15, "β", log=True),

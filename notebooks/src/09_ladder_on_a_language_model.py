@@ -238,7 +238,7 @@ print(f"  paired, both at the baseline's rate {rate:g}:", shown(*paired_interval
 # %% [markdown]
 # ### Which difference between two runs is noise?
 # <!-- answers: 36 -->
-# These are the same twelve pairs. Unpaired, the interval of ±.07 comes from the different starts, and holds 0. Paired, what the two arms of a start have in common cancels, and ±.004 is left. A report that gives each method a mean with a band over seeds
+# These are the same twelve pairs. Unpaired, the interval is +.019 ± .055: the different starts make it wide, and it holds 0. Paired, what the two arms of a start have in common cancels, and it is +.019 ± .004. A report that gives each method a mean with a band over seeds
 # has thrown this away. With one seed per method there is no interval at all.
 #
 # And the control?
@@ -292,7 +292,7 @@ def reveal(key):
 reveal("baseline, offset")
 
 # %% [markdown]
-# This is your own experiment again, with one start and 16 streams. On the bandit a prediction stands beside the effect. It trains with normal random updates that have the exact expectation and the exact covariance of a sampled one (lesson 02), and with no sampled reward. It gives +.094, and +.101 was measured: variance explains nearly all that the baseline changes.
+# This is your own experiment again, with one start and 16 streams. On the bandit a prediction stands beside the effect. It trains with normal random updates that have the exact expectation and the exact covariance of a sampled one (lesson 02), and with no sampled reward. It gives +.094, inside the measured +.101 ± .011: the smaller variance is enough to explain the effect.
 #
 # Effects are means of the success probability along the run, so +.05 means five more of a hundred answers right, on average over the training. "Undecided" comes with a bound: a larger effect lies outside of the interval.
 #
@@ -311,8 +311,9 @@ reveal("group_mean, constants")
 # %% [markdown]
 # Insurance again: a gain under the stress, and without it nothing, or a small loss (−.003 ± .002 on the transformer). On the bandit expectation and covariance predict +.147 of +.148.
 #
+# #### One learning rate for all variants: is that fair?
 # <!-- answers: 49 -->
-# **Is one learning rate for all variants a fair ablation?** It answers another question. On the transformer the part's effect is +.029 with each arm at its best rate, and +.062 if the part is taken away and the rate stays. A rung without its part can make up for some of the loss with a smaller rate. With the old rate it cannot.
+# It answers another question. On the transformer the part's effect is +.029 with each arm at its best rate, and +.062 if the part is taken away and the rate stays. A rung without its part can make up for some of the loss with a smaller rate. With the old rate it cannot.
 # Either number may be what you want; a report has to say which one it gives.
 #
 # ### Many updates on each rollout
@@ -424,7 +425,7 @@ for what in ("trained", "others"):
     print("   β = 1 less β = 0:", shown(*paired_interval(few[1.0][what][-1], few[0.0][what][-1])))
 
 # %% [markdown]
-# Without a KL the eight rise from .43 to .69, and the others fall from .39 to .31: what is learned on eight questions is paid for on the rest, since the weights are shared. With β = 1 the others keep .049 more, and the eight gain .069 less. More questions are the better remedy, where you have them.
+# Without a KL the eight rise from .43 to .69, and the others fall from .39 to .31: training on eight questions costs the others, which share all weights with them. With β = 1 the others keep .049 more, and the eight gain .069 less.
 #
 # ## From random weights
 #
@@ -504,7 +505,7 @@ print(
 )
 
 # %% [markdown]
-# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, which stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$ and dies with the arm: their intervals and that of no anchor overlap. On the transformer $k_2$ did as well as $k_3$, within .094, and the bonus better than nothing, so three arms do not explain everything.
+# In the loss, $k_3$ has the gradient of KL(π_ref‖π) (lesson 07): it pushes the logit of arm $a$ by $\beta(\pi_{ref}(a)-\pi(a))$, which stays when $\pi(a)$ goes to 0. The push of $k_2$ and of an entropy bonus has a factor $\pi(a)$ and dies with the arm: their intervals and that of no anchor overlap. On the transformer $k_2$ did as well as $k_3$, within .094, and with the bonus all four models learned, so three arms do not explain everything.
 #
 # ## A term that nobody asked for (optional)
 # <!-- answers: 26 -->
@@ -732,11 +733,11 @@ exercise_clip.check(my_clip_fraction)
 # %% [markdown]
 # ## Take away
 #
-# **A part is an insurance against one difficulty.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a price, or an effect of at most .007. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and mostly not without. To find out about a part of yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
+# **A part is an insurance against one difficulty.** Under its stress every part of the ladder has an effect whose interval excludes 0, on bandit and transformer. Without it there is a price, or an effect of less than .01. Ratio and clip change places between the two problems, and where training starts from random weights, GRPO learns with its KL and mostly not without. To find out about a part of yours: one part, one stress, the same seeds for both arms, each at its best rate, and the interval of the differences.
 #
 # ## Next
 #
-# The course ends here for now. Every reward in it was right; a reward that is designed badly, or learned from preferences and open to being fooled, is another story. Take a part of your own, and give it a stress and a control.
+# The course ends here for now. Every reward in it was right; a reward that is designed badly, or learned from preferences and open to being fooled, is another story. Take a part of your own, and give it a stress and a control: `course ladder --rungs mine.py:mine` trains it beside the rung below.
 #
 # ## The loop's fine print (optional)
 #

@@ -121,7 +121,7 @@ TRAINING_LOOP = Exercise(
 
 def test_ratio(attempt, *, stale, truth):
     generator = torch.Generator().manual_seed(8)
-    # what stands behind the end is nobody's business
+    # after the end of an answer the numbers are arbitrary
     junk = torch.randn(2, *stale.mask.shape, generator=generator, dtype=torch.float64)
     now = torch.where(stale.mask, stale.outcomes.log_prob[0], junk[0])
     then = torch.where(stale.mask, stale.outcomes.old[0], junk[1])
@@ -152,8 +152,8 @@ def solve_ratio(now, old, mask):
 
 RATIO = Exercise(
     "ratio",
-    "Write the ratio of whole answers from the tokens' log-probabilities. Behind the end of an"
-    " answer (mask False) anything may stand.",
+    "Write the ratio of whole answers from the tokens' log-probabilities. After the end of an"
+    " answer (mask False) the numbers are arbitrary.",
     test=test_ratio,
     solution=solve_ratio,
     wrong=[
@@ -163,7 +163,7 @@ RATIO = Exercise(
     ],
     hints=[
         "A product of ratios is a sum of differences of logarithms.",
-        "Take out what stands behind the end before you sum: torch.where(mask, …, 0.0).",
+        "Set what comes after the end to 0 before you sum: torch.where(mask, …, 0.0).",
         "exp of the sum over the last axis of where(mask, now − old, 0).",
     ],
 )
