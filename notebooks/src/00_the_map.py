@@ -473,7 +473,7 @@ climb.check(my_grpo)
 # | --- | --- | --- | --- |
 # | pre-training | all text there is | log-likelihood of the next token | language, facts |
 # | supervised fine-tuning (SFT) | answers written by someone | the same, on those answers | to answer like them |
-# | preference tuning | pairs, one preferred | a learned reward, or the pairs directly | taste: what nobody can write down (lesson 08) |
+# | preference tuning | pairs, one preferred | a learned reward, or the pairs directly | taste: what nobody can write down |
 # | reinforcement learning on verifiable rewards | questions, and a checker | $\mathbb E[R]$ | to be right, also where no answer was written |
 #
 # The last three are post-training. (DeepSeek's R1-Zero went from the first directly to the last; R1 did not: [a slip](SLIPS.md).)
@@ -537,7 +537,7 @@ print(
 )
 
 # %% [markdown]
-# At this learning rate SFT is ahead early and RL at the end. The limits do not depend on it: SFT's is the demonstrator's own policy, RL's the best arm. (If the fitted policy always gave its most probable answer, it would earn .8 as well; its *samples* earn .68.) Real pipelines do one after the other, and the policy after SFT is the reference that the KL term of GRPO holds on to.
+# At this learning rate SFT is ahead early and RL at the end. The limits are the same at any rate that is small enough: the demonstrator's own policy for SFT, the best arm for RL. (If the fitted policy always gave its most probable answer, it would earn .8 as well; its *samples* earn .68.) Real pipelines do one after the other, and the policy after SFT is the reference that the KL term of GRPO holds on to.
 #
 # ## Break it
 #
