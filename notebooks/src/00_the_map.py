@@ -100,7 +100,7 @@ ax.plot(rollouts, curves.T, color=grpo, linewidth=0.7, alpha=0.5)
 ax.plot(rollouts, curves.median(0).values, color=grpo, linewidth=2.2)
 ax.set_ylim(0, 1)
 figures.describe(
-    ax, "A small transformer learns to add (thick: median)", "rollouts", "right, greedy"
+    ax, "A small transformer learns to add (thick: median)", "rollouts", "questions answered right"
 )
 lesson.picture(
     figure,
