@@ -23,6 +23,8 @@ from course.lesson.view import box, fold, rich, show
 
 Attempt = Callable[..., Any]
 NOT_ATTEMPTED = "not attempted"
+# notebooks/sanitize.cfg names it, so that a lesson passes nbval on a learner's machine, too
+EARLIER = '<span class="earlier"> You have passed it on an earlier day.</span>'
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Exercise:
     wrong: Sequence[Attempt]
     hints: Sequence[str]
     passed: Callable[[], None] = field(default=lambda: None, repr=False)
+    before: bool = False  # whether the learner passed it on an earlier day
 
     def __post_init__(self) -> None:
         require(len(self.hints) == 3, f"exercise {self.name}.hints", len(self.hints), "three")
@@ -59,8 +62,10 @@ class Exercise:
         parameters = inspect.signature(self.test).parameters.values()
         return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
 
-    def given(self, passed: Callable[[], None], **data: Any) -> Exercise:
+    def given(self, passed: Callable[[], None], before: bool = False, **data: Any) -> Exercise:
         """This exercise with the lesson's `data` for its test; `passed()` is called when it is.
+
+        `before` says that it has been passed on an earlier day.
 
         Raises `CourseError` if the data are not those that the test takes.
         """
@@ -70,7 +75,8 @@ class Exercise:
             sorted(data),
             f"{sorted(self.data)}",
         )
-        return replace(self, test=partial(self.test, **data) if data else self.test, passed=passed)
+        test = partial(self.test, **data) if data else self.test
+        return replace(self, test=test, passed=passed, before=before)
 
     def verdict(self, attempt: Attempt) -> str | None:
         """None if the attempt is right, "not attempted" for the unchanged stub, else what is wrong.
@@ -106,7 +112,8 @@ class Exercise:
             )
         elif said == NOT_ATTEMPTED:
             head, colour, text = (
-                "<b>Not attempted yet.</b> Replace <code>return NotImplemented</code>.",
+                "<b>Not attempted yet.</b> Replace <code>return NotImplemented</code>."
+                + (EARLIER if self.before else ""),
                 "#777777",
                 NOT_ATTEMPTED,
             )

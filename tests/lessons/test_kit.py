@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from course.lesson import question as questions
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore
 from course.lesson.question import Question
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -432,6 +435,32 @@ def exercises(workshop: Path, text: str, changed: int = 1) -> Path:
     place.write_text(text, encoding="utf-8")
     os.utime(place, ns=(changed, changed))
     return place
+
+
+def test_an_exercise_that_was_passed_says_so_later_and_nbval_does_not_see_it(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exercises(workshop, DOUBLE)
+    shown: list[str] = []
+    monkeypatch.setattr(
+        "course.lesson.exercise.show", lambda text, markup: shown.append(text + markup)
+    )
+    setup("02").exercise("double").check(lambda x: NotImplemented)
+    setup("02").exercise("double").check(lambda x: 2 * x)
+    setup("02").exercise("double").check(lambda x: NotImplemented)
+    first, passed, later = shown
+    assert "Passed" in passed
+    assert "earlier day" not in first + passed
+    assert "You have passed it on an earlier day." in later
+    rules = re.findall(
+        r"^regex: (.*)$\n^replace: (.*)$",
+        (ROOT / "notebooks" / "sanitize.cfg").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rules) == 3
+    for pattern, instead in rules:
+        first, later = (re.sub(pattern, instead, text) for text in (first, later))
+    assert first == later
 
 
 def test_exercises_are_read_again_when_their_file_changes(workshop: Path) -> None:
