@@ -30,18 +30,18 @@ print("replaced in this lesson:", ", ".join(ladder.surrogate.diff(ladder.baselin
 # With a language model sampling is the expensive part, so you want several updates on the same answers. After the first of them the
 # answers come from a policy $\pi_{old}$ that you no longer have. From there on you learn **off-policy**.
 #
-# Take B3, the three-armed bandit of lesson 02: $\pi_{old} = (0.5, 0.3, 0.2)$, arms that pay 1 with probability $\mu = (0.2, 0.5, 0.8)$.
-# Say the policy has since moved to $\pi_\theta = (0.2, 0.3, 0.5)$. Half of your samples are of arm 1, where the new policy would draw it once in five times.
+# Take B3, the three-armed bandit of lesson 02: $\pi_{old} = (.5, .3, .2)$, arms that pay 1 with probability $\mu = (.2, .5, .8)$.
+# Say the policy has since moved to $\pi_\theta = (.2, .3, .5)$. Half of your samples are of arm 1, where the new policy would draw it once in five times.
 # So correct the counts: weigh each sample by how much more often the new policy would have drawn it. This is **importance sampling**, and the weight is
 # the **importance ratio** ρ. For any function $f$ of the answer
 #
 # $$\rho_{i,t} = \frac{\pi_\theta(o_{i,t})}{\pi_{old}(o_{i,t})}, \qquad
 # \mathbb E_{o\sim\pi_{old}}[\rho f] = \sum_o \pi_{old}(o)\,\frac{\pi_\theta(o)}{\pi_{old}(o)}\,f(o) = \mathbb E_{o\sim\pi_\theta}[f] \tag{3.1}$$
 #
-# `eq:importance-ratio` · [Schulman et al. 2017 (PPO)](https://arxiv.org/abs/1707.06347), §3; [Shao et al. 2024 (DeepSeekMath)](https://arxiv.org/abs/2402.03300), eq. 3.
+# `eq:importance-ratio` · Schulman et al. 2017 (PPO), §3; Shao et al. 2024 (DeepSeekMath), eq. 3.
 # One condition: $\pi_{old}(o) > 0$ wherever $\pi_\theta(o) > 0$, which a softmax always meets. While an answer is one token we leave the index $t$ out.
 #
-# A sample of arm 3 counts $0.5/0.2 = 2.5$ times, a sample of arm 1 only 0.4 times:
+# A sample of arm 3 counts $.5/.2 = 2.5$ times, a sample of arm 1 only .4 times:
 
 # %%
 old = torch.tensor(B3_POLICY, dtype=torch.float64)
@@ -71,7 +71,7 @@ lesson.code(ladder.surrogate.log_ratio)
 # `eq:surrogate-identity` · Kakade & Langford 2002, lemma 6.1, for answers that are one choice. The first step is (3.1) with $f = r - b$.
 # The second takes the number $b$ out of the mean, since probabilities sum to 1.
 #
-# For the move above that is $0.59 - 0.41 = 0.18$: samples of the old policy say how much better the new one is.
+# For the move above that is $.59 - .41 = .18$.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("how-far")
@@ -98,10 +98,9 @@ for strength in (0.1, 1.0, 5.0):
     )
 
 # %% [markdown]
-# Equal at every distance: (3.2) is an identity, not an approximation. What grows is the last number, how far off a single group of 8 is: from 0.175 to 0.298. Keep it in mind.
+# Equal at every distance: (3.2) is an identity, not an approximation. What grows is the last number, how far off a single group of 8 is: from .175 to .298. Keep it in mind.
 #
-# (An episode of many steps needs more, since a new policy also visits other *states*, and $A$ must be averaged over those.
-# TRPO drops that effect, and its theorem 1 bounds the error. One choice per question has no such effect.)
+# (In an episode of many steps a new policy also visits other *states*. TRPO drops that effect, and its theorem 1 bounds the error. One choice per question has no such effect.)
 #
 # ## The rung
 #
@@ -116,8 +115,7 @@ from course.parts import ImportanceSampling
 lesson.code(ImportanceSampling)
 
 # %% [markdown]
-# It is the surrogate of conservative policy iteration (Kakade & Langford 2002). TRPO maximises the same thing **under a constraint** (lesson 03b, optional);
-# Giovanidis calls it $L^{TRPO}$ without one.
+# It is the surrogate of conservative policy iteration (Kakade & Langford 2002). TRPO maximises the same thing **under a constraint** (lesson 03b, optional).
 #
 # ## Its gradient
 #
@@ -128,7 +126,7 @@ lesson.code(ImportanceSampling)
 # \quad\Rightarrow\quad
 # \nabla_\theta\,\mathbb E_{\pi_{old}}[\rho A] = \mathbb E_{\pi_{old}}[\rho A\,\nabla_\theta\log\pi_\theta] = \mathbb E_{\pi_\theta}[A\,\nabla_\theta\log\pi_\theta] = \nabla J(\pi_\theta) \tag{3.3}$$
 #
-# `eq:surrogate-gradient` · [Schulman et al. 2015 (TRPO)](https://arxiv.org/abs/1502.05477), eq. 4, here at any $\theta$, for one choice. The last but one step is (3.1) with
+# `eq:surrogate-gradient` · Schulman et al. 2015 (TRPO), eq. 4, here at any $\theta$, for one choice. The last but one step is (3.1) with
 # $f = A\nabla\log\pi_\theta$. The last is lesson 02: subtracting a constant $b$ does not change the mean.
 #
 # At the moment of sampling $\rho = 1$, and this holds for every single sample:
@@ -171,14 +169,14 @@ for where, now in (("at π_old", old.log()), ("far out", moved)):
         )
 
 # %% [markdown]
-# The surrogate keeps the direction exactly. Its length is 7/8 of ∇J's at both places, because the batch mean includes the sample itself: $(G-1)/G$, lesson 02.
-# On stale samples the policy gradient has turned away, by the 44° that a cosine of 0.714 means.
+# The surrogate keeps the direction exactly. Its length is 7/8 of ∇J's at both places, because the batch mean includes the sample itself (lesson 02).
+# On stale samples the policy gradient has turned away, by the 44° that a cosine of .714 means.
 
 # %% [markdown]
 # ## “My loss is 0”
 #
 # <!-- answers: 2, 3 -->
-# Everybody who trains with this objective for the first time asks why the loss is 0. Predict first.
+# Everybody who trains with this objective asks why the loss is 0. Predict first.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("loss-zero")
@@ -198,7 +196,7 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 
 # %% [markdown]
 # `exp(logp - logp.detach())` **is** 1, and the advantage does not cancel: the derivative of $e^{x - c}$ at $x = c$ is 1, not 0.
-# The four advantages, +0.5, −0.5, −0.5 and +0.5, sum to 0. Their gradients do not, since each is multiplied with another $\nabla\log\pi$.
+# The four advantages, +.5, −.5, −.5 and +.5, sum to 0. Their gradients do not, since each is multiplied with another $\nabla\log\pi$.
 
 # %% [markdown]
 # ## What gives out: the samples
@@ -213,14 +211,14 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 #
 # values, the **effective sample size**. `eq:effective-samples` · Kish 1965
 #
-# For the move to $(0.2, 0.3, 0.5)$ it is $\mathbb E_{\pi_{old}}[\rho^2] = 0.5\cdot0.4^2 + 0.3\cdot1^2 + 0.2\cdot2.5^2 = 1.63$, so 8 samples are worth 4.9.
+# For the move to $(.2, .3, .5)$ it is $\mathbb E_{\pi_{old}}[\rho^2] = .5\cdot.4^2 + .3\cdot1^2 + .2\cdot2.5^2 = 1.63$, so 8 samples are worth 4.9.
 #
-# It falls with the distance between the two policies. The distance that fits here is the **KL divergence** (Kullback and Leibler), the mean of the log-ratio under the new policy:
+# It falls with the distance between the two policies. The fitting one is the **KL divergence** (Kullback & Leibler 1951), the mean log-ratio under the new policy:
 #
 # $$\mathrm{KL}(\pi_\theta\|\pi_{old}) = \mathbb E_{\pi_\theta}[\log\rho] = \sum_o \pi_\theta(o)\log\frac{\pi_\theta(o)}{\pi_{old}(o)}.$$
 #
 # It is 0 where the policies are equal and positive elsewhere; swapping the two gives another number. Its unit is the **nat**, because the logarithm is the natural one. Here it is
-# $0.2\log0.4 + 0.3\log1 + 0.5\log2.5 = 0.275$ nats.
+# $.2\log.4 + .3\log1 + .5\log2.5 = .275$ nats.
 #
 # Now the bound. By (3.1) $\mathbb E_{\pi_{old}}[\rho^2] = \mathbb E_{\pi_\theta}[\rho]$, and ρ is $e^{\log\rho}$. The exponential curves upwards, so the mean of an exponential is at least the
 # exponential of the mean (**Jensen's inequality**):
@@ -228,7 +226,7 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 # $$\mathbb E_{\pi_\theta}[e^{\log\rho}] \ge e^{\mathbb E_{\pi_\theta}[\log\rho]} = e^{\mathrm{KL}(\pi_\theta\|\pi_{old})},
 # \qquad\text{so}\qquad G_{\text{eff}} \le G\,e^{-\mathrm{KL}(\pi_\theta\|\pi_{old})}.$$
 #
-# After 0.275 nats at most $e^{-0.275} = 76\%$ of the samples are left. This is the first reason to measure steps in KL.
+# After .275 nats at most $e^{-.275} = 76\%$ of the samples are left. This is the first reason to measure steps in KL.
 
 # %%
 lesson.code(far.second_moment)
@@ -326,7 +324,7 @@ def my_effective_samples(log_old, log_new, samples):
 #
 # `eq:sequence-ratio` · Sutton & Barto 2018, eq. 5.3. Each token's probability is given the tokens before it.
 #
-# With this one ratio (3.2) and (3.3) stay exact. But it is dear. If every token moves alike, whatever came before it, the expectation of the product is the
+# With this one ratio (3.2) and (3.3) stay exact. But it costs samples. If every token moves alike, whatever came before it, the expectation of the product is the
 # product of the expectations: $\mathbb E[\rho_i^2]$ is that of one token **to the power** $|o_i|$.
 
 # %% jupyter={"source_hidden": true}
@@ -362,13 +360,13 @@ for strength in (0.3, 1.0, 5.0):
 # %% [markdown]
 # The token ratios miss 3% of the improvement near $\pi_{old}$ and 17% far out. The answer's ratio misses nothing, and pays in samples.
 #
-# ## One number for an answer: GSPO
+# ## One number for an answer: GSPO (optional)
 #
 # <!-- answers: 23 -->
 # GSPO takes a third way, one number per answer that does not explode: the $|o_i|$-th root of the product, which is the geometric mean of the token ratios.
 # Its log is a mean of log-ratios. A mean of many is close to its expectation under $\pi_{old}$, which is $-\mathrm{KL}(\pi_{old}\|\pi_\theta)$ of one token.
 #
-# Why that matters: the next rung stops a sample as soon as its ratio has left $1\pm\varepsilon$, usually with $\varepsilon = 0.2$ (the clip, lesson 04). Who leaves that range depends on which ratio
+# Why that matters: the next rung stops a sample as soon as its ratio has left $1\pm\varepsilon$, usually with $\varepsilon = .2$ (the clip, lesson 04). Who leaves that range depends on which ratio
 # you take. The cell draws 400 answers from B3's policy, each token an arm, and asks the three about a policy a little further on:
 
 # %%
@@ -392,16 +390,15 @@ print(
 )
 
 # %% [markdown]
-# The token ratio does not know the length. The product leaves 0.8 … 1.2 for almost every long answer. The root settles half a percent from 1, at $e^{-\mathrm{KL}}$ of one token: an $\varepsilon$
-# of 0.2 never touches it here. That is why GSPO's paper takes $\varepsilon = 3\cdot10^{-4}$ below and $4\cdot10^{-4}$ above
-# ([Zheng et al. 2025](https://arxiv.org/abs/2507.18071)). An $\varepsilon$ belongs to one kind of ratio and cannot be carried to another.
+# The token ratio does not know the length. The product leaves .8 … 1.2 for almost every long answer. The root settles half a percent from 1, at $e^{-\mathrm{KL}}$ of one token: an $\varepsilon$
+# of .2 never touches it here. That is why GSPO's paper takes $\varepsilon = 3\cdot10^{-4}$ below and $4\cdot10^{-4}$ above
+# (Zheng et al. 2025). An $\varepsilon$ belongs to one kind of ratio and cannot be carried to another.
 
 # %% [markdown]
 # ## One rollout, many updates
 #
-# Now use a rollout more than once. The problem has sixteen questions of ten answers each; every question has one right answer, which pays 1. All questions share 48 parameters, so an update for
-# one moves the others too. You see 40 independent runs for each point, 60 rollouts each, the same learning rate and random numbers for everybody. Only the number of
-# updates per rollout grows.
+# Now use a rollout more than once. The problem has sixteen questions of ten answers each; one answer to each is right and pays 1. All questions share 48 parameters, so an update for
+# one moves the others too. Each point below is 40 runs of 60 rollouts, with one learning rate and the same random numbers for everybody.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("one-update")
@@ -456,21 +453,48 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Three curves to explain, one at a time.
+# **`baseline` falls.** Take one question and $b = J(\pi_{old})$. The score of a softmax is $e_a - \pi_\theta$ (lesson 01; $e_a$ is 1 at arm $a$ and 0 elsewhere), so on stale samples the expected gradient in the logits is $\sum_a\pi_{old}(a)\,(\mu_a - b)\,(e_a - \pi_\theta)$. Its part with $\pi_\theta$ is 0, because
+# $\sum_a\pi_{old}(a)\,(\mu_a - b) = J(\pi_{old}) - b = 0$.
+# What is left does not depend on $\pi_\theta$, so the push never fades. Sixteen updates are one update with sixteen times the learning rate. (With a mean
+# over sixteen questions the terms cancel over the batch, not in each question.)
 #
-# **`baseline` falls.** Take one question and $b = J(\pi_{old})$. The score of a softmax is $e_a - \pi_\theta$ (lesson 01; $e_a$ is 1 at arm $a$ and 0 elsewhere), so on stale samples the expected gradient in the logits is
+# **`surrogate` does not gain.** Its direction is right, (3.3). But $\sum_i\rho_iA_i$ is linear in $\pi_\theta$, so it is largest in a corner: all probability on one answer. Sixteen updates on the *first* rollout already go most of the way.
+# Two numbers show it. The **entropy** $-\sum_a\pi_a\log\pi_a$ says how undecided a policy is: log 10 = 2.30 nats if it is uniform over ten answers, 0 if
+# it is certain. And some questions are lost: their right answer has almost no probability left, so it will not be sampled again and cannot be learned.
+# (Hundreds of very large steps blow up rounding errors: on another processor, last digits may be others.)
+
+# %% tags=["nbval-ignore-output"]
+for group in (8, 64):
+    for updates in (1, 16):
+        bandit, noise = linear_bandit(SIZES, zero, range(10), group=group, seed=0)
+        learner = Learner(bandit, ladder.surrogate, SGD(64.0), noise, epochs=updates)
+        learner.train(1)
+        first = bandit.arm_policy.log_probs().detach()
+        entropy = float(-(first.exp() * first).sum(-1).mean())
+        learner.train(59)
+        policy = bandit.arm_policy.log_probs().exp().detach()
+        right_answer = policy.gather(-1, bandit.environment.best.expand(*policy.shape[:-1], 1))
+        print(
+            f"G = {group:>2}, {updates:>2} update(s) per rollout: entropy after the first rollout"
+            f" {entropy:.2f} nats; at the end lost (π(right) < 0.01):"
+            f" {float((right_answer < 0.01).double().mean()):.0%} of the questions"
+        )
+
+# %% [markdown]
+# One update on the first rollout leaves 2.23 of the 2.30 nats, sixteen leave .57: most of the decision has fallen, on the word of eight samples per question. In the end a quarter of the questions is lost either way, and eight times the samples do not cure it.
+# What is needed is something that stops a rollout's updates on the way, before the corner: PPO's clip (lesson 04) or a bound on the KL (lesson 03b).
 #
-# $$\sum_a\pi_{old}(a)\,(\mu_a - b)\,(e_a - \pi_\theta) = \sum_a\pi_{old}(a)\,(\mu_a - b)\,e_a\;-\;\pi_\theta\underbrace{\sum_a\pi_{old}(a)\,(\mu_a - b)}_{=\,J(\pi_{old})-b\,=\,0}.$$
+# (All of this is at one learning rate. At a smaller one `baseline` hardly falls: lesson 04 compares each at its own best.)
+
+# %% [markdown]
+# ### Why `reinforce` does not mind (optional)
 #
-# What is left does not depend on $\pi_\theta$. A force that does not depend on where you are never fades. Sixteen updates are one update with sixteen times the learning rate. (With the mean
-# of a batch of sixteen questions the terms cancel over the batch, not in each question.)
-#
-# **`reinforce` does not mind**, and it has neither ratio nor baseline. With rewards in {0, 1} and $b = 0$ the $\pi_\theta$ term stays, and the force is 0 where
+# `reinforce` has neither ratio nor baseline, and it does not mind stale samples. With rewards in {0, 1} and $b = 0$ the $\pi_\theta$ term stays, and the force is 0 where
 #
 # $$\sum_a \pi_{old}(a)\,\mu_a\,(e_a - \pi_\theta) = 0 \quad\Leftrightarrow\quad \pi_\theta(a) = \frac{\pi_{old}(a)\,\mu_a}{J(\pi_{old})},
 # \qquad J(\pi_\theta) = \frac{\mathbb E_{\pi_{old}}[\mu^2]}{\mathbb E_{\pi_{old}}[\mu]} \ge J(\pi_{old}) \tag{3.7}$$
 #
-# `eq:stale-limit` · [Dayan & Hinton 1997](https://doi.org/10.1162/neco.1997.9.2.271); derived. The inequality says that a variance, $\mathbb E[\mu^2]-\mathbb E[\mu]^2$, is not negative.
+# `eq:stale-limit` · Dayan & Hinton 1997; derived. The inequality says that a variance, $\mathbb E[\mu^2]-\mathbb E[\mu]^2$, is not negative.
 # REINFORCE imitates the rewarded samples, and having imitated them it stops. Exactly, on B3:
 
 # %%
@@ -492,35 +516,12 @@ print(
 
 # %% [markdown]
 # `baseline` has put everything on one arm, on the word of a single rollout. Here it is the right arm, since the expectation was exact.
-#
-# **`surrogate` does not gain.** Its direction is right, (3.3). But $\sum_i\rho_iA_i$ is linear in $\pi_\theta$, so it is largest in a corner: all probability on one answer. Sixteen updates on the *first* rollout already go most of the way.
-# Two numbers show it. The **entropy** $-\sum_a\pi_a\log\pi_a$ says how undecided a policy is: log 10 = 2.30 nats if it is uniform over ten answers, 0 if
-# it is certain. And some questions are lost: their right answer has almost no probability left, so it will not be sampled again and cannot be learned.
-# (Hundreds of very large steps blow up rounding errors: on another processor, last digits may be others.)
-
-# %% tags=["nbval-ignore-output"]
-for group in (8, 64):
-    for updates in (1, 16):
-        bandit, noise = linear_bandit(SIZES, zero, range(10), group=group, seed=0)
-        history = Learner(bandit, ladder.surrogate, SGD(64.0), noise, epochs=updates).train(60)
-        policy = bandit.arm_policy.log_probs().exp().detach()
-        right_answer = policy.gather(-1, bandit.environment.best.expand(*policy.shape[:-1], 1))
-        print(
-            f"G = {group:>2}, {updates:>2} updates per rollout: entropy in the second rollout"
-            f" {float(history['entropy'][1].mean()):.2f} nats   questions lost (π(right) < 0.01):"
-            f" {float((right_answer < 0.01).double().mean()):.0%}"
-        )
 
 # %% [markdown]
-# After sixteen updates on one rollout the policy is nearly decided, 0.35 nats, where one update leaves it at 2.23. In the end as many questions are lost either way, a quarter. Eight times the samples do not cure it. So fifteen more updates per rollout bought a decision on
-# fewer samples, and nothing else. What is needed is something that stops a rollout's updates on the way, before the corner: PPO's clip (lesson 04) or a bound on the KL (lesson 03b).
-#
-# (All of this is at one learning rate. At a smaller one `baseline` hardly falls: lesson 04 compares each at its own best.)
-#
 # ## Updates per rollout, group, batch
 #
 # <!-- answers: 4, 44 -->
-# Three numbers are easily mixed up, also because every library has its own names for them:
+# Three numbers are easily mixed up:
 #
 # - $G$, how many answers one question gets: `num_generations` in TRL, `rollout.n` in verl;
 # - the batch, how many answers make one gradient. In TRL it is the product of `per_device_train_batch_size`, `gradient_accumulation_steps` and the number of processes; in verl `ppo_mini_batch_size` questions of $G$ answers each;
@@ -545,11 +546,11 @@ for group, batches, epochs in ((8, 1, 1), (32, 1, 1), (8, 2, 1), (8, 1, 2), (8, 
 # ## Which curve to watch
 #
 # <!-- answers: 1, 37 -->
-# Is GRPO on- or off-policy? The first update of every rollout is on-policy, later ones are not; with one update per rollout all of it is on-policy.
+# Is GRPO on- or off-policy? The first update of every rollout is on-policy, later ones are not.
 #
 # Which curve tells you that it learns? Not the loss. Its centred part is 0 at the start of every rollout, for ever: each ρ is 1 and the advantages sum to 0. And yet people see the
 # loss of GRPO *rise* while the reward rises. GRPO, the top rung, subtracts one more term: $\beta$ times an estimate of $\mathrm{KL}(\pi_\theta\|\pi_{ref})$, where the **reference** $\pi_{ref}$ is a frozen copy of the policy that training began with
-# (lesson 07, which also says what the estimate `k3` is). That term is 0 at first and grows as the policy leaves its reference. Here is one run on the sixteen questions, one update per rollout, $\beta = 0.04$:
+# (lesson 07, which also says what the estimate `k3` is). That term is 0 at first and grows as the policy leaves its reference. Here is one run on the sixteen questions, one update per rollout, $\beta = .04$:
 
 # %%
 from course.parts.kl import k3
@@ -572,12 +573,12 @@ for rollouts in (0, 10, 30, 60):
     )
 
 # %% [markdown]
-# The loss rises from 0 to 0.0538, all of it the KL term, while the reward rises from 0.1 to 0.633. So watch the reward on questions you hold out, the KL, the entropy and the gradient norm. The loss of these methods is a device to make a gradient; its value measures no progress.
+# The loss rises from 0 to .0538, all of it the KL term, while the reward rises from .1 to .633. So watch the reward on questions you hold out, the KL, the entropy and the gradient norm. The loss of these methods is a device to make a gradient; its value measures no progress.
 #
 # (Where a sum or a mean over tokens counts long answers more, and lengths differ, the centred part leaves a remainder as well: lesson 08.)
 
 # %% [markdown]
-# ## Explore: three rungs move
+# ## Explore: three rungs move (optional)
 #
 # Three arms make a triangle. A corner is certainty, the middle is the uniform policy. The thin lines join policies of equal expected reward, written below them. The expected gradient (groups of 4, nothing sampled)
 # drives two rungs from the same start for 64 updates, each on a rollout of its own or all on one.
@@ -737,5 +738,4 @@ for label, history in (*broken.items(), ("the rung `baseline`", plain)):
 #
 # ## Next
 #
-# Several updates drive the bare surrogate into a corner. Lesson 04 replaces the surrogate once more: `Clip` takes a sample out of the gradient when its own ratio has gone far enough. It costs one line. It is also not a bound, which you will see. Lesson 03b, optional, shows what a
-# real bound costs: TRPO.
+# Lesson 04 replaces the surrogate once more: the clip takes a sample out of the gradient when its own ratio has gone far enough. It costs one line, and it is not a bound. Lesson 03b, optional, shows what a real bound costs: TRPO.

@@ -36,7 +36,7 @@ ladder.surrogate
 #
 # $$\max_\theta\ \mathbb E_{\pi_{old}}[\rho A] \quad\text{subject to}\quad \mathrm{KL}(\pi_{old}\|\pi_\theta) \le \delta \tag{3b.1}$$
 #
-# `eq:trust-region-problem` · [Schulman et al. 2015 (TRPO)](https://arxiv.org/abs/1502.05477), eq. 14
+# `eq:trust-region-problem` · Schulman et al. 2015 (TRPO), eq. 14
 #
 # The **trust region** is the set of policies inside the bound. No part is replaced: the objective is that of the rung above, and the *optimiser* is another one.
 #
@@ -47,7 +47,7 @@ from course.parts.kl import exact_kl
 
 
 def apart(first, then):
-    """KL(first‖then), KL(then‖first) and the share 1/E[ρ²] of samples of `first` left for `then`."""
+    """KL(first‖then), KL(then‖first), and the share 1/E[ρ²] of the samples that is left."""
     first, then = (torch.tensor(p, dtype=torch.float64).log() for p in (first, then))
     left = 1 / float((2 * then - first).exp().sum())
     return float(exact_kl(first, then)), float(exact_kl(then, first)), left
@@ -62,7 +62,7 @@ for first, then in ((near, (0.45, 0.3, 0.25)), (sudden, (0.5, 0.25, 0.25))):
     )
 
 # %% [markdown]
-# In the second row the KL that TRPO bounds is 0.68 nats and less than one sample in a hundred is left. So a bound on it is a bound on the lost samples for small steps only.
+# In the second row the KL that TRPO bounds is .68 nats and less than one sample in a hundred is left. So a bound on it is a bound on the lost samples for small steps only.
 #
 # ## One small step: two expansions
 #
@@ -84,7 +84,7 @@ for first, then in ((near, (0.45, 0.3, 0.25)), (sudden, (0.5, 0.25, 0.25))):
 #
 # $$\mathrm{KL}(\pi_\theta\|\pi_{\theta+d}) = \tfrac12\,d^\top F d + O(\|d\|^3), \qquad F = \mathbb E_{\pi_\theta}[s\,s^\top] \tag{3b.2}$$
 #
-# `eq:fisher-kl` · [Kakade 2001](https://papers.nips.cc/paper/2001/hash/4b86abe48d358ecf194c56c69108433e-Abstract.html); Schulman et al. 2015, appendix C
+# `eq:fisher-kl` · Kakade 2001; Schulman et al. 2015, appendix C
 #
 # $F$ is the **Fisher matrix**. It says how much a change of the parameters changes the distribution. It has as many entries as the square of the number of parameters, so nobody writes it down for a transformer.
 # But $F$ **times a vector** is two backward passes: one gives the gradient of the KL, the other the gradient of that gradient times the vector.
@@ -163,7 +163,7 @@ fisher.check(my_fisher_product)
 #
 # $$F^{+}\nabla J = A - \tfrac1K\textstyle\sum_a A_a \tag{3b.4}$$
 #
-# `eq:natural-gradient-softmax` · Kakade 2001; derived. On B3 it is $(-0.21, 0.09, 0.39) - 0.09 = (-0.3, 0, 0.3)$, where the plain gradient is $\pi_aA_a = (-0.105, 0.027, 0.078)$.
+# `eq:natural-gradient-softmax` · Kakade 2001; derived. On B3 it is $(-.21, .09, .39) - .09 = (-.3, 0, .3)$, where the plain gradient is $\pi_aA_a = (-.105, .027, .078)$.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("rare-arm")
@@ -173,7 +173,7 @@ lesson.ask("rare-arm")
 #
 # $$\alpha = \frac{r^\top r}{p^\top F p},\quad x \leftarrow x + \alpha p,\quad r' = r - \alpha F p,\quad p \leftarrow r' + \frac{r'^\top r'}{r^\top r}\,p \tag{3b.5}$$
 #
-# `eq:conjugate-gradient` · [Hestenes & Stiefel 1952](https://doi.org/10.6028/jres.049.044), start $x = 0$, $r = p = g$. It is done after as many iterations as $F$ has different eigenvalues above 0: two on B3.
+# `eq:conjugate-gradient` · Hestenes & Stiefel 1952, start $x = 0$, $r = p = g$. It is done after as many iterations as $F$ has different eigenvalues above 0: two on B3.
 
 # %%
 lesson.code(conjugate_gradient)
@@ -271,9 +271,9 @@ lesson.explore(
     "trust-region",
     draw_region,
     "The triangle holds all policies over three arms; the open circle is π_old. The solid line is"
-    " the true border of the trust region, the dashed one the parabola's. They part as δ grows. Both"
-    " steps end on the dashed line; the natural one gains more. Start from (0.9, 0.08, 0.02), where"
-    " the good arm is rare, to see the two directions differ most.",
+    " the true border of the trust region, the dashed one the parabola's. They part as δ grows."
+    " Both steps end on the dashed line; the natural one gains more. Start from (0.9, 0.08, 0.02),"
+    " where the good arm is rare, to see the two directions differ most.",
     start=Choice(list(POLICIES), "(0.5, 0.3, 0.2)", "π_old"),
     delta=Slider(0.01, 0.5, 0.01, 0.1, "δ, nats"),
 )
@@ -308,8 +308,8 @@ for delta in (0.001, 0.01, 0.1, 1.0):
         )
 
 # %% [markdown]
-# The parabola is good here: off by 6% at most, at $\delta = 0.1$. But it errs on the wrong side at every $\delta$, so the full step is refused each time. (The next term of the expansion has the sign of $\mathbb E_{\pi_{old}}[A^3]$ along this direction, which is positive where the good arm is the rare one.)
-# Halving then leaves three quarters of the allowed KL unused. Shrinking by 0.9 leaves less than a fifth, at the price of more tries where a step is far too long.
+# The parabola is good here: off by 6% at most, at $\delta = .1$. But it errs on the wrong side at every $\delta$, so the full step is refused each time. (The next term of the expansion has the sign of $\mathbb E_{\pi_{old}}[A^3]$ along this direction, which is positive where the good arm is the rare one.)
+# Halving then leaves three quarters of the allowed KL unused. Shrinking by .9 leaves less than a fifth, at the price of more tries where a step is far too long.
 #
 # ## Do it: one step in closed form
 
@@ -329,7 +329,7 @@ natural.check(my_trust_region_step)
 # %% [markdown]
 # ## Does the bound hold in training?
 #
-# Sixteen questions that share their parameters, as in lesson 03; 20 runs, equal samples. TRPO takes one step per rollout at $\delta = 0.1$. Beside it are plain ascent on the same surrogate and PPO's clip (lesson 04: a sample drops out of the
+# Sixteen questions that share their parameters, as in lesson 03; 20 runs, equal samples. TRPO takes one step per rollout at $\delta = .1$. Beside it are plain ascent on the same surrogate and PPO's clip (lesson 04: a sample drops out of the
 # gradient once its own ratio has left $1\pm0.2$); both take 8 plain gradient steps per rollout.
 
 # %%
@@ -413,7 +413,7 @@ print(
 )
 
 # %% [markdown]
-# The mean keeps its bound. The farthest question of a step passes it as a rule, with 0.19 nats in the median and 1.5 at most. A bound on a mean is a bound on no single question.
+# The mean keeps its bound. The farthest question of a step passes it as a rule, with .19 nats in the median and 1.5 at most. A bound on a mean is a bound on no single question.
 #
 # The price is in the code above: eleven Fisher products (ten of conjugate gradient, one for the length) and up to ten evaluations for one step. That is what PPO set out to save.
 

@@ -4,6 +4,8 @@ A test returns None for a right attempt, else a counter-example; what it takes b
 from the lesson.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 import course
@@ -76,9 +78,9 @@ def test_limit(attempt):
 
     for p, low, high in ((0.1, 0.2, 0.2), (0.02, 0.2, 0.28), (0.7, 0.2, 0.2), (0.3, 0.5, 0.1)):
         rho = float(attempt(p, low, high))
-        who = f"for π₁ = {p}, ε = ({low}, {high})"
+        who = f"for p = {p}, ε = ({low}, {high})"
         if not 1 < rho < 1 / p:
-            return f"{who} it gives {rho:.3g}; a ratio is between 1 and 1/π₁ = {1 / p:.3g} there"
+            return f"{who} it gives {rho:.3g}; a ratio is between 1 and 1/p = {1 / p:.3g} there"
         before, after = (push(p, low, high, p * rho * side) for side in (0.999, 1.001))
         if before <= 0:
             return f"{who} it gives {rho:.3g}, but just below that nothing pushes any more"
@@ -96,8 +98,8 @@ def limit_solution(share, epsilon_low, epsilon_high):
 
 WHERE_IT_STOPS = Exercise(
     "where-it-stops",
-    "Write where ρ₁ stops, for any π₁ and two bounds (cases in which arm 1 stays below probability"
-    " 1). The checker enumerates the push just below and just above your answer.",
+    "Write where ρ₁ stops, for any old probability p of the good arm and two bounds (cases in which"
+    " arm 1 stays below probability 1). The checker enumerates the push just below and just above your answer.",
     test=test_limit,
     solution=limit_solution,
     wrong=[
@@ -111,3 +113,12 @@ WHERE_IT_STOPS = Exercise(
         "The later of the two stops counts: a max.",
     ],
 )
+
+
+@dataclass(frozen=True)
+class Suspect(Clip):
+    """The surrogate of run B."""
+
+    def __call__(self, log_ratio, log_prob, advantage):
+        ratio = log_ratio.exp()
+        return torch.maximum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)

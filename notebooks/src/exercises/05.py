@@ -5,10 +5,12 @@ from the lesson.
 """
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 
 from course.lesson.exercise import Exercise
+from course.parts import Value
 
 
 def test_values(attempt, *, one, right):
@@ -170,3 +172,11 @@ GAE = Exercise(
         ),
     ],
 )
+
+
+@dataclass(frozen=True)
+class Suspect(Value):
+    """The baseline of run B."""
+
+    def __call__(self, returns, rollout):
+        return torch.nn.functional.pad(rollout.value[..., 1:], (0, 1))
