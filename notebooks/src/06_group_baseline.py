@@ -565,7 +565,7 @@ for name, estimator in (("group mean", ladder.group_mean), ("group std", difficu
     )
 
 # %% [markdown]
-# Neither is a bug. They are two answers to "what shall be optimised"; but only one of them was written down in $J$.
+# Neither is a bug. They optimise two different things, and only the first of them is $J$.
 #
 # ## Do it: refill the silent groups
 #

@@ -121,23 +121,28 @@ lesson.code(Attention, MLP, Block, Transformer.hidden, Transformer.log_probs)
 # %%
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
+
+def warm_up(model, problem, noise, updates):
+    """Train on demonstrations, in place."""
+    optimizer = torch.optim.Adam(model.parameters, lr=1e-2)
+    for update in range(updates):
+        batch = problem.sample(noise)
+        tokens = batch.data["tokens"]  # [128, 1, 3]: one answer to each of 128 questions
+        prompt = batch.data["prompt"].unsqueeze(1)  # [128, 1, 4]
+        log_prob = model.log_probs(prompt, tokens)  # [128, 1, 3], 0 at padding
+        loss = -log_prob.sum() / batch.mask.sum()  # the mean over tokens
+        gradients = torch.autograd.grad(loss, model.parameters)
+        length = float(sum(g.square().sum() for g in gradients)) ** 0.5
+        for weight, g in zip(model.parameters, gradients, strict=True):
+            weight.grad = g * min(1.0, 1.0 / length)
+        optimizer.step()
+        if update in (0, 19, 79):
+            print(f"update {update + 1:2}: loss {loss.item():.2f} nats per token")
+
+
 untrained = model.copy()
 demonstrations = Demonstrations(model, task, batch=128)
-noise = lesson.noise(use=1, **double)
-optimizer = torch.optim.Adam(model.parameters, lr=1e-2)
-for update in range(80):
-    batch = demonstrations.sample(noise)
-    tokens = batch.data["tokens"]  # [128, 1, 3]: one answer to each of 128 questions
-    prompt = batch.data["prompt"].unsqueeze(1)  # [128, 1, 4]
-    log_prob = model.log_probs(prompt, tokens)  # [128, 1, 3], 0 at padding
-    loss = -log_prob.sum() / batch.mask.sum()  # the mean over tokens
-    gradients = torch.autograd.grad(loss, model.parameters)
-    length = float(sum(g.square().sum() for g in gradients)) ** 0.5
-    for weight, g in zip(model.parameters, gradients, strict=True):
-        weight.grad = g * min(1.0, 1.0 / length)
-    optimizer.step()
-    if update in (0, 19, 79):
-        print(f"update {update + 1:2}: loss {loss.item():.2f} nats per token")
+warm_up(model, demonstrations, lesson.noise(use=1, **double), 80)
 
 # %% [markdown]
 # `Learner` takes the same turns: a problem that samples, an estimator that makes the loss, an optimiser, a cut. The two sets of weights agree:
@@ -487,7 +492,7 @@ for group in (2, 4, 8):
 # %% [markdown]
 # ## Before and after one update (optional)
 #
-# What does a step do to the next-token distribution? The rollout above is 64 questions with 8 answers each. Move the weights along a rung's gradient by a given **length** and look at a question of your choice. Then make the step longer: the gradient promises nothing out there.
+# What does a step do to the next-token distribution? The rollout above is 64 questions with 8 answers each. Move the weights along a rung's gradient by a given **length** and look at a question of your choice. Then make the step longer: a gradient says nothing about long steps.
 
 # %% jupyter={"source_hidden": true}
 steps = {}
