@@ -1,3 +1,5 @@
+
+
 # %% [markdown]
 # # 01 · Policy gradient for one-step rewards
 #
@@ -797,7 +799,19 @@ for name, loss in losses.items():
     print(f"{name:<25} fault: {said}")
 
 # %% [markdown]
-# Do this with the code you write at work: four answers are a small price.
+# Do this with your code at work: four answers suffice.
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
+# ## Take away
+#
+# $\mathbb E[R\,\nabla\log\pi_\theta]=\nabla J$, for a single sample already. With one step per question that takes two lines, and it says nothing about the scatter.
+#
+# ## Next
+#
+# An offset of 4 ruined the learning without touching $\nabla J$. Lesson 02 replaces one part, the baseline, which takes such an offset out.
 
 # %% [markdown]
 # ## Appendix (optional): how fast is the climb without noise?
@@ -835,15 +849,3 @@ print(
 
 # %% [markdown]
 # (1.11) alone gives 180 and 1,800 steps; the 40 or so on top were spent on getting away from $p=.1$. A softmax policy turns slow where it is nearly sure: its gradient is $p(1-p)$.
-
-# %% [markdown]
-# {{at work}}
-
-# %% [markdown]
-# ## Take away
-#
-# $\mathbb E[R\,\nabla\log\pi_\theta]=\nabla J$, for a single sample already. With one step per question that takes two lines, and it says nothing about the scatter.
-#
-# ## Next
-#
-# An offset of 4 ruined the learning without touching $\nabla J$. Lesson 02 replaces one part, the baseline, which takes such an offset out.

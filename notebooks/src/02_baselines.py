@@ -1,3 +1,5 @@
+
+
 # %% [markdown]
 # # 02 · Baselines and advantages
 #
@@ -515,8 +517,21 @@ lesson.picture(draw_runs(True), "Run A subtracts −V, run B subtracts Q(q, o), 
 
 # %% [markdown]
 # The better the predictor, the less is left to learn from. Given question and answer, $s$ is fixed and $R$ is $r(q,o)$ on average, so $\mathbb E[(R-Q(q,o))\,s]=\mathbb E\big[(r(q,o)-Q(q,o))\,s\big]=0$: luck has no gradient. A baseline may know the question, other samples, other models, the weather. It must not know what it judges. For a whole answer that is the answer; for one token (lesson 05) it is that token and all later ones, while the tokens before it may be known.
+
+# %% [markdown]
+# {{at work}}
+
+# %% [markdown]
+# ## Take away
 #
-# ## Equal variance, different fates (optional)
+# Subtract anything that does not know the answer it judges: $\mathbb E[\hat g]$ stays. The scatter follows a parabola; on B3 its bottom is near $V$, and where a policy is nearly sure and its rare answers pay differently it is not. A baseline that has to be estimated brings its own noise, which at $G=2$ can exceed what it saves.
+#
+# ## Next
+#
+# Samples are expensive, and you want more than one update from a batch. After the first update the policy is no longer the one that sampled. Lesson 03 replaces the surrogate, $A\log\pi$ by $\rho A$, and asks how far that carries.
+
+# %% [markdown]
+# ## Appendix (optional): equal variance, different fates
 #
 # So a baseline is about variance. Is it *only* about variance? Chung et al. 2021 (2008.13773) found a case where it is not. Three arms pay 1, .7 and 0, for sure. The policy starts out preferring the worst. One pull per update, and natural gradient steps (lesson 03b), for which one pull of arm $a$ adds $\frac{r_a-b}{\pi_a}$ to that arm's logit, up to a shift of all logits, which changes nothing.
 #
@@ -618,7 +633,7 @@ lesson.picture(
 #
 # Read the table across, too: with the larger step more runs commit, whatever the baseline. An estimator's bias and variance describe one step. What a thousand steps do is another matter, because each decides what will be sampled next.
 #
-# ## One constant for each logit (optional)
+# ## Appendix (optional): one constant for each logit
 #
 # One constant for each logit $d$ is better still:
 #
@@ -631,15 +646,3 @@ each = exact.optimal_baseline_per_coordinate(B3)
 print("b* of each logit:", "  ".join(f"{x:.3f}" for x in each[0].tolist()))
 for label, b in (("one constant", best), ("one for each logit", each)):
     print(f"{label:<19} variance {float(exact.variance_at_baseline(B3, b)):.4f}")
-
-# %% [markdown]
-# {{at work}}
-
-# %% [markdown]
-# ## Take away
-#
-# Subtract anything that does not know the answer it judges: $\mathbb E[\hat g]$ stays. The scatter follows a parabola; on B3 its bottom is near $V$, and where a policy is nearly sure and its rare answers pay differently it is not. A baseline that has to be estimated brings its own noise, which at $G=2$ can exceed what it saves.
-#
-# ## Next
-#
-# Samples are expensive, and you want more than one update from a batch. After the first update the policy is no longer the one that sampled. Lesson 03 replaces the surrogate, $A\log\pi$ by $\rho A$, and asks how far that carries.

@@ -318,7 +318,7 @@ for label, rewards in (
 # %% [markdown]
 # ## "REINFORCE++": group or batch? (optional)
 # <!-- answers: 27 -->
-# The mean and the std can also be those of the **batch**. REINFORCE++ (Hu 2025) takes both over all tokens of the batch and needs no groups. REINFORCE++-baseline subtracts the **group's** mean, and then scales with the std of the
+# The mean and the std can also be those of the **batch**. REINFORCE++ (Hu 2025) takes both over all tokens of the batch, which is called whitening, and needs no groups. REINFORCE++-baseline subtracts the **group's** mean, and then scales with the std of the
 # batch. GRPO takes both from the group. Two questions with four answers each show the difference:
 
 # %%
