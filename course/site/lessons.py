@@ -30,7 +30,8 @@ def page_of(
 ) -> tuple[Any, dict[str, bytes]]:
     """(the notebook as a page, its pictures: path in the site → content).
 
-    Folded cells stay folded, and what is for a live notebook alone is left out. A question is one
+    Folded cells stay folded, so is the code of sliders, and what is for a live notebook alone is
+    left out. A question is one
     that the page's script asks. An explore without frames is a picture with a caption.
     """
     notebook = copy.deepcopy(notebook)
@@ -46,10 +47,11 @@ def page_of(
             cell["source"] = linked_equations(text)
             continue
         tags = cell["metadata"].setdefault("tags", [])
-        questions, explores = (iter(called(cell["source"], name)) for name in ("ask", "explore"))
+        explored = called(cell["source"], "explore")
+        questions, explores = iter(called(cell["source"], "ask")), iter(explored)
         if any(_text(output).startswith("question: ") for output in cell.get("outputs", [])):
             tags.append(REMOVED)
-        elif cell["metadata"].get("jupyter", {}).get("source_hidden"):
+        elif cell["metadata"].get("jupyter", {}).get("source_hidden") or explored:
             tags.append(FOLDED)
         for place, output in enumerate(cell.get("outputs", [])):
             data = output.get("data", {})
@@ -62,7 +64,9 @@ def page_of(
                 _only_html(data, shown)
             elif text.startswith("question: "):
                 name = next(questions)
-                shown = asked[name].static
+                saved = links.markup(STYLE.sub("", data.get("text/html", "")), page)
+                # a notebook of yesterday may ask what is no more among the questions of today
+                shown = asked[name].static if name in asked else saved
                 _only_html(data, f'<div class="course-question" data-name="{name}">{shown}</div>')
             elif "image/png" in data:
                 path = f"{ASSETS}/{lesson.number}/{number:03d}-{place}.webp"

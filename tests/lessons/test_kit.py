@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -615,3 +616,36 @@ def test_a_failing_cell_is_named_and_the_old_notebook_stays(workshop: Path) -> N
 def test_a_lesson_without_a_source_is_refused(workshop: Path) -> None:
     with pytest.raises(CourseError, match="02_baselines"):
         build.build(["02"], report=lambda text: None)
+
+
+# ---------------------------------------------------------------- pictures have words
+
+
+def test_a_picture_is_shown_with_its_words_as_alternative_text_and_as_a_caption(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from matplotlib.figure import Figure
+
+    from course.lesson import view
+
+    shown: list[tuple[dict[str, str], dict[str, Any]]] = []
+    monkeypatch.setattr(view, "in_notebook", lambda: True)
+    monkeypatch.setattr(
+        "IPython.display.display",
+        lambda data, metadata, raw: shown.append((data, metadata)),
+    )
+    setup("01").picture(Figure(), "Run A < B")
+    (picture, told), (below, _) = shown
+    assert picture["image/png"].startswith("iVBOR")
+    assert told == {"image/png": {"alt": "Run A < B"}}
+    assert ">Run A &lt; B</div>" in below["text/html"]
+
+
+def test_a_saved_picture_keeps_its_words_and_no_other_metadata() -> None:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    told = {"image/png": {"alt": "words"}, "other": {"x": 1}}
+    made.cells[0].outputs = [
+        nbformat.v4.new_output("display_data", {"image/png": "aGk="}, metadata=told)
+    ]
+    build.tidy(made)
+    assert made.cells[0].outputs[0].metadata == {"image/png": {"alt": "words"}}
