@@ -31,8 +31,7 @@ def page_of(
     """(the notebook as a page, its pictures: path in the site → content).
 
     Folded cells stay folded, so is the code of sliders, and what is for a live notebook alone is
-    left out. A question is one
-    that the page's script asks. An explore without frames is a picture with a caption.
+    left out. A question is one that the page's script asks. An explore without frames is a picture.
     """
     notebook = copy.deepcopy(notebook)
     page = f"notebooks/{lesson.file}.ipynb"
