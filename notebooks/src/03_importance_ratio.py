@@ -204,7 +204,7 @@ print("gradient of the loss with A·log π:", [f"{g:.3g}" for g in by_score.toli
 # (3.2) is exact on average. You have $G$ samples. With a fixed $b$ the estimate $\frac1G\sum_i \rho_i A_i$ is a mean of independent terms, so its variance is
 # $(\mathbb E_{\pi_{old}}[\rho^2A^2] - (J(\pi_\theta)-J(\pi_{old}))^2)/G$. The $\rho^2$ is what made the last column of the table grow.
 #
-# How many samples are the weights alone worth? A weighted mean of $G$ independent values, each of variance $\sigma^2$, has the variance
+# How many samples are the weights alone worth? A weighted mean of $G$ values, independent of each other and of the weights, each of variance $\sigma^2$, has the variance
 # $\sigma^2\sum_i\rho_i^2/(\sum_i\rho_i)^2$. Since $\mathbb E_{\pi_{old}}[\rho] = 1$, that is about $\sigma^2\,\mathbb E_{\pi_{old}}[\rho^2]/G$: the variance of a plain mean of
 #
 # $$G_{\text{eff}} = \frac{G}{\mathbb E_{\pi_{old}}[\rho^2]} \tag{3.5}$$
@@ -481,7 +481,7 @@ for group in (8, 64):
         )
 
 # %% [markdown]
-# One update on the first rollout leaves 2.23 of the 2.30 nats, sixteen leave .57: most of the decision has fallen, on the word of eight samples per question. In the end a quarter of the questions is lost either way, and eight times the samples do not cure it.
+# One update on the first rollout leaves 2.23 of the 2.30 nats, sixteen leave .57: most of the decision has fallen, on the word of eight samples per question. In the end a quarter of the questions is lost either way, and with eight times the samples still a fifth.
 # What is needed is something that stops a rollout's updates on the way, before the corner: PPO's clip (lesson 04) or a bound on the KL (lesson 03b).
 #
 # (All of this is at one learning rate. At a smaller one `baseline` hardly falls: lesson 04 compares each at its own best.)
@@ -489,7 +489,7 @@ for group in (8, 64):
 # %% [markdown]
 # ### Why `reinforce` does not mind (optional)
 #
-# `reinforce` has neither ratio nor baseline, and it does not mind stale samples. With rewards in {0, 1} and $b = 0$ the $\pi_\theta$ term stays, and the force is 0 where
+# `reinforce` has neither ratio nor baseline, and it does not mind stale samples. With rewards in {0, 1} and $b = 0$ the $\pi_\theta$ term stays, and the push is 0 where
 #
 # $$\sum_a \pi_{old}(a)\,\mu_a\,(e_a - \pi_\theta) = 0 \quad\Leftrightarrow\quad \pi_\theta(a) = \frac{\pi_{old}(a)\,\mu_a}{J(\pi_{old})},
 # \qquad J(\pi_\theta) = \frac{\mathbb E_{\pi_{old}}[\mu^2]}{\mathbb E_{\pi_{old}}[\mu]} \ge J(\pi_{old}) \tag{3.7}$$
@@ -665,7 +665,7 @@ lesson.explore(
 # Two runs of this rung with 16 updates per rollout, 20 seeds each. Everything is equal but one line of code. Run A has the fault.
 
 # %% jupyter={"source_hidden": true}
-Suspect = lesson.hidden("Suspect")  # in the file of exercises: look after you have answered
+faulty = lesson.hidden("faulty")  # in the file of exercises: look after you have answered
 
 
 def follow_run(estimator):
@@ -674,7 +674,7 @@ def follow_run(estimator):
 
 
 broken = {
-    "run A": follow_run(course.replace(ladder.surrogate, ratio=Suspect())),
+    "run A": follow_run(faulty()),
     "run B": follow_run(ladder.surrogate),
 }
 figure, panels = figures.new_figure(1, 3, width=9.0, height=3.2)
@@ -705,7 +705,7 @@ lesson.picture(
 lesson.ask("break-it")
 
 # %%
-lesson.code(Suspect)
+lesson.code(lesson.hidden("Suspect"))
 plain = follow_run(ladder.baseline)
 print(
     "run A is the rung `baseline`, rollout by rollout:",
@@ -723,7 +723,7 @@ for label, history in (*broken.items(), ("the rung `baseline`", plain)):
 # In `log_ratio - log_ratio.detach()` the old log-probability cancels: what is subtracted is the *current* one. The value is always 1 and the gradient is $A\nabla\log\pi$: right at the first update, stale at the other fifteen. It is the rung
 # `baseline` in disguise.
 #
-# Now compare the last column. The two runs are the same run to the digit. One logs a largest ρ of 1, the other of 687. **The log measures ρ with the same faulty line**, so it reports that nothing has moved while the true ratio
+# Now compare the last column. Run A and `baseline` are the same run to the digit. One logs a largest ρ of 1, the other of 687. **The log measures ρ with the same faulty line**, so it reports that nothing has moved while the true ratio
 # of some sample is 687. A metric that is computed from the suspect quantity cannot accuse it.
 #
 # If every ratio is 1 although you make several updates per rollout, look for this. Log-probabilities of the rollout are taken **once**, when it is sampled, from the distribution that sampled.

@@ -10,6 +10,8 @@ import torch
 
 from bandits.exact import B3_MEANS, B3_POLICY
 from bandits.theory import effective_samples as far
+from course import ladder
+from course.estimator import replace
 from course.lesson.exercise import Exercise
 from course.parts import TokenRatio
 
@@ -116,3 +118,8 @@ class Suspect(TokenRatio):
 
     def __call__(self, log_ratio, mask):
         return log_ratio - log_ratio.detach()
+
+
+def faulty():
+    """The estimator of run A."""
+    return replace(ladder.surrogate, ratio=Suspect())
