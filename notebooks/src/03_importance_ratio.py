@@ -98,7 +98,7 @@ for strength in (0.1, 1.0, 5.0):
     )
 
 # %% [markdown]
-# Equal at every distance: (3.2) is an identity, not an approximation. What grows is the last number, how far off a single group of 8 is: from .175 to .298. Keep it in mind.
+# Equal at every distance: (3.2) is an identity, not an approximation. What grows is the last number, how far off a single group of 8 is: from .175 to .298.
 #
 # (In an episode of many steps a new policy also visits other *states*. TRPO drops that effect, and its theorem 1 bounds the error. One choice per question has no such effect.)
 #
@@ -136,8 +136,6 @@ lesson.code(ImportanceSampling)
 # `eq:surrogate-gradient-at-old` · Xu 2025 (“From PPO to GRPO”), below eq. 3: PPO then reduces to policy gradient.
 #
 # ## Do it: the surrogate
-#
-# Two lines of mathematics, one line of code.
 
 # %%
 written = lesson.exercise("surrogate")
@@ -574,8 +572,6 @@ for rollouts in (0, 10, 30, 60):
 
 # %% [markdown]
 # The loss rises from 0 to .0538, all of it the KL term, while the reward rises from .1 to .633. So watch the reward on questions you hold out, the KL, the entropy and the gradient norm. The loss of these methods is a device to make a gradient; its value measures no progress.
-#
-# (Where a sum or a mean over tokens counts long answers more, and lengths differ, the centred part leaves a remainder as well: lesson 08.)
 
 # %% [markdown]
 # ## Explore: three rungs move (optional)

@@ -75,7 +75,7 @@ for row, chance in zip(tokens.tolist(), p.tolist(), strict=True):
     print("".join(map(str, row)), f"{chance:.3g}", "  right" if row == [1, 0, 1] else "")
 
 # %% [markdown]
-# `Outcomes` holds such a list, and the microscope of lesson 01 computes exact gradients from it. Here is where (5.2) lives:
+# The microscope of lesson 01 takes such a list. Here is where (5.2) lives:
 
 # %%
 outcomes = Outcomes.of_sequences(log_prob[None], reward[None], score=token_score[None])
