@@ -311,3 +311,22 @@ def test_a_failed_build_leaves_the_old_site(
         build.build(out, ["04"], most=0, report=lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
     assert [path.name for path in out.iterdir()] == [build.MARK]
+
+
+def test_where_some_lines_of_a_lesson_do_not_do_the_whole_lesson_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from matplotlib.figure import Figure
+
+    from course.lesson import Lesson
+    from course.lesson.explore import Explore
+
+    def fails(_: str) -> Lesson:
+        raise NameError("a name that was changed elsewhere")
+
+    whole = Lesson(info("04"))
+    whole.explores["e"] = Explore("e", lambda x: Figure(), {"x": Slider(0, 1, 1, 0)})
+    monkeypatch.setattr(frames, "explores", fails)
+    monkeypatch.setattr(notebooks, "collect", lambda lesson: whole)
+    [drawn] = frames.of_lesson("04", 4)
+    assert len(drawn.pictures) == 2
