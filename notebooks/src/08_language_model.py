@@ -194,10 +194,10 @@ loop_exercise = lesson.exercise("training-loop", model=model, task=task)
 
 # %%
 def my_training(model, problem, noise, rollouts, epochs):
-    """Train `model` in place: for each of `rollouts` rollouts problem.sample(noise), `epochs` updates.
+    """Train `model` in place: `rollouts` times problem.sample(noise) and `epochs` updates on it.
 
-    Group mean and std (divisor G, + 1e-6), ratio per token, clip at 1 ± .2, minus .04·k3, 1/|o|, the
-    mean over answers; torch.optim.Adam at 1e-3. rollout.log_prob is log π_old of the tokens.
+    Group mean and std (divisor G, + 1e-6), ratio per token, clip at 1 ± .2, minus .04·k3, 1/|o|,
+    the mean over answers; torch.optim.Adam at 1e-3. rollout.log_prob is log π_old of the tokens.
     model.log_probs takes prompt [Q, G, 4] and tokens [Q, G, 3], and gives [Q, G, 3].
     """
     return NotImplemented
@@ -406,8 +406,8 @@ for name, prompt, limit, reward in (
     paid = reward(tokens, asked.unsqueeze(-1).expand(256, 8), task)
     silent = (paid == paid[:, :1]).all(-1).double().mean()
     print(
-        f"{name:23} mean reward {paid.mean():.2f}   cut {made.truncated.double().mean():.2f}   silent"
-        f" groups {silent:.2f}"
+        f"{name:23} mean reward {paid.mean():.2f}   cut {made.truncated.double().mean():.2f}"
+        f"   silent groups {silent:.2f}"
     )
 
 # %% [markdown]
