@@ -688,8 +688,8 @@ for name, start in (("fitted", critic), ("cold", cold)):
     estimator = replace(ladder.ppo, credit=GAE(1.0, 0.95))
     lines = curve(estimator, LanguageModel, values=start, rollouts=20)
     print(
-        f"three tokens, λ = 0.95, {name:<6} critic: chance of a right answer {lines[0].mean():.2f} →"
-        f" {lines[-1].mean():.2f} in 20 rollouts"
+        f"three tokens, λ = 0.95, {name:<6} critic: chance of a right answer"
+        f" {lines[0].mean():.2f} → {lines[-1].mean():.2f} in 20 rollouts"
     )
 
 # %% [markdown]
