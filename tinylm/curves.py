@@ -203,21 +203,26 @@ def sweep_rates(
     optimizer: Callable[[Tensor], Optimizer] | None = None,
     asks: type[LanguageModel] = LanguageModel,
     also: Mapping[str, Tensor] | None = None,
+    value: Callable[[Curves], Tensor] | None = None,
+    judged_with: SweptBudget | None = None,
     text: str = "",
 ) -> Swept[Curves]:
     """Train the tuning models at every rate, then the judging models at the best rate.
 
     `start` holds both. The held-out questions that choose the rate are not those that judge it.
     `optimizer`, `asks` and `also` are those of `train`; only the judging models measure `also`.
+    `value` is what chooses the rate, [L, S] (default: the final accuracy); `judged_with` is another
+    budget for the judging models, such as one with another seed.
     """
     tuning, judging = range(budget.tuning), range(budget.tuning, budget.models)
-    quick = replace(budget, log_every=budget.rollouts)  # only the final accuracy is needed
+    # the final accuracy alone needs no curve
+    quick = replace(budget, log_every=budget.rollouts) if value is None else budget
 
     def trained(rates: Sequence[float], numbers: Sequence[int]) -> Curves:
         choosing = numbers == tuning
         rows = held_out(start.task, budget.judged, choosing=choosing)
         return train(
-            quick if choosing else budget,
+            quick if choosing else judged_with or budget,
             estimator,
             start,
             rates,
@@ -230,7 +235,13 @@ def sweep_rates(
             text=f"{text}: choosing the rate" if choosing else text,
         )
 
-    return sweep(trained, lambda curves: curves.final, budget.rates, tuning, judging)
+    best = value or (lambda curves: curves.final)
+    return sweep(trained, best, budget.rates, tuning, judging)
+
+
+def mean_along(curves: Curves) -> Tensor:
+    """The mean accuracy along the run [L, S], NaN for runs that diverged: fast and high is best."""
+    return torch.where(curves.halted.cpu(), torch.nan, curves.values["accuracy"].double().mean(0))
 
 
 def compared(claim: str, more: Any, less: Any, number: int | None = None) -> Fact:
@@ -304,6 +315,7 @@ __all__ = [
     "compared",
     "distance",
     "held_out",
+    "mean_along",
     "peak_bytes",
     "sweep_rates",
     "train",

@@ -1,0 +1,153 @@
+"""Rungs ranked by the completions they need to an accuracy, and what is expected of the ranking.
+
+`python -m tinylm ladder` measures the rows. A row has at least `completions` [logs], the held-out
+`accuracy` [logs][S] there, and `halted` [S].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from course.lab.facts import Fact
+from course.lab.statistics import LEVEL, paired_error, paired_interval
+from tinylm.curves import CHANCE, compared
+
+Row = Mapping[str, Any]
+AGAIN = "again"  # the first rung once more, with other random streams: the noise floor
+SEEN = "this course"
+
+# Rungs whose gradient is the same with one update per rollout, where ρ = 1, up to a constant factor
+# that Adam divides out; and the number of the claim in the course's list.
+ALIKE: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (9, ("baseline", "surrogate", "clip", "ppo_kl", "ppo_kl_adaptive")),
+    (3, ("group_mean", "rloo", "dr_grpo")),
+    (9, ("group_std", "luspo")),
+    (9, ("length_mean", "sequence_ratio", "gspo", "sapo")),
+    (9, ("token_mean", "clip_higher", "cispo")),
+)
+# (number of the claim, the rung expected ahead, the one behind), with one update and with several
+AHEAD = {
+    False: (
+        (41, "reinforce", "baseline"),
+        (41, "baseline", "group_mean"),
+        (41, "length_mean", "grpo"),
+    ),
+    True: (
+        (11, "clip", "baseline"),
+        (11, "surrogate", "baseline"),
+        (11, "clip", "surrogate"),
+        (11, "reinforce", "baseline"),
+    ),
+}
+
+
+def crossing(
+    completions: Sequence[int], accuracy: Any, level: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Completions [S] until `accuracy` [logs, S] is first at `level`, and whether it ever is [S].
+
+    Between two logged points the accuracy is taken as a straight line. Where it never is, the
+    number is that of the whole run; where it is from the start, it is 1, which has a logarithm.
+    """
+    x, y = np.array(completions, float), np.array(accuracy, float)
+    there: NDArray[np.bool_] = np.asarray(y >= level)
+    after = there.argmax(0)  # the first logged point there; 0 also where there is none
+    before = np.maximum(after - 1, 0)
+    low, high = (np.take_along_axis(y, at[None], 0)[0] for at in (before, after))
+    rise = np.where(high > low, high - low, 1.0)
+    found = x[before] + (x[after] - x[before]) * (level - low) / rise
+    reached = np.asarray(there.any(0))
+    return np.maximum(np.where(reached, found, x[-1]), 1.0), reached
+
+
+def ranked(
+    rows: Mapping[str, Row], first: str, levels: Sequence[float], ranked_at: float
+) -> dict[str, dict[str, Any]]:
+    """The rows with what is measured of them, those that need the fewest completions first.
+
+    `to` percent → completions [S]; `never` percent → how many models do not get there; `final`
+    accuracy [S], NaN where halted. `behind` is log2 of the completions to `ranked_at` less those of
+    the rung `first` (1: twice as many), `over` the final accuracy less its own, model by model,
+    both with half an interval.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for name, row in rows.items():
+        there = {
+            percent(level): crossing(row["completions"], row["accuracy"], level) for level in levels
+        }
+        table[name] = {
+            **row,
+            "to": {level: count for level, (count, _) in there.items()},
+            "never": {level: int((~reached).sum()) for level, (_, reached) in there.items()},
+            "final": np.where(row["halted"], np.nan, np.array(row["accuracy"], float)[-1]),
+        }
+    reference = table[first]
+    for row in table.values():
+        pairs = {
+            "behind": (logs(row, ranked_at), logs(reference, ranked_at)),
+            "over": (row["final"], reference["final"]),
+        }
+        for what, pair in pairs.items():
+            row[what], row[f"{what}_half"] = paired_interval(*pair)
+    order = sorted(table, key=lambda name: (table[name]["behind"], -table[name]["over"]))
+    return {name: table[name] for name in order}
+
+
+def logs(row: Row, level: float) -> NDArray[np.float64]:
+    """log2 of the completions to a level, [S]."""
+    return np.log2(np.array(row["to"][percent(level)], float))
+
+
+def percent(level: float) -> str:
+    """A share as it is named: .95 is "95"."""
+    return f"{100 * level:g}"
+
+
+def said(updates: int) -> str:
+    """The number of updates in words."""
+    return f"{updates} update{'s' if updates > 1 else ''} per rollout"
+
+
+def facts_of(table: Mapping[str, Row], first: str, updates: int, level: float) -> list[Fact]:
+    """What was expected before the run, of the rungs that are there; and the noise floor."""
+    at, runs = (
+        f"{said(updates)}, log2 of the completions to {percent(level)} %",
+        len(table[first]["final"]),
+    )
+    logs_of = {name: logs(row, level) for name, row in table.items()}
+
+    def gap(one: str, other: str) -> tuple[float, float]:
+        return paired_error(logs_of[one], logs_of[other])
+
+    facts = [
+        compared(f"{at}: {behind} needs more than {ahead}", logs_of[behind], logs_of[ahead], number)
+        for number, ahead, behind in AHEAD[updates > 1]
+        if {ahead, behind} <= table.keys()
+    ]
+    for number, (head, *others) in ALIKE if updates == 1 else ():
+        gaps = {name: gap(name, head) for name in others if {name, head} <= table.keys()}
+        if gaps:  # one fact for all of them, which share its chance
+            worst = max(gaps, key=lambda name: abs(gaps[name][0]) / (gaps[name][1] or 1e-9))
+            claim = f"{at}: {', '.join(gaps)} as many as {head}; furthest off in errors: {worst}"
+            found, chance = (*gaps[worst], 0.0), CHANCE / len(gaps)
+            facts.append(
+                Fact.simulated(claim, SEEN, *found, number=number, runs=runs, chance=chance)
+            )
+    if AGAIN in table:
+        chance = 1 - LEVEL
+        claim = f"{at}: {first} with other streams as many as before (by chance alone this fails in"
+        claim += f" {100 * chance:.0f} % of runs)"
+        facts.append(Fact.simulated(claim, SEEN, *gap(AGAIN, first), 0.0, runs=runs, chance=chance))
+    rest = [row for name, row in table.items() if name not in (first, AGAIN)]
+    if rest:
+        apart = sum(abs(row["behind"]) > row["behind_half"] for row in rest)
+        claim = f"{at}: rungs of {len(rest)} whose interval excludes 0, against chance alone"
+        facts.append(Fact.above(claim, SEEN, apart, (1 - LEVEL) * len(rest)))
+    return facts
+
+
+__all__ = ["AGAIN", "AHEAD", "ALIKE", "crossing", "facts_of", "logs", "percent", "ranked", "said"]
