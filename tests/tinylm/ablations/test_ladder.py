@@ -56,7 +56,9 @@ def start() -> Start:
 
 
 def test_a_reader_can_compute_the_ranking_again_from_the_json(tmp_path: Path) -> None:
-    made = dataclasses.replace(climbing.run(SETTINGS, QUIET), name="made", settings=SETTINGS)
+    made = dataclasses.replace(
+        climbing.run(SETTINGS, QUIET), name="made", settings=dataclasses.asdict(SETTINGS)
+    )
     made.save(tmp_path, climbing.plot(made))
     found = Result.load(tmp_path / "made.json")
     assert list(found.series) == ["1", "2"]
@@ -115,7 +117,7 @@ def test_rows_may_be_kept_as_json_and_collected_in_any_number(start: Start) -> N
     assert sorted(found.series["1"]) == ["clip", "reinforce"]
     assert list(found.series) == ["1"]  # with two updates the reference is missing
     assert found.text() == climbing.collected(SETTINGS, rows[1::-1] + rows[2:]).text()
-    climbing.plot(dataclasses.replace(found, settings=SETTINGS))
+    climbing.plot(dataclasses.replace(found, settings=dataclasses.asdict(SETTINGS)))
     with pytest.raises(CourseError, match="rows: got 1; allowed is at least one of reinforce"):
         climbing.collected(SETTINGS, kept[:1])
 
