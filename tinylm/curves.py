@@ -205,6 +205,7 @@ def sweep_rates(
     also: Mapping[str, Tensor] | None = None,
     value: Callable[[Curves], Tensor] | None = None,
     judged_with: SweptBudget | None = None,
+    wider: int = 0,
     text: str = "",
 ) -> Swept[Curves]:
     """Train the tuning models at every rate, then the judging models at the best rate.
@@ -212,7 +213,7 @@ def sweep_rates(
     `start` holds both. The held-out questions that choose the rate are not those that judge it.
     `optimizer`, `asks` and `also` are those of `train`; only the judging models measure `also`.
     `value` is what chooses the rate, [L, S] (default: the final accuracy); `judged_with` is another
-    budget for the judging models, such as one with another seed.
+    budget for the judging models, such as one with another seed. `wider` is that of `sweep`.
     """
     tuning, judging = range(budget.tuning), range(budget.tuning, budget.models)
     # the final accuracy alone needs no curve
@@ -236,7 +237,7 @@ def sweep_rates(
         )
 
     best = value or (lambda curves: curves.final)
-    return sweep(trained, best, budget.rates, tuning, judging)
+    return sweep(trained, best, budget.rates, tuning, judging, wider)
 
 
 def mean_along(curves: Curves) -> Tensor:

@@ -1,7 +1,7 @@
 """Rungs ranked by the completions they need to an accuracy, and what is expected of the ranking.
 
 `python -m tinylm ladder` measures the rows. A row has at least `completions` [logs], the held-out
-`accuracy` [logs][S] there, and `halted` [S].
+`accuracy` [logs][S] there, `halted` [S], and the names of the rungs that do the same, `alike`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from course.lab.facts import Fact
 from course.lab.statistics import LEVEL, paired_error, paired_interval
-from tinylm.curves import CHANCE, compared
+from tinylm.curves import compared
 
 Row = Mapping[str, Any]
 AGAIN = "again"  # the first rung once more, with other random streams: the noise floor
 SEEN = "this course"
 
-# Rungs whose gradient is the same with one update per rollout, where ρ = 1, up to a constant factor
-# that Adam divides out; and the number of the claim in the course's list.
+# Rungs that should do the same with one update per rollout, where ρ = 1 and π is π_old, but for a
+# constant factor, which a clipped gradient and Adam do not notice; and the number of the claim.
 ALIKE: tuple[tuple[int, tuple[str, ...]], ...] = (
     (9, ("baseline", "surrogate", "clip", "ppo_kl", "ppo_kl_adaptive")),
     (3, ("group_mean", "rloo", "dr_grpo")),
@@ -93,13 +93,14 @@ def ranked(
         }
         for what, pair in pairs.items():
             row[what], row[f"{what}_half"] = paired_interval(*pair)
-    order = sorted(table, key=lambda name: (table[name]["behind"], -table[name]["over"]))
+    order = sorted(table, key=lambda name: (table[name]["behind"], -table[name]["over"], name))
     return {name: table[name] for name in order}
 
 
 def logs(row: Row, level: float) -> NDArray[np.float64]:
     """log2 of the completions to a level, [S]."""
-    return np.log2(np.array(row["to"][percent(level)], float))
+    found: NDArray[np.float64] = np.log2(np.array(row["to"][percent(level)], float))
+    return found
 
 
 def percent(level: float) -> str:
@@ -128,14 +129,14 @@ def facts_of(table: Mapping[str, Row], first: str, updates: int, level: float) -
         for number, ahead, behind in AHEAD[updates > 1]
         if {ahead, behind} <= table.keys()
     ]
+    there = {name for head, row in table.items() for name in (head, *row["alike"])}
     for number, (head, *others) in ALIKE if updates == 1 else ():
-        gaps = {name: gap(name, head) for name in others if {name, head} <= table.keys()}
-        if gaps:  # one fact for all of them, which share its chance
-            worst = max(gaps, key=lambda name: abs(gaps[name][0]) / (gaps[name][1] or 1e-9))
-            claim = f"{at}: {', '.join(gaps)} as many as {head}; furthest off in errors: {worst}"
-            found, chance = (*gaps[worst], 0.0), CHANCE / len(gaps)
+        others = [name for name in others if name in there]
+        if head in table and others:
+            found = sorted(table[head]["alike"])
+            claim = f"{said(updates)}: the rungs that do the same as {head}"
             facts.append(
-                Fact.simulated(claim, SEEN, *found, number=number, runs=runs, chance=chance)
+                Fact.exact(claim, SEEN, ", ".join(found), ", ".join(sorted(others)), number=number)
             )
     if AGAIN in table:
         chance = 1 - LEVEL

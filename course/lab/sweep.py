@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Generic, TypeVar
 
@@ -87,13 +87,15 @@ def finished(values: Tensor, halted: Tensor) -> Tensor:
 class Swept(Generic[Trained]):
     """The result of a sweep.
 
-    `tried` holds the tuning runs at every rate (None if there was only one rate), `judged` the
-    judging runs at the chosen rate.
+    `tried` holds the tuning runs at the rates that were given (None if there was only one rate),
+    `judged` the judging runs at the chosen rate. `values` is every rate that was tried → the mean
+    value of the tuning runs there, rates increasing.
     """
 
     choice: Choice
     tried: Trained | None
     judged: Trained
+    values: Mapping[float, float] = field(default_factory=dict)
 
 
 def sweep(
@@ -102,13 +104,15 @@ def sweep(
     rates: Sequence[float],
     tuning: range,
     judging: range,
+    wider: int = 0,
 ) -> Swept[Trained]:
     """Train at all rates on the run numbers `tuning`, then at the best rate on `judging`.
 
     `train(rates, numbers)` trains L × S runs. The start and the random streams of run n depend on n
     only, so methods that are swept with the same numbers are paired run by run. `value` returns the
-    values [L, S] of the runs; more is better. A single rate needs no tuning runs. Raises
-    `CourseError` if a run number is in both ranges.
+    values [L, S] of the runs; more is better. A single rate needs no tuning runs. While the best
+    rate is at an end, up to `wider` more are tried beyond it, each by the factor between the last
+    two. Raises `CourseError` if a run number is in both ranges.
     """
     if len(rates) == 1:
         return Swept(Choice(float(rates[0]), 0, interior=False), None, train(rates, judging))
@@ -120,8 +124,18 @@ def sweep(
         f"run numbers that are not among {tuning}",
     )
     tried = train(rates, tuning)
-    choice = choose(value(tried), rates)
-    return Swept(choice, tried, train([choice.rate], judging))
+    values = dict(zip(rates, value(tried), strict=True))
+    while True:
+        ordered = sorted(values)
+        choice = choose(torch.stack([values[rate] for rate in ordered]), ordered)
+        if choice.interior or not wider:
+            break
+        wider -= 1
+        end, inner = ordered[:2] if choice.index == 0 else ordered[:-3:-1]
+        beyond = float(f"{end * end / inner:.3g}")
+        [values[beyond]] = value(train([beyond], tuning))
+    means = {rate: float(values[rate].double().mean()) for rate in ordered}
+    return Swept(choice, tried, train([choice.rate], judging), means)
 
 
 def edges(

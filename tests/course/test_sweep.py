@@ -105,3 +105,31 @@ def test_a_rate_at_which_a_run_diverged_is_chosen_only_where_none_is_without() -
     assert choose(finished(values, second), (1.0, 2.0)).rate == 1.0
     both = torch.tensor([[True, False], [False, True]])
     assert choose(finished(values, both), (1.0, 2.0)).rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("best", "wider", "tried", "interior"),
+    [
+        (0.05, 3, [0.025, 0.05, 0.1, 0.2, 0.4], True),
+        (0.2, 3, [0.1, 0.2, 0.4], True),
+        (1.6, 2, [0.1, 0.2, 0.4, 0.8, 1.6], False),
+        (1.6, 0, [0.1, 0.2, 0.4], False),
+    ],
+)
+def test_a_sweep_whose_best_rate_is_at_an_end_goes_on_beyond_it(
+    best: float, wider: int, tried: list[float], interior: bool
+) -> None:
+    """The value falls with the distance from `best`, in logarithms."""
+    asked: list[float] = []
+
+    def train(rates: Sequence[float], runs: range) -> Tensor:
+        if runs == range(2):
+            asked.extend(rates)
+        at = torch.tensor(list(rates), dtype=torch.float64)
+        return -(at / best).log().abs().unsqueeze(-1).expand(-1, len(runs))
+
+    found = sweep(train, lambda values: values, (0.1, 0.2, 0.4), range(2), range(2, 5), wider)
+    assert sorted(asked) == list(found.values) == pytest.approx(tried)
+    assert found.choice.interior is interior
+    assert found.choice.rate == pytest.approx(min(best, tried[-1]))
+    assert found.judged.shape == (1, 3)

@@ -39,8 +39,10 @@ TINY: dict[str, Any] = {
 }
 SETTINGS = climbing.Settings(
     **TINY,
-    rungs=("reinforce", "ppo", "clip"),
-    updates=(1, 2),
+    rungs=("reinforce", "baseline", "ppo", "clip"),
+    rungs_of_several=("ppo", "clip"),
+    updates=(1, 4),
+    epochs_of=(1, 2),
     rollouts_of=(4, 3),
     slower=(1.0, 2.0),
     rates=(1e-3, 4e-3, 1.6e-2),
@@ -61,10 +63,10 @@ def test_a_reader_can_compute_the_ranking_again_from_the_json(tmp_path: Path) ->
     )
     made.save(tmp_path, climbing.plot(made))
     found = Result.load(tmp_path / "made.json")
-    assert list(found.series) == ["1", "2"]
-    for updates, rollouts in zip(("1", "2"), (4, 3), strict=True):
+    assert list(found.series) == ["1", "4"]
+    for updates, rollouts, rungs in (("1", 4, ["baseline", "ppo"]), ("4", 3, ["clip", "ppo"])):
         table = found.series[updates]
-        assert sorted(table) == sorted(SETTINGS.names)
+        assert sorted(table) == sorted([*rungs, "reinforce", AGAIN])
         logs, final = {}, {}
         for name in table:
             x, curves = (found.array(updates, name, key) for key in ("completions", "accuracy"))
@@ -83,17 +85,24 @@ def test_a_reader_can_compute_the_ranking_again_from_the_json(tmp_path: Path) ->
                 np.testing.assert_allclose(got, [mean, half], atol=1e-5)
         behind = [table[name]["behind"] for name in table]
         assert behind == sorted(behind)
-        assert table["ppo"]["parameters"] > 1.9 * table["clip"]["parameters"]
-        assert table["ppo"]["megabytes"] > table["clip"]["megabytes"]
+        assert table["ppo"]["parameters"] > 1.9 * table[rungs[0]]["parameters"]
+        assert table["ppo"]["megabytes"] > table[rungs[0]]["megabytes"]
+    assert found.series["1"]["baseline"]["alike"] == ["clip"]
+    [same] = [fact for fact in found.facts if "do the same as baseline" in fact.claim]
+    assert same.measured == "clip"
+    assert same.holds
 
 
 def test_the_noise_floor_has_the_same_weights_and_rate_and_other_streams(start: Start) -> None:
-    first, again = (climbing.arm(SETTINGS, start, name, 2) for name in ("reinforce", AGAIN))
+    first, again = (climbing.arm(SETTINGS, start, 4, (name,)) for name in ("reinforce", AGAIN))
     assert first["rate"] == again["rate"]
-    assert first["rate"] in (5e-4, 2e-3, 8e-3)  # the rates, halved for two updates
+    rates = (5e-4, 2e-3, 8e-3)  # those of the settings, halved for several updates
+    assert set(rates) <= set(first["rates"])
+    assert first["rate"] == first["rates"][int(np.argmax(first["swept"]))]
+    assert first["interior"] or len(first["rates"]) == len(rates) + SETTINGS.wider
     assert first["swept"] == again["swept"]
-    budget = SETTINGS.budget(2)
-    assert (budget.epochs, budget.rollouts) == (2, 3)
+    budget = SETTINGS.budget(4)
+    assert (budget.epochs, budget.minibatches, budget.rollouts) == (2, 2, 3)
     for row, seed in ((first, 0), (again, 1)):
         how = dataclasses.replace(budget, seed=seed)
         alone = train(how, ladder.reinforce, start, (row["rate"],), (1, 2, 3))
@@ -109,13 +118,32 @@ def test_the_noise_floor_has_the_same_weights_and_rate_and_other_streams(start: 
     assert float((weights[0] - weights[1]).abs().max()) > 1e-5
 
 
+def test_rungs_that_do_the_same_with_one_update_share_a_row_and_part_with_several(
+    start: Start,
+) -> None:
+    """With one update ρ = 1 and π = π_old, so ratio, clip and PPO's KL change nothing; rloo is 4/3
+    of the group mean, which a clipped gradient does not notice. The reference is left at once.
+    """
+    rungs = ("reinforce", "baseline", "surrogate", "clip", "ppo_kl", "group_mean", "rloo", "grpo")
+    settings = dataclasses.replace(
+        SETTINGS, rungs=rungs, rungs_of_several=rungs, max_grad_norm=0.01
+    )
+    assert climbing.alike(settings, start, 1) == [
+        ("reinforce",),
+        ("baseline", "surrogate", "clip", "ppo_kl"),
+        ("group_mean", "rloo"),
+        ("grpo",),
+    ]
+    assert ("baseline",) in climbing.alike(settings, start, 4)  # it has no ratio
+
+
 def test_rows_may_be_kept_as_json_and_collected_in_any_number(start: Start) -> None:
-    tasks = [("clip", 1), ("reinforce", 1), ("clip", 2)]
-    rows = [climbing.arm(SETTINGS, start, name, updates) for name, updates in tasks]
+    tasks = [(1, "clip"), (1, "reinforce"), (4, "clip")]
+    rows = [climbing.arm(SETTINGS, start, updates, (name,)) for updates, name in tasks]
     kept = json.loads(json.dumps(rows))
     found = climbing.collected(SETTINGS, kept)
     assert sorted(found.series["1"]) == ["clip", "reinforce"]
-    assert list(found.series) == ["1"]  # with two updates the reference is missing
+    assert list(found.series) == ["1"]  # with four updates the reference is missing
     assert found.text() == climbing.collected(SETTINGS, rows[1::-1] + rows[2:]).text()
     climbing.plot(dataclasses.replace(found, settings=dataclasses.asdict(SETTINGS)))
     with pytest.raises(CourseError, match="rows: got 1; allowed is at least one of reinforce"):
@@ -130,7 +158,7 @@ def test_every_rung_descendant_and_branch_can_be_trained(start: Start) -> None:
         SETTINGS, rungs=names, rates=(2e-3,), rollouts_of=(1, 1), seeds=2, judged=4
     )
     for name in names:
-        row = climbing.arm(one, start, name, 2)
+        row = climbing.arm(one, start, 4, (name,))
         assert not any(row["halted"]), name
         assert np.shape(row["accuracy"]) == (2, 2)
 
@@ -140,6 +168,7 @@ def test_every_rung_descendant_and_branch_can_be_trained(start: Start) -> None:
     [
         ("updates", (0, 1)),
         ("updates", (8, 1)),
+        ("epochs_of", (1, 3)),
         ("levels", (0.5, 1.0)),
         ("ranked_at", 0.8),
         ("rollouts_of", (10,)),
