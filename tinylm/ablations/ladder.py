@@ -83,8 +83,8 @@ class Settings(SweptBudget):
     log_every: int = 10  # rollouts between two points of a curve
     judged: int = 400  # held-out questions that measure the accuracy
     # Adam's learning rates, each of which falls linearly to 0 …
-    rates: tuple[float, ...] = (3.5e-4, 7e-4, 1.4e-3)
-    slower: tuple[float, ...] = (1.0, 3.5)  # … divided by this, for each number of updates
+    rates: tuple[float, ...] = (1.75e-4, 3.5e-4, 7e-4)
+    slower: tuple[float, ...] = (1.0, 1.75)  # … divided by this, for each number of updates
     wider: int = 2  # rates that are tried beyond an end of them where that is best
     seeds: int = 8  # models that are judged
     workers: int | None = None  # processes side by side; none: one for each core
