@@ -1,4 +1,5 @@
-"""Rungs ranked by the completions they need to an accuracy, and what is expected of the ranking.
+"""Rungs ranked by their accuracy along the run, the completions they need to reach a level, and
+what is expected of the ranking.
 
 `python -m tinylm ladder` measures the rows. A row has at least `completions` [logs], the held-out
 `accuracy` [logs][S] there, `halted` [S], and the names of the rungs that do the same, `alike`.
@@ -65,42 +66,40 @@ def crossing(
 
 
 def ranked(
-    rows: Mapping[str, Row], first: str, levels: Sequence[float], ranked_at: float
+    rows: Mapping[str, Row], first: str, levels: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
-    """The rows with what is measured of them, those that need the fewest completions first.
+    """The rows with what is measured of them, the highest mean accuracy along the run first.
 
-    `to` percent → completions [S]; `never` percent → how many models do not get there; `final`
-    accuracy [S], NaN where halted. `behind` is log2 of the completions to `ranked_at` less those of
-    the rung `first` (1: twice as many), `over` the final accuracy less its own, model by model,
-    both with half an interval.
+    `along` [S] is that mean and `final` [S] the last accuracy, NaN where a model halted; `ahead`
+    and `over` are both less those of the rung `first`. `to` percent → completions [S]; `never`
+    percent → how many models do not get there; `later` percent → log2 of the completions less those
+    of `first` (1: twice as many). Differences are paired model by model, with half an interval.
     """
     table: dict[str, dict[str, Any]] = {}
     for name, row in rows.items():
         there = {
             percent(level): crossing(row["completions"], row["accuracy"], level) for level in levels
         }
+        curves, halted = np.array(row["accuracy"], float), np.array(row["halted"])
         table[name] = {
             **row,
+            "along": np.where(halted, np.nan, curves.mean(0)),
+            "final": np.where(halted, np.nan, curves[-1]),
             "to": {level: count for level, (count, _) in there.items()},
             "never": {level: int((~reached).sum()) for level, (_, reached) in there.items()},
-            "final": np.where(row["halted"], np.nan, np.array(row["accuracy"], float)[-1]),
         }
     reference = table[first]
     for row in table.values():
-        pairs = {
-            "behind": (logs(row, ranked_at), logs(reference, ranked_at)),
-            "over": (row["final"], reference["final"]),
+        for what, of in (("ahead", "along"), ("over", "final")):
+            row[what], row[f"{what}_half"] = paired_interval(row[of], reference[of])
+        later = {
+            level: paired_interval(np.log2(count), np.log2(reference["to"][level]))
+            for level, count in row["to"].items()
         }
-        for what, pair in pairs.items():
-            row[what], row[f"{what}_half"] = paired_interval(*pair)
-    order = sorted(table, key=lambda name: (table[name]["behind"], -table[name]["over"], name))
+        row["later"] = {level: mean for level, (mean, _) in later.items()}
+        row["later_half"] = {level: half for level, (_, half) in later.items()}
+    order = sorted(table, key=lambda name: (-table[name]["ahead"], -table[name]["over"], name))
     return {name: table[name] for name in order}
-
-
-def logs(row: Row, level: float) -> NDArray[np.float64]:
-    """log2 of the completions to a level, [S]."""
-    found: NDArray[np.float64] = np.log2(np.array(row["to"][percent(level)], float))
-    return found
 
 
 def percent(level: float) -> str:
@@ -113,19 +112,17 @@ def said(updates: int) -> str:
     return f"{updates} update{'s' if updates > 1 else ''} per rollout"
 
 
-def facts_of(table: Mapping[str, Row], first: str, updates: int, level: float) -> list[Fact]:
+def facts_of(table: Mapping[str, Row], first: str, updates: int) -> list[Fact]:
     """What was expected before the run, of the rungs that are there; and the noise floor."""
-    at, runs = (
-        f"{said(updates)}, log2 of the completions to {percent(level)} %",
-        len(table[first]["final"]),
-    )
-    logs_of = {name: logs(row, level) for name, row in table.items()}
+    at, runs = f"{said(updates)}, mean accuracy along the run", len(table[first]["final"])
 
     def gap(one: str, other: str) -> tuple[float, float]:
-        return paired_error(logs_of[one], logs_of[other])
+        return paired_error(table[one]["along"], table[other]["along"])
 
     facts = [
-        compared(f"{at}: {behind} needs more than {ahead}", logs_of[behind], logs_of[ahead], number)
+        compared(
+            f"{at}: {ahead} above {behind}", table[ahead]["along"], table[behind]["along"], number
+        )
         for number, ahead, behind in AHEAD[updates > 1]
         if {ahead, behind} <= table.keys()
     ]
@@ -140,15 +137,15 @@ def facts_of(table: Mapping[str, Row], first: str, updates: int, level: float) -
             )
     if AGAIN in table:
         chance = 1 - LEVEL
-        claim = f"{at}: {first} with other streams as many as before (by chance alone this fails in"
+        claim = f"{at}: {first} with other streams as high as before (by chance alone this fails in"
         claim += f" {100 * chance:.0f} % of runs)"
         facts.append(Fact.simulated(claim, SEEN, *gap(AGAIN, first), 0.0, runs=runs, chance=chance))
     rest = [row for name, row in table.items() if name not in (first, AGAIN)]
     if rest:
-        apart = sum(abs(row["behind"]) > row["behind_half"] for row in rest)
+        apart = sum(abs(row["ahead"]) > row["ahead_half"] for row in rest)
         claim = f"{at}: rungs of {len(rest)} whose interval excludes 0, against chance alone"
         facts.append(Fact.above(claim, SEEN, apart, (1 - LEVEL) * len(rest)))
     return facts
 
 
-__all__ = ["AGAIN", "AHEAD", "ALIKE", "crossing", "facts_of", "logs", "percent", "ranked", "said"]
+__all__ = ["AGAIN", "AHEAD", "ALIKE", "crossing", "facts_of", "percent", "ranked", "said"]

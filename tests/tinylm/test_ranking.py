@@ -51,23 +51,26 @@ def test_the_ranking_is_sorted_and_paired_model_by_model() -> None:
         "same": row(100, 200, 100, final=0.8),
         "twice": row(200, 400, 200),
     }
-    table = ranked(rows, "first", (0.5,), 0.5)
+    table = ranked(rows, "first", (0.5,))
     assert list(table) == ["first", "same", "twice", "late"]
+    # 0, .5, .9, .9 is .575; 0, .1, .5, .9 is .375
+    np.testing.assert_allclose(table["first"]["along"], [0.575, 0.375, 0.575])
     np.testing.assert_allclose(table["first"]["to"]["50"], [100, 200, 100])
-    # by models twice as many each: log2 is 1 without spread; 4, 2 and 4 times: 2, 1, 2
-    assert (table["twice"]["behind"], table["twice"]["behind_half"]) == pytest.approx((1, 0))
-    assert table["late"]["behind"] == pytest.approx(5 / 3)
+    assert (table["same"]["ahead"], table["same"]["ahead_half"]) == pytest.approx((-0.025, 0))
+    assert (table["same"]["over"], table["same"]["over_half"]) == pytest.approx((-0.1, 0))
+    # twice as many completions by every model: log2 is 1 without spread; then 4, 2 and 4 times
+    later = [(table[n]["later"]["50"], table[n]["later_half"]["50"]) for n in ("twice", "late")]
     half = student(0.05, 3) * np.std([2, 1, 2], ddof=1) / np.sqrt(3)
-    assert table["late"]["behind_half"] == pytest.approx(half)
+    np.testing.assert_allclose(later, [(1, 0), (5 / 3, half)], atol=1e-12)
     assert [table[name]["never"]["50"] for name in table] == [0, 0, 1, 3]
-    assert table["same"]["over"] == pytest.approx(-0.1)
 
 
-def test_a_halted_model_has_no_final_accuracy_and_keeps_what_it_reached() -> None:
+def test_a_halted_model_has_no_accuracy_to_compare_and_keeps_what_it_reached() -> None:
     lost = row(100, 200) | {"halted": [True, False]}
-    table = ranked({"first": row(100, 200), "lost": lost}, "first", (0.5,), 0.5)
-    assert np.isnan(table["lost"]["final"]).tolist() == [True, False]
-    assert table["lost"]["behind"] == 0
+    table = ranked({"first": row(100, 200), "lost": lost}, "first", (0.5,))
+    for what in ("final", "along"):
+        assert np.isnan(table["lost"][what]).tolist() == [True, False]
+    assert table["lost"]["later"]["50"] == 0
 
 
 def test_facts_are_written_whatever_they_say() -> None:
@@ -80,8 +83,8 @@ def test_facts_are_written_whatever_they_say() -> None:
         AGAIN: row(110, 100, 130, 122),
     }
     once, many = (
-        {fact.claim: fact for fact in facts_of(ranked(rows, "reinforce", (0.5,), 0.5),
-                                               "reinforce", updates, 0.5)}
+        {fact.claim: fact for fact in facts_of(ranked(rows, "reinforce", (0.5,)),
+                                               "reinforce", updates)}
         for updates in (1, 8)
     )  # fmt: skip
 
@@ -90,14 +93,14 @@ def test_facts_are_written_whatever_they_say() -> None:
         assert isinstance(fact.holds, bool)
         return fact.holds
 
-    assert holds(once, "baseline needs more than reinforce")
-    assert not holds(once, "group_mean needs more than baseline")
+    assert holds(once, "reinforce above baseline")
+    assert not holds(once, "baseline above group_mean")
     assert not holds(once, "do the same as baseline")  # clip and the surrogate have their own rows
     assert not any("the same as group_mean" in claim for claim in once)  # rloo was not trained
     assert holds(once, "reinforce with other streams")
     assert holds(once, "of 4 whose interval excludes 0")
-    assert holds(many, "baseline needs more than clip")
-    assert not holds(many, "baseline needs more than surrogate")  # equal
+    assert holds(many, "clip above baseline")
+    assert not holds(many, "surrogate above baseline")  # equal
     assert not any("do the same as" in claim for claim in many)
     [noise] = [fact for claim, fact in many.items() if "other streams" in claim]
     assert noise.chance == pytest.approx(0.05)

@@ -1,15 +1,15 @@
-"""The ladder on a language model, so that it decides: who needs how many completions.
+"""The ladder on a language model, so that it decides: who learns sums sooner, by how much.
 
 A supervised warm start teaches a small transformer two-digit sums to about 30 %. Every rung, every
 descendant and every branch continues from there with the same questions and random streams, with
 one update per rollout; those of the ladder with eight as well (two epochs of four minibatches).
 Each has its own learning rate, chosen by the mean accuracy along the run on other models and other
-held-out questions. What counts is how many completions it takes until 50, 90 and 95 % of held-out
-questions are right, and the accuracy at the end.
+held-out questions. By the same mean they are ranked. Beside it stand the completions until 50, 90
+and 95 % of held-out questions are right, and the accuracy at the end.
 
 What to look for:
 
-    one ranking per number of updates: log2 of the completions less the first rung's, model by model
+    one ranking per number of updates: accuracy along the run less the first rung's, paired
     the noise floor in it: the first rung once more, with other random streams
     rungs that do the same with one update per rollout, in one row, and what parts them with eight
 
@@ -44,7 +44,7 @@ from course.lab.sweep import Choice, edges
 from course.lab.terminal import Progress
 from course.train.optim import SGD
 from tinylm.curves import SweptBudget, mean_along, peak_bytes, sweep_rates, train
-from tinylm.ranking import AGAIN, Row, facts_of, percent, ranked, said
+from tinylm.ranking import AGAIN, Row, facts_of, ranked, said
 from tinylm.warm_start import Start, warm_start
 from tinylm.wiring import JUDGE, Streams
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "every rung on two-digit sums: completions to 90 % right, ranked, with the noise floor"
+TITLE = "every rung on two-digit sums, ranked, with the noise floor"
 FIGURE = "tinylm_ladder"
 EXPECTED_SECONDS = 17000.0
 
@@ -73,7 +73,6 @@ class Settings(SweptBudget):
     # passes over the rollout, for each number of updates; the others are its minibatches
     epochs_of: tuple[int, ...] = (1, 2)
     levels: tuple[float, ...] = (0.5, 0.9, 0.95)  # held-out accuracies that are to be reached
-    ranked_at: float = 0.9  # the one of them that ranks
     preset: str = "small"  # nano, mini, small or gpu
     warm_lr: float = 2e-3  # Adam's learning rate in the warm start
     warm_batch: int = 256  # demonstrations per step
@@ -101,7 +100,6 @@ class Settings(SweptBudget):
             require(len(each) == len(self.updates) and min(each) > 0, name, each, f"{allowed}, > 0")
         for epochs, updates in zip(self.epochs_of, self.updates, strict=True):
             require(updates % epochs == 0, "epochs_of", epochs, f"a divisor of {updates} updates")
-        require(self.ranked_at in self.levels, "ranked_at", self.ranked_at, f"one of {self.levels}")
 
     def names(self, updates: int) -> tuple[str, ...]:
         """The rows of a ranking: the rungs, and the first once more."""
@@ -217,23 +215,23 @@ def collected(settings: Settings, rows: Sequence[Row]) -> Result:
 
     Series: number of updates → rung, in the order of the ranking → its row, see `ranked`.
     """
-    first, levels, ranked_at = settings.rungs[0], settings.levels, settings.ranked_at
+    first = settings.rungs[0]
     series: dict[str, Any] = {}
     facts: list[Fact] = []
     halted: dict[str, Any] = {}
     caption = (
         f"Bars: paired differences, {described(settings.seeds)}. Each rung at the rate with the"
         f" highest mean accuracy along the run, chosen on {settings.tuning} other models and other"
-        " questions; what that choice adds is not in the intervals. Models that never get there"
-        " count with the whole run (censored); their number is written. Noise floor: the reference"
-        " at its rate from the same weights, with other random streams."
+        " questions; what that choice adds is not in the intervals. Noise floor: the reference at"
+        " its rate from the same weights, with other random streams. A model that never gets to a"
+        " level counts there with the whole run."
     )
     for updates in settings.updates:
         mine = {row["rung"]: row for row in rows if row["updates"] == updates}
         if first not in mine:
             continue
-        series[str(updates)] = table = ranked(mine, first, levels, ranked_at)
-        facts += facts_of(table, first, updates, ranked_at)
+        series[str(updates)] = table = ranked(mine, first, settings.levels)
+        facts += facts_of(table, first, updates)
         chosen = {n: Choice(r["rate"], 0, r["interior"]) for n, r in table.items() if n != AGAIN}
         outside = edges(chosen, sorted({rate for row in mine.values() for rate in row["rates"]}))
         caption += f" {said(updates)}: {outside}" if outside else ""
@@ -246,21 +244,21 @@ def collected(settings: Settings, rows: Sequence[Row]) -> Result:
 
 
 def plot(result: Result) -> Figure:
-    """For each number of updates: the ranking, completions to each level, the final accuracy."""
+    """For each number of updates: the ranking, the final accuracy, completions to each level."""
     tables: dict[str, dict[str, Row]] = {name: dict(each) for name, each in result.series.items()}
     high = [1.6 + 0.27 * len(table) for table in tables.values()]
-    sizes: dict[str, Any] = {"height_ratios": high, "width_ratios": (1.2, 1.0, 0.8)}
+    sizes: dict[str, Any] = {"height_ratios": high, "width_ratios": (1.2, 0.8, 1.0)}
     figure, panels = figures.new_figure(len(tables), 3, width=17.0, height=sum(high), **sizes)
-    first, ranked_at = result.settings["rungs"][0], percent(result.settings["ranked_at"])
+    first = result.settings["rungs"][0]
     for at, (updates, table) in enumerate(tables.items()):
-        ranking, levels, ends = panels[3 * at : 3 * at + 3]
+        ranking, ends, levels = panels[3 * at : 3 * at + 3]
         names = [first if name == AGAIN else name for name in table]
         own = {first: f"{first}: the reference", AGAIN: f"NOISE FLOOR: {first}, other streams"}
         labels = [
             f"{own.get(name, ' = '.join([name, *row['alike']]))}  lr {row['rate']:g}"
             for name, row in table.items()
         ]
-        for ax, what, text in ((ranking, "behind", labels), (ends, "over", [""] * len(names))):
+        for ax, what, text in ((ranking, "ahead", labels), (ends, "over", [""] * len(names))):
             numbers = (
                 [float(row[key]) for row in table.values()] for key in (what, f"{what}_half")
             )
@@ -269,31 +267,24 @@ def plot(result: Result) -> Figure:
             if AGAIN in table:
                 mean, half = (float(table[AGAIN][key]) for key in (what, f"{what}_half"))
                 ax.axvspan(mean - half, mean + half, color="#777777", alpha=0.18, linewidth=0)
-        for place, row in enumerate(table.values()):
-            if row["never"][ranked_at]:
-                end = float(row["behind"]) + float(row["behind_half"]), place
-                words = f"{row['never'][ranked_at]} of {len(row['final'])} never"
-                figures.note(ranking, words, end, (6, 0), va="center", color="#777777")
-        title = f"{said(int(updates))}: completions to {ranked_at} % right"
-        unit = f"log2, less {first}'s, paired, 95 % interval (1: twice as many)"
-        ranking.margins(x=0.15)
-        figures.describe(ranking, title, unit)
+        unit = f"mean accuracy along the run, less {first}'s, paired, 95 % interval"
+        figures.describe(ranking, f"{said(int(updates))}: who learns sooner", unit)
         figures.describe(ends, f"Final accuracy, less {first}'s", "paired, 95 % interval")
         _levels(levels, names, list(table.values()))
     return figure
 
 
 def _levels(ax: Axes, names: Sequence[str], rows: Sequence[Row]) -> None:
-    """Completions to each level: the geometric mean over models, hollow where some never do."""
+    """Completions to each level: the median over models, hollow where half of them never do."""
     for marker, level in zip("<os>^v", rows[0]["to"], strict=False):
         for place, (name, row) in enumerate(zip(names, rows, strict=True)):
-            x = float(np.exp2(np.log2(np.array(row["to"][level], float)).mean()))
+            x = float(np.median(row["to"][level]))
             colour = figures.style_of(name)["color"]
-            fill = "none" if row["never"][level] else colour
+            fill = "none" if 2 * row["never"][level] >= len(row["final"]) else colour
             figures.points(ax, x, place, None, name, marker=marker, markerfacecolor=fill)
         ax.plot([], [], marker, color="#444444", label=f"{level} %")
     ax.set_yticks(range(len(names)), [""] * len(names))
     ax.set_ylim(len(names) - 0.4, -0.6)
-    figures.log_axis(ax, "x", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    figures.describe(ax, "… and to each level", "hollow: some never", legend="lower left")
+    text = "median over models; hollow: half or more never"
+    figures.describe(ax, "Completions to each level", text, legend="center")

@@ -47,7 +47,6 @@ SETTINGS = climbing.Settings(
     slower=(1.0, 2.0),
     rates=(1e-3, 4e-3, 1.6e-2),
     levels=(0.2, 0.4),
-    ranked_at=0.4,
 )
 
 
@@ -67,7 +66,7 @@ def test_a_reader_can_compute_the_ranking_again_from_the_json(tmp_path: Path) ->
     for updates, rollouts, rungs in (("1", 4, ["baseline", "ppo"]), ("4", 3, ["clip", "ppo"])):
         table = found.series[updates]
         assert sorted(table) == sorted([*rungs, "reinforce", AGAIN])
-        logs, final = {}, {}
+        along, final, logs = {}, {}, {}
         for name in table:
             x, curves = (found.array(updates, name, key) for key in ("completions", "accuracy"))
             assert x.tolist() == [32 * step for step in range(rollouts + 1)]
@@ -77,14 +76,16 @@ def test_a_reader_can_compute_the_ranking_again_from_the_json(tmp_path: Path) ->
                 key = f"{100 * level:g}"
                 np.testing.assert_allclose(found.array(updates, name, "to", key), there, rtol=1e-6)
                 assert table[name]["never"][key] == (~reached).sum()
-            logs[name], final[name] = np.log2(there), curves[-1]
+            along[name], final[name], logs[name] = curves.mean(0), curves[-1], np.log2(there)
         for name in table:
-            for what, values in (("behind", logs), ("over", final)):
+            for what, values in (("ahead", along), ("over", final)):
                 mean, half = interval(values[name] - values["reinforce"])
                 got = [float(found.array(updates, name, key)) for key in (what, f"{what}_half")]
                 np.testing.assert_allclose(got, [mean, half], atol=1e-5)
-        behind = [table[name]["behind"] for name in table]
-        assert behind == sorted(behind)
+            later = [table[name][key]["40"] for key in ("later", "later_half")]
+            np.testing.assert_allclose(later, interval(logs[name] - logs["reinforce"]), atol=1e-5)
+        ahead = [table[name]["ahead"] for name in table]
+        assert ahead == sorted(ahead, reverse=True)
         assert table["ppo"]["parameters"] > 1.9 * table[rungs[0]]["parameters"]
         assert table["ppo"]["megabytes"] > table[rungs[0]]["megabytes"]
     assert found.series["1"]["baseline"]["alike"] == ["clip"]
@@ -170,7 +171,6 @@ def test_every_rung_descendant_and_branch_can_be_trained(start: Start) -> None:
         ("updates", (8, 1)),
         ("epochs_of", (1, 3)),
         ("levels", (0.5, 1.0)),
-        ("ranked_at", 0.8),
         ("rollouts_of", (10,)),
         ("slower", (1.0, 0.0)),
         ("rates", (0.0,)),
