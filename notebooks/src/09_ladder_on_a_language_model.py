@@ -624,6 +624,26 @@ print("parts that cost without their stress:", "; ".join(dict.fromkeys(costs)))
 # %% [markdown]
 # Two identical unpaired trainings from one start differ by up to .006. A leaderboard of rungs whose gaps are smaller ranks streams, not rungs.
 #
+# ### Everybody wants a ranking
+#
+# Here is one, with its noise floor inside. A larger model (`small`) has seen demonstrations of two-digit sums until a third of its samples were right. From there the rungs train it without any stress, with one update per rollout and with eight (two epochs of four minibatches), each at its own best rate, eight models each. One row is `reinforce` *once more*: the same weights and the same rate, other random streams.
+
+# %% jupyter={"source_hidden": true}
+lesson.ask("ranking")
+
+# %%
+whole = load("tinylm_ladder")
+for updates, table in whole.series.items():
+    print(f"{updates} update(s) per rollout: mean accuracy along the run, less reinforce's")
+    for name, row in table.items():
+        same = f" (and {', '.join(row['alike'])})" if row["alike"] else ""
+        print(f"  {row['ahead']:+.3f} ± {row['ahead_half']:.3f}  {name}{same}")
+
+# %% [markdown]
+# Unstressed, nothing beats the lowest rung, and the noise floor is narrower than most gaps. With one update many rungs are one and the same training. With eight, whoever has a baseline needs the ratio: without it `baseline` falls behind by another .04. The clip on top of the ratio changes the mean along the run by less than this table can tell.
+#
+# A ranking without stress ranks prices. What the parts are *for* stands in the table above.
+#
 # ## Break it
 #
 # One of two runs is `group_std`. In the other, one part is sabotaged. Every log has curves that should show it: J, the entropy per token, the gradient's norm before it is cut, and silent groups.
