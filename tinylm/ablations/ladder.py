@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 TITLE = "every rung on two-digit sums, ranked, with the noise floor"
 FIGURE = "tinylm_ladder"
-EXPECTED_SECONDS = 17000.0
+EXPECTED_SECONDS = 4500.0
 
 
 @dataclass(frozen=True)
