@@ -1031,6 +1031,7 @@ lesson.explore(
     draw_cobweb,
     "at p_ref = .001, β = .7 the flow stops at the first fixed point and the recursion jumps to"
     " the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
+    steady=False,  # its key grows
     p_ref=Choice((0.001, 0.01, 0.1, 0.3), 0.001, "p_ref"),
     beta=Slider(-0.7, 0.7, 0.05, -0.15, "β", log=True),
     group=Choice(tuple(SIZES), "256", "G"),
