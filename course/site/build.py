@@ -244,12 +244,17 @@ CONFIGURATION: dict[str, Any] = {
 def run_sphinx(sources: Path, to: Path, doctrees: Path) -> list[str]:
     """Run Sphinx over the sources; returns its warnings. Raises `CourseError` if it fails."""
     import io
+    import warnings
 
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     warned = io.StringIO()
-    with patch_docutils(), docutils_namespace():
+    with patch_docutils(), docutils_namespace(), warnings.catch_warnings():
+        # what the theme and Sphinx have to settle among themselves; warnings about the pages are
+        # those that Sphinx writes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
         app = Sphinx(
             srcdir=sources,
             confdir=None,
