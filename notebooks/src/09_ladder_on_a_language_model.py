@@ -626,7 +626,7 @@ print("parts that cost without their stress:", "; ".join(dict.fromkeys(costs)))
 #
 # ### Everybody wants a ranking
 #
-# Here is one, with its noise floor inside. A larger model (`small`) has seen demonstrations of two-digit sums until a third of its samples were right. From there the rungs train it without any stress, with one update per rollout and with eight (two epochs of four minibatches), each at its own best rate, eight models each. One row is `reinforce` *once more*: the same weights and the same rate, other random streams.
+# Here is one, with its noise floor inside. A larger model (`small`) has seen demonstrations of two-digit sums until a third of its samples were right. From there the rungs train it without any stress, with one update per rollout and with eight (two epochs of four minibatches), each at its own best rate, eight models each. One row, `again`, is `reinforce` once more: the same weights and the same rate, other random streams.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("ranking")
@@ -640,9 +640,9 @@ for updates, table in whole.series.items():
         print(f"  {row['ahead']:+.3f} ± {row['ahead_half']:.3f}  {name}{same}")
 
 # %% [markdown]
-# Unstressed, nothing beats the lowest rung, and the noise floor is narrower than most gaps. With one update many rungs are one and the same training. With eight, whoever has a baseline needs the ratio: without it `baseline` falls behind by another .04. The clip on top of the ratio changes the mean along the run by less than this table can tell.
+# Unstressed, nothing beats the lowest rung here, and every rung is behind it by more than `again`. With one update many rungs are one and the same training. With eight, `baseline` has no ratio and falls another .04 behind `surrogate`, which has one. Neighbours in this list are mostly not told apart: `clip` above `surrogate`, `baseline` above `group_mean` and `length_mean` above `grpo` were expected before the run, and none of the three holds.
 #
-# A ranking without stress ranks prices. What the parts are *for* stands in the table above.
+# A ranking without stress ranks prices. What the parts are *for* stands in the picture above.
 #
 # ## Break it
 #
