@@ -1,9 +1,13 @@
-"""Every lesson's source, run once as a plain program for all tests."""
+"""What tests of lessons share: each source run once as a plain program, and a browser."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 
 from course.lesson import Lesson, build, info
@@ -20,3 +24,20 @@ def lesson_of(number: str) -> Lesson:
         return build.collect(info(number))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; the test is skipped, and says why, where it or playwright is missing."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api",
+        reason='no playwright: pip install -c constraints.txt -e ".[browser]"',
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -21,20 +21,6 @@ import pytest
 
 from course.lesson import build, info, progress
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason='no playwright: pip install -c constraints.txt -e ".[browser]"'
-)
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"
-)
 LESSONS = ("01", "04", "07")
 SECONDS = 1000  # milliseconds, for the browser's time limits
 
@@ -99,16 +85,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.mark.parametrize("number", LESSONS)
-def test_a_lesson_runs_answers_and_redraws(number: str, lab: str, browser: Any) -> None:
+def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) -> None:
     """Run all cells; move a slider: another picture; answer a question: feedback; try an exercise
     wrongly and rightly: its verdicts.
     """
@@ -209,7 +187,7 @@ def _until(true: Any, otherwise: str, seconds: float = 30) -> None:
 
 
 def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
-    lab: str, browser: Any
+    browser: Any, lab: str
 ) -> None:
     """Run a question and an explore, save, end the kernel, open again: no widget's error, but the
     folded question, the explore's picture and its caption, which a live widget had hidden.
