@@ -474,9 +474,10 @@ def _site(argv: Sequence[str]) -> int:
         if word == "--serve" and (place + 1 == len(argv) or argv[place + 1].startswith("-")):
             words.append(PORT)
     chosen = read(Site, words, "course site")
+    from course.lab import terminal
     from course.site import build, serve
 
-    folder = build.build(chosen.out, most=chosen.frames)
+    folder = build.build(chosen.out, most=chosen.frames, progress=terminal.Progress())
     print(folder / "index.html")
     if chosen.serve is not None:
         serve.serve(folder, chosen.serve)

@@ -15,7 +15,7 @@ from typing import Any
 
 from course.errors import CourseError, require
 from course.lesson import conventions
-from course.lesson.conventions import anchor, escaped
+from course.lesson.conventions import anchor, cell
 from course.lesson.syllabus import LessonInfo, described
 
 PAGE = "CONVENTIONS.md"  # generated, in notebooks/: a heading for every convention
@@ -54,13 +54,13 @@ class AtWork:
             parts[-1] += " say otherwise."
             parts += ["", "| | option | default | what it sets |", "| --- | --- | --- | --- |"]
             for option in (known[name] for name in self.options):
-                cells = (f"`{option.name}`", f"`{option.default}`", escaped(option.sets))
+                cells = (f"`{option.name}`", f"`{option.default}`", cell(option.sets))
                 parts.append(f"| {called[option.library]} | {' | '.join(cells)} |")
         if self.rungs:
             parts += ["", f"| rung | {trl} | {verl} |", "| --- | --- | --- |"]
             names = conventions.rungs()
             for rung in self.rungs:
-                parts.append(f"| `{rung}` | {' | '.join(escaped(cell) for cell in names[rung])} |")
+                parts.append(f"| `{rung}` | {' | '.join(cell(name) for name in names[rung])} |")
         parts += ["", self.remark] if self.remark else []
         parts += ["", f"**A trap.** {self.trap}"]
         listed = " · ".join(link(row) for row in self.named)

@@ -79,9 +79,9 @@ def anchor(heading: str) -> str:
     return kept.replace(" ", "-")
 
 
-def escaped(cell: str) -> str:
-    """A cell's text for a Markdown table: a bar in it is no border."""
-    return cell.replace("|", "\\|")
+def cell(text: str) -> str:
+    """Text as a cell of a Markdown table: on one line, and a bar in it is no border."""
+    return re.sub(r"\s*\n\s*", " ", text.strip()).replace("|", "\\|")
 
 
 @cache
@@ -95,6 +95,6 @@ def _lines(title: str) -> list[list[str]]:
     part = text.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line for line in part.splitlines() if line.startswith("|")]
     return [
-        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row.strip()[1:-1])]
+        [part.strip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", row.strip()[1:-1])]
         for row in rows
     ]

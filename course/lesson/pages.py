@@ -290,7 +290,7 @@ def cheat_sheet() -> str:
         allowed = f"a table of rungs with a row for `{name}`"
         require(name in names, "course/CONVENTIONS.md", "no such row", allowed)
         lines.append(
-            "| " + " | ".join(conventions.escaped(cell) for cell in (*row, *names[name])) + " |"
+            "| " + " | ".join(conventions.cell(text) for text in (*row, *names[name])) + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -318,7 +318,7 @@ def conventions_page() -> str:
     where: dict[str, list[str]] = {}
     for lesson in build.written():
         for name in at_work.load(lesson).named:
-            where.setdefault(name, []).append(f"[{lesson.number}]({lesson.file}.ipynb)")
+            where.setdefault(name, []).append(reference.to_lesson(lesson))
     lines = [
         title,
         "",

@@ -17,6 +17,7 @@ from course.errors import CourseError, require
 from course.lab import ledger
 from course.lab.places import project_root
 from course.lab.result import Result
+from course.lab.terminal import QUIET, Progress
 from course.lesson import build as notebooks
 from course.lesson import info
 from course.lesson import pages as generated
@@ -29,22 +30,23 @@ MARK = ".pg-ladder-site"  # the file that says that a folder is a site of this c
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme")
 MATHJAX = "sphinx-mathjax-offline"  # a package of the files of MathJax 3, and nothing else
 MATHJAX_FILES = ("tex-chtml-full.js", "output/chtml/fonts/")  # what a page loads
-MOST_FRAMES = 24  # of an explore
 
 
 def build(
     out: Path,
     numbers: Sequence[str] = (),
-    most: int = MOST_FRAMES,
+    *,
+    most: int,
     explored: Sequence[str] | None = None,
     report: Callable[[str], None] = print,
+    progress: Progress = QUIET,
 ) -> Path:
     """Build the site into `out`, whole or not at all; returns `out`.
 
     `numbers` are the lessons (default: all), `most` bounds an explore's pictures (0: the saved one
     alone), which are drawn for the lessons `explored` (default: each). Raises `CourseError` if
     `out` is a folder of something else, if the extra `site` is not installed, or if Sphinx fails.
-    What Sphinx warns of is reported.
+    What Sphinx warns of is reported; `progress` shows how far the drawing is.
     """
     check_installed()
     root = checkout()
@@ -58,7 +60,7 @@ def build(
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
             sources, made = Path(temporary, "sources"), Path(temporary, "site")
             wanted = [info(each).number for each in (chosen if explored is None else explored)]
-            drawn = draw_all(wanted, most, report) if most else {}
+            drawn = draw_all(wanted, most, progress) if most else {}
             write_sources(root, sources, chosen, drawn, report)
             report("the pages …")
             for warning in run_sphinx(sources, made, Path(temporary, "doctrees")):
@@ -147,8 +149,7 @@ def write_sources(
     for lesson in notebooks.written():
         page = f"notebooks/{lesson.file}.ipynb"
         if lesson not in chosen:  # so that links to it lead somewhere
-            title = f"# {lesson.number} · {lesson.title}\n"
-            files[f"notebooks/{lesson.file}.md"] = f"{pages.HEAD}\n{title}"
+            files[f"notebooks/{lesson.file}.md"] = f"{pages.HEAD}\n# {lesson.heading}\n"
             continue
         saved = notebooks.target(lesson)
         if saved.is_file():

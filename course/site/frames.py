@@ -10,10 +10,12 @@ import ast
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from course.lab.side_by_side import side_by_side
+from course.lab.terminal import QUIET, Progress
 from course.lesson import Lesson, build, info
 from course.lesson.explore import Choice, Control, Explore
 
@@ -279,21 +281,9 @@ def _last(statement: ast.stmt) -> int:
 
 
 def draw_all(
-    numbers: Sequence[str], most: int, report: Callable[[str], None]
+    numbers: Sequence[str], most: int, progress: Progress = QUIET
 ) -> dict[str, list[Frames]]:
-    """Lesson → its explores, drawn; each lesson in a process of one thread, two at a time."""
-    import multiprocessing
-    import os
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-
-    found: dict[str, list[Frames]] = {}
-    # spawned and not forked: a fork of a process that has used threads may hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=context) as pool:
-        waiting = {pool.submit(of_lesson, number, most): number for number in numbers}
-        for done in as_completed(waiting):
-            number = waiting[done]
-            found[number] = done.result()
-            drawn = sum(len(each.pictures) for each in found[number])
-            report(f"lesson {number}: {len(found[number])} explores in {drawn} pictures")
-    return found
+    """Lesson → its explores, drawn, lessons side by side."""
+    with side_by_side(None, progress) as spread:
+        drawn = spread(of_lesson, [(number, most) for number in numbers], "pictures of sliders")
+    return dict(zip(numbers, drawn, strict=True))

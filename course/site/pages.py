@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from course.lab.result import Result
 from course.lesson import sources
-from course.lesson.reference import PACKAGES, cell
+from course.lesson.conventions import cell
+from course.lesson.reference import first_line, python_files
 from course.lesson.syllabus import SYLLABUS, LessonInfo
 from course.site.links import LISTINGS, SHOWN, Links
 
@@ -63,7 +63,7 @@ def index(lessons: Iterable[LessonInfo], links: Links, summary: str) -> str:
     entries = []
     for lesson in lessons:
         page = f"notebooks/{lesson.file}.ipynb"
-        entries.append((page, f"{lesson.number} · {lesson.title}"))
+        entries.append((page, lesson.heading))
         link = f'<a href="{links.relative(page, "index.md")}"><b>{lesson.title}</b></a>'
         rows.append(f"| {lesson.number} | {link} | {cell(lesson.takeaway)} |")
     parts = [
@@ -161,14 +161,13 @@ def ablations_index(results: Iterable[Result]) -> str:
 def modules(root: Path) -> dict[str, dict[str, str]]:
     """Package → {its public module, by dotted name: its file}."""
     found: dict[str, dict[str, str]] = {}
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            file = path.relative_to(root)
-            names = file.with_suffix("").parts
-            if any(name.startswith("_") for name in names if name != "__init__"):
-                continue
-            name = ".".join(names[:-1] if names[-1] == "__init__" else names)
-            found.setdefault(package, {})[name] = file.as_posix()
+    for path in python_files(root):
+        file = path.relative_to(root)
+        names = file.with_suffix("").parts
+        if any(name.startswith("_") for name in names if name != "__init__"):
+            continue
+        name = ".".join(names[:-1] if names[-1] == "__init__" else names)
+        found.setdefault(names[0], {})[name] = file.as_posix()
     return found
 
 
@@ -179,11 +178,6 @@ def api_page(module: str, file: str) -> str:
     )
     title = f":orphan:\n\n{module}\n{'=' * len(module)}\n\n"
     return f"{title}`Source <{file}>`__\n\n.. automodule:: {module}\n{options}"
-
-
-def first_line(thing: object) -> str:
-    """The first line of a docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 def api_index(found: Mapping[str, Iterable[str]]) -> str:
