@@ -12,6 +12,7 @@ from course.parts import (
     KL,
     Aggregation,
     Baseline,
+    Correction,
     Credit,
     RatioLevel,
     SampleFilter,
@@ -30,6 +31,8 @@ class Objective(Protocol):
     def baseline(self) -> Baseline: ...
     @property
     def scale(self) -> Scale: ...
+    @property
+    def correction(self) -> Correction: ...
     @property
     def ratio(self) -> RatioLevel: ...
     @property
@@ -63,6 +66,8 @@ def latex(objective: Objective, changed: Collection[str] = (), colour: str | Non
     bracket = _bracket(objective, coloured, show)
     lines = [rf"L(\theta)&={show('aggregation', objective.aggregation.latex)}{bracket}"]
     lines.append(_advantage(objective, coloured, show))
+    if not objective.correction.implied or "correction" in coloured:
+        lines.append(_correction(objective, show))
     if objective.uses_ratio:
         lines.append(rf"&{show('ratio', objective.ratio.latex)}")
     if objective.kl.in_reward:
@@ -80,6 +85,9 @@ def _returned(objective: Objective) -> str:
 def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str:
     """The term that is summed over tokens, in brackets if it has several terms."""
     surrogate = show("surrogate", objective.surrogate.latex)
+    if not objective.correction.implied:
+        inner = rf"\left({surrogate}\right)" if _is_sum(objective.surrogate.latex) else surrogate
+        surrogate = rf"c_{{i,t}}\,{inner}"
     terms = surrogate
     if not objective.kl.implied:
         place = show("kl", objective.kl.latex)
@@ -95,6 +103,23 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
     return rf"\left[{terms}\right]" if terms != surrogate else surrogate
 
 
+def _is_sum(term: str) -> bool:
+    """Whether a term has a + or − outside all brackets, so that a factor before it needs some."""
+    depth = 0
+    for place, letter in enumerate(term):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0 and place > 0 and letter in "+-−":
+            return True
+    return False
+
+
+def _correction(objective: Objective, show: Show) -> str:
+    """The line that defines c, and the symbols in it."""
+    line = rf"c_{{i,t}}&={show('correction', objective.correction.latex)}"
+    defines = objective.correction.defines
+    return rf"{line},\qquad {defines}" if defines else line
+
+
 def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> str:
     """The line that defines A."""
     numerator = _returned(objective)
@@ -108,6 +133,8 @@ def _advantage(objective: Objective, coloured: Collection[str], show: Show) -> s
 def text(objective: Objective) -> str:
     """The objective on one line, for a terminal."""
     terms = objective.surrogate.text
+    if not objective.correction.implied:
+        terms = f"c·({terms})" if _is_sum(terms) else f"c·{terms}"
     if not objective.kl.implied and not objective.kl.in_reward:
         terms += f" − {objective.kl.text}"
     if objective.entropy_coef:
@@ -120,6 +147,9 @@ def text(objective: Objective) -> str:
     line = f"{objective.aggregation.text} [{terms}],  A = {advantage}"
     if not objective.credit.implied:
         line += f",  {objective.credit.text}"
+    if not objective.correction.implied:
+        says = objective.correction.says
+        line += f",  c = {objective.correction.text}" + (f", {says}" if says else "")
     if objective.uses_ratio and not objective.ratio.implied:
         line += f",  {objective.ratio.text}"
     if objective.kl.in_reward:

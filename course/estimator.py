@@ -1,10 +1,10 @@
-"""The estimator: a policy-gradient objective put together from eight parts.
+"""The estimator: a policy-gradient objective put together from nine parts.
 
 Every algorithm of the course is an estimator; neighbours on the ladder differ in one part.
 
-objective = Σ w · (surrogate(ρ, log π, A) − β·kl + entropy_coef·H − value_coef·½(V − R)²)
+objective = Σ w · (c · surrogate(ρ, log π, A) − β·kl + entropy_coef·H − value_coef·½(V − R)²)
 
-The sum runs over the tokens [Q, G, T] of a rollout.
+The sum runs over the tokens [Q, G, T] of a rollout. c corrects for a sampler that is not π_old.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from course.parts import (
     Aggregation,
     AllSamples,
     Baseline,
+    Correction,
     Credit,
     NoBaseline,
+    NoCorrection,
     NoKL,
     NoScale,
     RatioLevel,
@@ -45,6 +47,7 @@ PART_KINDS: dict[str, type[Part]] = {
     "credit": Credit,
     "baseline": Baseline,
     "scale": Scale,
+    "correction": Correction,
     "ratio": RatioLevel,
     "surrogate": Surrogate,
     "kl": KL,
@@ -62,7 +65,8 @@ class Frozen:
     G, T] is the return that a critic regresses on. A minibatch (`prompts`) keeps the weights of the
     full batch, so the minibatches' objectives add up to the batch's: eq:minibatches-add.
     `is_whole` says that every token is chosen and has a weight, so that nothing need be selected;
-    False is never wrong.
+    False is never wrong. `correction` c [..., Q, G, T] weighs the surrogate, 0 where the mask is
+    False; None means 1.
     """
 
     rollout: Rollout
@@ -70,6 +74,7 @@ class Frozen:
     weight: Tensor
     target: Tensor
     is_whole: bool = False
+    correction: Tensor | None = None
 
     @cached_property
     def felt(self) -> Tensor:
@@ -84,12 +89,17 @@ class Frozen:
             tensor.index_select(axis, index)
             for tensor in (self.advantage, self.weight, self.target)
         )
-        return Frozen(self.rollout.prompts(index), advantage, weight, target, self.is_whole)
+        correction = self.correction
+        if correction is not None:
+            correction = correction.index_select(axis, index)
+        return Frozen(
+            self.rollout.prompts(index), advantage, weight, target, self.is_whole, correction
+        )
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A policy-gradient objective, made of eight swappable parts. The defaults are REINFORCE.
+    """A policy-gradient objective, made of nine swappable parts. The defaults are REINFORCE.
 
     `entropy_coef` adds an entropy bonus (needs `policy.log_dist`), `value_coef` the critic's
     squared error (needs `policy.value`). `below` is the estimator that `replace` made this one
@@ -100,6 +110,7 @@ class Estimator:
     credit: Credit = TotalReturn()
     baseline: Baseline = NoBaseline()
     scale: Scale = NoScale()
+    correction: Correction = NoCorrection()
     ratio: RatioLevel = TokenRatio()
     surrogate: Surrogate = ScoreFunction()
     kl: KL = NoKL()
@@ -153,6 +164,7 @@ class Estimator:
             weight,
             credit.detach(),
             is_whole=rollout.is_whole and float(weight.amin()) > 0,
+            correction=self._correction(rollout),
         )
 
     def objective(self, policy: Policy, frozen: Frozen) -> Tensor:
@@ -170,7 +182,7 @@ class Estimator:
         felt = frozen.felt
         log_prob = rollout.select(felt, policy.log_prob)
         log_ratio = rollout.select(felt, self.log_ratio(policy, rollout))
-        gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
+        gain = self._gain(log_ratio, log_prob, frozen)
         penalty = ask("kl", self.kl, self.kl.penalty, policy, rollout, log_ratio, felt)
         if penalty is not None:
             gain = gain - self._ask("kl", shape, lambda: penalty)
@@ -179,6 +191,21 @@ class Estimator:
         if self.value_coef:  # eq:critic-regression
             gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
         return (weight * rollout.select(felt, gain)).sum((-3, -2, -1))
+
+    def _gain(self, log_ratio: Tensor, log_prob: Tensor, frozen: Frozen) -> Tensor:
+        """c · surrogate [..., Q, G, T], from log ρ and log π."""
+        shape, correction = log_ratio.shape, frozen.correction
+        if correction is None:
+            asked = log_ratio, log_prob, frozen.advantage
+            return self._ask("surrogate", shape, self.surrogate, *asked)
+        kept = correction != 0
+        if self.surrogate.scope == "token":
+            # what is dropped never enters an exp; a surrogate of whole samples needs every token
+            log_ratio, log_prob = (
+                frozen.rollout.select(kept, each) for each in (log_ratio, log_prob)
+            )
+        gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
+        return frozen.rollout.select(kept, correction * gain)
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
         """The loss of each run [...]: `freeze`, then minus the `objective`.
@@ -213,7 +240,7 @@ class Estimator:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The eight parts: name of the place → part."""
+        """The nine parts: name of the place → part."""
         return {name: getattr(self, name) for name in PART_KINDS}
 
     @property
@@ -289,6 +316,14 @@ class Estimator:
         """
         shape = rollout.reward.shape
         return ask_factor("baseline", self.baseline, shape, self.baseline, returns, rollout)
+
+    def _correction(self, rollout: Rollout) -> Tensor | None:
+        """c [..., Q, G, T], 0 where the mask is False; None where it is 1 everywhere."""
+        weight = ask("correction", self.correction, self.correction, rollout)
+        if weight is None:
+            return None
+        weight = self._ask("correction", rollout.reward.shape, lambda: weight)
+        return rollout.select(rollout.mask, weight).detach()
 
     def _counted(self, rollout: Rollout) -> Tensor:
         """[..., Q, G, T] bool: the chosen tokens of the samples that the filter keeps."""

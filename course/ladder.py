@@ -11,7 +11,7 @@ from course.parts import (
     CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups,
     ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward, LeaveOneOut,
     LengthWeighted, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum,
-    SoftGate, TokenMean, TokenWhitening, Value,
+    SoftGate, TokenMean, TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -118,6 +118,9 @@ sapo = descendant(                                                      # a soft
     "sapo", replace(length_mean, surrogate=SoftGate(1.0, 1.05)),
     "SAPO", "Gao et al. 2025 (2511.20347), eqs. 5 and 6", LineStyle("#c96f00", DASHDOT),
     tau_positive=1.0, tau_negative=1.05, updates_per_rollout=4)
+tis_grpo = descendant(                                    # μ sampled, not π_old: times min(κ, 2)
+    "tis_grpo", replace(grpo, correction=TokenTIS(cap=2.0)),
+    "GRPO with TIS", "Yao et al. 2025; Ionides 2008", LineStyle("#b8320f", DOT), cap=2.0)
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 

@@ -23,6 +23,7 @@ NARROW = (torch.float16, torch.bfloat16)  # too few digits for means, squares an
 AXES_MISSING = {
     "log_prob": 0,
     "mask": 0,
+    "sampler_log_prob": 0,
     "ref_log_prob": 0,
     "value": 0,
     "truncated": 1,
@@ -34,6 +35,7 @@ DISTRIBUTIONS = ("old_log_dist", "ref_log_dist")
 # the optional fields and log_prob, whose numbers are read before they are used
 READ = (
     "log_prob",
+    "sampler_log_prob",
     "ref_log_prob",
     "value",
     "bootstrap",
@@ -50,12 +52,17 @@ class Rollout:
     Log-probabilities are in nats. The required fields are [..., Q, G, T]:
 
     - `reward`: may be on any token, chosen or not; 0 on padding;
-    - `log_prob`: under the distribution that really sampled the tokens, with temperature and top-k;
+    - `log_prob`: under π_old, the learner's policy before the updates, with temperature and top-k.
+      Without a `sampler_log_prob`, π_old is the distribution that really sampled the tokens;
     - `mask`, bool: True where the policy chose the token, False on prompts, padding and the turns
       of other speakers. A sample without a chosen token does not count (`exists`).
 
     The optional fields:
 
+    - `sampler_log_prob` [..., Q, G, T]: log-probabilities under μ, the distribution that really
+      sampled the tokens, if that is not π_old: another engine, precision, temperature, top-p, or
+      weights some updates old. Only a `Correction` reads it; without one, the samples are taken for
+      π_old's. To correct by the ratio π/μ itself, give μ's as `log_prob` and leave this None;
     - `ref_log_prob` [..., Q, G, T]: log-probabilities under the reference policy;
     - `value` [..., Q, G, T]: the critic's estimate for the state before each token;
     - `greedy_reward` [..., Q]: the reward of the greedy answer;
@@ -81,6 +88,7 @@ class Rollout:
     old_log_dist: Tensor | None = None
     ref_log_dist: Tensor | None = None
     kl_coef: Tensor | None = None
+    sampler_log_prob: Tensor | None = None
     limit: int | None = None
     data: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -241,6 +249,7 @@ class Rollout:
         used = {
             "reward": everywhere,
             "log_prob": self.mask,
+            "sampler_log_prob": self.mask,
             "ref_log_prob": self.mask,
             "value": self.mask,
             "bootstrap": everywhere if self.truncated is None else self.truncated & self.exists,

@@ -47,6 +47,7 @@ def make_rollout(reward: Any, log_prob: Any = None, mask: Any = None, **optional
     )
     floats = (
         "ref_log_prob",
+        "sampler_log_prob",
         "value",
         "bootstrap",
         "greedy_reward",

@@ -19,12 +19,13 @@ PER_SAMPLE = (
     "reward",
     "mask",
     "old_log_prob",
+    "sampler_log_prob",
     "ref_log_prob",
     "value",
     "bootstrap",
     "truncated",
 )
-PER_ARM = ("old_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
+PER_ARM = ("old_log_prob", "sampler_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
 DISTS = ("log_dist", "old_log_dist", "ref_log_dist")
 
 
@@ -40,7 +41,8 @@ class Outcomes:
     - `mask` [Q, K, T] bool: True where the policy chose the token;
     - `chance` [Q, K]: P(reward | answer), the environment's factor of the probability: 1 if
       rewards are deterministic, 0 for a row that only pads the table;
-    - `old_log_prob` [Q, K, T]: under the policy that samples; None means on policy.
+    - `old_log_prob` [Q, K, T]: under π_old, the policy before the updates; None means on policy;
+    - `sampler_log_prob` [Q, K, T]: under μ, the policy that samples; None means that π_old does.
 
     The other fields are those of `Rollout` with K instead of G: `ref_log_prob`, `value` [Q, K, T];
     `truncated`, `bootstrap` [Q, K]; `greedy_reward` [Q]; `log_dist`, `old_log_dist`, `ref_log_dist`
@@ -56,6 +58,7 @@ class Outcomes:
     mask: Tensor
     chance: Tensor
     old_log_prob: Tensor | None = None
+    sampler_log_prob: Tensor | None = None
     ref_log_prob: Tensor | None = None
     value: Tensor | None = None
     bootstrap: Tensor | None = None
@@ -83,7 +86,14 @@ class Outcomes:
             tuple(shape),
             "the three axes [Q, K, T], none of length 0",
         )
-        for name in ("log_prob", "mask", "old_log_prob", "ref_log_prob", "value"):
+        for name in (
+            "log_prob",
+            "mask",
+            "old_log_prob",
+            "sampler_log_prob",
+            "ref_log_prob",
+            "value",
+        ):
             self._shape(name, shape)
         for name in ("chance", "truncated", "bootstrap"):
             self._shape(name, shape[:2])
@@ -109,7 +119,8 @@ class Outcomes:
                 have,
                 f"{want}: the gradient of outcomes.log_dist",
             )
-        for name, log_prob in (("log_prob", self.log_prob), ("old_log_prob", self.old_log_prob)):
+        for name in ("log_prob", "old_log_prob", "sampler_log_prob"):
+            log_prob = getattr(self, name)
             if log_prob is not None:
                 total = self._probability(log_prob).sum(-1)
                 require(
@@ -176,8 +187,8 @@ class Outcomes:
 
         If `reward` has the shape of `log_prob`, K = A. It may have one more axis [.., A, R]; then
         `chance` [.., A, R] is the probability of each of the R rewards of an answer, and K = A·R.
-        `old_log_prob`, `ref_log_prob` and the other fields of a sample have the shape of
-        `log_prob`; `greedy_reward` [Q] and the distributions are as in the class.
+        `old_log_prob`, `sampler_log_prob`, `ref_log_prob` and the other fields of a sample have the
+        shape of `log_prob`; `greedy_reward` [Q] and the distributions are as in the class.
         """
         require(log_prob.dim() in (1, 2), "log_prob", tuple(log_prob.shape), "[Q, A] or [A]")
         require_floats("log_prob", log_prob)
@@ -217,8 +228,13 @@ class Outcomes:
 
     @property
     def old(self) -> Tensor:
-        """The log-probability [Q, K, T] under the policy that samples."""
+        """The log-probability [Q, K, T] under π_old, the policy before the updates."""
         return self.log_prob if self.old_log_prob is None else self.old_log_prob
+
+    @property
+    def sampler(self) -> Tensor:
+        """The log-probability [Q, K, T] under the policy that samples."""
+        return self.old if self.sampler_log_prob is None else self.sampler_log_prob
 
     @property
     def total_reward(self) -> Tensor:
@@ -277,7 +293,7 @@ def probability(outcomes: Outcomes) -> Tensor:
 
 def sampling_probability(outcomes: Outcomes) -> Tensor:
     """The probability of each outcome [Q, K] under the policy that samples."""
-    return outcomes._probability(outcomes.old)
+    return outcomes._probability(outcomes.sampler)
 
 
 def objective(outcomes: Outcomes) -> float:

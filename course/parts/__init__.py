@@ -1,4 +1,4 @@
-"""The eight parts of an estimator, one module each, in the order in which the algorithm runs."""
+"""The nine parts of an estimator, one module each, in the order in which the algorithm runs."""
 
 from course.parts.aggregation import (
     Aggregation,
@@ -18,6 +18,16 @@ from course.parts.baseline import (
     LengthWeighted,
     NoBaseline,
     Value,
+)
+from course.parts.correction import (
+    Correction,
+    NoCorrection,
+    RejectK3,
+    SequenceMaskTIS,
+    SequenceMIS,
+    SequenceTIS,
+    TokenMIS,
+    TokenTIS,
 )
 from course.parts.credit import GAE, TD, Credit, RewardToGo, TotalReturn
 from course.parts.kl import (
@@ -63,6 +73,7 @@ __all__ = [
     "Clip",
     "Constant",
     "ConstantLength",
+    "Correction",
     "Credit",
     "DropSilentGroups",
     "DropTruncated",
@@ -77,24 +88,31 @@ __all__ = [
     "LeaveOneOut",
     "LengthWeighted",
     "NoBaseline",
+    "NoCorrection",
     "NoKL",
     "NoScale",
     "OldPolicy",
     "Part",
     "RatioLevel",
     "Reference",
+    "RejectK3",
     "RewardToGo",
     "SampleFilter",
     "Scale",
     "ScoreFunction",
+    "SequenceMIS",
+    "SequenceMaskTIS",
     "SequenceMean",
     "SequenceMeanRatio",
     "SequenceRatio",
     "SequenceSum",
+    "SequenceTIS",
     "SoftGate",
     "Surrogate",
+    "TokenMIS",
     "TokenMean",
     "TokenRatio",
+    "TokenTIS",
     "TokenWhitening",
     "TotalReturn",
     "Value",

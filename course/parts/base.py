@@ -95,7 +95,7 @@ def _computes(name: str, value: object) -> bool:
 class Part(Declares):
     """One replaceable term of the objective.
 
-    To write a part of your own, subclass one of the eight kinds and define `__call__`. If you also
+    To write a part of your own, subclass one of the nine kinds and define `__call__`. If you also
     declare its `scope` and what it `reads` of other samples (see `Declares`), the exact microscope
     can handle larger cases.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from course.estimator import Estimator, Frozen
 from course.parts.base import ask_tensor
 from course.parts.baseline import mean_of, silent
+from course.parts.correction import log_kappa
 from course.parts.kl import exact_kl_where, k3
 from course.rollout import Policy, Rollout
 from course.train.optim import per_run_dot
@@ -90,6 +91,24 @@ GLOSSARY: dict[str, Metric] = {
             "clip_fraction",
             "share",
             "chosen tokens whose surrogate is flat in ρ; 0 where a rollout serves one update",
+            pool=token_mean,
+        ),
+        Metric(
+            "sampler_kl",
+            "nats",
+            "KL(μ‖π_old) per chosen token, the mean of k3: how far the sampler is from the learner",
+            pool=token_mean,
+        ),
+        Metric(
+            "correction_mean",
+            "",
+            "mean weight c of the correction over chosen tokens",
+            pool=token_mean,
+        ),
+        Metric(
+            "correction_dropped",
+            "share",
+            "chosen tokens that the correction drops: c = 0",
             pool=token_mean,
         ),
         Metric("ratio_min", "", "smallest ρ of a chosen token", pool=smallest),
@@ -196,6 +215,12 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str,
         "ratio_max": ratio.masked_fill(~mask, -torch.inf).amax((-3, -2, -1)),
         "kl_old": kl_to_old(policy, rollout),
     }
+    if rollout.sampler_log_prob is not None:
+        logged["sampler_kl"] = chosen_mean(k3(log_kappa(rollout)), mask)
+    if frozen.correction is not None:
+        logged["correction_mean"] = chosen_mean(frozen.correction, mask)
+        dropped = (frozen.correction == 0).to(ratio.dtype)
+        logged["correction_dropped"] = chosen_mean(dropped, mask)
     if policy.log_dist is not None:
         logged["entropy"] = chosen_mean(policy.entropy_where(mask), mask)
     if policy.log_dist is not None and rollout.ref_log_dist is not None:

@@ -34,6 +34,7 @@ from course.parts import (
     NoKL,
     SequenceMean,
     SequenceRatio,
+    SequenceTIS,
     SoftGate,
     TotalReturn,
 )
@@ -135,6 +136,7 @@ REPLACED = {
     "luspo": "aggregation: SequenceSum()",
     "cispo": "surrogate: CISPO(epsilon_high=0.28)",
     "sapo": "surrogate: SoftGate()",
+    "tis_grpo": "correction: TokenTIS()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",
@@ -447,12 +449,13 @@ def test_a_part_without_a_symbol_is_shown_by_its_class() -> None:
 
 
 def test_everything_at_once_still_makes_an_equation() -> None:
-    """All eight parts replaced, entropy and a penalty in the reward: nothing is shown twice or left
+    """All nine parts replaced, entropy and a penalty in the reward: nothing is shown twice or left
     out.
     """
     whole = replace(
         replace(ladder.gspo, ratio=SequenceRatio(), kl=K1(beta=3e-5, place=InReward())),
         sample_filter=DropSilentGroups(),
+        correction=SequenceTIS(1.75),
         entropy_coef=0.01,
     )
     latex = whole.latex()
@@ -463,6 +466,9 @@ def test_everything_at_once_still_makes_an_equation() -> None:
         r"\leftarrow",
         r"\frac1{|o_i|}",
         r"10^{-6}",
+        r"\min(\kappa_i,1.75)",
+        r"c_{i,t}\,\min",
+        r"\kappa_i=\prod_t",
     ):
         assert latex.count(piece) == 1, piece
     assert torch.isfinite(

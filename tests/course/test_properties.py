@@ -41,12 +41,16 @@ from course.parts import (
     LengthWeighted,
     NoKL,
     OldPolicy,
+    RejectK3,
     RewardToGo,
+    SequenceMaskTIS,
     SequenceMean,
     SequenceRatio,
     SequenceSum,
+    SequenceTIS,
     SoftGate,
     TokenMean,
+    TokenMIS,
     TokenWhitening,
     Value,
 )
@@ -103,6 +107,19 @@ BESIDE = {
     "whitened critic": Estimator(
         credit=GAE(0.9, 0.7), baseline=Value(), scale=TokenWhitening(), value_coef=0.5, kl=K2(0.1)
     ),
+    "truncated by sequence": Estimator(
+        baseline=GroupMean(), surrogate=Clip(), kl=K3(0.1), correction=SequenceTIS(1.5)
+    ),
+    "masked by token": Estimator(
+        baseline=GroupMean(), surrogate=Clip(), kl=K3(0.1), correction=TokenMIS(0.7, 1.5)
+    ),
+    "masked by sequence": Estimator(
+        baseline=GroupMean(),
+        ratio=SequenceRatio(),
+        surrogate=SoftGate(),
+        correction=SequenceMaskTIS(0.8, 1.3),
+    ),
+    "rejected": Estimator(baseline=GroupMean(), kl=K2(0.1), correction=RejectK3(0.5)),
 }
 EVERY = RUNGS | BESIDE
 every = pytest.mark.parametrize("estimator", EVERY.values(), ids=EVERY.keys())
@@ -173,6 +190,7 @@ def make_case(
         log_prob=nats(*every_token),
         mask=torch.as_tensor(mask),
         ref_log_prob=nats(*every_token),
+        sampler_log_prob=nats(*every_token),
         value=real(rng.normal(size=every_token)),
         bootstrap=real(rng.normal(size=samples)),
         greedy_reward=real(rng.integers(-4, 5, (*runs, prompts)) / 4),
@@ -397,6 +415,7 @@ def test_masked_tokens_put_in_anywhere_change_nothing(
             "mask",
             "log_prob",
             "ref_log_prob",
+            "sampler_log_prob",
             "value",
             "log_dist",
             "old_log_dist",

@@ -21,6 +21,7 @@ from course.parts import (
     K3,
     Aggregation,
     Baseline,
+    Correction,
     Credit,
     GroupMean,
     GroupStd,
@@ -28,8 +29,10 @@ from course.parts import (
     InReward,
     RatioLevel,
     Reference,
+    RejectK3,
     SampleFilter,
     Scale,
+    SequenceMaskTIS,
     SequenceMean,
     SequenceRatio,
     SequenceSum,
@@ -62,6 +65,7 @@ class Inputs:
     log_prob: Tensor
     old_log_prob: Tensor
     ref_log_prob: Tensor
+    sampler_log_prob: Tensor
     value: Tensor
     bootstrap: Tensor  # [Q, G]
     truncated: Tensor  # [Q, G]
@@ -77,6 +81,7 @@ class Inputs:
             self.old_log_prob,
             self.mask,
             ref_log_prob=self.ref_log_prob,
+            sampler_log_prob=self.sampler_log_prob,
             value=self.value,
             bootstrap=self.bootstrap,
             truncated=self.truncated,
@@ -112,6 +117,7 @@ def draw(generator: torch.Generator) -> Inputs:
         log_prob=-some(*everywhere),
         old_log_prob=-some(*everywhere),
         ref_log_prob=-some(*everywhere),
+        sampler_log_prob=-some(*everywhere),
         value=some(*everywhere),
         bootstrap=some(Q, G),
         truncated=few(Q, G) > 0,
@@ -132,6 +138,9 @@ def result(part: Declares, given: Inputs) -> Tensor:
         made = part(given.returns, rollout)
     elif isinstance(part, Scale):
         made = part(given.advantage, given.returns, rollout)
+    elif isinstance(part, Correction):
+        made = part(rollout)
+        made = True if made is None else made
     elif isinstance(part, RatioLevel):
         made = part(torch.where(mask, given.log_ratio, 0.0), mask)
     elif isinstance(part, Surrogate):
@@ -253,6 +262,13 @@ def derived(part: Declares) -> tuple[str, set[str]]:
 # ---------------------------------------------------------------- every part
 
 
+# of tests on a whole sample: bounds that the random inputs here lie on both sides of
+BOUNDS: dict[type[Declares], dict[str, float]] = {
+    SequenceMaskTIS: {"low": 0.8, "high": 1.2},
+    RejectK3: {"threshold": 0.05},
+}
+
+
 def every_part() -> Iterator[Declares]:
     """Every part, place and anchor that course.parts exports, with each setting of its flags."""
     abstract = {Part, KL, *PART_KINDS.values()}
@@ -262,7 +278,7 @@ def every_part() -> Iterator[Declares]:
             continue
         flags = [f.name for f in fields(made) if isinstance(f.default, bool)]  # type: ignore[arg-type]
         for values in itertools.product((False, True), repeat=len(flags)):
-            yield made(**dict(zip(flags, values, strict=True)))
+            yield made(**BOUNDS.get(made, {}), **dict(zip(flags, values, strict=True)))
     yield K1(place=InReward())
 
 

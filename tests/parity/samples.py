@@ -20,7 +20,7 @@ TOLERANCE = 1e-9  # absolute, on losses and gradients of order 1
 
 @dataclass(frozen=True)
 class Samples:
-    """[Q, G, T] of two policies and a reference, float64.
+    """[Q, G, T] of two policies, a reference and a sampler that is none of them, float64.
 
     `length` [Q, G] tokens, of which `mask` are the policy's own.
 
@@ -37,6 +37,7 @@ class Samples:
     ref: Tensor
     new: Tensor
     log_dist: Tensor
+    sampler: Tensor
 
     @property
     def rollout(self) -> Rollout:
@@ -49,6 +50,7 @@ class Samples:
             self.old,
             self.mask,
             ref_log_prob=self.ref,
+            sampler_log_prob=self.sampler,
             truncated=self.truncated,
             limit=LIMIT,
         )
@@ -103,6 +105,7 @@ def draw(
         old + 0.4 * normal(*shape),
         old + 0.6 * normal(*shape),
         log_dist,
+        old + 0.5 * normal(*shape),
     )
 
 

@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 FILES = ("test_trl.py", "test_verl.py")
 UNNAMED = {
     "test_the_samples_reach_every_branch",
+    "test_the_corrections_reach_every_branch",
     "test_rloo_without_kl_and_with_another_clip",
 }  # of the tests' own making
 NOTHING = re.compile(

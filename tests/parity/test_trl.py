@@ -31,6 +31,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from course import ladder
+from course.errors import CourseError
 from course.estimator import Estimator, replace
 from course.lesson.conventions import table
 from course.parts import (
@@ -48,10 +49,14 @@ from course.parts import (
     NoScale,
     SequenceMean,
     SequenceMeanRatio,
+    SequenceMIS,
     SequenceRatio,
     SequenceSum,
+    SequenceTIS,
     SoftGate,
     TokenMean,
+    TokenMIS,
+    TokenTIS,
 )
 from course.registry import get
 from course.rollout import Policy
@@ -120,6 +125,8 @@ class Peer:
             )
         ]
 
+        sampled = samples.sampler.flatten(0, 1).tolist()
+
         def reward(prompts: list[str], **_: Any) -> list[float]:
             return [_rows(samples.score)[int(prompt[1:])] for prompt in prompts]
 
@@ -128,7 +135,7 @@ class Peer:
             take = {
                 "completion_ids": tokens,
                 "env_mask": chosen,
-                "logprobs": [[0.0] * len(row) for row in tokens],
+                "logprobs": [row[: len(made)] for row, made in zip(sampled, tokens, strict=True)],
             }
             return {
                 "prompt_ids": [[FIRST + i] for i in index],
@@ -149,6 +156,9 @@ class Peer:
             trainer._generate_single_turn = lambda prompt_ids, *_: [
                 tokens[row[0] - FIRST] for row in prompt_ids
             ]
+        if any(name.startswith("vllm_importance_sampling") for name in options):
+            # as with vLLM, whose log-probabilities `generate` returns; no weights need be sent
+            trainer.use_vllm, trainer._last_loaded_step = True, trainer.state.global_step
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = (
             args.gradient_accumulation_steps
@@ -742,6 +752,81 @@ def test_log_prob_and_entropy_of_logits() -> None:
     chosen = log_dist.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     close(chosen, selective_log_softmax(logits, index))
     close(Policy(chosen, log_dist).entropy, entropy_from_logits(logits))
+
+
+# ---------------------------------------------------------------- a sampler that is not π_old
+
+
+def correcting(mode: str, low: float | None = None, high: float | None = 3.0) -> dict[str, Any]:
+    """TRL's options for a correction."""
+    prefix = "vllm_importance_sampling"
+    return {
+        f"{prefix}_mode": mode,
+        f"{prefix}_clip_min": low,
+        f"{prefix}_clip_max": high,
+    }
+
+
+CORRECTIONS = {
+    "token TIS": (correcting("token_truncate", None, 1.2), TokenTIS(1.2)),
+    "token TIS without a cap": (correcting("token_truncate", 0.0, None), TokenTIS(None)),
+    "sequence TIS": (correcting("sequence_truncate", None, 1.3), SequenceTIS(1.3)),
+    "token MIS": (correcting("token_mask", 0.6, 1.6), TokenMIS(0.6, 1.6)),
+    "token MIS without an upper bound": (correcting("token_mask", 0.8, None), TokenMIS(0.8, None)),
+    "sequence MIS": (correcting("sequence_mask", 0.5, 2.0), SequenceMIS(0.5, 2.0)),
+    "TRL's default": (correcting("sequence_mask"), SequenceMIS()),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["grpo, k3", "grpo, k3 times ratio", "dapo", "dr_grpo, k3", "gspo", "cispo, k3", "sapo"]
+)
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_corrections(peer: Peer, correction: str, name: str) -> None:
+    """Truncated and masked, by token and by sequence: TRL's weights under each of its losses; what
+    is dropped stays in the divisor and keeps its KL. Weights by token meet the gradient of a whole
+    sequence's ratio in TRL, hence `whole`.
+    """
+    (options, part), (loss, estimator) = CORRECTIONS[correction], CASES[name]
+    if name == "gspo":
+        estimator = replace(estimator, ratio=SequenceMeanRatio(whole=True))
+    samples = draw(4, holes=True)
+    mine = ours(replace(estimator, correction=part), samples)
+    agree(mine, peer(samples, **loss, **options))
+    apart(mine.gradient, ours(estimator, samples).gradient)
+
+
+def test_the_corrections_reach_every_branch() -> None:
+    """Some weights are cut and others not, or the agreement would say nothing."""
+    samples = draw(4, holes=True)
+    whole = torch.where(samples.mask, samples.old - samples.sampler, 0.0)
+    for kappa, bounds in ((whole.exp(), (0.6, 1.2, 1.6)), (whole.sum(-1).exp(), (0.5, 1.3, 2.0))):
+        for bound in bounds:
+            assert 0 < int((kappa > bound).sum()) < kappa.numel()
+
+
+def test_the_kl_is_not_corrected(peer: Peer) -> None:
+    """With a mask that drops every sample, what is left of TRL's loss is β·k3 and nothing else."""
+    samples = draw(4)
+    options = correcting("sequence_mask", 1e6, None)
+    only_kl = peer(samples, loss_type="grpo", **KL, **options)
+    mine = ours(replace(GRPO, correction=SequenceMIS(1e6, None)), samples)
+    agree(mine, only_kl)
+    no_reward = with_fields(samples, score=torch.zeros_like(samples.score))
+    close(mine.gradient, ours(GRPO, no_reward).gradient)
+
+
+def test_a_missing_sampler_log_prob_is_no_correction_in_trl(peer: Peer) -> None:
+    """NaN, where the engine could not score a token, is κ = 1 in TRL; we refuse it."""
+    samples = draw(4)
+    holes = samples.mask & (torch.arange(samples.mask.shape[-1]) == 0)
+    lacking = with_fields(samples, sampler=samples.sampler.masked_fill(holes, torch.nan))
+    filled = with_fields(samples, sampler=torch.where(holes, samples.old, samples.sampler))
+    options = {"loss_type": "grpo", **correcting("token_truncate", None, 1.2)}
+    estimator = replace(NO_KL, correction=TokenTIS(1.2))
+    agree(ours(estimator, filled), peer(lacking, **options))
+    with pytest.raises(CourseError, match="sampler_log_prob: got nan"):
+        ours(estimator, lacking)
 
 
 # ---------------------------------------------------------------- the table of names
