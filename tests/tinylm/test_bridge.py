@@ -339,6 +339,7 @@ class Own(Estimator):
     """An estimator of one's own class, which may compute anything: here the same as its parent."""
 
 
+@pytest.mark.slow
 def test_an_estimator_of_your_own_class_is_listed_completion_by_completion() -> None:
     own = Own(**ladder.group_mean.parts)  # type: ignore[arg-type]
     assert among_others(own, ON.outcomes, 2).others.shape[1] == len(ON.tokens)
