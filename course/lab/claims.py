@@ -155,6 +155,12 @@ CLAIMS: dict[int, Claim] = {
         "k3: what a plain formula gives there, and what this course gives.",
         "reported by users; derived here",
     ),
+    28: Claim(
+        "sampler mismatch",
+        "Exact bias of no correction, truncated and masked weights under four kinds of drift; the "
+        "whole answer's weight is unbiased as C → ∞, a weight per token is not for T > 1.",
+        "Yao et al. 2025; derived here",
+    ),
     41: Claim(
         "what each part buys",
         "Each part of the ladder has a stress under which the rung is better than the rung below, "
