@@ -5,7 +5,7 @@ A bandit is the special case T = 1 of a language model: each answer is one token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ class Bandit:
 
     `reference` is a reference policy: log-probabilities [..., Q, K], or "start" for the policy as
     it is now. `critic` adds a learned value per prompt [..., Q]. `greedy` adds the reward of the
-    most probable arm (ReMax). Raises `CourseError` for a wrong setting.
+    most probable arm (ReMax). `sampler` makes the logits of another policy μ from log π [..., Q,
+    K]; μ then draws the arms, and the rollout has its log-probabilities as `sampler_log_prob`
+    beside those of π. It may rule arms out by −∞, as top-p does (`bandits.theory.mismatch` has
+    four). Raises `CourseError` for a wrong setting.
     """
 
     made_with = ("group", "greedy")  # a saved learner only continues with the same ones
@@ -38,6 +41,7 @@ class Bandit:
         reference: Tensor | str | None = None,
         critic: bool = False,
         greedy: bool = False,
+        sampler: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         require_number("group", group, "a whole number > 0", above=0, whole=True)
         with torch.no_grad():
@@ -65,6 +69,7 @@ class Bandit:
             group,
             greedy,
         )
+        self.sampler = sampler
         self.runs = start.shape[:-2]
         self.reference = start if isinstance(reference, str) else reference
         self.value = (
@@ -93,7 +98,11 @@ class Bandit:
         with torch.enable_grad():
             live = self.arm_policy.log_probs()
             log_probs = live.detach()
-            action = draw(log_probs, noise, self.group)
+            drawn = self._drawn(log_probs)
+            action = draw(drawn, noise, self.group)
+            if self.sampler is not None:  # where rounding led to an arm of probability 0
+                impossible = pick(drawn, action) == -torch.inf
+                action = torch.where(impossible, drawn.argmax(-1, keepdim=True), action)
             policy = self._policy(live, self.value, action)
         self._live = (self._versions(), action, policy)
         score = self.environment.reward(action, noise)
@@ -118,8 +127,24 @@ class Bandit:
             greedy_reward=greedy_reward,
             old_log_dist=self._dist(log_probs),
             ref_log_dist=None if ref is None else self._dist(ref),
+            sampler_log_prob=(
+                None if self.sampler is None else self._on_first_token(pick(drawn, action))
+            ),
             data={"action": action, "prompt": self._prompts},
         )
+
+    def _drawn(self, log_probs: Tensor) -> Tensor:
+        """log μ [..., Q, K] of the policy that draws the arms."""
+        if self.sampler is None:
+            return log_probs
+        logits = self.sampler(log_probs)
+        fits = isinstance(logits, Tensor) and logits.shape == log_probs.shape
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else logits
+        require(fits, "sampler", got, f"one that returns logits {tuple(log_probs.shape)}")
+        drawn = torch.log_softmax(logits, -1)
+        lost = bool(drawn.isnan().any())
+        require(not lost, "sampler", "nan", "one whose logits are numbers, some above −∞")
+        return drawn
 
     def policy(self, rollout: Rollout) -> Policy:
         """log π of the rollout's arms now, with gradients, for all prompts or a minibatch."""

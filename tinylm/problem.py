@@ -52,8 +52,13 @@ class LanguageModel:
     itself (shared trunk). `distributions` keeps the full next-token distributions, for the exact
     KL. `greedy` adds the reward of the greedy answer (ReMax). `scored_temperature` breaks the
     problem on purpose: log π is computed at this temperature instead of the sampling temperature,
-    so the ratios differ from 1 even before the first update. Raises `CourseError` for a wrong
-    setting.
+    so the ratios differ from 1 even before the first update.
+
+    `sampler_temperature` and `sampler` let another policy μ draw the completions than π, which
+    scores them: another temperature, and a transformer with other weights (a copy some updates old,
+    or rounded; who passes it keeps it up to date). The rollout then has `sampler_log_prob`, log μ,
+    beside log π_old. So it does under bfloat16 autocast, where decoding and scoring differ. Raises
+    `CourseError` for a wrong setting.
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class LanguageModel:
         distributions: bool = False,
         greedy: bool = False,
         scored_temperature: float | None = None,
+        sampler_temperature: float | None = None,
+        sampler: Transformer | None = None,
     ) -> None:
         require_number("prompts", prompts, "a whole number > 0", above=0, whole=True)
         require_number("group", group, "a whole number > 0", above=0, whole=True)
@@ -89,6 +96,13 @@ class LanguageModel:
             greedy,
             scored_temperature,
         )
+        if sampler_temperature is not None:
+            check_sampling(sampler_temperature)
+        if sampler is not None:
+            require_room(sampler, task)
+            allowed = f"a transformer with the model's runs {tuple(model.runs)}"
+            require(sampler.runs == model.runs, "sampler", tuple(sampler.runs), allowed)
+        self.sampler, self.sampler_temperature = sampler, sampler_temperature
         self.runs = model.runs
         own = [] if critic is None or critic is model else critic.parameters
         self.parameters: Sequence[Tensor] = [*model.parameters, *own]
@@ -126,17 +140,20 @@ class LanguageModel:
         prompt = self.task.prompt[question]
         limit = self.task.limit
         keep = self.distributions
+        heat, model = self.sampler_temperature, self.sampler
         made = sample(
-            self.model,
+            self.model if model is None else model,
             prompt,
             self.group,
             limit,
             noise,
-            temperature=self.temperature,
+            temperature=self.temperature if heat is None else heat,
             keep_log_dist=keep,
         )
         log_prob, old_log_dist = made.log_prob, made.log_dist
-        if rounds_coarsely(self.model):
+        sampler_log_prob = None
+        if rounds_coarsely(self.model) or heat is not None or model is not None:
+            sampler_log_prob = made.log_prob
             # use the same forward pass as the updates, so that ρ = 1 before the first update
             full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
             log_prob = chosen_log_probs(full, made.tokens, made.mask)
@@ -158,6 +175,7 @@ class LanguageModel:
             reward=on_last_token(reward, made.mask),
             log_prob=log_prob,
             mask=made.mask,
+            sampler_log_prob=sampler_log_prob,
             ref_log_prob=ref_log_prob,
             value=value,
             bootstrap=None if value is None else torch.zeros_like(value[..., 0]),

@@ -29,11 +29,14 @@ from bandits.environments import testbed as make_testbed
 from bandits.exact import B3_MEANS, B3_POLICY, b3, outcomes
 from bandits.policies import GaussianPolicy, LinearSoftmax, Softmax, draw, log_softmax
 from bandits.problem import Bandit, GaussianBandit
+from bandits.theory.mismatch import nucleus
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
 from course.exact import gradient, microscope, objective, probability
-from course.parts import GroupStd
+from course.learner import Learner
+from course.parts import GroupStd, TokenTIS
+from course.train.optim import SGD
 from tests.helpers import bernoulli_bandit, close, f64, stream
 
 RUNS = 6_000
@@ -589,3 +592,53 @@ def test_the_microscopes_mean_and_covariance_are_those_of_sampled_gradients(name
     assert bool(
         ((products.mean(0) - seen.covariance).abs() < 5 * products.std(0) / math.sqrt(RUNS)).all()
     )
+
+
+# ---------------------------------------------------------------- another policy draws
+
+
+def test_another_sampler_draws_and_both_log_probabilities_are_kept() -> None:
+    """μ ∝ √π: log_prob is π's, sampler_log_prob μ's, and the arms come as often as μ says."""
+    logits = [[1.0, 0.0, -1.0], [0.0, 0.5, 2.0]]
+    bandit = bernoulli_bandit(group=4000, logits=logits, sampler=lambda log_prob: log_prob / 2)
+    rollout = bandit.sample(stream())
+    arms = rollout.data["action"]
+    now = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
+    drawn = torch.log_softmax(now / 2, -1)
+    close(rollout.log_prob[..., 0], now.gather(-1, arms))
+    assert rollout.sampler_log_prob is not None
+    close(rollout.sampler_log_prob[..., 0], drawn.gather(-1, arms))
+    share = torch.stack([(arms == arm).double().mean(-1) for arm in range(3)], -1)
+    assert float((share - drawn.exp()).abs().max()) < 0.03  # four standard errors
+    assert float((share - now.exp()).abs().max()) > 0.1
+    close(bandit.policy(rollout).log_prob.detach(), rollout.log_prob)
+    assert bernoulli_bandit().sample(stream()).sampler_log_prob is None
+
+
+def test_what_a_sampler_rules_out_is_never_drawn() -> None:
+    cut = bernoulli_bandit(
+        group=500, logits=[[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]], sampler=lambda x: nucleus(x, 0.9)
+    )
+    rollout = cut.sample(stream())
+    assert sorted(set(rollout.data["action"][0].tolist())) == [0, 1]
+    assert sorted(set(rollout.data["action"][1].tolist())) == [1, 2]
+    learner = Learner(
+        cut, replace(ladder.group_mean, correction=TokenTIS()), SGD(0.1), stream(), log_every=1
+    )
+    row = learner.train(1).rows[0]
+    # κ is the probability of the two arms that are left, 1/(1 + e⁻¹ + e⁻²)·(1 + e⁻¹) = .910
+    assert float(row["correction_mean"]) == pytest.approx(0.910, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "says"),
+    [
+        (lambda x: x[..., :2], r"sampler: got \(2, 2\); allowed is one that returns logits"),
+        (lambda x: None, "sampler: got None; allowed is one that returns logits"),
+        (lambda x: x.log(), "sampler: got 'nan'; allowed is one whose logits are numbers"),
+        (lambda x: x - torch.inf, "sampler: got 'nan'; allowed is one whose logits are numbers"),
+    ],
+)
+def test_a_sampler_that_is_none_is_refused(sampler: object, says: str) -> None:
+    with pytest.raises(CourseError, match=says):
+        bernoulli_bandit(sampler=sampler).sample(stream())

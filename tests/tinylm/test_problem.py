@@ -15,7 +15,7 @@ from course import ladder
 from course.errors import CourseError
 from course.estimator import Estimator, replace
 from course.learner import Learner
-from course.parts import GAE, Clip, GroupMean, ImportanceSampling, Value
+from course.parts import GAE, Clip, GroupMean, ImportanceSampling, TokenTIS, Value
 from course.train.noise import Noise
 from course.train.optim import SGD
 from course.train.trust_region import TRPO
@@ -25,6 +25,7 @@ from tinylm.model import PRESETS, Transformer, next_token_log_dist
 from tinylm.problem import LanguageModel, ask
 from tinylm.rewards import DigitCredit, Reward, Sum
 from tinylm.sampling import sample
+from tinylm.scoring import log_dists
 from tinylm.tasks import END, PAD, Task, TaskSettings, decode, make
 from tinylm.warm_start import LIKELIHOOD, Demonstrations
 
@@ -525,3 +526,53 @@ def test_gspo_clips_nothing_on_policy_in_bfloat16() -> None:
     assert [float(row["clip_fraction"]) for row in history.rows] == [0.0, 0.0, 0.0]
     assert [float(row["kl_old"]) for row in history.rows] == [0.0, 0.0, 0.0]
     assert all(float(row["gradient_norm"]) > 0 for row in history.rows)
+
+
+@RUNS
+def test_another_sampler_draws_and_both_log_probabilities_are_kept(runs: tuple[int, ...]) -> None:
+    """A hotter sampler, or another model's weights: log π_old is the learner's, so ρ = 1; log μ is
+    the one that drew.
+    """
+    model, other = schooled(runs), tiny(runs)
+    for options, drew, heat in (
+        ({"sampler_temperature": 1.5}, model, 1.5),
+        ({"sampler": other}, other, 0.9),
+        ({"sampler": other, "sampler_temperature": 1.5}, other, 1.5),
+    ):
+        problem = LanguageModel(
+            model, sums(), prompts=20, group=4, temperature=0.9, distributions=True, **options
+        )
+        rollout = problem.sample(stream(runs))
+        prompt, tokens = rollout.data["prompt"], rollout.data["tokens"]
+        own, others = (
+            chosen(log_dists(made, prompt, tokens, temperature=at), tokens, rollout.mask)
+            for made, at in ((model, 0.9), (drew, heat))
+        )
+        close(rollout.log_prob, own, rtol=1e-6, atol=1e-6)
+        assert rollout.sampler_log_prob is not None
+        close(rollout.sampler_log_prob, others, rtol=1e-6, atol=1e-6)
+        close(problem.policy(rollout).log_prob.detach(), rollout.log_prob, rtol=1e-6, atol=1e-6)
+        assert float((own - others).detach().abs().max()) > 0.1
+    usual = LanguageModel(model, sums(), prompts=4, group=2).sample(stream(runs))
+    assert usual.sampler_log_prob is None
+
+
+def test_a_correction_trains_on_another_samplers_answers() -> None:
+    """The weights are those of κ: their mean is E_μ[κ] = 1 but for noise and the cap."""
+    problem = LanguageModel(schooled(), sums(), prompts=64, group=8, sampler_temperature=1.3)
+    learner = Learner(problem, ladder.length_mean, SGD(0.1), stream(), log_every=1)
+    corrected = Learner(
+        problem, replace(ladder.length_mean, correction=TokenTIS()), SGD(0.1), stream(), log_every=1
+    )
+    assert "correction_mean" not in learner.train(1).rows[0]
+    row = corrected.train(1).rows[0]
+    assert float(row["correction_mean"]) == pytest.approx(1.0, abs=0.1)
+    assert float(row["sampler_kl"]) > 0.001
+    assert float(row["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_sampler_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(CourseError, match=r"sampler: got \(2,\); allowed is a transformer"):
+        LanguageModel(tiny(), sums(), sampler=tiny((2,)))
+    with pytest.raises(CourseError, match="temperature"):
+        LanguageModel(tiny(), sums(), sampler_temperature=-1.0)
