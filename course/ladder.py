@@ -10,7 +10,7 @@ from course.estimator import Estimator, replace
 from course.parts import (
     CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups,
     ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward, LeaveOneOut,
-    LengthWeighted, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum,
+    LengthWeighted, MaxRL, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum,
     SoftGate, TokenMean, TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
@@ -121,6 +121,9 @@ sapo = descendant(                                                      # a soft
 tis_grpo = descendant(                                    # μ sampled, not π_old: times min(κ, 2)
     "tis_grpo", replace(grpo, correction=TokenTIS(cap=2.0)),
     "GRPO with TIS", "Yao et al. 2025; Ionides 2008", LineStyle("#b8320f", DOT), cap=2.0)
+maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
+    "maxrl", replace(group_mean, scale=MaxRL()),
+    "MaxRL", "Tajwar et al. 2026 (MaxRL, 2602.02710)", LineStyle("#9e2a2b", DASHDOT))
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 

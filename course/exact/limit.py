@@ -31,6 +31,7 @@ from course.parts import (
     GroupStd,
     LeaveOneOut,
     LengthWeighted,
+    MaxRL,
     SampleFilter,
     Scale,
     SequenceMean,
@@ -121,6 +122,17 @@ class _Std(Scale):
 
 
 @dataclass(frozen=True, eq=False)
+class _ByMean(Scale):
+    """Divide by the expected return of the prompt; 0 where it is not above 0."""
+
+    share: Tensor
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        mean = _mean(returns, self.share * rollout.exists, GROUP).unsqueeze(-1)
+        return torch.where(mean > 0, advantage / torch.where(mean > 0, mean, 1.0), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
 class _Whitening(Scale):
     """Centre and scale by the mean and variance over all tokens."""
 
@@ -177,6 +189,7 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     BatchMean: lambda part, share: _Mean(share, BATCH),
     GroupStd: lambda part, share: _Std(share, GROUP, part.eps),
     BatchStd: lambda part, share: _Std(share, BATCH, part.eps),
+    MaxRL: lambda part, share: _ByMean(share),
     TokenWhitening: lambda part, share: _Whitening(share, part.eps),
     SequenceSum: lambda part, share: _Weight(share, part),
     SequenceMean: lambda part, share: _Weight(share, part),

@@ -46,7 +46,15 @@ from course.parts.kl import (
 )
 from course.parts.ratio import RatioLevel, SequenceMeanRatio, SequenceRatio, TokenRatio
 from course.parts.sample_filter import AllSamples, DropSilentGroups, DropTruncated, SampleFilter
-from course.parts.scale import BatchStd, GroupStd, NoScale, Scale, TokenWhitening
+from course.parts.scale import (
+    BatchStd,
+    GroupStd,
+    Leader,
+    MaxRL,
+    NoScale,
+    Scale,
+    TokenWhitening,
+)
 from course.parts.surrogate import (
     CISPO,
     Clip,
@@ -85,8 +93,10 @@ __all__ = [
     "InLoss",
     "InLossTimesRatio",
     "InReward",
+    "Leader",
     "LeaveOneOut",
     "LengthWeighted",
+    "MaxRL",
     "NoBaseline",
     "NoCorrection",
     "NoKL",

@@ -1,4 +1,8 @@
-"""Scale: what the advantage is divided by: nothing, or the spread of a group or of the batch."""
+"""Scale: what the advantage is divided by: nothing, a spread, or the group's mean.
+
+For rewards of 0 or 1 every scale is one curve w(p) that multiplies ∇p: it decides which questions
+count, and so what is maximised.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from course.errors import require, require_number
 from course.parts.base import Part, number
-from course.parts.baseline import extremes, mean_of, need_group
+from course.parts.baseline import NoBaseline, extremes, mean_of, need_group
 from course.parts.credit import GAE
 from course.rollout import Rollout
 
@@ -217,3 +221,78 @@ class TokenWhitening(Scale):
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         return whiten(advantage, rollout.mask, self.eps, self.ddof)
+
+
+@dataclass(frozen=True)
+class MaxRL(Scale):
+    """Divide by the group's mean return: with the group mean as baseline, A = (R − R̄)/R̄.
+
+    For rewards of 0 or 1 and the baseline `GroupMean`, E[ĝ] = w(p)∇p with
+    w(p) = Σ_{k=1}^{G−1} (1−p)^{k−1}: the likelihood gradient ∇log p cut off after G − 1 terms,
+    where ∇log p = Σ_k ∇pass@k / k. The advantage is 0 where R̄ ≤ 0: no sample was right, or the
+    sign would flip. Raises `CourseError` if G = 1. Source: Tajwar et al. 2026 (MaxRL, 2602.02710).
+    """
+
+    scope, reads = "group", ("returns", "empty")
+    symbol = r"\operatorname{mean}_{j\le G}(R_j)"
+    plain = "mean_group(R)"
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if isinstance(parts["credit"], GAE):
+            raise self.clash(
+                parts["credit"], "a mean of whole returns says nothing of one token's advantage"
+            )
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        mean = mean_of(returns, (-1,), rollout.present).unsqueeze(-1)  # [..., Q, 1, 1]
+        usable = mean > 0
+        scaled = advantage / torch.where(usable, mean, torch.ones_like(mean))
+        return torch.where(usable, scaled, torch.zeros_like(scaled))
+
+
+def lead(returns: Tensor, exists: Tensor | None = None) -> Tensor:
+    """The best of each group gets R₁ − R₂, its lead over the second; the others 0.
+
+    [..., Q, G] → [..., Q, G], over the samples that exist. 0 everywhere where the best two are
+    equal, or fewer than two exist.
+    """
+    counted = returns if exists is None else returns.masked_fill(~exists, -torch.inf)
+    best, second = counted.topk(2, -1).values.split(1, -1)  # each [..., Q, 1]
+    leads = (counted == best) & (best > second) & (second > -torch.inf)
+    return torch.where(leads, best - second, torch.zeros_like(returns))
+
+
+@dataclass(frozen=True)
+class Leader(Scale):
+    """The best sample of the group gets R₁ − R₂, the others 0: what is maximised is E[max of G].
+
+    Summed over the group, E[Σ_i A_i ∇log π(o_i)] = ∇E[max_i R_i] for any rewards, ties included,
+    since R₁ − R₂ is what the maximum would lose without the leader. It replaces baseline and scale
+    at once. Raises `Clash` beside another baseline or a credit per token, and `CourseError` if
+    G = 1. Source: Tang et al. 2025 (2503.19595).
+    """
+
+    scope, reads = "group", ("returns", "empty")
+    symbol = r"\operatorname{lead}_{j\le G}"
+    plain = "lead_group"
+
+    def wrap(self, numerator: str) -> str:
+        return rf"{self.latex}\!\left({numerator}\right)"
+
+    def wrap_text(self, numerator: str) -> str:
+        return f"{self.text}({numerator})"
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not isinstance(parts["baseline"], NoBaseline):
+            raise self.clash(
+                parts["baseline"], "the second best is its baseline already; use NoBaseline()"
+            )
+        if not parts["credit"].implied:
+            raise self.clash(
+                parts["credit"], "it compares whole returns, one per sample; use TotalReturn()"
+            )
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return lead(returns, rollout.present).unsqueeze(-1).expand(advantage.shape)

@@ -137,6 +137,7 @@ REPLACED = {
     "cispo": "surrogate: CISPO(epsilon_high=0.28)",
     "sapo": "surrogate: SoftGate()",
     "tis_grpo": "correction: TokenTIS()",
+    "maxrl": "scale: MaxRL()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",

@@ -39,6 +39,7 @@ from course.parts import (
     InReward,
     LeaveOneOut,
     LengthWeighted,
+    MaxRL,
     NoKL,
     OldPolicy,
     RejectK3,
@@ -312,7 +313,9 @@ COMPARING = BatchMean | GroupMean | LeaveOneOut | LengthWeighted
 SHIFTED = {
     name: e
     for name, e in EVERY.items()
-    if isinstance(e.baseline, COMPARING) and getattr(e.credit, "gamma", 1.0) == 1.0
+    if isinstance(e.baseline, COMPARING)
+    and not isinstance(e.scale, MaxRL)  # the mean that it divides by feels the constant
+    and getattr(e.credit, "gamma", 1.0) == 1.0
 }
 
 
@@ -377,7 +380,9 @@ def test_with_eps_zero_rewards_that_underflow_leave_finite_numbers(
 UNSCALED = {
     name: e
     for name, e in EVERY.items()
-    if name not in STD and not isinstance(e.baseline, Greedy | Value)
+    if name not in STD
+    and not isinstance(e.scale, MaxRL)
+    and not isinstance(e.baseline, Greedy | Value)
 }
 
 
@@ -390,6 +395,15 @@ def test_without_a_std_the_policy_gradient_scales_with_the_rewards(
     bare = no_penalty(estimator)
     scaled, as_it_was = evaluate(bare, on_last_token(case, 0.0, 2.0**power)), evaluate(bare, case)
     assert all(torch.equal(scaled[name], 2.0**power * as_it_was[name]) for name in as_it_was)
+
+
+@EXAMPLES
+@given(case=cases(), power=st.integers(-18, 18))
+def test_the_groups_mean_undoes_the_scale_of_the_rewards_to_the_bit(case: Case, power: int) -> None:
+    """(R − mean)/mean has no unit."""
+    scaled = evaluate(EVERY["maxrl"], on_last_token(case, 0.0, 2.0**power))
+    as_it_was = evaluate(EVERY["maxrl"], case)
+    assert all(torch.equal(scaled[name], as_it_was[name]) for name in as_it_was)
 
 
 # ---------------------------------------------------------------- masks
