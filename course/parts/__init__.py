@@ -58,6 +58,7 @@ from course.parts.scale import (
 from course.parts.surrogate import (
     CISPO,
     Clip,
+    GammaWeight,
     ImportanceSampling,
     ScoreFunction,
     SoftGate,
@@ -86,6 +87,7 @@ __all__ = [
     "DropSilentGroups",
     "DropTruncated",
     "ExactKL",
+    "GammaWeight",
     "Greedy",
     "GroupMean",
     "GroupStd",

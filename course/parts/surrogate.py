@@ -266,3 +266,47 @@ class SoftGate(Surrogate):
         praised, blamed = (1 + 800 / tau for tau in (self.tau_positive, self.tau_negative))
         ratio = bounded(log_ratio, advantage, praised, blamed).exp()
         return soft_gate(ratio, advantage, self.tau_positive, self.tau_negative)
+
+
+@dataclass(frozen=True)
+class GammaWeight(Surrogate):
+    """sg[φ(ρ)]·A·log π with φ(ρ) = e^λ ρ^k e^{−λρ}: far samples fade out on both sides (VESPO).
+
+    φ(1) = 1, and φ has its maximum at ρ = k/λ. (k, λ) is (2, 3) where A ≥ 0 and (3, 2) elsewhere.
+    VESPO takes the ratio of the whole answer, `SequenceRatio()`. TRL bounds log ρ to −18.4 and 20
+    before; φ is below 1e-15 there. Source: 2602.10693; TRL's loss_type="vespo".
+    """
+
+    scope = "token"
+    k_positive: float = 2.0
+    lambda_positive: float = 3.0
+    k_negative: float = 3.0
+    lambda_negative: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("k_positive", "lambda_positive", "k_negative", "lambda_negative"):
+            require_number(f"GammaWeight.{name}", getattr(self, name), "a number > 0", above=0)
+
+    @property
+    def latex(self) -> str:
+        weight = r"e^{\lambda}\rho_{i,t}^{k}e^{-\lambda\rho_{i,t}}"
+        praised = f"({number(self.k_positive)},{number(self.lambda_positive)})"
+        blamed = f"({number(self.k_negative)},{number(self.lambda_negative)})"
+        return (
+            rf"\operatorname{{sg}}\!\left[{weight}\right]A_{{i,t}}\log\pi_\theta(o_{{i,t}})"
+            rf"\;\left((k,\lambda)={praised}\text{{ if }}A\ge0,\;{blamed}\text{{ else}}\right)"
+        )
+
+    @property
+    def text(self) -> str:
+        praised = f"({self.k_positive:g}, {self.lambda_positive:g})"
+        blamed = f"({self.k_negative:g}, {self.lambda_negative:g})"
+        return f"sg[e^λ·ρ^k·e^(−λρ)]·A·log π, (k, λ) = {praised} or {blamed}"
+
+    def __call__(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Tensor:
+        log_ratio, praised = log_ratio.detach(), advantage >= 0
+        k = torch.where(praised, self.k_positive, self.k_negative).to(log_ratio.dtype)
+        lam = torch.where(praised, self.lambda_positive, self.lambda_negative).to(log_ratio.dtype)
+        # an infinite ρ gives e^{−∞} = 0
+        weight = (lam + k * log_ratio - lam * log_ratio.exp()).exp()
+        return weighed(log_prob, weight * advantage)

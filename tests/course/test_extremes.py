@@ -38,6 +38,7 @@ from course.parts import (
     Credit,
     DropSilentGroups,
     ExactKL,
+    GammaWeight,
     GroupMean,
     GroupStd,
     ImportanceSampling,
@@ -772,3 +773,14 @@ def test_every_legal_shape_of_a_baseline_is_kept() -> None:
         close(advantage, torch.where(case.rollout.mask, whole.expand(3, 3, 3), 0.0))
     plain = replace(ladder.reinforce, baseline=part(Baseline, "Mine", lambda *_: 0))
     assert bool((plain.freeze(case.rollout).advantage != 0).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gamma_weight_of_a_far_sample_is_zero_and_its_gradient_too(dtype: torch.dtype) -> None:
+    """ρ of 0 and of ∞ in this float type, also where log π = −∞."""
+    log_ratio = torch.tensor([1e4, -1e4, 1e4], dtype=dtype)
+    log_prob = torch.tensor([-1.0, -1e4, -torch.inf], dtype=dtype, requires_grad=True)
+    term = GammaWeight()(log_ratio, log_prob, torch.tensor([1.0, -1.0, 1.0], dtype=dtype))
+    (slope,) = torch.autograd.grad(term.sum(), log_prob)
+    assert bool((term == 0).all())
+    assert bool((slope == 0).all())

@@ -27,6 +27,7 @@ from course.parts import (
     DropSilentGroups,
     DropTruncated,
     ExactKL,
+    GammaWeight,
     Greedy,
     GroupMean,
     GroupStd,
@@ -382,6 +383,9 @@ def value_and_slope(surrogate, rho: float, advantage: float) -> tuple[float, flo
         (CISPO(0.2), 1.7, 2.0, -2.4, 2.4 / 1.7),  # weight 1.2, times A log π
         (CISPO(0.2), 0.01, 2.0, -0.02, 2.0),  # the lower side is open
         (CISPO(0.2, 0.3), 0.01, -1.0, 0.7, -0.7 / 0.01),
+        (GammaWeight(), 1.0, 2.0, -2.0, 2.0),  # φ(1) = 1, and log π = −1
+        (GammaWeight(), 2.0, 1.0, -4 * math.exp(-3), 2 * math.exp(-3)),
+        (GammaWeight(), 2.0, -1.0, 8 * math.exp(-2), -4 * math.exp(-2)),
         (SoftGate(1.0, 2.0), 1.0, 3.0, 6.0, 3.0),  # (4/τ)·½·A, slope A: 4 σ' = 1
         (SoftGate(1.0, 2.0), 1.0, -3.0, -3.0, -3.0),
         (

@@ -42,6 +42,7 @@ from course.parts import (
     Clip,
     ConstantLength,
     DropTruncated,
+    GammaWeight,
     GroupStd,
     InLossTimesRatio,
     InReward,
@@ -312,6 +313,17 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
     "sapo, other temperatures": (
         {"loss_type": "sapo", "sapo_temperature_pos": 0.7, "sapo_temperature_neg": 2.0},
         replace(trl(ladder.sapo), surrogate=SoftGate(0.7, 2.0)),
+    ),
+    "vespo": (
+        {"loss_type": "vespo"},
+        replace(replace(trl(ladder.token_mean), ratio=SequenceRatio()), surrogate=GammaWeight()),
+    ),
+    "vespo, other shapes": (
+        {"loss_type": "vespo", "vespo_k_pos": 1.5, "vespo_lambda_pos": 0.5, "vespo_k_neg": 2.5},
+        replace(
+            replace(trl(ladder.token_mean), ratio=SequenceRatio()),
+            surrogate=GammaWeight(1.5, 0.5, 2.5),
+        ),
     ),
     "luspo": (
         {"loss_type": "luspo", **SEQUENCE, "epsilon": 0.02, "epsilon_high": 0.025},
