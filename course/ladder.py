@@ -8,10 +8,10 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength, DropSilentGroups,
-    ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward, LeaveOneOut,
-    LengthWeighted, MaxRL, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio, SequenceSum,
-    SoftGate, TokenMean, TokenTIS, TokenWhitening, Value,
+    CISPO, GAE, GammaWeight, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength,
+    DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward,
+    LeaveOneOut, LengthWeighted, MaxRL, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio,
+    SequenceRatio, SequenceSum, SoftGate, TokenMean, TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -121,6 +121,13 @@ sapo = descendant(                                                      # a soft
 tis_grpo = descendant(                                    # μ sampled, not π_old: times min(κ, 2)
     "tis_grpo", replace(grpo, correction=TokenTIS(cap=2.0)),
     "GRPO with TIS", "Yao et al. 2025; Ionides 2008", LineStyle("#b8320f", DOT), cap=2.0)
+answer_ratio = descendant(                                # ρ = Π_t ρ_t, one per answer
+    "answer_ratio", replace(token_mean, ratio=SequenceRatio()),
+    "Answer's ratio", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DOT))
+vespo = descendant(                                       # φ(ρ): far samples fade out
+    "vespo", replace(answer_ratio, surrogate=GammaWeight()),
+    "VESPO", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DASHDOT),
+    k_positive=2, lambda_positive=3, k_negative=3, lambda_negative=2)
 maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
     "maxrl", replace(group_mean, scale=MaxRL()),
     "MaxRL", "Tajwar et al. 2026 (MaxRL, 2602.02710)", LineStyle("#9e2a2b", DASHDOT))

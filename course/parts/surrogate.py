@@ -274,7 +274,7 @@ class GammaWeight(Surrogate):
 
     φ(1) = 1, and φ has its maximum at ρ = k/λ. (k, λ) is (2, 3) where A ≥ 0 and (3, 2) elsewhere.
     VESPO takes the ratio of the whole answer, `SequenceRatio()`. TRL bounds log ρ to −18.4 and 20
-    before; φ is below 1e-15 there. Source: 2602.10693; TRL's loss_type="vespo".
+    before; φ is below 1e-15 there. Source: VESPO 2026 (2602.10693); TRL's loss_type="vespo".
     """
 
     scope = "token"

@@ -137,6 +137,8 @@ REPLACED = {
     "cispo": "surrogate: CISPO(epsilon_high=0.28)",
     "sapo": "surrogate: SoftGate()",
     "tis_grpo": "correction: TokenTIS()",
+    "answer_ratio": "ratio: SequenceRatio()",
+    "vespo": "surrogate: GammaWeight()",
     "maxrl": "scale: MaxRL()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
