@@ -123,7 +123,7 @@ tis_grpo = descendant(                                    # μ sampled, not π_o
     "GRPO with TIS", "Yao et al. 2025; Ionides 2008", LineStyle("#b8320f", DOT), cap=2.0)
 answer_ratio = descendant(                                # ρ = Π_t ρ_t, one per answer
     "answer_ratio", replace(token_mean, ratio=SequenceRatio()),
-    "Answer's ratio", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DOT))
+    "Answer ratio", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DOT))
 vespo = descendant(                                       # φ(ρ): far samples fade out
     "vespo", replace(answer_ratio, surrogate=GammaWeight()),
     "VESPO", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DASHDOT),
