@@ -157,7 +157,10 @@ def _cap_facts(s: Settings, growing: dict[str, Tensor]) -> Facts:
 
 
 def _table_facts(s: Settings, table: dict[str, Any]) -> Facts:
-    """Directions at the smallest and the largest drift; written before the table was computed."""
+    """Directions at the smallest and the largest drift; written before the table was computed.
+
+    The learner's rate and the sizes of top-p were set after a first look at it.
+    """
     facts = Facts(SOURCE, 28)
     for kind, sizes in s.drifts.items():
         rows, where = table[kind], f"{kind} {sizes[0]:g}, relative bias"

@@ -196,7 +196,18 @@ class BatchStd(_Std):
 
 
 @dataclass(frozen=True)
-class TokenWhitening(Scale):
+class _Function(Scale):
+    """No divisor: a function of the advantages, written before its argument in brackets."""
+
+    def wrap(self, numerator: str) -> str:
+        return rf"{self.latex}\!\left({numerator}\right)"
+
+    def wrap_text(self, numerator: str) -> str:
+        return f"{self.text}({numerator})"
+
+
+@dataclass(frozen=True)
+class TokenWhitening(_Function):
     """Centre and scale over all chosen tokens of the batch (REINFORCE++: Hu 2025, eq. 5).
 
     `eps` is added to the variance, under the root. `ddof` 0 divides the squares by the number n of
@@ -212,12 +223,6 @@ class TokenWhitening(Scale):
 
     symbol = r"\operatorname{whiten}_{\text{tokens}}"
     plain = "whiten_tokens"
-
-    def wrap(self, numerator: str) -> str:
-        return rf"{self.latex}\!\left({numerator}\right)"
-
-    def wrap_text(self, numerator: str) -> str:
-        return f"{self.text}({numerator})"
 
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         return whiten(advantage, rollout.mask, self.eps, self.ddof)
@@ -264,7 +269,7 @@ def lead(returns: Tensor, exists: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Leader(Scale):
+class Leader(_Function):
     """The best sample of the group gets R₁ − R₂, the others 0: what is maximised is E[max of G].
 
     Summed over the group, E[Σ_i A_i ∇log π(o_i)] = ∇E[max_i R_i] for any rewards, ties included,
@@ -276,12 +281,6 @@ class Leader(Scale):
     scope, reads = "group", ("returns", "empty")
     symbol = r"\operatorname{lead}_{j\le G}"
     plain = "lead_group"
-
-    def wrap(self, numerator: str) -> str:
-        return rf"{self.latex}\!\left({numerator}\right)"
-
-    def wrap_text(self, numerator: str) -> str:
-        return f"{self.text}({numerator})"
 
     def check(self, parts: Mapping[str, Part]) -> None:
         if not isinstance(parts["baseline"], NoBaseline):
