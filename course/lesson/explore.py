@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
+LABEL = "14em"  # the room for a control's label: 26 letters
+
 
 @dataclass(frozen=True)
 class Slider:
@@ -64,8 +66,8 @@ class Slider:
 
         label: dict[str, Any] = {
             "description": self.label or name,
-            "style": {"description_width": "11em"},
-            "layout": {"width": "34em"},
+            "style": {"description_width": LABEL},
+            "layout": {"width": "36em", "max_width": "98%"},  # the number stays in a narrow window
         }
         if self.log:
             return widgets.FloatLogSlider(
@@ -100,7 +102,7 @@ class Choice:
         """The live menu."""
         import ipywidgets as widgets
 
-        style = {"description_width": "11em"}
+        style = {"description_width": LABEL}
         return widgets.Dropdown(
             options=list(self.options),
             value=self.start,
@@ -159,13 +161,22 @@ class Explore:
         return figure
 
     def widget(self) -> Widget:
-        """The live form: controls above the picture."""
+        """The live form: controls above the picture.
+
+        A redraw leaves some thousand objects in cycles, so Python's collector runs every few of
+        them, and each time looked through all that torch and the lesson hold, for a third of a
+        second. What is there when the widget is made is left out of it (`gc.freeze`).
+        """
+        import gc
+
         import ipywidgets as widgets
 
         live = {name: control.widget(name) for name, control in self.controls.items()}
         shown = widgets.Image(
             value=self.picture(), format="png", layout=widgets.Layout(max_width="100%")
         )
+        gc.collect()
+        gc.freeze()
 
         def redraw(_: object) -> None:
             shown.value = self.picture(**{name: each.value for name, each in live.items()})

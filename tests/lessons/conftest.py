@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from course.lesson import Lesson, build, info
+from tests.lessons.lab import chromium
 
 
 @cache
@@ -33,8 +33,7 @@ def browser() -> Iterator[Any]:
         "playwright.sync_api",
         reason='no playwright: pip install -c constraints.txt -e ".[browser]"',
     )
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
+    path = chromium()
     if path is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as driver:

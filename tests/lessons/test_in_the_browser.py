@@ -5,84 +5,24 @@ Needs the extra `browser` and the system's chromium.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from course.lesson import build, info, progress
+from tests.lessons.lab import SECONDS, jupyterlab, opened, run_all, until
 
-LESSONS = ("01", "04", "07")
-SECONDS = 1000  # milliseconds, for the browser's time limits
+LESSONS = ("00", "01", "04", "07")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a JupyterLab on a copy of the lessons, so that running them leaves the
-    committed ones alone.
-    """
+    """The address of a JupyterLab on a copy of the lessons."""
     pytest.importorskip("jupyterlab")
-    root = Path(__file__).resolve().parents[2]
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "notebooks").mkdir()
-    for number in LESSONS:
-        shutil.copy(build.target(info(number)), folder / "notebooks")
-    shutil.copy(
-        root / "pyproject.toml", folder
-    )  # lessons look for the course they stand in, and for its figures
-    (folder / "figures").symlink_to(root / "figures")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        progress.FILE: str(folder / "progress.json"),
-        "PYTHONPATH": str(root),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-    }
-    before, os.environ[progress.FILE] = os.environ[progress.FILE], environment[progress.FILE]
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-    ]
-    command += [
-        "--ServerApp.ip=127.0.0.1",
-        "--ServerApp.token=",
-        "--ServerApp.password=",
-        f"--ServerApp.root_dir={folder / 'notebooks'}",
-    ]
-    server = subprocess.Popen(
-        command, env=environment, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None, "JupyterLab did not start"
-                time.sleep(0.5)
+    with jupyterlab(tmp_path_factory.mktemp("lab"), LESSONS) as address:
         yield address
-    finally:
-        os.environ[progress.FILE] = before
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.mark.parametrize("number", LESSONS)
@@ -90,14 +30,8 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
     """Run all cells; move a slider: another picture; answer a question: feedback; try an exercise
     wrongly and rightly: its verdicts.
     """
-    page = browser.new_page(viewport={"width": 1300, "height": 1400})
-    page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90 * SECONDS)
-    page.wait_for_selector("text=/\\| Idle/", timeout=90 * SECONDS)  # the kernel is there
-    page.click("li.lm-MenuBar-item:has-text('Run')")
-    page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
-    page.wait_for_selector(".widget-vbox", timeout=150 * SECONDS)
-    _finished(page)
+    page = opened(browser, lab, number)
+    run_all(page)
     assert (
         page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count()
         == 0
@@ -108,13 +42,14 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
     box.scroll_into_view_if_needed()
     picture = box.locator("img").first
     before = picture.get_attribute("src")
+    words = ".widget-label, .widget-readout"
+    wider = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"
+    assert box.locator(words).evaluate_all(wider) == []  # no label and no number is cut
     handle = box.locator(".noUi-handle").first
     handle.focus()
     for _ in range(3):
         handle.press("ArrowRight" if _can_rise(handle) else "ArrowLeft")
-    _until(
-        lambda: picture.get_attribute("src") != before, "the slider moved and the picture stayed"
-    )
+    until(lambda: picture.get_attribute("src") != before, "the slider moved and the picture stayed")
 
     question = page.locator(".widget-vbox:has(input[type=radio])").first
     question.scroll_into_view_if_needed()
@@ -123,7 +58,7 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
     for choice in range(question.locator("input[type=radio]").count()):
         question.locator("input[type=radio]").nth(choice).check()
         question.locator("button").first.click()
-        _until(
+        until(
             lambda: (
                 said.inner_text().startswith(("Right.", "No.")) and said.inner_text() not in answers
             ),
@@ -131,7 +66,7 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
         )
         answers.add(said.inner_text())
     assert sum(text.startswith("Right.") for text in answers) == 1
-    _until(
+    until(
         lambda: len(progress.read().get(number, {}).get("questions", [])) == 1,
         "a right answer was not noted",
     )
@@ -139,7 +74,7 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
     place, name = _first_stub(number)
     cell = page.locator(".jp-Notebook .jp-Cell").nth(place)
     cell.scroll_into_view_if_needed()
-    _until(
+    until(
         lambda: "Not attempted yet." in cell.locator(".jp-OutputArea").first.inner_text(),
         "the untouched stub has no verdict",
     )
@@ -149,7 +84,7 @@ def test_a_lesson_runs_answers_and_redraws(number: str, browser: Any, lab: str) 
         page.keyboard.insert_text(f"{name}.check({name}.{attempt})")
         page.keyboard.press("Control+Enter")
         output = cell.locator(".jp-OutputArea").first
-        _until(lambda out=output, said=verdict: said in out.inner_text(), f"no «{verdict}»")
+        until(lambda out=output, said=verdict: said in out.inner_text(), f"no «{verdict}»")
     assert progress.read()[number]["exercises"]
     page.close()
 
@@ -165,25 +100,11 @@ def _first_stub(number: str) -> tuple[int, str]:
     raise AssertionError(f"lesson {number} has no stub")
 
 
-def _finished(page: Any) -> None:
-    """Wait until no cell is waiting or running."""
-    page.wait_for_timeout(3 * SECONDS)
-    busy = page.locator(".jp-InputPrompt", has_text="[*]")
-    _until(lambda: busy.count() == 0, "cells are still running", 150)
-
-
 def _can_rise(handle: Any) -> bool:
     now, most = (
         float(handle.get_attribute(name) or 0) for name in ("aria-valuenow", "aria-valuemax")
     )
     return now < most
-
-
-def _until(true: Any, otherwise: str, seconds: float = 30) -> None:
-    last = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < last, otherwise
-        time.sleep(0.2)
 
 
 def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
@@ -192,15 +113,10 @@ def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
     """Run a question and an explore, save, end the kernel, open again: no widget's error, but the
     folded question, the explore's picture and its caption, which a live widget had hidden.
     """
-    number = LESSONS[1]
+    number = LESSONS[2]
     errors = re.compile("Error displaying widget|Loading widget")
-    page = browser.new_page(viewport={"width": 1300, "height": 1400})
-    page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
-    page.wait_for_selector("text=/\\| Idle/", timeout=90 * SECONDS)
-    page.click("li.lm-MenuBar-item:has-text('Run')")
-    page.click(".lm-Menu-item:has-text('Run All Cells') >> nth=0")
-    page.wait_for_selector(".course-live .noUi-handle", timeout=150 * SECONDS)
-    _finished(page)
+    page = opened(browser, lab, number)
+    run_all(page, ".course-live .noUi-handle")
     live = page.locator(".jp-OutputArea-child:has(.course-live)").count()
     assert live >= 2
     hidden = page.locator(".jp-OutputArea-child:has(.course-live) + .jp-OutputArea-child")
@@ -216,9 +132,7 @@ def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
         }"""
     )
     page.close()
-    page = browser.new_page(viewport={"width": 1300, "height": 1400})
-    page.goto(f"{lab}/lab/tree/{info(number).file}.ipynb?reset", timeout=90 * SECONDS)
-    page.wait_for_selector("text=/\\| Idle/", timeout=90 * SECONDS)
+    page = opened(browser, lab, number)
     page.wait_for_timeout(3 * SECONDS)
     dead = page.locator(".jp-OutputArea-output", has_text=errors)
     assert dead.count() == live  # the file does hold the widgets
