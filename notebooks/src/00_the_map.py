@@ -4,9 +4,9 @@
 # When you are through you can
 #
 # - say how GRPO is made from REINFORCE, in seven steps that each replace one part;
-# - read the shape of any tensor in this course, for a bandit and for a language model;
+# - read the shape of a rollout's tensors, for a bandit and for a language model;
 # - name the five stations of the training loop;
-# - place pre-training, supervised fine-tuning, preference tuning and reinforcement learning, and say what the last can do that the others cannot;
+# - place pre-training, supervised fine-tuning, preference tuning and reinforcement learning, and say what the last can do that imitation cannot;
 # - use the lessons: predict, explore, do, break it.
 #
 # You need Python and some calculus. You need not have heard of GRPO.
@@ -24,8 +24,8 @@ lesson = course.setup("00")
 lesson.map()
 
 # %% [markdown]
-# Read it from the bottom up: every row is the row below with **one part replaced**. At the bottom is REINFORCE (1992), on top GRPO, *group relative policy optimization* (2024), which has trained reasoning models. The coloured bar is the rung's colour in every
-# figure of the course. The links lead to the lessons. If you have read elsewhere that GRPO is PPO without a critic, or "PPO for bandits" (Giovanidis
+# Read it from the bottom up: every row, a **rung** of the ladder, is the row below with **one part replaced**. At the bottom is REINFORCE (1992), on top GRPO, *group relative policy optimization* (2024), which has trained reasoning models. The coloured bar is the rung's colour in every
+# figure of the course. If you have read elsewhere that GRPO is PPO without a critic, or "PPO for bandits" (Giovanidis
 # 2025): yes, and you will see which parts that sentence leaves out. [The glossary](GLOSSARY.md) has every word of the course, and its name elsewhere.
 #
 # ## Use it like this
@@ -86,7 +86,7 @@ lesson.picture(
 )
 
 # %% [markdown]
-# What was sampled in one round is a **rollout**. The rungs of the ladder differ in stations 3 and 4 alone. Does it work? Here is what the loop does to the course's language model, a small transformer, on sums of two-digit numbers. It was shown demonstrations first, until some of its answers were right, and then trained with GRPO: twenty seeds, recorded by `course tinylm train`. (Lesson 09 looks at these runs closely.)
+# What was sampled in one round is a **rollout**. The rungs of the ladder differ in stations 3 and 4 alone. Does it work? Here is what the loop does to the course's language model, a small transformer, on sums of two-digit numbers. It was shown demonstrations first, until some of its answers were right, and then trained with GRPO: twenty seeds, recorded by `course tinylm train`. (More in lesson 09.)
 
 # %% jupyter={"source_hidden": true}
 from course.lab.places import measured
@@ -116,7 +116,7 @@ for when, at in (("start", 0), ("end", -1)):
 # %% [markdown]
 # ## One objective
 #
-# All of the rungs are one formula. $R_i$ is what answer $i$ earned, and its **advantage** $A_i$ says how much that is above a **baseline** $b$, such as the mean of its **group**: all answers to the same prompt. The **ratio** $\rho=\pi_\theta/\pi_{old}$ compares the policy with itself at the time of sampling. The **KL divergence** compares it with a **reference** policy: $\mathrm{KL}(\pi_\theta\|\pi_{ref})=\mathbb E_{\pi_\theta}[\log\pi_\theta-\log\pi_{ref}]$ is 0 if the two are equal, else positive; with the natural logarithm its unit is the **nat**. Give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants; then climb
+# All of the rungs are one formula. $R_i$ is what answer $i$ earned, and its **advantage** $A_i$ says how much that is above a **baseline** $b$, such as the mean of its **group**: all answers to the same prompt. The **ratio** $\rho=\pi_\theta/\pi_{old}$ compares the policy with itself at the time of sampling. The **KL divergence** compares it with a **reference** policy: $\mathrm{KL}(\pi_\theta\|\pi_{ref})=\mathbb E_{\pi_\theta}[\log\pi_\theta-\log\pi_{ref}]$ is 0 if the two are equal, else positive; with the natural logarithm its unit is the **nat**. Give every token an advantage $A_{i,t}$ and a weight $w_{i,t}$, both constants. Credit it with $R_{i,t}$ (on the ladder, all of $R_i$), let the KL count $\beta$ times, and climb
 #
 # $$L(\theta)=\sum_i\sum_tw_{i,t}\Big[\operatorname{surrogate}(\rho_{i,t},\log\pi_\theta,A_{i,t})-\beta\,\mathrm{kl}_{i,t}\Big]\tag{0.1}$$
 #
@@ -144,7 +144,7 @@ lesson.code(course.estimator.Estimator.freeze, course.estimator.Estimator.object
 # ## The axes
 #
 # A **bandit** is the smallest problem there is: choose one of $K$ arms, be paid, done. A language model's answer is many such choices in a row.
-# Every tensor of the course ends in the same three axes, with as many as you like in front:
+# Whatever is kept per token ends in the same three axes, with others in front:
 #
 # | axis | meaning | on a bandit | on a language model |
 # | --- | --- | --- | --- |
@@ -256,9 +256,9 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Blue: tokens that the policy chose. Green: chosen, and paid 1. Grey: padding. Left $T=1$, right ragged.
+# Left $T=1$, right ragged.
 #
-# A mean is a choice of axes. So is everything that the rungs differ in.
+# A mean is a choice of axes. So are four of the seven steps: the batch's mean, the group's mean and std, the mean over tokens.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("two-means")
@@ -393,7 +393,7 @@ lesson.explore(
 )
 
 # %% [markdown]
-# Things to find. On `reinforce` a wrong answer is told nothing. Set the right answers to 0 or 4: from `group_mean` on, prompt 1 falls **silent**, since no answer is better than another. `group_std` makes both prompts equally loud. `length_mean` divides a row by its length. With drift, `clip` silences what has moved too far, and `grpo` speaks even where all are silent: that is the KL. The next cell puts numbers to it.
+# Things to find. On `reinforce` a wrong answer is told nothing. Set the right answers to 0 or 4: from `group_mean` on, prompt 1 falls **silent**, since no answer is better than another. `group_std` makes both prompts equally loud. `length_mean` divides a row by its length. With drift, `clip` silences what has moved too far, and `grpo` speaks even where all are silent: that is the KL.
 
 # %%
 print(
@@ -473,7 +473,7 @@ climb.check(my_grpo)
 # | --- | --- | --- | --- |
 # | pre-training | all text there is | log-likelihood of the next token | language, facts |
 # | supervised fine-tuning (SFT) | answers written by someone | the same, on those answers | to answer like them |
-# | preference tuning | pairs, one preferred | a learned reward, or the pairs directly | taste: what nobody can write down |
+# | preference tuning | pairs, one preferred | a learned reward, or the likelihood of the preferences | taste: what nobody can write down |
 # | reinforcement learning on verifiable rewards | questions, and a checker | $\mathbb E[R]$ | to be right, also where no answer was written |
 #
 # The last three are post-training. (DeepSeek's R1-Zero went from the first directly to the last; R1 did not: [a slip](SLIPS.md).)
@@ -658,7 +658,7 @@ lesson.progress()
 # %% [markdown]
 # ## Take away
 #
-# Every algorithm from REINFORCE to GRPO is one objective with one part replaced at a time, and every tensor of it ends in `[Q, G, T]`.
+# Every algorithm from REINFORCE to GRPO is one objective with one part replaced at a time, and what it holds per token ends in `[Q, G, T]`.
 #
 # ## Next
 #

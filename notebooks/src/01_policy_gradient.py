@@ -9,7 +9,7 @@
 # - derive $\nabla J=\mathbb E[R\,\nabla\log\pi_\theta]$, and see it hold exactly, by listing everything that can happen;
 # - turn it into a loss, and the loss into a training loop of a dozen lines of PyTorch;
 # - tell a broken gradient from a right one when the learning curve does not;
-# - say why no discount belongs there.
+# - say why one-step rewards need no discount.
 #
 # You need Python with a little PyTorch, probabilities, and calculus as far as the chain rule. Nothing about reinforcement learning.
 #
@@ -163,7 +163,7 @@ print("equal to ∇J to 1e-12:", torch.allclose(terms.sum(0), by_autograd, atol=
 #
 # `eq:sum-over-the-answer` · Williams 1992, theorem 1, with (1.5)
 #
-# It is a random vector, one for each batch, and its mean is $\nabla J$. Every token shares in what the whole answer earned. Check that on the smallest policy with two tokens, of two values each: two logits for the first token, two for the second after either first. That makes six logits and four answers. (The folded cell lists them.)
+# It is a random vector, one for each batch, and its mean is $\nabla J$. Every token shares in what the whole answer earned. Check that on the smallest policy with two tokens, of two values each: two logits for the first token, two for the second token after either first token. Six logits, four answers. (The folded cell lists them.)
 
 # %% jupyter={"source_hidden": true}
 from course.exact import Outcomes
@@ -274,7 +274,7 @@ loss_exercise.check(my_loss)
 #
 # `eq:gradient-ascent` · Sutton & Barto 2018, eq. 13.1
 #
-# A program that learns samples, asks for rewards, forms the loss, differentiates and steps. On B3 that is a dozen lines of plain PyTorch:
+# Each update samples answers, asks for their rewards, forms the loss, differentiates it and steps. On B3 that is a dozen lines of plain PyTorch:
 
 # %%
 def train_by_hand(offset=0.0, updates=200):
@@ -368,7 +368,7 @@ print(
 #
 # $$J(\theta)=\sum_sd^{\pi}(s)\,\bar r^{\pi}(s),$$
 #
-# and both factors depend on $\theta$. The policy-gradient theorem (Sutton et al. 1999) shows how to do without $\nabla d^\pi$, which nobody can compute. With one step there is no such term: in (1.1) $d(q)$ belongs to whoever asks, and $\theta$ appears in $\pi_\theta$ alone.
+# and both factors depend on $\theta$. The policy-gradient theorem (Sutton et al. 1999) shows how to do without $\nabla d^\pi$, which needs a model of where actions lead. With one step there is no such term: in (1.1) $d(q)$ belongs to whoever asks, and $\theta$ appears in $\pi_\theta$ alone.
 #
 # What if one forgets the term where it matters? Read the four answers above as a walk. The first token picks a room, left or right. The second is a choice in that room, and it is paid.
 
@@ -523,7 +523,7 @@ for rate, place in ((0.1, 0), (0.4, 1)):
     )
 
 # %% [markdown]
-# $\nabla J$ was the same in all four. Near 4, whatever is pulled first is praised fourfold, pulled again, and praised again.
+# At the same policy $\nabla J$ is the same in all four. Near 4, whatever is pulled first is praised fourfold, pulled again, and praised again.
 #
 # ## Explore: learning rate and offset
 #
@@ -731,7 +731,7 @@ for label, (fault, value) in limits.items():
 # ## Who notices?
 # <!-- answers: 29 -->
 #
-# The equation says one thing, the code another: a sign, a detached tensor, a wrong index. Readers of textbooks find such pairs years later, because the notebook still runs. Not the error handler notices, and not the curve. A comparison with an answer that was found **in another way** does, at once. Here the other way is automatic differentiation of $J$.
+# The equation says one thing, the code another: a sign, a detached tensor, a wrong index. Readers of textbooks find such pairs years later, because the notebook still runs. No error message tells you, nor does the curve. A comparison with an answer that was found **in another way** does, at once. Here the other way is automatic differentiation of $J$.
 
 # %%
 # each arm scored as the next: rows come in pairs (paid, not paid)
@@ -753,7 +753,7 @@ for name, seen in suspects.items():
 # %% [markdown]
 # ## Do it: your own loss under the microscope
 #
-# That is how every estimator of this course is tested. `exact.expected_gradient` does it for a loss that is a plain function: it calls the loss on every batch of two of the four answers and averages minus its gradients. Here is yours, as it is and broken in four ways. (If it is not written yet, the folded solution takes its place.)
+# That is how every estimator of this course is tested. `exact.expected_gradient` does it for a loss that is a plain function: it calls the loss on every batch of two of the four answers and averages the negative gradients. Here is yours, as it is and broken in four ways. (If it is not written yet, the folded solution takes its place.)
 
 # %%
 yours = my_loss
@@ -773,7 +773,7 @@ for name, loss in losses.items():
     print(f"{name:<25}", "  ".join(f"{x + 0.0:+.3f}" for x in found.tolist()))
 
 # %% [markdown]
-# Two of the faults look alike: if nothing flows, or if what flows has nothing to do with the rewards, only (1.4) is left, which is 0. Now write down how you tell faults apart: a function that sees $\mathbb E[\hat g]$ and $\nabla J$, and names the fault. There is one more than above: each token is weighed with its *own* reward, not with the answer's. Think what that leaves of the first token.
+# Two of the faults look alike: if nothing flows, the gradient is 0; if what flows is independent of the rewards, it is 0 on average, by (1.4). Now tell them apart: write a function that sees $\mathbb E[\hat g]$ and $\nabla J$, and names the fault. There is one more than above: each token is weighed with its *own* reward, not with the answer's. Think what that leaves of the first token.
 
 # %%
 fault_exercise = lesson.exercise("find-the-fault", chain=chain, whole=whole)

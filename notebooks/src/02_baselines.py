@@ -53,7 +53,7 @@ for b in (-100.0, 0.0, 0.41, 7.0):
     print(f"b = {b:>6g}: E[ĝ] is ∇J to 1e-10: {off}    scatter of a batch of two: {seen.std:.3g}")
 
 # %% [markdown]
-# The mean does not move. The scatter does, by a factor of about 200 between these four. That factor is all you can win or lose.
+# The mean does not move. The scatter does, by a factor of about 200 between these four. In one update that scatter is all you can win or lose.
 #
 # ## The value, and the advantage
 #
@@ -69,7 +69,7 @@ for b in (-100.0, 0.0, 0.41, 7.0):
 #
 # `eq:advantage-of-a-sample` · Williams 1992; with b = V: Baird 1993
 #
-# On B3 $V=.41$. An answer that earned 1 has the advantage $+.59$, one that earned 0 has $-.41$. Mind that $V$ weighs each answer by how often the policy gives it. The plain average of the three arms is $.5$; by (2.1) it is allowed as well, but it is not the value ([a slip](SLIPS.md)). In general reinforcement learning $Q(s,a)$ takes the place of the reward: what is earned from here on. With one step that is the reward's mean, $Q(q,o)=r(q,o)$.
+# On B3 $V=.41$. An answer that earned 1 has the advantage $+.59$, one that earned 0 has $-.41$. Mind that $V$ weighs each answer by how often the policy gives it. The plain average of the three arms is $.5$; by (2.1) it is allowed as well, but it is not the value ([a slip](SLIPS.md)). In general reinforcement learning $Q(s,a)$ takes the place of the reward: what is earned from here on, on average. With one step that is the reward's mean, $Q(q,o)=r(q,o)$.
 
 # %%
 probability, mean = (
@@ -254,7 +254,7 @@ for samples in (2, 4, 8, 32):
 #
 # `eq:leave-one-out-baseline` · Kool et al. 2019; Ahmadian et al. 2024 (2402.14740), eq. 9
 #
-# Now $b_i$ has nothing to do with $s_i$, and (2.1) holds exactly. This estimator is called **RLOO**, REINFORCE leave-one-out. With one question, as on B3, $G=N$, and the two advantages differ by the factor alone. Since the mean is $\frac1N\big(R_i+(N-1)\,b_i\big)$, $R_i-\text{mean}=\frac{N-1}N(R_i-b_i)$. With rewards $(1,0,0,1)$ the first sample's are $1-\frac12=\frac12$ and $1-\frac13=\frac23$, and $\frac34\cdot\frac23=\frac12$.
+# Now $b_i$ is independent of $s_i$, and (2.1) holds exactly. This estimator is called **RLOO**, REINFORCE leave-one-out. With one question, as on B3, $G=N$, and the two advantages differ by the factor alone. Since the mean is $\frac1N\big(R_i+(N-1)\,b_i\big)$, $R_i-\text{mean}=\frac{N-1}N(R_i-b_i)$. With rewards $(1,0,0,1)$ the first sample's are $1-\frac12=\frac12$ and $1-\frac13=\frac23$, and $\frac34\cdot\frac23=\frac12$.
 
 # %%
 from course.parts.baseline import BatchMean, leave_one_out
@@ -294,7 +294,7 @@ loo_exercise.check(my_leave_one_out)
 #
 # `eq:leave-one-out-variance` · derived here
 #
-# The second term is the price of not knowing $V$. It falls with $1/G^2$, so it matters for small groups.
+# The second term is the price of not knowing $V$. It falls like $1/G^2$, so it matters for small groups.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("two-samples")
@@ -410,7 +410,7 @@ for label, rung in (
 print("\n".join(table))
 
 # %% [markdown]
-# With two samples per question the batch's mean is the better guess, because it averages over four rewards. From four on, a baseline of each question's own is. That trade is what the group baseline of GRPO is about (lesson 06), and one reason why it wants large groups.
+# Here, with two samples per question, the batch's mean is the better guess, because it averages over four rewards. From four on, a baseline of each question's own is. That trade is what the group baseline of GRPO is about (lesson 06), and one reason why it wants large groups.
 
 # %% [markdown]
 # ## Break it
@@ -635,7 +635,7 @@ lesson.picture(
 #
 # ## Appendix (optional): one constant for each logit
 #
-# One constant for each logit $d$ is better still:
+# The total variance is a sum over the logits $d$, and each term is a parabola of its own, as in (2.4) with $s_d^2$ for $\|s\|^2$. So one constant for each logit is better still:
 #
 # $$b^*_d=\frac{\mathbb E[R\,s_d^2]}{\mathbb E[s_d^2]}\tag{2.11}$$
 #

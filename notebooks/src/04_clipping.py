@@ -145,7 +145,7 @@ clipped.check(my_clip)
 # ## “My clip fraction is always 0”
 #
 # <!-- answers: 4 -->
-# At $\pi_{old}$ every ρ is 1, and 1 lies inside every range. So with one update per rollout nothing is ever clipped, and this rung **is** the rung below. Many ask why their clip fraction stays 0, and raise the group size. It is the number of updates per rollout that counts (lesson 03):
+# At $\pi_{old}$ every ρ is 1, and 1 lies inside every range. So with one update per rollout nothing is ever clipped, and this rung **is** the rung below. Many ask why their clip fraction stays 0, and raise the group size. What counts is whether a rollout gets more than one update (lesson 03):
 
 # %%
 from bandits.linear import linear_bandit
@@ -174,7 +174,7 @@ for group in (8, 32):
 # `eq:clip-lower-bound` · Schulman et al. 2017, §3 (“a lower bound … a pessimistic bound”); the equality on the right is (3.2), for one choice per answer and $b = J(\pi_{old})$.
 # It is a *lower* bound on ρA: the min of ρA and something else is at most ρA.
 #
-# The cell moves B3's policy towards reward and away from it, $\pi_\theta\propto\pi_{old}\,e^{\lambda\mu}$, lists every group of 4 samples, and averages the rungs' own objectives with $b = J(\pi_{old})$.
+# The cell moves B3's policy towards reward and away from it, $\pi_\theta\propto\pi_{old}\,e^{\lambda\mu}$ with $\mu$ each arm's mean reward, lists every group of 4 samples, and averages the rungs' own objectives with $b = J(\pi_{old})$.
 
 # %%
 from bandits.exact import B3_MEANS, B3_POLICY
@@ -493,13 +493,13 @@ lesson.picture(
 )
 
 # %% [markdown]
-# After four updates nine of ten good samples are switched off. Yet between the 4th and the 64th the largest ratio goes from 1.64 to 4.12: the bad samples, and those of other questions, still move the shared parameters.
+# After four updates nine of ten good samples are switched off. Yet between the 4th and the 64th the largest ratio goes from 1.64 to 4.12: the samples that are not silent still move the parameters, which all questions share.
 # So a clip fraction tells how many samples are silent. It does not tell how far the policy has gone. Log the KL and the largest ρ beside it.
 #
 # ## What it buys
 #
 # <!-- answers: 49 -->
-# And yet it is worth its line. Sixteen updates per rollout, 60 rollouts, 20 runs, one learning rate for all. (So many large steps blow up rounding errors: on another processor, last digits may be others.)
+# And yet it is worth its line. Sixteen updates per rollout, 60 rollouts, 20 runs, one learning rate for all; ± is a 95 % interval over the runs. (So many large steps blow up rounding errors: on another processor, last digits may be others.)
 
 # %%
 from course.lab.statistics import interval
@@ -573,10 +573,10 @@ for name in ("clip", "surrogate"):
         )
 
 # %% [markdown]
-# The bare ratio ends a little higher, at .77 and .78 against .74. Its KL was up to 4.3 nats and is now below the limit whenever an update begins. (The last update of a rollout can still overshoot.) Beside the clip a limit of .2, four times the usual KL, hardly ever fires and costs
+# The bare ratio ends no lower: .77 and .78 against .74, a difference within the intervals. Its KL was up to 4.3 nats and is now below the limit whenever an update begins. (The last update of a rollout can still overshoot.) Beside the clip a limit of .2, four times the usual KL, hardly ever fires and costs
 # nothing that these runs can tell. A limit of .05 fires half-way through a rollout, and the reward falls to .80: it stops samples that the clip had not silenced and that still had something to teach.
 #
-# So a KL stop bounds what the clip does not, and it is a safety net, not an improvement on the clip. Set it a few times above the KL that you usually see.
+# So a KL stop bounds what the clip does not, and it is a safety net, not an improvement on the clip. Set it to a few times the KL that you usually see.
 #
 # ## One more replaced part: clip-higher
 #
