@@ -35,7 +35,7 @@ def group_std_weight(
     size = int(group_size)
     n = torch.arange(1, size, dtype=torch.float64, device=p.device)
     v = n * (size - n) / size**2
-    # P(N = n)/(p(1−p)) with the factors cancelled, so that p = 0 and p = 1 need no special case
+    # P(M = n)/(p(1−p)) with the factors cancelled, so that p = 0 and p = 1 need no special case
     log_ways = math.lgamma(size + 1) - torch.lgamma(n + 1) - torch.lgamma(size - n + 1)
     q = p.unsqueeze(-1)
     weight = (log_ways + torch.xlogy(n - 1, q) + torch.xlogy(size - n - 1, 1 - q)).exp()

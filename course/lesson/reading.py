@@ -50,9 +50,11 @@ class Reading:
         formulas = f"{MINUTES_A_FORMULA} minutes for each of {self.formulas} formulas"
         looks = f"one for each of {self.looks} questions and figures"
         code = f"code at {LINES_A_MINUTE} lines a minute"
+        one = self.exercises == 1
+        exercises = "1 exercise comes" if one else f"{self.exercises} exercises come"
         return (
             f"about {self.minutes} minutes ({words}, {formulas}, {looks}, {code};"
-            f" {self.exercises} exercises come on top)"
+            f" {exercises} on top)"
         )
 
 

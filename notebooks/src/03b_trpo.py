@@ -130,7 +130,7 @@ for factor in (1, 2, 4):
     )
 
 # %% [markdown]
-# Twice the step, four times the KL.
+# Twice the step, about four times the KL.
 #
 # ## Do it: F times a vector
 
@@ -148,7 +148,7 @@ fisher.check(my_fisher_product)
 # %% [markdown]
 # ## The natural gradient
 #
-# Maximise $g^\top d$ under $\tfrac12 d^\top Fd = \delta$. At the best $d$ no small change along the surface can raise $g^\top d$, so the two gradients are parallel: $g = \eta F d$ for some number $\eta$, which is called a **Lagrange multiplier**.
+# Maximise $g^\top d$ under $\tfrac12 d^\top Fd = \delta$. At the best $d$ no small change along the surface can raise $g^\top d$, so the gradients of the two, $g$ and $Fd$, are parallel: $g = \eta F d$ for some number $\eta$, which is called a **Lagrange multiplier**.
 # Hence $d$ is parallel to a solution $x$ of $Fx = g$. Put $d = cx$ into the constraint: $\tfrac12c^2\,x^\top Fx = \delta$, so
 #
 # $$d = \sqrt{\frac{2\delta}{x^\top F x}}\;x, \qquad F x = g \tag{3b.3}$$
@@ -173,7 +173,7 @@ lesson.ask("rare-arm")
 #
 # $$\alpha = \frac{r^\top r}{p^\top F p},\quad x \leftarrow x + \alpha p,\quad r' = r - \alpha F p,\quad p \leftarrow r' + \frac{r'^\top r'}{r^\top r}\,p \tag{3b.5}$$
 #
-# `eq:conjugate-gradient` · Hestenes & Stiefel 1952, start $x = 0$, $r = p = g$. It is done after as many iterations as $F$ has different eigenvalues above 0: two on B3.
+# `eq:conjugate-gradient` · Hestenes & Stiefel 1952, start $x = 0$, $r = p = g$. It is done after at most as many iterations as $F$ has different eigenvalues above 0: two on B3.
 
 # %%
 lesson.code(conjugate_gradient)
@@ -413,7 +413,7 @@ print(
 )
 
 # %% [markdown]
-# The mean keeps its bound. The farthest question of a step passes it as a rule, with .19 nats in the median and 1.5 at most. A bound on a mean is a bound on no single question.
+# The mean keeps its bound. The farthest question of a step passes it as a rule, with .19 nats in the median and 1.5 at most. The mean of sixteen bounds a single question sixteen times more loosely.
 #
 # The price is in the code above: eleven Fisher products (ten of conjugate gradient, one for the length) and up to ten evaluations for one step. That is what PPO set out to save.
 
@@ -423,7 +423,7 @@ print(
 # %% [markdown]
 # ## Take away
 #
-# TRPO replaces no part of the objective. It bounds the mean KL of each step, and pays with second-order machinery: a Fisher product is two backward passes, a natural gradient ten of them, and a line search makes the bound exact.
+# TRPO replaces no part of the objective. It bounds the mean KL of each step, and pays with second-order machinery: a Fisher product is two backward passes, a natural gradient ten of them, and a line search that refuses every step beyond the bound.
 #
 # ## Next
 #

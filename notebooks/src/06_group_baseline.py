@@ -6,7 +6,7 @@
 # - write GRPO's advantage, and say exactly what its mean does (a factor) and what its std does (another objective);
 # - compute how many groups teach nothing, what becomes of a question that is solved 2 % of the time, and what refilling changes;
 # - build a case in which dividing by the std prefers the worse answer, and one in which $1/|o|$ makes wrong answers long;
-# - say where GRPO lands among ε-greedy, UCB and Thompson sampling when all get the same number of pulls.
+# - say where GRPO lands among ε-greedy, UCB and Thompson sampling when all get the same number of pulls (optional).
 #
 # You need lesson 02 (baselines, leave-one-out) and lesson 04 (the clip, which this lesson keeps as it is).
 #
@@ -294,8 +294,8 @@ advantages_exercise.check(my_advantages)
 # %% [markdown]
 # ## Several rewards under one std (optional)
 # <!-- answers: 38 -->
-# Rewards are often sums: 1 for the right answer, 1 for the right format. The std divides the sum by what **all** of its terms vary. One answer of eight is right in each row below, four are well-formed in the
-# second:
+# Rewards are often sums: 1 for the right answer, 1 for the right format. Each term is then divided by the std of the **whole** sum. One answer of eight is right in each row below, four are well-formed in the
+# second and the third:
 
 # %%
 is_right = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]])
@@ -385,7 +385,7 @@ lesson.code(exact.group_std_weight)
 #
 # - $G=2$: $\sqrt{M(G-M)}$ is 1 with probability $2p(1-p)$, else 0, so $w_2=\frac{2p(1-p)}{2p(1-p)}=1$ for every $p$. With two samples the std undoes the factor $\frac12$ of the self-included mean, and nothing else.
 # - $p\to0$: only $M=1$ matters. It has probability $Gp$ and $\sqrt{M(G-M)}=\sqrt{G-1}$, so $w_G\to\frac{Gp\sqrt{G-1}}{Gp}=\sqrt{G-1}$.
-# - $G\to\infty$: $M\to Gp$, so $w\to\frac{\sqrt{Gp\,G(1-p)}}{Gp(1-p)}=\frac1{\sqrt{p(1-p)}}$. That is the derivative of a function, since $\frac{d}{dp}2\arcsin\sqrt p=\frac2{\sqrt{1-p}}\cdot\frac1{2\sqrt p}$:
+# - $G\to\infty$: $M\approx Gp$, so $w\to\frac{\sqrt{Gp\,G(1-p)}}{Gp(1-p)}=\frac1{\sqrt{p(1-p)}}$. That is the derivative of a function, since $\frac{d}{dp}2\arcsin\sqrt p=\frac2{\sqrt{1-p}}\cdot\frac1{2\sqrt p}$:
 #
 # $$\frac{1}{\sqrt{p(1-p)}}\,\nabla p=\nabla\;2\arcsin\sqrt p\tag{6.8}$$
 #
@@ -468,8 +468,8 @@ lesson.explore(
 # %% [markdown]
 # ## Which questions are worth a rollout? (optional)
 # <!-- answers: 46 -->
-# A rule of thumb keeps questions that are solved 20 to 80 % of the time. Let each question have its own two logits, for right and wrong, so that $\nabla p=p(1-p)\,(1,-1)$. A small step of
-# length η along $\mathbb E[\hat g]=w\nabla p$ gains $\eta\,w\,\lVert\nabla p\rVert^2=2\eta\,w\,p^2(1-p)^2$. The control is the same number of groups on questions taken as they come, here with $p$
+# A rule of thumb keeps questions that are solved 20 to 80 % of the time. Let each question have its own two logits, for right and wrong, so that $\nabla p=p(1-p)\,(1,-1)$. A small step
+# $\eta\,\mathbb E[\hat g]=\eta\,w\nabla p$ gains $\eta\,w\,\lVert\nabla p\rVert^2=2\eta\,w\,p^2(1-p)^2$. The control is the same number of groups on questions taken as they come, here with $p$
 # spread evenly over 0 to 1:
 
 # %%
@@ -637,8 +637,8 @@ for name, (w_hard, w_easy) in cases.items():
     print(f"{name:22}{w_hard:7.2f}  {w_easy:7.2f}   {w_hard / w_easy:10.3f}")
 
 # %% [markdown]
-# Refilling with new prompts leaves the ratio at 1.387, where it was. Asking the same question again makes it 9.2. Dropping without a refill even turns it below 1 in a batch of two or four prompts: where the hard
-# question votes, the easy one nearly always does, too, and halves it. In large batches the number of groups that are left hardly varies, and the ratio comes back towards 1.387. Here is the smallest batch through the
+# Refilling with new prompts leaves the ratio at 1.387, where it was. Asking the same question again makes it 9.2. Dropping without a refill even pushes it below 1 in a batch of two or four prompts: where the hard
+# question votes, the easy one nearly always does, too, and takes half of the mean. In large batches the number of groups that are left hardly varies, and the ratio comes back towards 1.387. Here is the smallest batch through the
 # estimator itself, all pairs of groups listed:
 
 # %%
@@ -685,11 +685,11 @@ for b in (0.5, 0.2, 0.05):
 # Let $m$ of the group draw A, $n$ draw B and win the prize, and the rest draw B and win nothing. B's logit has the score $1-b$ on a sample of B and $-b$ on one of
 # A, with $b=\frac12$ the probability of B. So
 #
-# $$\mathbb E[\hat g_B]=\sum_{m,n}P(m,n)\,\frac{(1-b)\sum_{i\in B}A_i-b\sum_{i\in A}A_i}{G}\tag{6.9}$$
+# $$\mathbb E[\hat g_B]=\sum_{m,n}P(m,n)\,\frac{(1-b)\sum_{i\text{ on B}}A_i-b\sum_{i\text{ on A}}A_i}{G}\tag{6.9}$$
 #
 # `eq:push-on-the-rare-prize` · derived here
 #
-# with $P$ multinomial and $A_i$ from (6.6).
+# with $P$ multinomial and $A_i$ the advantage of sample $i$ from (6.6).
 
 # %%
 for group in (8, 44):
@@ -707,7 +707,7 @@ ladder.length_mean
 # %% [markdown]
 # $$w_{i,t}=\frac1N\cdot\frac1{|o_i|}\tag{6.10}$$
 #
-# `eq:one-over-length` · Shao et al. 2024, eq. 3; $N$ is the number of sampled answers, as in the rung's objective
+# `eq:one-over-length` · Shao et al. 2024, eq. 3; $w_{i,t}$ is a token's weight, as in (0.1), and $N$ the number of sampled answers
 #
 # Giovanidis 2025 leaves $\frac1{|o|}$ out; Vera 2025 averages twice, by $\mathbb E_t$ and by $\frac1{|o|}\sum_t$. On a bandit $|o|=1$ and nothing
 # changes. So give answers a length: right or wrong, of 2 or of 8 tokens, all four equally likely.
@@ -994,7 +994,7 @@ print(f"pulling at random: {contest.uniform_cost(10) * 1024:.0f}")
 #
 # On policy the group's mean is a baseline: a factor $\frac{G-1}G$ and other noise (less, as a rule: lesson 02), nothing else. The group's std is not: it changes **what is
 # optimised**, from $p$ to something near $2\arcsin\sqrt p$ for right and wrong, and with rewards of other kinds even the sign can change.
-# $1/|o|$ turns the gradient as soon as lengths differ.
+# $1/|o|$ turns a question's gradient where its right answers differ in length among themselves, or its wrong ones.
 #
 # ## Next
 #

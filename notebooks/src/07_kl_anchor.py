@@ -69,7 +69,7 @@ lesson.code(exact_kl)
 # `eq:kl-k1-estimate` · Schulman 2020, "Approximating KL divergence"
 #
 # By (7.1) the mean of $k_1$ over π is the KL: one sampled answer takes the place of the sum over all. But single values can be negative, although
-# the KL never is. Schulman's second proposal, $k_2=\tfrac12(\log r)^2$, is never negative, but its mean is only close to the KL. The third starts from a second fact
+# the KL never is. Schulman's second proposal, $k_2=\tfrac12(\log r)^2$, is never negative, but its mean is not the KL, only close to it where π is close to the reference. The third starts from a second fact
 # about $r$: its mean is known, $\mathbb E_\pi[r]=\sum_a\pi(a)\,\frac{\pi_{\text{ref}}(a)}{\pi(a)}=\sum_a\pi_{\text{ref}}(a)=1$.
 # So $r-1$ has mean 0, and any multiple of it may be added to $k_1$ without changing the mean. Something with a known mean that is added to cancel noise
 # is a **control variate**. With the multiple 1:
@@ -102,7 +102,7 @@ print(f"\nKL(π‖ref) = {exact_kl(policy, reference):.3f}")
 #
 # ## How noisy
 #
-# Take samples $x\sim\mathcal N(0,1)$ of the policy and the reference $\mathcal N(\mu,1)$: there all moments can be worked out, and the true KL is $\tfrac{\mu^2}2$.
+# Let the policy be $\mathcal N(0,1)$ and the reference $\mathcal N(\mu,1)$: there all moments can be worked out, and the true KL is $\tfrac{\mu^2}2$.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("noise-near-reference")
@@ -181,7 +181,7 @@ lesson.picture(
 )
 
 # %% [markdown]
-# Measured points, closed forms and the published table agree. Near the reference $k_3$ is far quieter than $k_1$: 1.4 against 20 at a KL of .005. From a KL of about 1 on it is
+# Measured points, closed forms and the published table agree. Near the reference $k_3$ is far quieter than $k_1$: 1.4 against 20 at a KL of .005. From a KL of .63 on (here $2/\mu$ meets the last ratio of (7.4)) it is
 # *noisier* (the line turns up), because $r$ then has a long tail.
 #
 # ### The closed forms (optional)
@@ -277,7 +277,7 @@ print(f"ρ·k3 on samples of π_old  {(old.exp() * ratio * k3(log_r)).sum():.3f}
 # `eq:kl-k2-in-loss` · Tang & Munos 2025<br>
 # `eq:kl-k3-in-loss` · Xu 2025, eq. 6 (with a minus and β); Tang & Munos 2025
 #
-# The unbiased $k_1$ trains nothing. The biased $k_2$ descends the divergence that the papers write. And GRPO's $k_3$, unbiased in value for
+# The unbiased $k_1$ has a gradient with mean 0: noise, and no direction. The biased $k_2$ descends the divergence that the papers write. And GRPO's $k_3$, unbiased in value for
 # the reverse KL, descends the **forward** one. (Xu's "From PPO to GRPO" has the reverse KL in its eq. 4 and, correctly, this gradient in its eq. 6: they are not the gradient of the same objective.)
 
 # %% jupyter={"source_hidden": true}
@@ -330,7 +330,7 @@ for name, penalty in by_estimator.placements().items():
 
 # %% [markdown]
 # "On policy" matters for $k_1$ in the reward. A reward is computed once, from the policy that sampled, so it holds $\log\frac{\pi_{\text{old}}}{\pi_{\text{ref}}}$. Weighted with ρ, its gradient is
-# $\mathbb E_\pi[\log\frac{\pi_{\text{old}}}{\pi_{\text{ref}}}s]$, which misses $\mathbb E_\pi[\log\frac\pi{\pi_{\text{old}}}s]=\nabla\mathrm{KL}(\pi\Vert\pi_{\text{old}})$. How much that is after π has moved away from π_old by one logit:
+# $\mathbb E_\pi[\log\frac{\pi_{\text{old}}}{\pi_{\text{ref}}}s]$, which misses $\mathbb E_\pi[\log\frac\pi{\pi_{\text{old}}}s]=\nabla\mathrm{KL}(\pi\Vert\pi_{\text{old}})$. How much that is when one logit of π_old lies higher than that of π:
 
 # %%
 from bandits.flow import expected_gradient
@@ -418,7 +418,7 @@ for name, parts in {
 # ### Reverse and forward, on two arms
 #
 # With two arms the pull on the logit of arm 1 is one number. Its score is $s=1-p$ on arm 1 and $-p$ on arm 2, so for $k_2$ (7.7) is
-# $p(1-p)\big[\log\frac p{p_{\text{ref}}}-\log\frac{1-p}{1-p_{\text{ref}}}\big]=p(1-p)(\operatorname{logit} p-\operatorname{logit} p_{\text{ref}})$, and for $k_3$
+# $p(1-p)\big[\log\frac p{p_{\text{ref}}}-\log\frac{1-p}{1-p_{\text{ref}}}\big]=p(1-p)(\operatorname{logit} p-\operatorname{logit} p_{\text{ref}})$ with $\operatorname{logit}p=\log\frac p{1-p}$, and for $k_3$
 # $p(1-p)\big[\big(1-\frac{p_{\text{ref}}}p\big)-\big(1-\frac{1-p_{\text{ref}}}{1-p}\big)\big]=p-p_{\text{ref}}$. Move both probabilities:
 
 # %% jupyter={"source_hidden": true}
@@ -524,9 +524,9 @@ def my_coefficient(advantage, log_prob, ref_log_prob, beta):
 exercise_coefficient.check(my_coefficient)
 
 # %% [markdown]
-# ## A larger β, a larger KL?
+# ## k₁ in the loss, and no reward
 #
-# Users report it (open-instruct#534), and it sounds impossible. Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
+# What does $k_1$ in the loss do beyond its mean, over many updates? Here is the smallest case: **no reward at all**, a policy that starts *on* the reference, 30 rollouts of 8 samples, four updates on each.
 
 # %% jupyter={"source_hidden": true}
 lesson.ask("k1-in-the-loss")
@@ -566,11 +566,11 @@ for name, part in (("k1", K1), ("k2", K2), ("k3", K3)):
 
 # %% [markdown]
 # <!-- answers: 14 -->
-# $k_2$ and $k_3$ stay at 0, where they start. $k_1$ in the loss walks away from the reference, farther with a larger β (.769 nats at β = 2, four updates). Nothing in it looks at the reference: it makes whatever was sampled less likely, in steps of size β. The remedy is another estimator or another place, not a smaller β.
+# **A larger β, a larger KL?** Users report it (open-instruct#534), and here it is. $k_2$ and $k_3$ stay at 0, where they start. $k_1$ in the loss walks away from the reference, farther with a larger β (.769 nats at β = 2, four updates). Nothing in it looks at the reference: it makes whatever was sampled less likely, in steps of size β. The remedy is another estimator or another place, not a smaller β.
 #
 # ## Token by token (optional)
 #
-# A completion has many tokens, and GRPO sums a penalty **per token**. In the reward that changes nothing: $k_1$ of an answer is the sum of its tokens' $k_1$. In the loss it
+# A completion has many tokens, and GRPO has a penalty **per token**. In the reward that changes nothing: $k_1$ of an answer is the sum of its tokens' $k_1$. In the loss it
 # does. Let $\mathrm{KL}_t=\sum_v\pi(v\mid o_{<t})\log\frac{\pi(v\mid o_{<t})}{\pi_{\text{ref}}(v\mid o_{<t})}$ be the divergence of the distributions of token $t$, after the tokens before it. Take answers of two tokens:
 # $\mathrm{KL}_1$ is one number, and $\mathrm{KL}_2$ depends on the first token $o_1$. The logarithm of a product is a sum, so the answer's KL is $\mathrm{KL}_1+\mathbb E_{o_1}[\mathrm{KL}_2(o_1)]$. The second summand depends on θ twice: through
 # the second token's distribution, and through *which first token leads there*. The product rule on $\sum_{o_1}\pi(o_1)\,\mathrm{KL}_2(o_1)$ gives both; a penalty that is differentiated token by token has only the first:
@@ -714,7 +714,7 @@ lesson.picture(
 )
 
 # %% [markdown]
-# The runs are exact: every group of 8 is enumerated at every update. Each ends on the root of its own equation. So "β = .04" means something only together with the estimator, its place, and whether there is a std.
+# The runs are exact: every group of 8 is enumerated at every update. (The steps are natural gradients, lesson 03b, which stop at the same points as plain ones.) Each ends on the root of its own equation. So "β = .04" means something only together with the estimator, its place, and whether there is a std.
 
 # %%
 exercise_tilt = lesson.exercise("tilting")
@@ -777,7 +777,7 @@ for name, parts in {
     print(f"{name:14} KL(π‖start) {far.mean():.3f} ± {2 * far.std() / 200**0.5:.3f} nats")
 
 # %% [markdown]
-# Noise carries the policy .096 nats away without a KL, .081 with GRPO's β, and .020 with β = .5. So an anchor limits how far noise can carry the policy, as it limits every movement, also the one that the reward asks for (7.11). A critic takes noise out of each
+# Noise carries the policy .096 nats away without a KL, .081 with GRPO's β, and .020 with β = .5 (± two standard errors). So an anchor limits how far noise can carry the policy, as it limits every movement, also the one that the reward asks for (7.11). A critic takes noise out of each
 # update and leaves the gradient's mean alone. What replaced it in GRPO is the group; the anchor was used beside a critic, too (InstructGPT's PPO).
 #
 # ### Nor is it PPO's own penalty (optional)
@@ -791,7 +791,7 @@ ladder.ppo_kl
 # ## What it buys
 #
 # By (7.11) training stops before p = 1, so on that prompt's reward alone it costs in the end. It can buy something that the reward does not ask for. The file `figures/tinylm_kl.json` holds runs of a nano transformer that can add and
-# subtract digits, where **only sums are rewarded**. The next cell reads it.
+# subtract digits, where **only sums are rewarded**. The next cell reads it; its ± are standard errors.
 
 # %% jupyter={"source_hidden": true}
 from course.lab.places import measured
@@ -886,7 +886,7 @@ lesson.picture(
 # ## Break it
 #
 # A common bug of this term is the ratio written the other way round: log π − log π_ref where log r = log π_ref − log π is meant. Below are three runs of 60 exact updates with **no reward**, the penalty alone, β = 1. An anchor should lead the
-# policy back to the reference. One run is right, two have the bug, and their estimators differ.
+# policy back to the reference. One run is right, two have the bug, and they differ in the estimator and its place, too.
 
 # %% jupyter={"source_hidden": true}
 from course.parts.kl import Reference
@@ -957,7 +957,7 @@ for name, penalty in by_estimator.placements().items():
 
 # %% [markdown]
 # <!-- answers: 17 -->
-# **Which way round?** log r = log π_ref − log π, always. A KL curve that falls does not prove it: run C has the bug and comes back faster than the right one, because inverted $k_3$ descends ½χ², an anchor of another strength. In the reward, or with ρ in front of $k_1$, the bug drives the policy away. A
+# **Which way round?** log r = log π_ref − log π, always. A KL curve that falls does not prove it: run C has the bug and comes back faster than the right one, because inverted $k_3$ descends $\tfrac12\chi^2=\tfrac12\big(\mathbb E_\pi[\pi/\pi_{\text{ref}}]-1\big)$, an anchor of another strength. In the reward, or with ρ in front of $k_1$, the bug drives the policy away. A
 # test on three arms, as in the first exercise, finds it at once: the mean over π has to be the KL.
 
 # %% [markdown]
@@ -966,7 +966,7 @@ for name, penalty in by_estimator.placements().items():
 # %% [markdown]
 # ## Take away
 #
-# **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss trains nothing, $k_1$ in the reward descends the reverse KL, $k_3$ in the loss the forward one, and each stops at another p. It is an
+# **Which KL, and where, decides what is optimised.** The letter in the paper is not enough: $k_1$ in the loss has no direction, $k_1$ in the reward descends the reverse KL, $k_3$ in the loss the forward one, and each stops at another p. It is an
 # anchor and holds the policy near the reference. It does not make an update less noisy, as a critic does.
 #
 # ## Next
