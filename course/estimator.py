@@ -37,7 +37,9 @@ from course.parts import (
     ScoreFunction,
     SequenceSum,
     Surrogate,
+    TokenFilter,
     TokenRatio,
+    Tokens,
     TotalReturn,
 )
 from course.parts.base import Part, ask, ask_factor, ask_tensor, wrong_answer
@@ -171,8 +173,9 @@ class Estimator:
         """The objective of each run [...], which gradient ascent maximises: eq:one-objective.
 
         It is differentiable with respect to the policy's tensors. The objectives of minibatches add
-        up to that of the batch. If a ratio overflows its float type, the run's objective is ±inf or
-        NaN; `Learner` then stops and `loss` raises.
+        up to that of the batch, unless a filter compares the tokens of a batch. If a ratio
+        overflows its float type, the run's objective is ±inf or NaN; `Learner` then stops and
+        `loss` raises.
         """
         rollout, weight = frozen.rollout, frozen.weight
         policy.check(rollout)
@@ -182,7 +185,8 @@ class Estimator:
         felt = frozen.felt
         log_prob = rollout.select(felt, policy.log_prob)
         log_ratio = rollout.select(felt, self.log_ratio(policy, rollout))
-        gain = self._gain(log_ratio, log_prob, frozen)
+        kept = self._kept(policy, frozen, log_ratio, log_prob)
+        gain = self._gain(log_ratio, log_prob, frozen, kept)
         penalty = ask("kl", self.kl, self.kl.penalty, policy, rollout, log_ratio, felt)
         if penalty is not None:
             gain = gain - self._ask("kl", shape, lambda: penalty)
@@ -192,20 +196,46 @@ class Estimator:
             gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
         return (weight * rollout.select(felt, gain)).sum((-3, -2, -1))
 
-    def _gain(self, log_ratio: Tensor, log_prob: Tensor, frozen: Frozen) -> Tensor:
-        """c · surrogate [..., Q, G, T], from log ρ and log π."""
+    def _gain(
+        self, log_ratio: Tensor, log_prob: Tensor, frozen: Frozen, kept: Tensor | None
+    ) -> Tensor:
+        """c · surrogate [..., Q, G, T], from log ρ and log π; 0 where `kept` is False."""
         shape, correction = log_ratio.shape, frozen.correction
-        if correction is None:
-            asked = log_ratio, log_prob, frozen.advantage
-            return self._ask("surrogate", shape, self.surrogate, *asked)
-        kept = correction != 0
-        if self.surrogate.scope == "token":
+        if correction is not None:
+            kept = correction != 0 if kept is None else kept & (correction != 0)
+        if kept is not None and self.surrogate.scope == "token":
             # what is dropped never enters an exp; a surrogate of whole samples needs every token
             log_ratio, log_prob = (
                 frozen.rollout.select(kept, each) for each in (log_ratio, log_prob)
             )
         gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
-        return frozen.rollout.select(kept, correction * gain)
+        if correction is not None:
+            gain = correction * gain
+        return gain if kept is None else frozen.rollout.select(kept, gain)
+
+    @torch.no_grad()
+    def _kept(
+        self, policy: Policy, frozen: Frozen, log_ratio: Tensor, log_prob: Tensor
+    ) -> Tensor | None:
+        """[..., Q, G, T] bool: the tokens that a filter on tokens keeps; None means all.
+
+        `policy` is the current one, `log_ratio` the log ρ that enters the surrogate.
+        """
+        part, rollout, felt = self.sample_filter, frozen.rollout, frozen.felt
+        if not isinstance(part, TokenFilter):
+            return None
+        shape, advantage = rollout.mask.shape, rollout.select(felt, frozen.advantage)
+        sampler = rollout.sampler_log_prob
+        moved, drift = (
+            rollout.select(felt, policy.log_prob - old)
+            for old in (rollout.log_prob, rollout.log_prob if sampler is None else sampler)
+        )
+        asked = self.surrogate.clipped, log_ratio, advantage
+        flat = ask_tensor("surrogate", self.surrogate, shape, *asked, flags=True)
+        needed = "log_dist" in part.policy_needs
+        entropy = policy.entropy_where(felt).expand(shape) if needed else None
+        seen = Tokens(felt, advantage, log_prob, moved, drift, flat, entropy)
+        return ask_tensor("sample_filter", part, shape, part.tokens, seen, flags=True)
 
     def loss(self, policy: Policy, rollout: Rollout) -> Tensor:
         """The loss of each run [...]: `freeze`, then minus the `objective`.

@@ -8,10 +8,11 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, GammaWeight, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ConstantLength,
-    DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, ImportanceSampling, InReward,
-    LeaveOneOut, LengthWeighted, MaxRL, OldPolicy, RewardToGo, SequenceMean, SequenceMeanRatio,
-    SequenceRatio, SequenceSum, SoftGate, TokenMean, TokenTIS, TokenWhitening, Value,
+    CISPO, GAE, GammaWeight, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ClipCov, ConstantLength,
+    DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling,
+    InReward, LeaveOneOut, LengthWeighted, MaxRL, OffPolicySequences, OldPolicy, RewardToGo,
+    SecondMoment, SequenceMean, SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, TokenMean,
+    TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -131,6 +132,23 @@ vespo = descendant(                                       # φ(ρ): far samples 
 maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
     "maxrl", replace(group_mean, scale=MaxRL()),
     "MaxRL", "Tajwar et al. 2026 (MaxRL, 2602.02710)", LineStyle("#9e2a2b", DASHDOT))
+high_entropy = descendant(                                # the fifth of the tokens with most H
+    "high_entropy", replace(clip_higher, sample_filter=HighEntropy(0.2)),
+    "High-entropy tokens", "Wang et al. 2025 (2506.01939)", LineStyle("#4d7a1f", DASH), share=0.2)
+clip_cov = descendant(                                    # less of what costs entropy
+    "clip_cov", replace(token_mean, sample_filter=ClipCov()),
+    "Clip-Cov", "Cui et al. 2025 (2505.22617)", LineStyle("#4d7a1f", DASHDOT),
+    share=2e-4, low=1, high=5)
+no_clip = descendant(                                     # ρA with a token mean: nothing is bounded
+    "no_clip", replace(token_mean, surrogate=ImportanceSampling()),
+    "Token mean, no clip", "M2PO 2025 (2510.01161)", LineStyle("#8c510a", DOT))
+m2po = descendant(                                        # mean (log ρ)² ≤ τ over what is kept
+    "m2po", replace(no_clip, sample_filter=SecondMoment(0.04)),
+    "M2PO", "M2PO 2025 (2510.01161)", LineStyle("#8c510a", DASH), tau=0.04)
+opsm = descendant(                                        # blame for what π has left is dropped
+    "opsm", replace(length_mean, sample_filter=OffPolicySequences()),
+    "Off-policy mask", "DeepSeek-V3.2 2025 (2512.02556), eq. 9",
+    LineStyle("#7a1f5c", DASHDOT), threshold="not published")
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from course.errors import CourseError, require
 from course.estimator import Estimator, first_chosen
 from course.exact.outcomes import DISTS, PER_SAMPLE, Outcomes, sampling_probability
+from course.parts import TokenFilter
 from course.rollout import Policy, Rollout
 
 LARGEST = 40_000_000  # the most cells of a request, which take several seconds
@@ -241,6 +242,8 @@ class Keys:
         part = self.estimator.parts[name]
         if name not in ("baseline", "scale", "aggregation", "sample_filter") or part.reads is None:
             return None  # a ratio, surrogate or KL that uses other samples is not analysed
+        if isinstance(part, TokenFilter):
+            return None  # it looks at the policy, which is not a field of the rollout
         found: list[Tensor] = []
         for word in part.reads:
             keys = self._word(name, word)

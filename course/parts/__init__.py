@@ -45,7 +45,18 @@ from course.parts.kl import (
     Reference,
 )
 from course.parts.ratio import RatioLevel, SequenceMeanRatio, SequenceRatio, TokenRatio
-from course.parts.sample_filter import AllSamples, DropSilentGroups, DropTruncated, SampleFilter
+from course.parts.sample_filter import (
+    AllSamples,
+    ClipCov,
+    DropSilentGroups,
+    DropTruncated,
+    HighEntropy,
+    OffPolicySequences,
+    SampleFilter,
+    SecondMoment,
+    TokenFilter,
+    Tokens,
+)
 from course.parts.scale import (
     BatchStd,
     GroupStd,
@@ -80,6 +91,7 @@ __all__ = [
     "BatchMean",
     "BatchStd",
     "Clip",
+    "ClipCov",
     "Constant",
     "ConstantLength",
     "Correction",
@@ -91,6 +103,7 @@ __all__ = [
     "Greedy",
     "GroupMean",
     "GroupStd",
+    "HighEntropy",
     "ImportanceSampling",
     "InLoss",
     "InLossTimesRatio",
@@ -103,6 +116,7 @@ __all__ = [
     "NoCorrection",
     "NoKL",
     "NoScale",
+    "OffPolicySequences",
     "OldPolicy",
     "Part",
     "RatioLevel",
@@ -112,6 +126,7 @@ __all__ = [
     "SampleFilter",
     "Scale",
     "ScoreFunction",
+    "SecondMoment",
     "SequenceMIS",
     "SequenceMaskTIS",
     "SequenceMean",
@@ -121,11 +136,13 @@ __all__ = [
     "SequenceTIS",
     "SoftGate",
     "Surrogate",
+    "TokenFilter",
     "TokenMIS",
     "TokenMean",
     "TokenRatio",
     "TokenTIS",
     "TokenWhitening",
+    "Tokens",
     "TotalReturn",
     "Value",
 ]  # fmt: skip

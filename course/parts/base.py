@@ -40,11 +40,11 @@ class Declares:
 
     `reads` names what a part of scope "group" or "batch" uses of OTHER samples: arguments of its
     call ("returns", "advantage", "mask") or fields of the rollout ("total_reward", "reward",
-    "truncated", "value", ...). A part that uses only the number of chosen tokens says "length"
-    instead of "mask", and a part that uses only whether there is one says "empty". None means that
-    it may use anything. A baseline or filter uses nothing else of its own sample either, so its
-    result for every sample follows from what it reads. An aggregation's mask is the one that the
-    filter left.
+    "truncated", "value", ...); a filter on tokens names the fields of `Tokens`. A part that uses
+    only the number of chosen tokens says "length" instead of "mask", and a part that uses only
+    whether there is one says "empty". None means that it may use anything. A baseline or filter
+    uses nothing else of its own sample either, so its result for every sample follows from what it
+    reads. An aggregation's mask is the one that the filter left.
 
     `implied` True means that an equation leaves the part out, since it is the usual case: no
     baseline, no KL, all samples, the return of the whole sample, a ratio per token.

@@ -928,8 +928,12 @@ PAIR = Outcomes.of_arms(
 )
 
 
+# a filter that compares the tokens of a batch has no known limit: refused, see test_token_filters
+LIMITED = [name for name in ALL_RUNGS if name not in ("high_entropy", "clip_cov", "m2po")]
+
+
 @pytest.mark.parametrize("outcomes", [PAIR, ONE_RIGHT], ids=["two arms", "ragged"])
-@pytest.mark.parametrize("name", [*ALL_RUNGS, "batch_std", "drop_truncated", "drop_silent"])
+@pytest.mark.parametrize("name", [*LIMITED, "batch_std", "drop_truncated", "drop_silent"])
 def test_every_rung_approaches_its_limit(name: str, outcomes: Outcomes) -> None:
     """E[ĝ] and the value are series in 1/G: three sizes leave an error of order 1/G³."""
     if name == "reinforce_pp" and outcomes is ONE_RIGHT:

@@ -140,6 +140,11 @@ REPLACED = {
     "answer_ratio": "ratio: SequenceRatio()",
     "vespo": "surrogate: GammaWeight()",
     "maxrl": "scale: MaxRL()",
+    "high_entropy": "sample_filter: HighEntropy()",
+    "clip_cov": "sample_filter: ClipCov()",
+    "no_clip": "surrogate: ImportanceSampling()",
+    "m2po": "sample_filter: SecondMoment()",
+    "opsm": "sample_filter: OffPolicySequences()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",

@@ -21,12 +21,14 @@ from course.parts import (
     K3,
     Aggregation,
     Baseline,
+    ClipCov,
     Correction,
     Credit,
     GroupMean,
     GroupStd,
     InLoss,
     InReward,
+    OffPolicySequences,
     RatioLevel,
     Reference,
     RejectK3,
@@ -37,7 +39,9 @@ from course.parts import (
     SequenceRatio,
     SequenceSum,
     Surrogate,
+    TokenFilter,
     TokenMean,
+    Tokens,
 )
 from course.parts.base import Declares, Part
 from course.parts.kl import KL, Anchor, Place
@@ -73,6 +77,9 @@ class Inputs:
     log_dist: Tensor  # [Q, G, T, V]
     old_log_dist: Tensor  # [Q, G, T, V]
     ref_log_dist: Tensor  # [Q, G, T, V]
+    log_drift: Tensor
+    entropy: Tensor
+    flat: Tensor
 
     @property
     def rollout(self) -> Rollout:
@@ -90,6 +97,16 @@ class Inputs:
             ref_log_dist=self.ref_log_dist,
             limit=7,
         )
+
+    @property
+    def tokens(self) -> Tokens:
+        """Without what is not chosen, as `Estimator.objective` hands it over."""
+        numbers = [
+            torch.where(self.mask, each, 0.0)
+            for each in (self.advantage, self.log_prob, self.log_ratio, self.log_drift)
+        ]
+        entropy = torch.where(self.mask, self.entropy, 0.0)
+        return Tokens(self.mask, *numbers, flat=self.flat & self.mask, entropy=entropy)
 
     @property
     def policy(self) -> Policy:
@@ -125,6 +142,9 @@ def draw(generator: torch.Generator) -> Inputs:
         log_dist=some(*everywhere, V).log_softmax(-1),
         old_log_dist=some(*everywhere, V).log_softmax(-1),
         ref_log_dist=some(*everywhere, V).log_softmax(-1),
+        log_drift=some(*everywhere) - 0.5,
+        entropy=some(*everywhere),
+        flat=few(*everywhere) > 0,
     )
 
 
@@ -151,6 +171,9 @@ def result(part: Declares, given: Inputs) -> Tensor:
         made = made if penalty is None else torch.stack([made, penalty], -1)
     elif isinstance(part, Aggregation):
         made = part(mask, 7, torch.float64)
+    elif isinstance(part, TokenFilter):
+        assert part(rollout) is None
+        made = part.tokens(given.tokens)
     elif isinstance(part, SampleFilter):
         keep = part(rollout)
         made = True if keep is None else keep.unsqueeze(-1)
@@ -233,7 +256,8 @@ def seen(part: Declares, distance: str) -> set[str]:
     """The words whose change at that distance changes what the part makes of the watched token."""
     generator = torch.Generator().manual_seed(0)
     found: set[str] = set()
-    for _ in range(TRIALS):
+    # whether a token is dropped says less than a number: it takes more trials to see it change
+    for _ in range(8 * TRIALS if isinstance(part, TokenFilter) else TRIALS):
         given, fresh = draw(generator), draw(generator)
         before = result(part, given)
         for word in WORDS:
@@ -266,12 +290,14 @@ def derived(part: Declares) -> tuple[str, set[str]]:
 BOUNDS: dict[type[Declares], dict[str, float]] = {
     SequenceMaskTIS: {"low": 0.8, "high": 1.2},
     RejectK3: {"threshold": 0.05},
+    ClipCov: {"share": 0.3, "low": -0.02, "high": 1.0},
+    OffPolicySequences: {"threshold": 0.0},
 }
 
 
 def every_part() -> Iterator[Declares]:
     """Every part, place and anchor that course.parts exports, with each setting of its flags."""
-    abstract = {Part, KL, *PART_KINDS.values()}
+    abstract = {Part, KL, TokenFilter, *PART_KINDS.values()}
     for name in parts.__all__:
         made = getattr(parts, name)
         if not (inspect.isclass(made) and issubclass(made, Declares)) or made in abstract:
@@ -310,7 +336,13 @@ def test_what_a_comparing_part_makes_of_a_sample_follows_from_what_it_reads(part
     """So that the advantage of another sample, or whether it was dropped, is known by the class."""
     if part.scope in ("group", "batch"):
         assert part.reads is not None
-        assert longest(seen(part, "sample")) <= set(part.reads)
+        told = {  # who reads the mask reads its length
+            less
+            for words in LEAST.values()
+            for most in set(words) & set(part.reads)
+            for less in words[: words.index(most)]
+        }
+        assert longest(seen(part, "sample")) <= told | set(part.reads)
 
 
 @pytest.mark.parametrize("part", ALL, ids=lambda part: getattr(part, "short", repr(part)))

@@ -44,10 +44,12 @@ from course.parts import (
     DropTruncated,
     GammaWeight,
     GroupStd,
+    HighEntropy,
     InLossTimesRatio,
     InReward,
     NoKL,
     NoScale,
+    OffPolicySequences,
     SequenceMean,
     SequenceMeanRatio,
     SequenceMIS,
@@ -313,6 +315,24 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
     "sapo, other temperatures": (
         {"loss_type": "sapo", "sapo_temperature_pos": 0.7, "sapo_temperature_neg": 2.0},
         replace(trl(ladder.sapo), surrogate=SoftGate(0.7, 2.0)),
+    ),
+    "high entropy": (
+        {"loss_type": "grpo", "top_entropy_quantile": 0.35},
+        replace(NO_KL, sample_filter=HighEntropy(0.35)),
+    ),
+    "high entropy, k3": (
+        {"loss_type": "bnpo", "top_entropy_quantile": 0.35, **KL},
+        replace(replace(GRPO, aggregation=TokenMean()), sample_filter=HighEntropy(0.35)),
+    ),
+    "off-policy sequences": (
+        {"loss_type": "grpo", "off_policy_mask_threshold": 0.05},
+        replace(NO_KL, sample_filter=OffPolicySequences(0.05)),
+    ),
+    "off-policy sequences, k3": (
+        {"loss_type": "dr_grpo", "scale_rewards": "none", "off_policy_mask_threshold": 0.0, **KL},
+        replace(
+            replace(trl(ladder.dr_grpo), kl=K3(beta=0.1)), sample_filter=OffPolicySequences(0.0)
+        ),
     ),
     "vespo": (
         {"loss_type": "vespo"},
