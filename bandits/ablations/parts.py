@@ -73,7 +73,7 @@ class Settings(Checked):
     rare: float = 1e-3
     longer: int = 8
     # the sweep of every arm
-    rates: tuple[float, ...] = tuple(2.0**power for power in range(-2, 10))
+    rates: tuple[float, ...] = tuple(2.0**power for power in range(-2, 7))
     tuning: int = 64  # streams that choose the learning rate
     streams: int = 256  # streams that are judged
     seed: int = 0  # seed of the random streams
@@ -169,49 +169,29 @@ def train(
     return Trained(along, learner.diverged)
 
 
-def predicted(
-    settings: Settings, below: str, rung: str, stress: str, rates: tuple[float, float]
+def expected(
+    settings: Settings, below: str, rung: str, stress: str, arm: str, rate: float
 ) -> float | None:
-    """The effect that theory gives, or None.
+    """What theory gives for an arm, the `rung` or the one `below`, at a rate; None if it does not.
 
-    What a baseline's smaller variance is worth comes from normal updates with the expectation and
-    the covariance of sampled ones. The std's weight w_G(p) and the ragged bandit's lengths come
-    from expected updates alone.
+    The outcome's mean along the run. What a baseline's smaller variance is worth comes from normal
+    updates with the expectation and the covariance of sampled ones. The std's weight w_G(p) and the
+    ragged bandit's lengths come from expected updates alone.
     """
-    s, first, second = settings, ladder.get(below).estimator, ladder.get(rung).estimator
+    s, estimator = settings, ladder.get(arm).estimator
     if (below, rung, stress) in VARIANCE:
-        low, high = (
-            float(diffused(s, each, stress, rate).mean())
-            for each, rate in zip((first, second), rates, strict=True)
-        )
-    elif (below, rung) == ("group_mean", "group_std") and stress in ("hard", "easy"):
+        return float(diffused(s, estimator, stress, rate).mean())
+    if (below, rung) == ("group_mean", "group_std") and stress in ("hard", "easy"):
         log_prob = theory.start(torch.tensor(s.success, dtype=torch.float64), s.arms)
-        paths = [
-            theory.follow(
-                estimator,
-                theory.shared_policy(log_prob, (), s.width, s.shared),
-                s.many,
-                rate,
-                s.rollouts,
-            )
-            for estimator, rate in zip((first, second), rates, strict=True)
-        ]
+        policy = theory.shared_policy(log_prob, (), s.width, s.shared)
+        path = theory.follow(estimator, policy, s.many, rate, s.rollouts)
         third = len(s.success) // 3
-        hard, easy = (slice(None), slice(third)), (slice(None), slice(-third, None))
-        low, high = (float(path[hard if stress == "hard" else easy].mean()) for path in paths)
-    elif (below, rung) == ("group_std", "length_mean") and stress == "lengths":
+        return float(path[..., :third].mean() if stress == "hard" else path[..., -third:].mean())
+    if (below, rung) == ("group_std", "length_mean") and stress == "lengths":
         environment = theory.ragged(s.lengths, s.pays, "cpu")
-        walk = partial(
-            ascend, environment=environment, start=UNIFORM, group=s.group, steps=s.rollouts
-        )
-        paths = [walk(each, rate=rate) for each, rate in zip((first, second), rates, strict=True)]
-        low, high = (
-            float(theory.outcomes(path.unsqueeze(-2), "lengths", s.lengths)["length"].mean())
-            for path in paths
-        )
-    else:
-        return None
-    return high - low
+        path = ascend(estimator, environment, UNIFORM, s.group, rate=rate, steps=s.rollouts)
+        return float(theory.outcomes(path.unsqueeze(-2), "lengths", s.lengths)["length"].mean())
+    return None
 
 
 def diffused(settings: Settings, estimator: Estimator, training: str, rate: float) -> Tensor:
@@ -229,9 +209,6 @@ def run(settings: Settings, progress: Progress) -> Result:
     """Every part under its stress and without; then the facts."""
     s = settings
 
-    def theory_of(below: str, rung: str, stress: str, rates: tuple[float, float]) -> float | None:
-        return predicted(s, below, rung, stress, rates)
-
     sweep = Sweep(s.rates, s.tuning, s.streams)
     caption = (
         "Diamonds: predicted, from the expectation and the covariance of an update or from the"
@@ -242,7 +219,17 @@ def run(settings: Settings, progress: Progress) -> Result:
         def trained(arms: Sequence[Arm]) -> list[Trained]:
             return spread(partial(train, s), arms, WHERE)
 
-        return compare(s.rungs, trained, sweep, WHERE, theory_of, caption)
+        def predicted(rows: Sequence[tuple[str, str, str, float, float]]) -> list[float | None]:
+            arms = [
+                (below, rung, stress, arm, rate)
+                for below, rung, stress, *rates in rows
+                for arm, rate in zip((below, rung), rates, strict=True)
+            ]
+            found = spread(partial(expected, s), arms, "predictions")
+            both = zip(found[::2], found[1::2], strict=True)
+            return [None if low is None or high is None else high - low for low, high in both]
+
+        return compare(s.rungs, trained, sweep, WHERE, predicted, caption)
 
 
 def plot(result: Result) -> Figure:

@@ -115,6 +115,8 @@ class Trained:
 Arm = tuple[str, str, tuple[float, ...], range]
 # arms → each trained at all its rates on all its streams
 Train = Callable[[Sequence[Arm]], Sequence[Trained]]
+# rows (rung below, rung, stress, the best rate of each) → the effect that theory gives, or None
+Predict = Callable[[Sequence[tuple[str, str, str, float, float]]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,13 @@ class Sweep:
 class Pair:
     """Two rungs under one training, judged on the same streams.
 
-    `low` and `high` are the rung below and the rung, each at its own best rate (`rates`). `without`
-    is the rung below at the rung's rate: the part is taken away, and nothing else changes. Rates
-    are chosen by the mean success along the run, on the tuning streams.
+    `low` and `high` are the rung below and the rung, each at its own best rate (`rates`), which is
+    chosen by the mean success along the run, on the tuning streams.
     """
 
     rates: tuple[Choice, Choice]
     low: Trained
     high: Trained
-    without: Trained
 
 
 class Arms:
@@ -152,6 +152,7 @@ class Arms:
             for below, rung, name in rows
             for training in (STRESSES[name].training, STRESSES[name].control)
         ]
+        trainings.reverse()  # the last ones are the longest: begun first, all cores end together
         rates, tuning = tuple(sweep.rates), range(sweep.tuning)
         judging = range(sweep.tuning, sweep.tuning + sweep.streams)
         tried = dict.fromkeys((rung, training) for *both, training in trainings for rung in both)
@@ -160,10 +161,12 @@ class Arms:
             arm: choose(finished(each.outcomes["success"].double().mean(0), each.halted), rates)
             for arm, each in zip(tried, found, strict=True)
         }
+        stressed = {STRESSES[name].training for *_, name in rows}
         judged = dict.fromkeys(
             (arm, training, self.best[of, training].rate)
             for below, rung, training in trainings
             for arm, of in ((below, below), (rung, rung), (below, rung))
+            if arm == of or training in stressed  # no row takes the part away without its stress
         )
         ends = train([(rung, training, (rate,), judging) for rung, training, rate in judged])
         self.judged = dict(zip(judged, ends, strict=True))
@@ -183,8 +186,11 @@ class Arms:
             (low, high),
             self.judged[below, training, low.rate],
             self.judged[rung, training, high.rate],
-            self.judged[below, training, high.rate],
         )
+
+    def without(self, below: str, rung: str, training: str) -> Trained:
+        """The rung below at the rung's rate: the part is taken away, and nothing else changes."""
+        return self.judged[below, training, self.best[rung, training].rate]
 
 
 def anchored(estimator: Estimator, beta: float) -> Estimator:
@@ -213,23 +219,24 @@ def compare(
     train: Train,
     sweep: Sweep,
     where: str,
-    predicted: Callable[[str, str, str, tuple[float, float]], float | None] = lambda *_: None,
+    predicted: Predict = lambda rows: [None] * len(rows),
     caption: str = "",
 ) -> Result:
     """Every row with its control, its facts, and a caption: the result of an ablation.
 
-    `series["rows"]` maps "rung, stress" to what `row` says. `predicted(below, rung, stress, rates)`
-    is the effect that theory gives, or None.
+    `series["rows"]` maps "rung, stress" to what `row` says.
     """
     found: dict[str, dict[str, Any]] = {}
     every = rows_of(rungs)
     arms = Arms(every, train, sweep)
-    for below, rung, name in every:
+    pairs = [arms.pair(below, rung, STRESSES[name].training) for below, rung, name in every]
+    both = [(low.rate, high.rate) for low, high in (pair.rates for pair in pairs)]
+    theory = predicted([(*named, *rates) for named, rates in zip(every, both, strict=True)])
+    for (below, rung, name), pair, expected in zip(every, pairs, theory, strict=True):
         stress = STRESSES[name]
-        pair = arms.pair(below, rung, stress.training)
+        without = arms.without(below, rung, stress.training)
         control = arms.pair(below, rung, stress.control)
-        expected = predicted(below, rung, name, (pair.rates[0].rate, pair.rates[1].rate))
-        found[f"{rung}, {name}"] = row(below, rung, name, pair, control, expected)
+        found[f"{rung}, {name}"] = row(below, rung, name, pair, without, control, expected)
     outer = ", ".join(key for key, each in found.items() if not each["interior"])
     said = (
         "Effects are means along the run, paired stream by stream. Filled: each arm at its own best"
@@ -242,7 +249,13 @@ def compare(
 
 
 def row(
-    below: str, rung: str, name: str, pair: Pair, control: Pair, predicted: float | None
+    below: str,
+    rung: str,
+    name: str,
+    pair: Pair,
+    without: Trained,
+    control: Pair,
+    predicted: float | None,
 ) -> dict[str, Any]:
     """One comparison: the values of both arms on every stream, their paired effects and intervals.
 
@@ -253,7 +266,7 @@ def row(
     there counts as one log after the last. eq:paired-effect
     """
     outcome = STRESSES[name].outcome
-    low, high, without = (each.mean(outcome)[0] for each in (pair.low, pair.high, pair.without))
+    low, high, taken = (each.mean(outcome)[0] for each in (pair.low, pair.high, without))
     plain_low, plain_high = (each.mean("success")[0] for each in (control.low, control.high))
     low_path, high_path = (each.outcomes[outcome][:, 0].double() for each in (pair.low, pair.high))
     begin = low_path[0].mean()
@@ -266,7 +279,7 @@ def row(
         "start": begin,
         "values_below": low,
         "values_rung": high,
-        "without_values": without,
+        "without_values": taken,
         "control_values_below": plain_low,
         "control_values_rung": plain_high,
         "final_values_below": low_path[-1],
@@ -276,7 +289,7 @@ def row(
     for key, first, second in (
         ("effect", high, low),
         ("final", high_path[-1], low_path[-1]),
-        ("removed", high, without),
+        ("removed", high, taken),
         ("control", plain_high, plain_low),
     ):
         found[key], found[f"{key}_half"] = paired_interval(first, second)

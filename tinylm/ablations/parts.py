@@ -95,7 +95,7 @@ class Settings(AblationBudget):
 
 SETTINGS = Settings()
 QUICK = change(
-    SETTINGS, rollouts=20, seeds=6, tuning=2, updates=4, many=16, terms=3, rates=(3e-4, 1e-3, 3e-3)
+    SETTINGS, rollouts=20, seeds=6, tuning=2, updates=4, many=16, longer=3, rates=(3e-4, 1e-3, 3e-3)
 )
 QUICK_SECONDS = 30.0
 
