@@ -8,11 +8,12 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, GammaWeight, K1, K2, K3, AdaptiveBeta, BatchMean, Clip, ClipCov, ConstantLength,
-    DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling,
-    InReward, LeaveOneOut, LengthWeighted, MaxRL, OffPolicySequences, OldPolicy, RewardToGo,
-    SecondMoment, SequenceMean, SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, TokenMean,
-    TokenTIS, TokenWhitening, Value,
+    CISPO, GAE, GammaWeight, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, Clip, ClipCov, Constant,
+    ConstantLength, DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, HighEntropy,
+    ImportanceSampling, InReward, Leader, LeaveOneOut, LengthWeighted, MaxRL, OffPolicySequences,
+    OldPolicy, PassKTraining, PositivesTimes, RewardToGo, SecondMoment, SequenceMean,
+    SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, TokenMean, TokenTIS, TokenWhitening,
+    Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -132,6 +133,21 @@ vespo = descendant(                                       # φ(ρ): far samples 
 maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
     "maxrl", replace(group_mean, scale=MaxRL()),
     "MaxRL", "Tajwar et al. 2026 (MaxRL, 2602.02710)", LineStyle("#9e2a2b", DASHDOT))
+leader = descendant(                                      # the best gets R₁ − R₂: E[max of G]
+    "leader", replace(reinforce, scale=Leader()),
+    "Pass@k leader", "Tang et al. 2025 (2503.19595)", LineStyle("#0b7285", SOLID))
+pkpo = descendant(                                        # E[max of k], for any k ≤ G
+    "pkpo", replace(leader, scale=PKPO(k=2)),
+    "PKPO", "Walder & Karkhanis 2025 (2505.15201), eq. 33", LineStyle("#0b7285", DASH), k="2 to 8")
+pass_k_training = descendant(                             # k-subsets of the group, whitened
+    "pass_k_training", replace(leader, scale=PassKTraining(k=2)),
+    "Pass@k training", "Chen et al. 2025 (2508.10751)", LineStyle("#0b7285", DOT), k=4)
+plus_minus = descendant(                                  # rewards 0, 1 → −½, ½
+    "plus_minus", replace(reinforce, baseline=Constant(0.5)),
+    "REINFORCE, ±½", "Zhu et al. 2025 (2506.01347)", LineStyle("#495057", DOT))
+w_reinforce = descendant(                                 # right answers count a tenth
+    "w_reinforce", replace(plus_minus, scale=PositivesTimes(0.1)),
+    "W-REINFORCE", "Zhu et al. 2025 (2506.01347)", LineStyle("#495057", DASHDOT), factor=0.1)
 high_entropy = descendant(                                # the fifth of the tokens with most H
     "high_entropy", replace(clip_higher, sample_filter=HighEntropy(0.2)),
     "High-entropy tokens", "Wang et al. 2025 (2506.01939)", LineStyle("#4d7a1f", DASH), share=0.2)

@@ -21,6 +21,7 @@ from course.estimator import Estimator
 from course.exact.outcomes import Outcomes, sampling_probability
 from course.exact.view import Moments, View
 from course.parts import (
+    PKPO,
     Aggregation,
     Baseline,
     BatchMean,
@@ -32,6 +33,7 @@ from course.parts import (
     LeaveOneOut,
     LengthWeighted,
     MaxRL,
+    PassKTraining,
     SampleFilter,
     Scale,
     SequenceMean,
@@ -41,6 +43,7 @@ from course.parts import (
 )
 from course.parts.base import Part
 from course.parts.baseline import silent
+from course.parts.scale import Ranked, lead_of_k, whitened_max
 from course.rollout import Rollout
 
 GROUP, BATCH = (-1,), (-2, -1)
@@ -133,6 +136,29 @@ class _ByMean(Scale):
 
 
 @dataclass(frozen=True, eq=False)
+class _BestOfK(Scale):
+    """What a sample adds to the best of k, the others drawn from the policy; `whitened` or not."""
+
+    share: Tensor
+    k: int
+    whitened: bool
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        weight = self.share * rollout.exists
+        total = weight.sum(GROUP, keepdim=True)
+        ranked = Ranked.of(returns, (weight > 0).expand(returns.shape))
+        # the probability of a return up to that of rank 1, 2, …
+        share = (weight / torch.where(total > 0, total, 1.0)).expand(returns.shape)
+        within = share.gather(-1, ranked.order).cumsum(-1)[..., :-1]
+        others = within ** (self.k - 1)
+        if self.whitened:
+            found = whitened_max(ranked, within * others, others)
+        else:
+            found = lead_of_k(ranked, others, self.k)
+        return found.masked_fill(~(weight > 0), 0.0).unsqueeze(-1).expand(advantage.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class _Whitening(Scale):
     """Centre and scale by the mean and variance over all tokens."""
 
@@ -190,6 +216,8 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     GroupStd: lambda part, share: _Std(share, GROUP, part.eps),
     BatchStd: lambda part, share: _Std(share, BATCH, part.eps),
     MaxRL: lambda part, share: _ByMean(share),
+    PKPO: lambda part, share: _BestOfK(share, part.k, whitened=False),
+    PassKTraining: lambda part, share: _BestOfK(share, part.k, whitened=True),
     TokenWhitening: lambda part, share: _Whitening(share, part.eps),
     SequenceSum: lambda part, share: _Weight(share, part),
     SequenceMean: lambda part, share: _Weight(share, part),

@@ -82,7 +82,8 @@ class View:
         """P, the number of columns, measured on one group."""
         happens = sampling_probability(self.outcomes) > 0
         longest = (self.outcomes.mask.sum(-1) * happens).argmax(-1)[self.shown]
-        example = longest[None, :, None].expand(1, self.prompts, 2)
+        size = max(2, *(part.least_group for part in self.estimator.parts.values()))
+        example = longest[None, :, None].expand(1, self.prompts, size)
         return self.ask(example).coefficient.shape[-1]
 
     @property

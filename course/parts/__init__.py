@@ -58,11 +58,14 @@ from course.parts.sample_filter import (
     Tokens,
 )
 from course.parts.scale import (
+    PKPO,
     BatchStd,
     GroupStd,
     Leader,
     MaxRL,
     NoScale,
+    PassKTraining,
+    PositivesTimes,
     Scale,
     TokenWhitening,
 )
@@ -83,6 +86,7 @@ __all__ = [
     "K2",
     "K3",
     "KL",
+    "PKPO",
     "TD",
     "AdaptiveBeta",
     "Aggregation",
@@ -119,6 +123,8 @@ __all__ = [
     "OffPolicySequences",
     "OldPolicy",
     "Part",
+    "PassKTraining",
+    "PositivesTimes",
     "RatioLevel",
     "Reference",
     "RejectK3",

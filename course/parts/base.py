@@ -17,7 +17,7 @@ DECLARED = ("scope", "reads", "implied")
 # names that a class may redefine without changing what it computes
 HARMLESS = (
     *DECLARED, "needs", "policy_needs", "uses_ratio", "check", "clash",
-    "latex", "text", "short", "symbol", "plain", "wrap", "wrap_text",
+    "least_group", "latex", "text", "short", "symbol", "plain", "wrap", "wrap_text",
 )  # fmt: skip
 
 
@@ -116,6 +116,11 @@ class Part(Declares):
     def policy_needs(self) -> tuple[str, ...]:
         """The optional fields of the policy that the part cannot work without."""
         return ()
+
+    @property
+    def least_group(self) -> int:
+        """The fewest samples per prompt that the part says it needs."""
+        return 1
 
     @property
     def pieces(self) -> tuple[Declares, ...]:

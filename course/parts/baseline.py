@@ -96,12 +96,13 @@ def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
     return torch.where(silent(returns, exists=length > 0), returns, mean)
 
 
-def need_group(part: Part, returns: Tensor) -> None:
-    """Raise `CourseError` if G = 1, since this part compares the samples of a group."""
-    if returns.shape[-1] < 2:
+def need_group(part: Part, returns: Tensor, least: int = 2) -> None:
+    """Raise `CourseError` if G < `least`, since this part compares the samples of a group."""
+    group = returns.shape[-1]
+    if group < least:
         raise CourseError(
-            f"{part.short}: got G = 1 sample per prompt; allowed is G ≥ 2, since it compares the"
-            " samples of a group"
+            f"{part.short}: got G = {group} sample{'s' if group > 1 else ''} per prompt; allowed is"
+            f" G ≥ {least}, since it compares the samples of a group"
         )
 
 

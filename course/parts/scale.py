@@ -1,4 +1,4 @@
-"""Scale: what the advantage is divided by: nothing, a spread, or the group's mean.
+"""Scale: what the advantage is divided by (nothing, a spread, the group's mean), or mapped to.
 
 For rewards of 0 or 1 every scale is one curve w(p) that multiplies ∇p: it decides which questions
 count, and so what is maximised.
@@ -269,7 +269,22 @@ def lead(returns: Tensor, exists: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Leader(_Function):
+class _OfRanks(_Function):
+    """Compares whole returns of a group by their order; it replaces baseline and scale at once."""
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not isinstance(parts["baseline"], NoBaseline):
+            raise self.clash(
+                parts["baseline"], "the second best is its baseline already; use NoBaseline()"
+            )
+        if not parts["credit"].implied:
+            raise self.clash(
+                parts["credit"], "it compares whole returns, one per sample; use TotalReturn()"
+            )
+
+
+@dataclass(frozen=True)
+class Leader(_OfRanks):
     """The best sample of the group gets R₁ − R₂, the others 0: what is maximised is E[max of G].
 
     Summed over the group, E[Σ_i A_i ∇log π(o_i)] = ∇E[max_i R_i] for any rewards, ties included,
@@ -282,16 +297,194 @@ class Leader(_Function):
     symbol = r"\operatorname{lead}_{j\le G}"
     plain = "lead_group"
 
-    def check(self, parts: Mapping[str, Part]) -> None:
-        if not isinstance(parts["baseline"], NoBaseline):
-            raise self.clash(
-                parts["baseline"], "the second best is its baseline already; use NoBaseline()"
-            )
-        if not parts["credit"].implied:
-            raise self.clash(
-                parts["credit"], "it compares whole returns, one per sample; use TotalReturn()"
-            )
-
     def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
         return lead(returns, rollout.present).unsqueeze(-1).expand(advantage.shape)
+
+
+def all_within(rank: Tensor, count: Tensor | float, k: int) -> Tensor:
+    """The chance that k samples, drawn from `count` without replacement, are all among the `rank`
+    lowest: C(rank, k)/C(count, k), 0 where count < k. Shapes broadcast; both are whole numbers.
+    """
+    chance = torch.ones_like(rank)
+    for drawn in range(k):
+        left = torch.as_tensor(count - drawn, dtype=rank.dtype, device=rank.device)
+        chance = chance * ((rank - drawn).clamp(min=0) / left.clamp(min=1))
+    return chance
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Returns [..., Q, G] in ascending order: what the best of k depends on.
+
+    `order` [..., Q, G] are the places of the samples, lowest return first; samples that do not
+    exist come last. `gap` [..., Q, G − 1] is the step from each return to the next, 0 where the
+    next does not exist, so that a maximum is the lowest return plus the steps below it.
+    """
+
+    order: Tensor
+    gap: Tensor
+
+    @classmethod
+    def of(cls, returns: Tensor, exists: Tensor | None = None) -> Ranked:
+        """Sort the samples that exist (`exists` [..., Q, G] bool; None means that all do)."""
+        if exists is not None:
+            returns = returns.masked_fill(~exists, torch.inf)
+        ascending, order = returns.sort(dim=-1, stable=True)
+        gap = ascending.diff(dim=-1)
+        if exists is not None:
+            gap = gap.masked_fill(~exists.gather(-1, order)[..., 1:], 0.0)
+        return cls(order, gap)
+
+    def back(self, ranked: Tensor) -> Tensor:
+        """Numbers in ascending order of the returns [..., Q, G] → each at its sample's place."""
+        return torch.empty_like(ranked).scatter(-1, self.order, ranked)
+
+
+def lead_of_k(ranked: Ranked, others: Tensor, k: int) -> Tensor:
+    """k · E[max with the sample − max without it], over k − 1 others: [..., Q, G].
+
+    `others` [..., Q, G − 1] is the chance that k − 1 others are all among the lowest 1, 2, ….
+    """
+    steps = (ranked.gap * others).cumsum(-1)
+    return k * ranked.back(torch.cat([torch.zeros_like(steps[..., :1]), steps], -1))
+
+
+def whitened_max(ranked: Ranked, within: Tensor, others: Tensor) -> Tensor:
+    """(E[max | the sample is one of the k] − E[max]) / std[max], over all k-subsets: [..., Q, G].
+
+    `within` [..., Q, G − 1] is the chance that k samples are all among the lowest 1, 2, …, and
+    `others` the same given that one of them is among these. 0 where every k-subset has one maximum.
+    """
+    largest = ranked.gap.amax(-1, keepdim=True)
+    gap = ranked.gap / torch.where(largest > 0, largest, 1.0)  # no square overflows or underflows
+    # above[m] = P(max > rank m): their covariance for ranks a ≤ b is within[a] · above[b]
+    above = gap * (1 - within)
+    later = above.flip(-1).cumsum(-1).flip(-1) - above
+    variance = (gap * within * (above + 2 * later)).sum(-1, keepdim=True)
+    # a sample of rank m or lower leaves the maximum there with another chance than one above
+    lost = (gap * others).flip(-1).cumsum(-1).flip(-1)
+    lost = torch.cat([lost, torch.zeros_like(lost[..., :1])], -1)
+    centred = (gap * within).sum(-1, keepdim=True) - lost
+    quiet = variance <= 0
+    spread = torch.where(quiet, 1.0, variance).sqrt()
+    return ranked.back(torch.where(quiet, 0.0, centred / spread))
+
+
+@dataclass(frozen=True)
+class _BestOfK(_OfRanks):
+    """What a sample adds to the best of k ≤ G samples."""
+
+    k: int = 2
+
+    @property
+    def least_group(self) -> int:
+        return max(self.k, 2)
+
+    def _ranked(self, returns: Tensor, rollout: Rollout) -> tuple[Ranked, Tensor, Tensor | float]:
+        """The group in order, the ranks 1 … G − 1, and how many samples exist [..., Q, 1]."""
+        group = returns.shape[-1]
+        need_group(self, returns, self.least_group)
+        exists = rollout.present
+        rank = torch.arange(1, group, dtype=returns.dtype, device=returns.device)
+        count = group if exists is None else exists.sum(-1, keepdim=True).to(returns.dtype)
+        return Ranked.of(returns, exists), rank, count
+
+    @staticmethod
+    def _placed(found: Tensor, advantage: Tensor, rollout: Rollout) -> Tensor:
+        """[..., Q, G] → [..., Q, G, T], 0 for samples that do not exist."""
+        if rollout.present is not None:
+            found = found.masked_fill(~rollout.present, 0.0)
+        return found.unsqueeze(-1).expand(advantage.shape)
+
+
+@dataclass(frozen=True)
+class PKPO(_BestOfK):
+    """A = k · E[max of k with the sample − max of the other k − 1]: E[max of k] is maximised.
+
+    The expectation runs over all k − 1 others of the group. The mean over the group's samples,
+    which an aggregation takes, is then an unbiased estimate of ∇E[max of k] for any rewards, ties
+    included; for rewards of 0 or 1 w(p) = k(1−p)^{k−1}. It is G times the paper's s^(loo−1) (eq.
+    33), which is summed, and with k = G it is G times `Leader`. Advantages are 0 where fewer than k
+    samples exist. Raises `Clash` as `Leader`, `CourseError` if k < 2 or G < k.
+    Source: Walder & Karkhanis 2025 (2505.15201), eq. 33.
+    """
+
+    scope, reads = "group", ("returns", "empty")
+
+    def __post_init__(self) -> None:
+        require_number("PKPO.k", self.k, "a whole number ≥ 2", at_least=2, whole=True)
+
+    @property
+    def latex(self) -> str:
+        return rf"\operatorname{{lead}}_{{{self.k}\text{{ of }}G}}"
+
+    @property
+    def text(self) -> str:
+        return f"lead_{self.k}_of_G"
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        ranked, rank, count = self._ranked(returns, rollout)
+        others = all_within(rank, count - 1, self.k - 1)
+        return self._placed(lead_of_k(ranked, others, self.k), advantage, rollout)
+
+
+@dataclass(frozen=True)
+class PassKTraining(_BestOfK):
+    """Every k-subset of the group is one try, paid its best: A = (mean with the sample − mean)/std.
+
+    Mean and std run over all k-subsets of the group, so that no subset need be drawn. With n
+    samples of which c are right, R̄ = 1 − C(n−c, k)/C(n, k), σ = √(R̄(1−R̄)): a right sample gets
+    (1 − R̄)/σ and a wrong one (1 − R̄ − C(n−c−1, k−1)/C(n−1, k−1))/σ. Advantages sum to 0 in every
+    group, and are 0 where all subsets are paid the same, or fewer than k samples exist. Rewards
+    need not be 0 or 1. k = 1 is the group's mean and std; with k = G there is one subset, and so
+    nothing to learn. Raises `Clash` as `Leader`, `CourseError`
+    if k < 1 or G < k. Source: Chen et al. 2025 (2508.10751).
+    """
+
+    scope, reads = "group", ("returns", "empty")
+
+    def __post_init__(self) -> None:
+        require_number("PassKTraining.k", self.k, "a whole number ≥ 1", at_least=1, whole=True)
+
+    @property
+    def latex(self) -> str:
+        return rf"\operatorname{{whiten}}_{{\text{{best of }}{self.k}}}"
+
+    @property
+    def text(self) -> str:
+        return f"whiten_best_of_{self.k}"
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        ranked, rank, count = self._ranked(returns, rollout)
+        within = all_within(rank, count, self.k)
+        others = all_within(rank - 1, count - 1, self.k - 1)
+        return self._placed(whitened_max(ranked, within, others), advantage, rollout)
+
+
+@dataclass(frozen=True)
+class PositivesTimes(_Function):
+    """Positive advantages times `factor`, negative ones as they are.
+
+    After `Constant(0.5)`, rewards of 0 or 1 are ±½. A factor of .1 is then W-REINFORCE, one of 0
+    NSR, which learns from wrong answers alone. On policy, right and wrong answers each have the
+    expected gradient ∇J/2, so that w(p) = (1 + factor)/2 whatever p: only the variance, and what
+    a finite step does, tell them apart. The paper has ±1. Source: Zhu et al. 2025 (2506.01347).
+    """
+
+    scope = "token"
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_number("PositivesTimes.factor", self.factor, "a number ≥ 0", at_least=0)
+
+    @property
+    def latex(self) -> str:
+        return rf"\operatorname{{pos}}_{{\times {number(self.factor)}}}"
+
+    @property
+    def text(self) -> str:
+        return f"pos×{self.factor:g}"
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        return torch.where(advantage > 0, self.factor * advantage, advantage)

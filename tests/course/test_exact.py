@@ -928,8 +928,8 @@ PAIR = Outcomes.of_arms(
 )
 
 
-# a filter that compares the tokens of a batch has no known limit: refused, see test_token_filters
-LIMITED = [name for name in ALL_RUNGS if name not in ("high_entropy", "clip_cov", "m2po")]
+# no limit: filters that compare the tokens of a batch (test_token_filters), and the leader
+LIMITED = [n for n in ALL_RUNGS if n not in ("high_entropy", "clip_cov", "m2po", "leader")]
 
 
 @pytest.mark.parametrize("outcomes", [PAIR, ONE_RIGHT], ids=["two arms", "ragged"])

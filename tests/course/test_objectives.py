@@ -10,12 +10,26 @@ import torch
 from torch import Tensor
 
 from course import ladder
-from course.errors import Clash
+from course.errors import Clash, CourseError
 from course.estimator import Estimator, replace
-from course.parts import BatchMean, GroupMean, Leader, MaxRL, NoBaseline, RewardToGo
+from course.parts import (
+    PKPO,
+    BatchMean,
+    Constant,
+    GroupMean,
+    GroupStd,
+    Leader,
+    MaxRL,
+    NoBaseline,
+    PassKTraining,
+    PositivesTimes,
+    RewardToGo,
+    Scale,
+)
 from course.rollout import Rollout
 from tests.helpers import close
 
+SCALES: tuple[Scale, ...] = (Leader(), PKPO(2), PKPO(3), PassKTraining(2), PassKTraining(3))
 LEADER = Estimator(scale=Leader())
 
 
@@ -92,6 +106,140 @@ def test_advantages_of_single_groups() -> None:
     )
 
 
+def by_hand(rewards: list[float], k: int, whitened: bool) -> list[float]:
+    """PKPO's or Pass@k training's advantages, subset by subset."""
+    group = range(len(rewards))
+    subsets = list(itertools.combinations(group, k))
+    best = {chosen: max(rewards[i] for i in chosen) for chosen in subsets}
+    found = []
+    for i in group:
+        own = [chosen for chosen in subsets if i in chosen]
+        if whitened:
+            mean = sum(best.values()) / len(subsets)
+            std = (sum((x - mean) ** 2 for x in best.values()) / len(subsets)) ** 0.5
+            found.append((sum(best[c] for c in own) / len(own) - mean) / std if std > 1e-9 else 0.0)
+        else:
+            gains = [best[c] - max(rewards[j] for j in c if j != i) for c in own]
+            found.append(k * sum(gains) / len(own))
+    return found
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.0, 0.0, 1.0, 0.0, 1.0, 0.0],
+        [3.0, -1.0, 0.5, 2.0, 0.5, 9.0],
+        [2.0, 2.0, 2.0, 2.0, 2.0, -7.0],
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    ],
+)
+def test_the_best_of_k_is_that_of_every_subset_of_the_group(rewards: list[float], k: int) -> None:
+    """Ties, rewards below 0, k = G, and groups whose every subset is paid the same."""
+    given = torch.tensor([rewards], dtype=torch.float64)
+    found = advantages(Estimator(scale=PassKTraining(k)), given)[0]
+    close(found, by_hand(rewards, k, whitened=True), rtol=1e-12, atol=1e-12)
+    assert float(found.sum().abs()) < 1e-12  # they sum to 0 in every group (FACTS 26)
+    if k > 1:
+        found = advantages(Estimator(scale=PKPO(k)), given)[0]
+        close(found, by_hand(rewards, k, whitened=False), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("group", "right", "k"), [(8, 3, 4), (8, 1, 2), (16, 5, 4), (5, 2, 3)])
+def test_pass_k_training_has_the_papers_two_advantages(group: int, right: int, k: int) -> None:
+    """Chen et al. 2025: with R̄ = 1 − C(n−c, k)/C(n, k) and σ = √(R̄(1−R̄))."""
+    rewards = (torch.arange(group) < right).double().unsqueeze(0)
+    found = advantages(Estimator(scale=PassKTraining(k)), rewards)[0]
+    mean = 1 - comb(group - right, k) / comb(group, k)
+    std = (mean * (1 - mean)) ** 0.5
+    wrong = 1 - mean - comb(group - right - 1, k - 1) / comb(group - 1, k - 1)
+    want = [(1 - mean) / std] * right + [wrong / std] * (group - right)
+    close(found, want, rtol=1e-12, atol=1e-12)
+
+
+def test_one_try_of_one_sample_is_the_groups_std_and_one_of_all_the_leader() -> None:
+    """k = 1: (R − mean)/std; k = G: G times the leader."""
+    rewards = torch.tensor([[1.0, 3.0, 0.0, -2.0], [0.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    close(
+        advantages(Estimator(scale=PassKTraining(1)), rewards),
+        advantages(Estimator(baseline=GroupMean(), scale=GroupStd(eps=0.0)), rewards),
+    )
+    close(advantages(Estimator(scale=PKPO(4)), rewards), 4 * advantages(LEADER, rewards))
+
+
+@pytest.mark.parametrize(("group", "k"), [(2, 2), (4, 2), (8, 4), (16, 4), (16, 16)])
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.9])
+def test_pkpo_has_the_gradient_of_pass_at_k(group: int, k: int, p: float) -> None:
+    """∇(1 − (1−p)^k) = k (1−p)^{k−1} ∇p, whatever the group."""
+    found = weight(Estimator(scale=PKPO(k)), group, p)
+    assert found == pytest.approx(k * (1 - p) ** (k - 1), rel=1e-11)
+
+
+@pytest.mark.parametrize("rewards", [(0.0, 1.0, 3.0), (2.0, 2.0, -1.0)])
+@pytest.mark.parametrize(("group", "k"), [(2, 2), (4, 2), (4, 3)])
+def test_pkpo_is_unbiased_for_any_rewards(rewards: tuple[float, ...], group: int, k: int) -> None:
+    """The mean over the group against ∇E[max of k], by every group and every k-tuple of arms."""
+    theta = torch.tensor([0.3, -0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    paid = torch.tensor(rewards, dtype=torch.float64)
+
+    def tuples(size: int) -> tuple[Tensor, Tensor]:
+        arms = torch.tensor(list(itertools.product(range(3), repeat=size)))
+        return paid[arms], theta.log_softmax(-1)[arms]
+
+    best, log_prob = tuples(k)
+    (want,) = torch.autograd.grad((log_prob.sum(-1).exp() * best.amax(-1)).sum(), theta)
+    seen, log_prob = tuples(group)
+    pull = (advantages(Estimator(scale=PKPO(k)), seen) * log_prob).mean(-1)
+    (found,) = torch.autograd.grad((log_prob.sum(-1).exp().detach() * pull).sum(), theta)
+    close(found, want)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
+def test_right_and_wrong_answers_are_half_the_gradient_each(factor: float, p: float) -> None:
+    """With ±½ as rewards w(p) = (1 + factor)/2, whatever p: W-REINFORCE, NSR and both alike."""
+    estimator = Estimator(baseline=Constant(0.5), scale=PositivesTimes(factor))
+    assert weight(estimator, 4, p) == pytest.approx((1 + factor) / 2, rel=1e-12)
+
+
+def test_a_sample_without_a_token_is_in_no_subset() -> None:
+    """Four of six exist: as the four alone; and with fewer than k, nothing is learnt."""
+    paid = torch.tensor([[2.0, 9.0, 1.0, 0.0, 9.0, 3.0]], dtype=torch.float64)
+    exists = torch.tensor([[True, False, True, True, False, True]])
+    rollout = Rollout(paid[..., None], torch.zeros(1, 6, 1).double(), exists[..., None])
+    for scale in (PKPO(3), PassKTraining(3)):
+        estimator = Estimator(scale=scale)
+        found = estimator.freeze(rollout).advantage[0, :, 0]
+        close(found[exists[0]], advantages(estimator, paid[:, exists[0]])[0])
+        assert bool((found[~exists[0]] == 0).all())
+    few = Estimator(scale=PKPO(5)).freeze(rollout).advantage
+    assert bool((few == 0).all())
+    few = Estimator(scale=PassKTraining(5)).freeze(rollout).advantage
+    assert bool((few == 0).all())
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.short)
+def test_a_constant_added_to_every_reward_changes_nothing(scale: Scale) -> None:
+    """They compare, so that they need no baseline."""
+    rewards = torch.tensor([[0.25, 3.0, -2.0, 3.0], [0.0, 0.0, 0.5, 0.0]], dtype=torch.float64)
+    estimator = Estimator(scale=scale)
+    assert torch.equal(advantages(estimator, rewards + 1024), advantages(estimator, rewards))
+
+
+def test_a_k_that_does_not_fit_is_refused() -> None:
+    reward = torch.ones(3, 4, 1)
+    rollout = Rollout(reward, reward, reward > 0)
+    for scale in (PKPO(5), PassKTraining(5)):
+        with pytest.raises(CourseError, match=r"k=5\): got G = 4 samples per prompt.* G ≥ 5"):
+            Estimator(scale=scale).freeze(rollout)
+    with pytest.raises(CourseError, match=r"PKPO\.k"):
+        PKPO(1)
+    with pytest.raises(CourseError, match=r"PassKTraining\.k"):
+        PassKTraining(0)
+    with pytest.raises(CourseError, match=r"PositivesTimes\.factor"):
+        PositivesTimes(-0.1)
+
+
 @pytest.mark.parametrize("estimator", [ladder.maxrl, LEADER])
 def test_a_sample_without_a_token_is_in_no_group(estimator: Estimator) -> None:
     """Whatever its reward, the others compare as if it were not there; alone, a sample has none."""
@@ -113,6 +261,6 @@ def test_a_leader_has_no_second_baseline(baseline: BatchMean | GroupMean) -> Non
 def test_both_need_a_group() -> None:
     reward = torch.ones(3, 1, 1)
     rollout = Rollout(reward, reward, reward > 0)
-    for scale in (MaxRL(), Leader()):
-        with pytest.raises(ValueError, match="G ≥ 2"):
+    for scale in (MaxRL(), *SCALES):
+        with pytest.raises(ValueError, match=r"G ≥ [23]"):
             Estimator(scale=scale).freeze(rollout)

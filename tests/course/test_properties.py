@@ -27,6 +27,7 @@ from course.parts import (
     BatchMean,
     BatchStd,
     Clip,
+    Constant,
     ConstantLength,
     DropSilentGroups,
     DropTruncated,
@@ -42,6 +43,7 @@ from course.parts import (
     MaxRL,
     NoKL,
     OldPolicy,
+    PassKTraining,
     RejectK3,
     RewardToGo,
     SequenceMaskTIS,
@@ -387,8 +389,8 @@ UNSCALED = {
     name: e
     for name, e in EVERY.items()
     if name not in STD
-    and not isinstance(e.scale, MaxRL)
-    and not isinstance(e.baseline, Greedy | Value)
+    and not isinstance(e.scale, MaxRL | PassKTraining)
+    and not isinstance(e.baseline, Constant | Greedy | Value)
 }
 
 
@@ -403,12 +405,15 @@ def test_without_a_std_the_policy_gradient_scales_with_the_rewards(
     assert all(torch.equal(scaled[name], 2.0**power * as_it_was[name]) for name in as_it_was)
 
 
+@pytest.mark.parametrize("name", ["maxrl", "pass_k_training"])
 @EXAMPLES
 @given(case=cases(), power=st.integers(-18, 18))
-def test_the_groups_mean_undoes_the_scale_of_the_rewards_to_the_bit(case: Case, power: int) -> None:
-    """(R − mean)/mean has no unit."""
-    scaled = evaluate(EVERY["maxrl"], on_last_token(case, 0.0, 2.0**power))
-    as_it_was = evaluate(EVERY["maxrl"], case)
+def test_the_groups_mean_or_best_undoes_the_scale_of_the_rewards_to_the_bit(
+    name: str, case: Case, power: int
+) -> None:
+    """(R − mean)/mean and (mean of best − mean)/std have no unit."""
+    scaled = evaluate(EVERY[name], on_last_token(case, 0.0, 2.0**power))
+    as_it_was = evaluate(EVERY[name], case)
     assert all(torch.equal(scaled[name], as_it_was[name]) for name in as_it_was)
 
 
