@@ -155,6 +155,18 @@ CLAIMS: dict[int, Claim] = {
         "k3: what a plain formula gives there, and what this course gives.",
         "reported by users; derived here",
     ),
+    25: Claim(
+        "one curve w(p)",
+        "For rewards of 0 or 1 every scale is a weight w(p) on ∇p: 1, (G−1)/G, w_G(p), MaxRL's sum "
+        "of G − 1 powers of 1−p, pass@k's k(1−p)^{k−1}; the likelihood is all pass@k together.",
+        "Tajwar et al. 2026 (2602.02710); derived here",
+    ),
+    26: Claim(
+        "pass@k",
+        "The leader, summed over its group, is ∇E[max of G] for any rewards, ties included, and "
+        "PKPO ∇E[max of k] at any G; the advantages of Pass@k training sum to 0 in every group.",
+        "Tang et al. 2025 (2503.19595); Walder & Karkhanis 2025 (2505.15201); derived here",
+    ),
     28: Claim(
         "sampler mismatch",
         "Exact bias of no correction, truncated and masked weights under four kinds of drift; the "
