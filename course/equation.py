@@ -100,7 +100,8 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
     if objective.value_coef:
         coefficient = show("value_coef", number(objective.value_coef))
         terms += rf"-{coefficient}\,\tfrac12(V_{{i,t}}-{_returned(objective)})^2"
-    return rf"\left[{terms}\right]" if terms != surrogate else surrogate
+    alone = terms == surrogate and not _is_sum(terms)
+    return terms if alone else rf"\left[{terms}\right]"
 
 
 def _is_sum(term: str) -> bool:

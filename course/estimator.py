@@ -208,7 +208,9 @@ class Estimator:
             log_ratio, log_prob = (
                 frozen.rollout.select(kept, each) for each in (log_ratio, log_prob)
             )
-        gain = self._ask("surrogate", shape, self.surrogate, log_ratio, log_prob, frozen.advantage)
+        seen = [log_ratio, log_prob, frozen.advantage]
+        seen += [frozen.felt] if self.surrogate.uses_mask else []
+        gain = self._ask("surrogate", shape, self.surrogate, *seen)
         if correction is not None:
             gain = correction * gain
         return gain if kept is None else frozen.rollout.select(kept, gain)
@@ -230,7 +232,7 @@ class Estimator:
             rollout.select(felt, policy.log_prob - old)
             for old in (rollout.log_prob, rollout.log_prob if sampler is None else sampler)
         )
-        asked = self.surrogate.clipped, log_ratio, advantage
+        asked = self.surrogate.clipped, log_ratio, log_prob, advantage
         flat = ask_tensor("surrogate", self.surrogate, shape, *asked, flags=True)
         needed = "log_dist" in part.policy_needs
         entropy = policy.entropy_where(felt).expand(shape) if needed else None

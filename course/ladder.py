@@ -8,12 +8,12 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, GammaWeight, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, Clip, ClipCov, Constant,
-    ConstantLength, DropSilentGroups, ExactKL, Greedy, GroupMean, GroupStd, HighEntropy,
-    ImportanceSampling, InReward, Leader, LeaveOneOut, LengthWeighted, MaxRL, OffPolicySequences,
-    OldPolicy, PassKTraining, PositivesTimes, RewardToGo, SecondMoment, SequenceMean,
-    SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, TokenMean, TokenTIS, TokenWhitening,
-    Value,
+    CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, Clip, ClipCov, Constant,
+    ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, ExactKL, GammaWeight,
+    GeometricMean, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling, InReward,
+    Leader, LeaveOneOut, LengthWeighted, MaxRL, MirrorDescent, OffPolicySequences, OldPolicy,
+    PassKTraining, PositivesTimes, RewardToGo, SecondMoment, SequenceMean, SequenceMeanRatio,
+    SequenceRatio, SequenceSum, SoftGate, Tapered, TokenMean, TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -125,10 +125,10 @@ tis_grpo = descendant(                                    # μ sampled, not π_o
     "GRPO with TIS", "Yao et al. 2025; Ionides 2008", LineStyle("#b8320f", DOT), cap=2.0)
 answer_ratio = descendant(                                # ρ = Π_t ρ_t, one per answer
     "answer_ratio", replace(token_mean, ratio=SequenceRatio()),
-    "Answer ratio", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DOT))
+    "Answer ratio", "Shen et al. 2026 (VESPO, 2602.10693)", LineStyle("#6a51a3", DOT))
 vespo = descendant(                                       # φ(ρ): far samples fade out
     "vespo", replace(answer_ratio, surrogate=GammaWeight()),
-    "VESPO", "VESPO 2026 (2602.10693)", LineStyle("#6a51a3", DASHDOT),
+    "VESPO", "Shen et al. 2026 (VESPO, 2602.10693)", LineStyle("#6a51a3", DASHDOT),
     k_positive=2, lambda_positive=3, k_negative=3, lambda_negative=2)
 maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
     "maxrl", replace(group_mean, scale=MaxRL()),
@@ -157,14 +157,37 @@ clip_cov = descendant(                                    # less of what costs e
     share=2e-4, low=1, high=5)
 no_clip = descendant(                                     # ρA with a token mean: nothing is bounded
     "no_clip", replace(token_mean, surrogate=ImportanceSampling()),
-    "Token mean, no clip", "M2PO 2025 (2510.01161)", LineStyle("#8c510a", DOT))
+    "Token mean, no clip", "Zheng, Zhao & Chen 2025 (M2PO, 2510.01161)", LineStyle("#8c510a", DOT))
 m2po = descendant(                                        # mean (log ρ)² ≤ τ over what is kept
     "m2po", replace(no_clip, sample_filter=SecondMoment(0.04)),
-    "M2PO", "M2PO 2025 (2510.01161)", LineStyle("#8c510a", DASH), tau=0.04)
+    "M2PO", "Zheng, Zhao & Chen 2025 (M2PO, 2510.01161)", LineStyle("#8c510a", DASH), tau=0.04)
 opsm = descendant(                                        # blame for what π has left is dropped
     "opsm", replace(length_mean, sample_filter=OffPolicySequences()),
     "Off-policy mask", "DeepSeek-V3.2 2025 (2512.02556), eq. 9",
     LineStyle("#7a1f5c", DASHDOT), threshold="not published")
+dppo_tv = descendant(                                     # silent where |π − π_old| > δ
+    "dppo_tv", replace(token_mean, surrogate=DivergenceTV(0.15, 0.15)),
+    "DPPO-TV", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#2b6777", DASH), delta=0.15)
+dppo_kl = descendant(                                     # the same, in KL of one token
+    "dppo_kl", replace(token_mean, surrogate=DivergenceKL(0.05, 0.05)),
+    "DPPO-KL", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#2b6777", DASHDOT), delta=0.05)
+gmpo = descendant(                                        # geometric mean of clipped ratios
+    "gmpo", replace(length_mean, surrogate=GeometricMean(0.4)),
+    "GMPO", "Zhao et al. 2025 (GMPO, 2507.20673)", LineStyle("#a0522d", DASH), epsilon=0.4)
+mirror_descent = descendant(                              # a spring on log ρ for the clip
+    "mirror_descent", replace(group_mean, surrogate=MirrorDescent(1e-3)),
+    "Mirror descent", "Richemond et al. 2024 (DRO, 2405.19107)", LineStyle("#556b2f", DASH))
+kimi = descendant(                                        # the spring of whole answers
+    "kimi", replace(mirror_descent, ratio=SequenceRatio()),
+    "Kimi k1.5", "Kimi Team 2025 (Kimi k1.5, 2501.12599), §2.3.2",
+    LineStyle("#556b2f", DASHDOT), beta="not published")
+tapered = descendant(                                     # blame times min(ρ, 1)
+    "tapered", replace(baseline, surrogate=Tapered()),
+    "Tapered blame", "Le Roux et al. 2025 (TOPR, 2503.14286)", LineStyle("#b5651d", DOT))
+topr = descendant(                                        # one ρ per answer
+    "topr", replace(tapered, ratio=SequenceRatio()),
+    "TOPR", "Le Roux et al. 2025 (TOPR, 2503.14286)", LineStyle("#b5651d", DASHDOT),
+    rewards="1 and −1")
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 

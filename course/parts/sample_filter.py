@@ -229,7 +229,9 @@ class SecondMoment(TokenFilter):
     """Drop the tokens that moved farthest, until the mean (log ρ)² of the others is ≤ `tau` (M2PO).
 
     Tokens that moved equally far go together. It bounds what the batch's kept tokens have moved in
-    the mean, where the clip bounds each alone. Source: M2PO 2025, τ = .04.
+    the mean, where the clip bounds each alone. AReaL asks for a mean below τ, compares π_old with μ
+    and keeps at least one token; here none may be left. Source: Zheng, Zhao & Chen 2025 (M2PO,
+    2510.01161), τ = .04.
     """
 
     scope, reads = "batch", ("log_ratio", "mask")

@@ -206,7 +206,8 @@ def of_update(estimator: Estimator, policy: Policy, frozen: Frozen) -> dict[str,
     rollout, mask, policy = frozen.rollout, frozen.rollout.mask, policy.widened()
     log_ratio = estimator.log_ratio(policy, rollout)
     ratio, surrogate = log_ratio.exp(), estimator.surrogate
-    asked = surrogate.clipped, log_ratio, frozen.advantage
+    log_prob = rollout.select(mask, policy.log_prob)
+    asked = surrogate.clipped, log_ratio, log_prob, frozen.advantage
     clipped = ask_tensor("surrogate", surrogate, mask.shape, *asked, flags=True)
     logged = {
         # eq:flat-token-share

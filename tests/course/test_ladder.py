@@ -150,6 +150,13 @@ REPLACED = {
     "no_clip": "surrogate: ImportanceSampling()",
     "m2po": "sample_filter: SecondMoment()",
     "opsm": "sample_filter: OffPolicySequences()",
+    "dppo_tv": "surrogate: DivergenceTV()",
+    "dppo_kl": "surrogate: DivergenceKL()",
+    "gmpo": "surrogate: GeometricMean()",
+    "mirror_descent": "surrogate: MirrorDescent()",
+    "kimi": "ratio: SequenceRatio()",
+    "tapered": "surrogate: Tapered()",
+    "topr": "ratio: SequenceRatio()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",

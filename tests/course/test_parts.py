@@ -24,10 +24,13 @@ from course.parts import (
     Clip,
     Constant,
     ConstantLength,
+    DivergenceKL,
+    DivergenceTV,
     DropSilentGroups,
     DropTruncated,
     ExactKL,
     GammaWeight,
+    GeometricMean,
     Greedy,
     GroupMean,
     GroupStd,
@@ -36,6 +39,7 @@ from course.parts import (
     InReward,
     LeaveOneOut,
     LengthWeighted,
+    MirrorDescent,
     NoBaseline,
     NoKL,
     NoScale,
@@ -47,6 +51,7 @@ from course.parts import (
     SequenceRatio,
     SequenceSum,
     SoftGate,
+    Tapered,
     TokenMean,
     TokenRatio,
     TokenWhitening,
@@ -386,6 +391,29 @@ def value_and_slope(surrogate, rho: float, advantage: float) -> tuple[float, flo
         (GammaWeight(), 1.0, 2.0, -2.0, 2.0),  # φ(1) = 1, and log π = −1
         (GammaWeight(), 2.0, 1.0, -4 * math.exp(-3), 2 * math.exp(-3)),
         (GammaWeight(), 2.0, -1.0, 8 * math.exp(-2), -4 * math.exp(-2)),
+        # at log π = −1 and ρ = 1.5 π_old is .245, at ρ = ½ .736, at ρ = 30 .0123: π moved by
+        # .123, −.368 and .356
+        (DivergenceTV(), 1.5, 2.0, -3.0, 2.0),
+        (DivergenceTV(0.15, 0.1), 1.5, 2.0, 0.0, 0.0),
+        (DivergenceTV(0.15, 0.1), 1.5, -2.0, 3.0, -2.0),  # against A it may move
+        (DivergenceTV(0.3, 9.0), 0.5, -2.0, 0.0, 0.0),
+        (DivergenceTV(0.4, 9.0), 0.5, -2.0, 1.0, -2.0),
+        (DivergenceTV(0.1, 9.0), 0.5, 2.0, -1.0, 2.0),
+        (DivergenceTV(9.0, 9.0), 30.0, 2.0, -40.0, 40 / 30),  # the weight is at most 20
+        # KL₂: .0348 at ρ = 1.5, .2796 at ρ = ½
+        (DivergenceKL(0.1, 0.03), 1.5, 2.0, 0.0, 0.0),
+        (DivergenceKL(0.1, 0.04), 1.5, 2.0, -3.0, 2.0),
+        (DivergenceKL(0.27, 9.0), 0.5, -2.0, 0.0, 0.0),
+        (DivergenceKL(0.29, 9.0), 0.5, -2.0, 1.0, -2.0),
+        (GeometricMean(0.4), 1.4, 2.0, 2.8, 2.0),  # one token: the clip at e^.4 = 1.49
+        (GeometricMean(0.4), 1.6, 2.0, 2 * math.exp(0.4), 0.0),
+        (GeometricMean(0.4), 0.5, -2.0, -2 * math.exp(-0.4), 0.0),
+        (GeometricMean(0.1, 0.5), 1.6, 2.0, 3.2, 2.0),
+        (MirrorDescent(0.5), 2.0, 1.0, -1 - math.log(2) ** 2 / 4, (1 - math.log(2) / 2) / 2),
+        (Tapered(), 3.0, 2.0, -2.0, 2 / 3),
+        (Tapered(), 3.0, -2.0, 2.0, -2 / 3),
+        (Tapered(), 0.5, -2.0, 1.0, -2.0),  # w = ρ = ½
+        (Tapered(), 0.5, 2.0, -2.0, 4.0),
         (SoftGate(1.0, 2.0), 1.0, 3.0, 6.0, 3.0),  # (4/τ)·½·A, slope A: 4 σ' = 1
         (SoftGate(1.0, 2.0), 1.0, -3.0, -3.0, -3.0),
         (
@@ -436,6 +464,15 @@ def test_ratio_cap_and_dual_clip_are_one_function_above_the_clip_and_two_below()
             Clip(0.2, dual_clip=3.0),
             CISPO(0.2, 0.3),
             SoftGate(),
+            GammaWeight(),
+            GeometricMean(0.4),
+            GeometricMean(0.1, 0.3),
+            DivergenceTV(),
+            DivergenceTV(0.05, 0.25),
+            DivergenceKL(),
+            DivergenceKL(0.01, 0.2),
+            MirrorDescent(0.3),
+            Tapered(),
         ),
         *(Clip(0.2, ratio_cap=cap) for cap in (0.5, 0.9, 1.1, 1.5, 4.0)),
         Clip(0.1, 0.3, ratio_cap=2.0, dual_clip=3.0),
@@ -445,7 +482,8 @@ def test_ratio_cap_and_dual_clip_are_one_function_above_the_clip_and_two_below()
 def test_clipped_says_where_the_slope_is_zero(surrogate) -> None:  # type: ignore[no-untyped-def]
     for rho in RHOS:
         for advantage in (1.0, -1.0):
-            said = bool(surrogate.clipped(f64([math.log(rho)]), f64([advantage])))
+            log_ratio, log_prob = f64([math.log(rho)]), f64([-1.0])
+            said = bool(surrogate.clipped(log_ratio, log_prob, f64([advantage])))
             assert said == (value_and_slope(surrogate, rho, advantage)[1] == 0), (rho, advantage)
 
 

@@ -46,7 +46,7 @@ def test_the_gradient_is_zero_where_the_clip_says_flat_and_the_surrogates_elsewh
             float(Clip(low, high)(f64(ratio + d).log(), f64(0.0), f64(advantage)))
             for d in (1e-6, -1e-6)
         )
-        flat = bool(Clip(low, high).clipped(f64(ratio).log(), f64(advantage)))
+        flat = bool(Clip(low, high).clipped(f64(ratio).log(), f64(0.0), f64(advantage)))
         assert flat == ((advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low))
         assert (up - down) / 2e-6 == pytest.approx(0.0 if flat else advantage, abs=1e-6)
 
@@ -102,7 +102,10 @@ def test_a_wider_upper_bound_gives_probability_more_room() -> None:
     for p, high in ((0.01, 0.2), (0.01, 0.28), (0.5, 0.28)):
         room = high * p
         for gained, flat in ((0.999 * room, False), (1.001 * room, True)):
-            assert bool(Clip(0.2, high).clipped(f64((p + gained) / p).log(), f64(1.0))) == flat
+            assert (
+                bool(Clip(0.2, high).clipped(f64((p + gained) / p).log(), f64(0.0), f64(1.0)))
+                == flat
+            )
 
 
 def test_dual_clip_bounds_the_objective_of_bad_samples_from_below() -> None:

@@ -28,6 +28,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from course import ladder
@@ -43,6 +44,7 @@ from course.parts import (
     ConstantLength,
     DropTruncated,
     GammaWeight,
+    GeometricMean,
     GroupStd,
     HighEntropy,
     InLossTimesRatio,
@@ -107,7 +109,11 @@ class Peer:
         micro-batches.
         """
         prompts, group, _ = samples.mask.shape
-        kinds = {"GRPO": (GRPOConfig, GRPOTrainer), "RLOO": (RLOOConfig, RLOOTrainer)}
+        kinds = {
+            "GRPO": (GRPOConfig, GRPOTrainer),
+            "GMPO": (GMPOConfig, GMPOTrainer),
+            "RLOO": (RLOOConfig, RLOOTrainer),
+        }
         settings = {
             "per_device_train_batch_size": prompts * group // parts,
             "gradient_accumulation_steps": parts,
@@ -145,7 +151,7 @@ class Peer:
                 **{name: [rows[i] for i in index] for name, rows in take.items()},
             }
 
-        extra = {"rollout_func": generate} if loss == "GRPO" else {}
+        extra = {"rollout_func": generate} if loss != "RLOO" else {}
         data = Dataset.from_dict({"prompt": self.prompts(samples)})
         trainer = kinds[loss][1](
             GPT2LMHeadModel(self.config),
@@ -345,6 +351,11 @@ CASES: dict[str, tuple[dict[str, Any], Estimator]] = {
             surrogate=GammaWeight(1.5, 0.5, 2.5),
         ),
     ),
+    "gmpo": ({"loss": "GMPO", "epsilon": 0.1}, replace(NO_KL, surrogate=GeometricMean(0.1))),
+    "gmpo, two bounds, k3": (
+        {"loss": "GMPO", "epsilon": 0.05, "epsilon_high": 0.2, **KL},
+        replace(GRPO, surrogate=GeometricMean(0.05, 0.2)),
+    ),
     "luspo": (
         {"loss_type": "luspo", **SEQUENCE, "epsilon": 0.02, "epsilon_high": 0.025},
         replace(trl(ladder.luspo), surrogate=Clip(0.02, 0.025)),
@@ -406,7 +417,7 @@ def test_the_samples_reach_every_branch() -> None:
         frozen = NO_KL.freeze(samples.rollout)
         log_ratio = NO_KL.log_ratio(Policy(samples.new), samples.rollout)[samples.mask]
         advantage, ratio = frozen.advantage[samples.mask], log_ratio.exp()
-        flat = surrogate.clipped(log_ratio, advantage)
+        flat = surrogate.clipped(log_ratio, samples.new[samples.mask], advantage)
         assert bool((flat & (advantage > 0)).any())
         assert bool((flat & (advantage < 0) & (ratio < 0.8)).any())
         assert bool((flat & (advantage < 0) & (ratio > 1.5)).any())
@@ -826,6 +837,18 @@ def test_corrections(peer: Peer, correction: str, name: str) -> None:
     mine = ours(replace(estimator, correction=part), samples)
     agree(mine, peer(samples, **loss, **options))
     apart(mine.gradient, ours(estimator, samples).gradient)
+
+
+def test_vespo_has_the_sampler_inside_its_weight(peer: Peer) -> None:
+    """TRL's W is Π ρκ, so ours is TRL's with μ for π_old; a correction outside φ is refused."""
+    options, estimator = CASES["vespo"]
+    samples = draw(4, holes=True)
+    theirs = peer(samples, **options, **correcting("token_truncate", None, 1e9))
+    mine = ours(estimator, with_fields(samples, old=samples.sampler))
+    agree(mine, theirs)
+    apart(mine.gradient, ours(estimator, samples).gradient)
+    with pytest.raises(CourseError, match=r"GammaWeight.*clashes with TokenTIS.*rollout\.log_prob"):
+        replace(estimator, correction=TokenTIS())
 
 
 def test_the_corrections_reach_every_branch() -> None:
