@@ -100,7 +100,7 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
     if objective.value_coef:
         coefficient = show("value_coef", number(objective.value_coef))
         terms += rf"-{coefficient}\,\tfrac12(V_{{i,t}}-{_returned(objective)})^2"
-    alone = terms == surrogate and not _is_sum(terms)
+    alone = terms == surrogate and not _is_sum(objective.surrogate.latex)
     return terms if alone else rf"\left[{terms}\right]"
 
 

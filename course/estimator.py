@@ -84,6 +84,12 @@ class Frozen:
         mask = self.rollout.mask
         return mask if self.is_whole else mask & (self.weight != 0)
 
+    @cached_property
+    def samples(self) -> Tensor:
+        """[..., Q, G, T] bool: the chosen tokens of the samples that have a token with a weight."""
+        mask = self.rollout.mask
+        return mask if self.is_whole else mask & (self.weight != 0).any(-1, keepdim=True)
+
     def prompts(self, index: Tensor) -> Frozen:
         """The minibatch of the prompts `index` [n]."""
         axis = len(self.rollout.runs)
@@ -184,7 +190,8 @@ class Estimator:
         # tokens without a weight may hold anything, also NaN: replaced by 0 before any arithmetic
         felt = frozen.felt
         log_prob = rollout.select(felt, policy.log_prob)
-        log_ratio = rollout.select(felt, self.log_ratio(policy, rollout))
+        used = frozen.samples if self.surrogate.uses_mask else felt
+        log_ratio = rollout.select(used, self.log_ratio(policy, rollout))
         kept = self._kept(policy, frozen, log_ratio, log_prob)
         gain = self._gain(log_ratio, log_prob, frozen, kept)
         penalty = ask("kl", self.kl, self.kl.penalty, policy, rollout, log_ratio, felt)
@@ -209,7 +216,7 @@ class Estimator:
                 frozen.rollout.select(kept, each) for each in (log_ratio, log_prob)
             )
         seen = [log_ratio, log_prob, frozen.advantage]
-        seen += [frozen.felt] if self.surrogate.uses_mask else []
+        seen += [frozen.samples] if self.surrogate.uses_mask else []
         gain = self._ask("surrogate", shape, self.surrogate, *seen)
         if correction is not None:
             gain = correction * gain

@@ -25,7 +25,7 @@ class Surrogate(Part):
 
     `uses_ratio` False means that ρ does not appear in the term; the equation then leaves ρ out.
     `uses_mask` True means that the call takes a fourth argument, the mask [..., Q, G, T] bool of
-    the chosen tokens with a weight; log ρ, log π and A are 0 where it is False.
+    the chosen tokens; log ρ, log π and A are 0 where it is False.
     """
 
     uses_ratio: ClassVar[bool] = True
@@ -348,7 +348,6 @@ class _Divergence(Surrogate):
     The ratio must be that of each token: log π − log ρ is then log π_old.
     """
 
-    scope = "token"
     delta_low: float = 0.15
     delta_high: float = 0.15
     ratio_cap: float = 20.0
@@ -409,6 +408,7 @@ class DivergenceTV(_Divergence):
     Source: Qi et al. 2026 (DPPO, 2602.04879); verl's `loss_mode=dppo_tv`, with its example's δ.
     """
 
+    scope = "token"
     symbol = r"\lvert\pi_\theta-\pi_{\text{old}}\rvert"
     plain = "|π − π_old|"
 
@@ -425,6 +425,7 @@ class DivergenceKL(_Divergence):
     `loss_mode=dppo_kl`, with the δ of its example.
     """
 
+    scope = "token"
     delta_low: float = 0.05
     delta_high: float = 0.05
     symbol = r"\mathrm{KL}_2(\pi_{\text{old}}\Vert\pi_\theta)"

@@ -344,6 +344,14 @@ def test_equal_rewards_give_exactly_zero_policy_gradient_and_the_kl_is_still_fel
             rtol=1e-5 if dtype == torch.float32 else 1e-12,
             atol=1e-9 if dtype == torch.float32 else 1e-14,
         )
+    elif isinstance(estimator.surrogate, MirrorDescent):
+        # −w β log ρ, of the token or, with `SequenceRatio`, of the answer; w = 1/N
+        moved = torch.where(mask, (new - old).double(), 0.0)
+        whole = isinstance(estimator.ratio, SequenceRatio)
+        moved = moved.sum(-1, keepdim=True).expand_as(moved) if whole else moved
+        want = torch.where(mask, -estimator.surrogate.beta * moved / 14, 0.0)
+        close(found, want, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-10)
+        assert want.abs().max() > 0
     else:
         assert bool((found == 0).all())
     assert bool(torch.isfinite(found).all())
