@@ -41,7 +41,7 @@ from course.train.critic import RunningMean
 from course.train.noise import Noise
 from tests.helpers import bernoulli_bandit, stream
 from tests.tinylm.helpers import sums, tiny
-from tinylm import evaluate, rewards, sampling, tasks, wiring
+from tinylm import evaluate, reward_model, rewards, sampling, tasks, wiring
 from tinylm.bridge import Bridge
 from tinylm.model import ModelSettings, Transformer
 from tinylm.problem import LanguageModel
@@ -140,6 +140,7 @@ def cases() -> dict[str, Case]:
     env = environments.Bernoulli(MEAN)
     softmax = policies.Softmax(torch.zeros(1, 3))
     model, task = tiny(), sums()
+    pairs = reward_model.sample_pairs(model, task, reward_model.Annotator(), stream(), 3)
     estimator = ladder.group_mean
     agent = {"noise": NOISE, "prompts": 1, "arms": 3}
     listed: list[Case] = [
@@ -411,6 +412,57 @@ def cases() -> dict[str, Case]:
         (
             evaluate.right_to_go,
             {"model": model, "task": task, "questions": task.held_out[:2]},
+            keep,
+        ),
+        (
+            reward_model.Annotator,
+            {
+                "gold": rewards.ExactMatch(),
+                "sharpness": 1.0,
+                "length_bias": 0.0,
+                "first_bias": 0.0,
+                "noise": 0.1,
+            },
+            keep,
+        ),
+        (
+            reward_model.sample_pairs,
+            {
+                "policy": model,
+                "task": task,
+                "annotator": reward_model.Annotator(),
+                "noise": stream(),
+                "count": 3,
+                "questions": None,
+                "temperature": 1.0,
+            },
+            keep,
+        ),
+        (
+            reward_model.fit,
+            {
+                "model": reward_model.RewardModel.on(model),
+                "pairs": pairs,
+                "noise": stream(),
+                "steps": 1,
+                "batch": 2,
+                "lr": 0.01,
+            },
+            keep,
+        ),
+        (
+            reward_model.preference_accuracy,
+            {"model": reward_model.RewardModel.on(model), "pairs": pairs, "batch": 2},
+            keep,
+        ),
+        (
+            reward_model.bradley_terry_loss,
+            {"win": torch.ones(2), "lose": torch.zeros(2)},
+            keep,
+        ),
+        (
+            reward_model.LearnedReward,
+            {"weight": 1.0, "model": reward_model.RewardModel.on(model)},
             keep,
         ),
         (wiring.Streams, {"seed": 0, "runs": (), "numbers": range(1), "device": "cpu"}, keep),

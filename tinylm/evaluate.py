@@ -35,7 +35,7 @@ def accuracy(
     """
     require_number("batch", batch, "a whole number > 0", above=0, whole=True)
     rows = task.held_out if questions is None else questions
-    _require_rows(rows, task, 1)
+    require_rows(rows, task, 1)
     right = []
     for part in rows.split(batch):
         prompt = task.prompt[part].expand(*model.runs, *task.prompt[part].shape)
@@ -63,7 +63,7 @@ def right_to_go(
     require(
         not task.marked, "task.scratchpad", True, "False: with a marker many completions are right"
     )
-    _require_rows(questions, task, 1 + len(model.runs))
+    require_rows(questions, task, 1 + len(model.runs))
     model.check_finite()
     rows = questions.expand(*model.runs, questions.shape[-1])
     target = task.target[rows]
@@ -122,7 +122,7 @@ def pass_at_k(right: Tensor, samples: int, k: int) -> Tensor:
     return 1 - none
 
 
-def _require_rows(questions: Tensor, task: Task, most: int) -> None:
+def require_rows(questions: Tensor, task: Task, most: int) -> None:
     """Raise `CourseError` unless these are row numbers of the task, on 1 to `most` axes."""
     fits = questions.dtype == torch.long and 1 <= questions.dim() <= most
     allowed = f"row numbers (torch.int64) on {'one axis' if most == 1 else f'1 to {most} axes'}"
@@ -137,6 +137,7 @@ __all__ = [
     "exact_values",
     "group_mean_error",
     "pass_at_k",
+    "require_rows",
     "right_to_go",
     "value_errors",
 ]

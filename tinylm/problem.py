@@ -37,10 +37,14 @@ def require_room(model: Transformer, task: Task) -> None:
     )
 
 
-def ask(task: Task, noise: Noise, prompts: int) -> Tensor:
-    """Draw training questions: their row numbers [*runs, Q], drawn separately for each run."""
-    place = (noise.uniform(prompts) * len(task.train)).long().clamp(max=len(task.train) - 1)
-    return task.train[place]
+def ask(task: Task, noise: Noise, prompts: int, rows: Tensor | None = None) -> Tensor:
+    """Draw questions: their row numbers [*runs, Q], drawn separately for each run.
+
+    They are drawn from `rows` [N] of the task (None: those for training).
+    """
+    rows = task.train if rows is None else rows
+    place = (noise.uniform(prompts) * len(rows)).long().clamp(max=len(rows) - 1)
+    return rows[place]
 
 
 @typed
