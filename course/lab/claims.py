@@ -167,6 +167,12 @@ CLAIMS: dict[int, Claim] = {
         "PKPO ∇E[max of k] at any G; the advantages of Pass@k training sum to 0 in every group.",
         "Tang et al. 2025 (2503.19595); Walder & Karkhanis 2025 (2505.15201); derived here",
     ),
+    27: Claim(
+        "entropy",
+        "ΔH = −η Cov(log π, πA) to first order; on one prompt every scale loses the same entropy "
+        "per unit of reward; over several prompts which scale, part or bonus keeps more, paired.",
+        "Cui et al. 2025 (2505.22617); derived here",
+    ),
     28: Claim(
         "sampler mismatch",
         "Exact bias of no correction, truncated and masked weights under four kinds of drift; the "
