@@ -1,10 +1,11 @@
 """Where entropy goes: the covariance identity, and what scales and parts pay in nats for reward.
 
 A step Δθ of a tabular softmax changes its entropy by −Cov_π(log π, Δθ), to first order, exactly.
-Under the policy gradient that is −η Cov(log π, πA): what is likely and good grows, what is likely
-and bad shrinks, and entropy falls only for the first. On one prompt all scales push along the one
-∇p, so that they pay the same for reward. Over several prompts they choose which prompt to sharpen
-first, and pay differently; so do clip-higher, Clip-Cov, the high-entropy mask and a bonus.
+Under the policy gradient that is −η Cov(log π, πA): entropy falls as far as likely answers are
+good and unlikely ones bad, and it rises otherwise. On one prompt all scales push along the one ∇p,
+so that they lose the same for a unit of reward. Over several prompts they choose which prompt to
+sharpen first, and differ. Look at how little clip-higher and Clip-Cov do here, and at the learning
+rate: what keeps entropy in small steps may spend it in large ones.
 
 Every training has the same answers, starts and streams, at every learning rate: entropies are
 compared where the reward is equal, run by run.
