@@ -158,6 +158,10 @@ class Estimator:
         mask, shape = rollout.mask, rollout.reward.shape
         reward = self._ask("kl", shape, self.kl.shape_reward, rollout)
         credit = self._ask("credit", shape, self.credit, reward, rollout)
+        target = ask("credit", self.credit, self.credit.target, reward, rollout)
+        if target is None:
+            target = credit
+        target = self._ask("credit", shape, lambda: target)
         returns = first_chosen(credit, mask)
         advantage = credit - self._baseline(returns, rollout)
         # eq:advantage-of-a-sample
@@ -170,7 +174,7 @@ class Estimator:
             rollout,
             rollout.select(mask, advantage).detach(),
             weight,
-            credit.detach(),
+            target.detach(),
             is_whole=rollout.is_whole and float(weight.amin()) > 0,
             correction=self._correction(rollout),
         )

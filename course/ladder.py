@@ -11,9 +11,10 @@ from course.parts import (
     CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, Clip, ClipCov, Constant,
     ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, ExactKL, GammaWeight,
     GeometricMean, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling, InReward,
-    Leader, LeaveOneOut, LengthWeighted, MaxRL, MirrorDescent, OffPolicySequences, OldPolicy,
-    PassKTraining, PositivesTimes, RewardToGo, SecondMoment, SequenceMean, SequenceMeanRatio,
-    SequenceRatio, SequenceSum, SoftGate, Tapered, TokenMean, TokenTIS, TokenWhitening, Value,
+    Leader, LeaveOneOut, LengthAdaptiveGAE, LengthWeighted, MaxRL, MirrorDescent,
+    OffPolicySequences, OldPolicy, OptimalToken, PassKTraining, PositivesTimes, RewardToGo,
+    SecondMoment, SequenceMean, SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, Tapered,
+    TeacherLogRatio, TokenMean, TokenTIS, TokenWhitening, Value,
 )
 from course.registry import DASH, DASHDOT, DOT, RUNGS, SOLID, LineStyle, Rung, entry, get
 from course.registry import name_of, register, select
@@ -77,6 +78,9 @@ opo = descendant(
     "opo", replace(baseline, baseline=LengthWeighted()),                # A = R − Σ|o|R / Σ|o|
     "OPO", "Hao et al. 2025 (2505.23585)", LineStyle("#7f7f1e", DASH),
     beta=0.0, updates_per_rollout=1)
+optimal_token = descendant(                               # A_t = R − Σ W_t R / Σ W_t
+    "optimal_token", replace(baseline, baseline=OptimalToken()),
+    "Optimal token baseline", "Li et al. 2026 (2602.07078)", LineStyle("#5f5f1e", DASHDOT))
 whitened = descendant(
     "whitened", replace(clip, scale=TokenWhitening()),                  # (A − mean) / std of tokens
     "Token whitening", f"{_RPP}, eq. 5", LineStyle("#aa4499", DOT), batch=1024)
@@ -199,6 +203,14 @@ ppo = branch(                                                           # V for 
     "PPO with critic and GAE",
     f"Schulman et al. 2016 (GAE, 1506.02438), eq. 16; {_PPO}, eq. 9",
     LineStyle("#661100", SOLID), **_PPO_USED)
+ppo_long = branch(                                                      # λ grows with the answer
+    "ppo_long", replace(ppo, credit=LengthAdaptiveGAE(alpha=0.05)),
+    "PPO, length-adaptive λ", "Yue et al. 2025 (VAPO, 2504.05118)", LineStyle("#661100", DASHDOT),
+    alpha=0.05)
+distillation = branch(                                                  # a teacher for the reward
+    "distillation", replace(reinforce, credit=TeacherLogRatio()),
+    "On-policy distillation", "Gu et al. 2024 (MiniLLM, 2306.08543); Agarwal et al. 2024",
+    LineStyle("#3b5b3b", DASH))
 ppo_kl = branch(                                                        # a penalty for the clip
     "ppo_kl", replace(surrogate, kl=ExactKL(beta=1.0, anchor=OldPolicy())),
     "PPO, KL penalty", f"{_PPO}, eq. 8", LineStyle("#5566aa", DOT), beta="0.3, 1, 3 and 10")

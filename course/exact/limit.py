@@ -33,6 +33,7 @@ from course.parts import (
     LeaveOneOut,
     LengthWeighted,
     MaxRL,
+    OptimalToken,
     PassKTraining,
     SampleFilter,
     Scale,
@@ -42,7 +43,7 @@ from course.parts import (
     TokenWhitening,
 )
 from course.parts.base import Part
-from course.parts.baseline import silent
+from course.parts.baseline import energy, silent, weighed_by
 from course.parts.scale import Ranked, lead_of_k, whitened_max
 from course.rollout import Rollout
 
@@ -105,6 +106,17 @@ class _Mean(Baseline):
         weight = self.share * (rollout.length if self.by_length else rollout.exists)
         mean = _mean(returns, weight, self.dims)
         return torch.where(silent(returns, self.dims, weight > 0), returns, mean).unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Optimal(Baseline):
+    """The expected return of the prompt, weighted by the squared length of the score."""
+
+    share: Tensor
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        share = self.share.unsqueeze(-1)
+        return weighed_by(share * energy(rollout), returns, (share > 0) & rollout.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +224,7 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     GroupMean: lambda part, share: _Mean(share, GROUP),
     LeaveOneOut: lambda part, share: _Mean(share, GROUP),
     LengthWeighted: lambda part, share: _Mean(share, GROUP, by_length=True),
+    OptimalToken: lambda part, share: _Optimal(share),
     BatchMean: lambda part, share: _Mean(share, BATCH),
     GroupStd: lambda part, share: _Std(share, GROUP, part.eps),
     BatchStd: lambda part, share: _Std(share, BATCH, part.eps),

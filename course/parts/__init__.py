@@ -17,6 +17,7 @@ from course.parts.baseline import (
     LeaveOneOut,
     LengthWeighted,
     NoBaseline,
+    OptimalToken,
     Value,
 )
 from course.parts.correction import (
@@ -29,7 +30,15 @@ from course.parts.correction import (
     TokenMIS,
     TokenTIS,
 )
-from course.parts.credit import GAE, TD, Credit, RewardToGo, TotalReturn
+from course.parts.credit import (
+    GAE,
+    TD,
+    Credit,
+    LengthAdaptiveGAE,
+    RewardToGo,
+    TeacherLogRatio,
+    TotalReturn,
+)
 from course.parts.kl import (
     K1,
     K2,
@@ -122,6 +131,7 @@ __all__ = [
     "InReward",
     "Leader",
     "LeaveOneOut",
+    "LengthAdaptiveGAE",
     "LengthWeighted",
     "MaxRL",
     "MirrorDescent",
@@ -131,6 +141,7 @@ __all__ = [
     "NoScale",
     "OffPolicySequences",
     "OldPolicy",
+    "OptimalToken",
     "Part",
     "PassKTraining",
     "PositivesTimes",
@@ -152,6 +163,7 @@ __all__ = [
     "SoftGate",
     "Surrogate",
     "Tapered",
+    "TeacherLogRatio",
     "TokenFilter",
     "TokenMIS",
     "TokenMean",

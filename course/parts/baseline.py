@@ -7,6 +7,7 @@ credit [..., Q, G, T].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from course.errors import CourseError, require, require_number
 from course.parts.base import Part, number
-from course.rollout import Rollout
+from course.rollout import Rollout, where_read
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,31 @@ def length_weighted(returns: Tensor, length: Tensor) -> Tensor:
     weight = length.to(returns.dtype)
     mean = (weight * returns).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(silent(returns, exists=length > 0), returns, mean)
+
+
+def energy(rollout: Rollout) -> Tensor:
+    """W_{i,t} = Σ_{j≤t} (1 − 2π_j + Σ_v π_v²) of each chosen token, [..., Q, G, T]; 0 elsewhere.
+
+    1 − 2π + Σ_v π_v² is ‖∇log π‖² by the logits of one token.
+    """
+    assert rollout.old_log_dist is not None
+    mask, zero = rollout.mask, torch.zeros_like(rollout.reward)
+    squares = (2 * where_read(rollout.old_log_dist, mask)).exp().sum(-1)
+    chosen = torch.where(mask, rollout.log_prob, zero).exp()
+    own = torch.where(mask, 1 - 2 * chosen + squares, zero).clamp(min=0)
+    return torch.where(mask, own.cumsum(-1), zero)
+
+
+def weighed_by(weight: Tensor, returns: Tensor, exists: Tensor) -> Tensor:
+    """Σ_i w_{i,t} R_i / Σ_i w_{i,t} over the group: w [..., Q, G, T], R [..., Q, G] → as w.
+
+    Where the returns of the samples that exist (`exists` [..., Q, G, T]) are all equal, or no
+    weight is above 0, it is R_i itself.
+    """
+    paid = returns.unsqueeze(-1).expand(weight.shape)
+    total = weight.sum(-2, keepdim=True)
+    mean = (weight * paid).sum(-2, keepdim=True) / torch.where(total > 0, total, 1.0)
+    return torch.where(silent(paid, (-2,), exists) | (total <= 0), paid, mean)
 
 
 def need_group(part: Part, returns: Tensor, least: int = 2) -> None:
@@ -240,3 +266,31 @@ class LengthWeighted(Baseline):
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         need_group(self, returns)
         return length_weighted(returns, rollout.length).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class OptimalToken(Baseline):
+    """B_t = Σ_i R_i W_{i,t} / Σ_i W_{i,t} over the group, W_{i,t} = Σ_{j≤t} (1 − 2π_j + Σ_v π_v²).
+
+    1 − 2π + Σ_v π_v² is ‖∇log π‖² by the logits of a token, so that W is the squared length of the
+    score up to it where tokens share no logits, and B the baseline of least variance for it. At
+    T = 1 it is the textbook's E[‖s‖²R]/E[‖s‖²]. Only samples that have a token t count in B_t;
+    where their returns are equal, or one alone is left, the advantage is 0. It includes the sample
+    itself. Raises `Clash` with a credit per token, `CourseError` if G = 1. Source: Li et
+    al. 2026 (2602.07078); verl's `optimal_token_baseline`.
+    """
+
+    scope, reads = "group", ("returns", "mask", "log_prob", "old_log_dist")
+    needs = ("old_log_dist",)
+    symbol = r"\frac{\sum_j W_{j,t}R_j}{\sum_j W_{j,t}}"
+    plain = "Σ_j W_t R/Σ_j W_t"
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not parts["credit"].implied:
+            raise self.clash(
+                parts["credit"], "it weighs whole returns, one per sample; use TotalReturn()"
+            )
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return weighed_by(energy(rollout), returns, rollout.mask)

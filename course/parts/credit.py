@@ -14,7 +14,7 @@ from torch import Tensor
 
 from course.errors import require, require_number
 from course.parts.base import Part, number
-from course.parts.baseline import Value
+from course.parts.baseline import NoBaseline, Value
 from course.rollout import Rollout
 
 
@@ -29,6 +29,10 @@ class Credit(Part):
 
     def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
         raise NotImplementedError
+
+    def target(self, reward: Tensor, rollout: Rollout) -> Tensor | None:
+        """What a critic regresses on, [..., Q, G, T]; None means the credit itself."""
+        return None
 
 
 def total_return(reward: Tensor) -> Tensor:
@@ -46,14 +50,15 @@ def lambda_return(
     value: Tensor,
     mask: Tensor,
     gamma: float,
-    gae_lambda: float,
+    gae_lambda: float | Tensor,
     bootstrap: Tensor | None = None,
 ) -> Tensor:
     """R^λ_t = V_t + Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t: [..., T] → [..., T].
 
     R^λ − V is the advantage of Schulman et al. 2016 (GAE), eq. 16. λ = 0 gives r_t + γ V_{t+1};
-    λ = 1 gives the discounted reward-to-go. `bootstrap` [...] is V after the last token; it is 0
-    for a sample that really ended, and None means 0 for all. The result is 0 where the mask is
+    λ = 1 gives the discounted reward-to-go. λ may be [...], one per sample. `bootstrap` [...] is V
+    after the last token; it is 0 for a sample that really ended, and None means 0 for all. The
+    result is 0 where the mask is
     False. eq:gae-sum, computed by eq:lambda-recursion.
     """
     next_value = torch.zeros_like(reward[..., 0]) if bootstrap is None else bootstrap
@@ -207,3 +212,73 @@ class TD(GAE):
     @property
     def text(self) -> str:
         return "R_t = r_t + " + ("" if self.gamma == 1 else f"{self.gamma:g} ") + "V_{t+1}"
+
+
+@dataclass(frozen=True)
+class LengthAdaptiveGAE(GAE):
+    """GAE whose λ grows with the answer: λ_i = 1 − 1/(α|o_i|), at least 0; the critic has its own.
+
+    With a fixed λ a reward at the end reaches a token l places before it as λ^l, so that in long
+    answers it reaches the first tokens hardly at all; Σ_l λ_i^l = α|o_i| grows as the answer does.
+    `gae_lambda` is the λ of what the critic regresses on, 1 in the paper: an unbiased target
+    (decoupled GAE). |o_i| counts chosen tokens. Raises `Clash` as `GAE`. Source: Yue et al. 2025
+    (VAPO, 2504.05118), α = .05; Yuan et al. 2025 (VC-PPO, 2503.01491).
+    """
+
+    scope = "sample"
+    gae_lambda: float = 1.0
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("LengthAdaptiveGAE.alpha", self.alpha, "a number > 0", above=0)
+
+    @property
+    def latex(self) -> str:
+        gamma = "" if self.gamma == 1 else number(self.gamma)
+        return (
+            rf"R_{{i,t}}=V_{{i,t}}+\sum_{{l\ge0}} ({gamma}\lambda_i)^{{\,l}}\,\delta_{{i,t+l}},\;"
+            rf"\delta_{{i,t}}=r_{{i,t}}+{gamma}V_{{i,t+1}}-V_{{i,t}},\;"
+            rf"\lambda_i=1-\tfrac{{1}}{{{number(self.alpha)}|o_i|}}"
+        )
+
+    @property
+    def text(self) -> str:
+        gamma = "" if self.gamma == 1 else f"{self.gamma:g}"
+        return f"R_t = V_t + Σ_l ({gamma}λ)^l δ_{{t+l}}, λ = 1 − 1/({self.alpha:g}|o|)"
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.value is not None
+        length = rollout.length.to(reward.dtype).clamp(min=1)
+        own = (1 - 1 / (self.alpha * length)).clamp(min=0)
+        last = last_value(rollout)
+        return lambda_return(reward, rollout.value, rollout.mask, self.gamma, own, last)
+
+    def target(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        return super().__call__(reward, rollout)
+
+
+@dataclass(frozen=True)
+class TeacherLogRatio(Credit):
+    """log π_teacher − log π_old of each token, in nats, instead of any reward: distillation.
+
+    The teacher is the rollout's reference policy. On policy the gradient of answers of one token is
+    −∇KL(π‖teacher); in longer ones each token's own term is kept and its effect on later tokens
+    left out. Raises `Clash` beside a baseline, or a scale that compares returns. Source: Gu et al.
+    2024 (MiniLLM, 2306.08543); Agarwal et al. 2024 (on-policy distillation, 2306.13649).
+    """
+
+    scope = "token"
+    needs = ("ref_log_prob",)
+    symbol = r"R_{i,t}=\log\frac{\pi_{\text{teacher}}(o_{i,t})}{\pi_{\text{old}}(o_{i,t})}"
+    plain = "R_t = log π_teacher − log π_old"
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not isinstance(parts["baseline"], NoBaseline):
+            raise self.clash(parts["baseline"], "it is an advantage already; use NoBaseline()")
+        if "returns" in (parts["scale"].reads or ()):
+            raise self.clash(parts["scale"], "a token's log-ratio is no return of its sample")
+
+    def __call__(self, reward: Tensor, rollout: Rollout) -> Tensor:
+        assert rollout.ref_log_prob is not None
+        return rollout.select(rollout.mask, rollout.ref_log_prob - rollout.log_prob)

@@ -320,7 +320,8 @@ def test_equal_rewards_give_exactly_zero_policy_gradient_and_the_kl_is_still_fel
     ).expand(2, 7, 3)
     generator = torch.Generator().manual_seed(1)
     old, new = (-torch.rand(2, 7, 3, generator=generator, dtype=dtype) - 0.1 for _ in range(2))
-    rollout = Rollout(reward, old, mask, ref_log_prob=old)
+    dist = torch.zeros(2, 7, 3, 4, dtype=dtype).log_softmax(-1)
+    rollout = Rollout(reward, old, mask, ref_log_prob=old, old_log_dist=dist)
     estimator = ladder.get(name).estimator
     frozen = estimator.freeze(rollout)
     assert bool((frozen.advantage == 0).all())

@@ -123,6 +123,7 @@ REPLACED = {
     "rloo": "baseline: LeaveOneOut()",
     "remax": "baseline: Greedy()",
     "opo": "baseline: LengthWeighted()",
+    "optimal_token": "baseline: OptimalToken()",
     "whitened": "scale: TokenWhitening()",
     "whitened_length": "aggregation: SequenceMean()",
     "whitened_to_go": "credit: RewardToGo()",
@@ -159,6 +160,8 @@ REPLACED = {
     "topr": "ratio: SequenceRatio()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
+    "ppo_long": "credit: LengthAdaptiveGAE()",
+    "distillation": "credit: TeacherLogRatio()",
     "ppo_kl": "kl: ExactKL(beta=1.0, anchor=OldPolicy())",
     "ppo_kl_adaptive": (
         "kl: ExactKL(beta=AdaptiveBeta(initial=1.0, target=0.01), anchor=OldPolicy())"

@@ -53,6 +53,7 @@ from course.parts import (
     SequenceSum,
     SequenceTIS,
     SoftGate,
+    TeacherLogRatio,
     TokenFilter,
     TokenMean,
     TokenMIS,
@@ -393,6 +394,7 @@ UNSCALED = {
     and not isinstance(e.scale, MaxRL | PassKTraining)
     and not isinstance(e.surrogate, MirrorDescent)  # its spring knows no rewards
     and not isinstance(e.baseline, Constant | Greedy | Value)
+    and not isinstance(e.credit, TeacherLogRatio)
 }
 
 

@@ -201,6 +201,8 @@ WORDS = {
     "empty": "mask",
     **{f.name: f.name for f in fields(Inputs)},
 }
+# the rollout's log_prob is π_old's; a part that is given a rollout alone sees no other
+OF_ROLLOUT = {"old_log_prob": "log_prob"}
 # of one input, the word that says least and suffices
 LEAST = {"mask": ("empty", "length", "mask"), "reward": ("total_reward", "reward")}
 
@@ -324,6 +326,8 @@ def test_a_part_looks_exactly_as_far_as_it_says(part: Declares) -> None:
     assert part.scope == scope
     if scope in ("group", "batch"):
         assert part.reads is not None
+        if isinstance(part, Baseline):
+            reads = {OF_ROLLOUT.get(word, word) for word in reads}
         assert set(part.reads) == reads
 
 
@@ -370,7 +374,8 @@ def test_equal_returns_compare_as_exactly_equal(part: Baseline, group: int) -> N
     returns = torch.full((2, group), 0.7)
     mask = torch.arange(4) <= torch.arange(group).unsqueeze(-1) % 3
     zero = torch.zeros(2, group, 4)
-    rollout = Rollout(zero, zero, mask.expand(2, -1, -1))
+    dist = zero.unsqueeze(-1).expand(*zero.shape, 2)
+    rollout = Rollout(zero, zero - 1, mask.expand(2, -1, -1), old_log_dist=dist - 1)
     assert bool((returns.unsqueeze(-1) - part(returns, rollout) == 0).all())
 
 
