@@ -183,7 +183,7 @@ def test_on_longer_answers_the_effect_on_later_tokens_is_left_out() -> None:
     """
     first = torch.tensor([0.4, -0.2], dtype=torch.float64, requires_grad=True)
     second = f64([[0.3, 0.1], [-0.8, 0.5]])
-    teacher_first, teacher_second = f64([0.0, 0.6]).log_softmax(-1), f64([[1.0, 0.0], [0.0, 0.2]])
+    teacher_first, teacher_second = f64([0.0, 0.6]).log_softmax(-1), f64([[3.0, 0.0], [0.0, 0.2]])
     teacher_second = teacher_second.log_softmax(-1)
     log_second = second.log_softmax(-1)
     log_first = first.log_softmax(-1)
