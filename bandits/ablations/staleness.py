@@ -88,7 +88,8 @@ def run(settings: Settings, progress: Progress) -> Result:
     exact = s.group, s.stale_rate, s.stale_updates
     centred = theory.centred_path(*exact)
     paths = theory.stale_paths(progress(("reinforce", *ONE_CURVE), "one rollout"), *exact)
-    found = sweep(s, s.rungs, s.epochs, s.learning_rates, progress)
+    rungs = {name: ladder.get(name).estimator for name in s.rungs}
+    found = sweep(s, rungs, s.epochs, s.learning_rates, progress)
     kept = {name: rung.kept for name, rung in found.items()}
     if "grpo" in found:  # with |log r| of its k3 bounded, at the learning rate of GRPO itself
         capped = replace(ladder.grpo, kl=K3(beta=0.04, max_log_r=MAX_LOG_R))

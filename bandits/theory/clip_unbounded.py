@@ -16,6 +16,7 @@ from bandits.exact import outcomes
 from bandits.policies import Softmax
 from bandits.population import Population
 from course import ladder
+from course.errors import require
 from course.estimator import Estimator, replace
 from course.exact import microscope
 from course.learner import Learner
@@ -79,25 +80,36 @@ class Path:
 
 
 def small_steps(
-    estimator: Estimator, shares: Sequence[float], group: int, length: float, steps: int
+    estimator: Estimator,
+    shares: Sequence[float],
+    group: int,
+    length: float,
+    steps: int,
+    others: int = 1,
 ) -> Path:
     """Take `steps` steps of equal `length` on one rollout, for all π₁ in `shares` at once.
 
     The rollout holds `group` samples with the arms in exact proportion, as if there were infinitely
-    many. The length of a step is in nats of the logits.
+    many. The length of a step is in nats of the logits. `others` arms that pay 0 share what the
+    first leaves equally; ρ₂ is that of each.
     """
     share = torch.tensor(shares, dtype=torch.float64)
     good = (share * group).round().long()
-    counts = torch.stack([good, group - good], -1).unsqueeze(-2)  # [runs, prompts = 1, arms = 2]
+    each = (group - good) // others
+    allowed = f"a divisor of what the first arm leaves of {group} samples"
+    require(bool((each * others == group - good).all()), "others", others, allowed)
+    # [runs, prompts = 1, arms]
+    counts = torch.stack([good, *[each] * others], -1).unsqueeze(-2)
     policy = Softmax.of(counts.double() / group)
-    arms = Deterministic(torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    pays = torch.tensor([[1.0] + [0.0] * others], dtype=torch.float64)
+    arms = Deterministic(pays)
     bandit = Population(arms, policy, counts, reference="start")
     noise = Noise(bandit.runs, dtype=torch.float64)  # nothing is drawn from it
     # clipping the gradient's norm to a tiny value gives every step the same length
     learner = Learner(
         bandit, estimator, SGD(length / SHORT), noise, max_grad_norm=SHORT, log_every=steps
     )
-    old = torch.stack([share, 1 - share], -1)
+    old = counts[:, 0].double() / group
 
     def ratios() -> Tensor:
         with torch.no_grad():

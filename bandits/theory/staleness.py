@@ -235,15 +235,15 @@ def choices_and_halted(
 
 def sweep(
     settings: SharedTask,
-    rungs: Sequence[str],
+    rungs: Mapping[str, Estimator],
     epochs: Sequence[int],
     rates: Sequence[float],
     progress: Progress,
 ) -> dict[str, Rung]:
     """Train every rung at every rate, with every number of updates per rollout."""
     found, half = {}, settings.runs
-    for name in progress(rungs, "rungs"):
-        estimator = ladder.get(name).estimator
+    for name in progress(tuple(rungs), "rungs"):
+        estimator = rungs[name]
         trained = [
             train(estimator, settings, count, rates, range(2 * half))
             for count in progress(epochs, name)
