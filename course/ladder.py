@@ -8,7 +8,7 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, Clip, ClipCov, Constant,
+    CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, BelowMean, Clip, ClipCov, Constant,
     ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, ExactKL, GammaWeight,
     GeometricMean, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling, InReward,
     Leader, LeaveOneOut, LengthAdaptiveGAE, LengthWeighted, MaxRL, MirrorDescent,
@@ -171,13 +171,13 @@ opsm = descendant(                                        # blame for what π ha
     LineStyle("#7a1f5c", DASHDOT), threshold="not published")
 dppo_tv = descendant(                                     # silent where |π − π_old| > δ
     "dppo_tv", replace(token_mean, surrogate=DivergenceTV(0.15, 0.15)),
-    "DPPO-TV", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#2b6777", DASH), delta=0.15)
+    "DPPO-TV", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#c1121f", DASH), delta=0.15)
 dppo_kl = descendant(                                     # the same, in KL of one token
     "dppo_kl", replace(token_mean, surrogate=DivergenceKL(0.05, 0.05)),
-    "DPPO-KL", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#2b6777", DASHDOT), delta=0.05)
+    "DPPO-KL", "Qi et al. 2026 (DPPO, 2602.04879)", LineStyle("#c1121f", DASHDOT), delta=0.05)
 gmpo = descendant(                                        # geometric mean of clipped ratios
     "gmpo", replace(length_mean, surrogate=GeometricMean(0.4)),
-    "GMPO", "Zhao et al. 2025 (GMPO, 2507.20673)", LineStyle("#a0522d", DASH), epsilon=0.4)
+    "GMPO", "Zhao et al. 2025 (GMPO, 2507.20673)", LineStyle("#b5179e", DASHDOT), epsilon=0.4)
 mirror_descent = descendant(                              # a spring on log ρ for the clip
     "mirror_descent", replace(group_mean, surrogate=MirrorDescent(1e-3)),
     "Mirror descent", "Richemond et al. 2024 (DRO, 2405.19107)", LineStyle("#556b2f", DASH))
@@ -192,6 +192,9 @@ topr = descendant(                                        # one ρ per answer
     "topr", replace(tapered, ratio=SequenceRatio()),
     "TOPR", "Le Roux et al. 2025 (TOPR, 2503.14286)", LineStyle("#b5651d", DASHDOT),
     rewards="1 and −1")
+asymre = descendant(                                      # A = R − (mean(group) − δ): more praise
+    "asymre", replace(baseline, baseline=BelowMean(0.1)),
+    "AsymRE", "Arnal et al. 2025 (AsymRE, 2506.20520)", LineStyle("#b8860b", DASHDOT))
 
 # ---------------------------------------------------------- the branches: PPO as it was published
 

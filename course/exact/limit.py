@@ -26,6 +26,7 @@ from course.parts import (
     Baseline,
     BatchMean,
     BatchStd,
+    BelowMean,
     ConstantLength,
     DropSilentGroups,
     GroupMean,
@@ -96,16 +97,20 @@ def _mean(values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Mean(Baseline):
-    """The expected return of the prompt or of all prompts; with `by_length`, weighted by length."""
+    """The expected return of the prompt or of all prompts, less `below`; with `by_length`, weighted
+    by length.
+    """
 
     share: Tensor
     dims: tuple[int, ...]
     by_length: bool = False
+    below: float = 0.0
 
     def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
         weight = self.share * (rollout.length if self.by_length else rollout.exists)
         mean = _mean(returns, weight, self.dims)
-        return torch.where(silent(returns, self.dims, weight > 0), returns, mean).unsqueeze(-1)
+        mean = torch.where(silent(returns, self.dims, weight > 0), returns, mean)
+        return mean.unsqueeze(-1) - self.below
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +228,7 @@ class _NoSilent(SampleFilter):
 LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     GroupMean: lambda part, share: _Mean(share, GROUP),
     LeaveOneOut: lambda part, share: _Mean(share, GROUP),
+    BelowMean: lambda part, share: _Mean(share, GROUP, below=part.by),
     LengthWeighted: lambda part, share: _Mean(share, GROUP, by_length=True),
     OptimalToken: lambda part, share: _Optimal(share),
     BatchMean: lambda part, share: _Mean(share, BATCH),

@@ -11,6 +11,7 @@ from course.parts.base import Part
 from course.parts.baseline import (
     Baseline,
     BatchMean,
+    BelowMean,
     Constant,
     Greedy,
     GroupMean,
@@ -108,6 +109,7 @@ __all__ = [
     "Baseline",
     "BatchMean",
     "BatchStd",
+    "BelowMean",
     "Clip",
     "ClipCov",
     "Constant",

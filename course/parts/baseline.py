@@ -205,6 +205,36 @@ class GroupMean(Baseline):
 
 
 @dataclass(frozen=True)
+class BelowMean(Baseline):
+    """The group mean less a constant: praise weighs more than blame (AsymRE).
+
+    On policy a constant changes E[ĝ] by nothing. On stale samples without a ratio it decides: they
+    push with Σ_a π_old(a)(R_a − b) = `by` towards what was sampled, so that the policy rests at
+    π_old(R − b)/`by` if b is below every arm's expected R; at `by` ≤ 0 nothing stops it.
+
+    Raises `CourseError` if G = 1. Source: Arnal et al. 2025 (2506.20520).
+    """
+
+    scope, reads = "group", ("returns", "empty")
+    by: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_number("BelowMean.by", self.by, "a finite number, in the unit of the reward")
+
+    @property
+    def latex(self) -> str:
+        return rf"\left(\operatorname{{mean}}_{{j\le G}}(R_j)-{number(self.by)}\right)"
+
+    @property
+    def text(self) -> str:
+        return f"(mean_group(R) − {self.by:g})"
+
+    def __call__(self, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        return mean_baseline(returns, exists=rollout.present).unsqueeze(-1) - self.by
+
+
+@dataclass(frozen=True)
 class LeaveOneOut(Baseline):
     """The mean return of the other samples of the group, which keeps E[ĝ] unbiased (RLOO).
 

@@ -24,6 +24,7 @@ from course.parts import (
     K3,
     KL,
     BatchMean,
+    BelowMean,
     Clip,
     Constant,
     ConstantLength,
@@ -299,7 +300,7 @@ def test_group_mean_including_self_is_g_minus_1_over_g_times_leave_one_out_sampl
 COMPARES = [
     name
     for name, rung in ladder.RUNGS.items()
-    if not isinstance(rung.estimator.baseline, NoBaseline | Constant | Greedy | Value)
+    if not isinstance(rung.estimator.baseline, NoBaseline | BelowMean | Constant | Greedy | Value)
     and rung.kind != "own"
     and "ppo_kl" not in name
 ]

@@ -158,6 +158,7 @@ REPLACED = {
     "kimi": "ratio: SequenceRatio()",
     "tapered": "surrogate: Tapered()",
     "topr": "ratio: SequenceRatio()",
+    "asymre": "baseline: BelowMean()",
     "ppo_value": "baseline: Value()",  # its coefficient is no part
     "ppo": "credit: GAE()",
     "ppo_long": "credit: LengthAdaptiveGAE()",

@@ -26,6 +26,7 @@ from course.parts import (
     TD,
     BatchMean,
     BatchStd,
+    BelowMean,
     Clip,
     Constant,
     ConstantLength,
@@ -393,7 +394,7 @@ UNSCALED = {
     if name not in STD
     and not isinstance(e.scale, MaxRL | PassKTraining)
     and not isinstance(e.surrogate, MirrorDescent)  # its spring knows no rewards
-    and not isinstance(e.baseline, Constant | Greedy | Value)
+    and not isinstance(e.baseline, BelowMean | Constant | Greedy | Value)
     and not isinstance(e.credit, TeacherLogRatio)
 }
 

@@ -370,13 +370,18 @@ def test_a_sample_without_a_token_is_seen_by_nobody(part: Declares) -> None:
 )
 @pytest.mark.parametrize("group", [2, 3, 7])
 def test_equal_returns_compare_as_exactly_equal(part: Baseline, group: int) -> None:
-    """b is that very number, in float32, too, where seven 0.7s do not have the mean 0.7."""
+    """b is that very number (less `BelowMean.by`), also in float32, where seven 0.7s do not have
+    the mean 0.7.
+    """
     returns = torch.full((2, group), 0.7)
     mask = torch.arange(4) <= torch.arange(group).unsqueeze(-1) % 3
     zero = torch.zeros(2, group, 4)
     dist = zero.unsqueeze(-1).expand(*zero.shape, 2)
     rollout = Rollout(zero, zero - 1, mask.expand(2, -1, -1), old_log_dist=dist - 1)
-    assert bool((returns.unsqueeze(-1) - part(returns, rollout) == 0).all())
+    want = (returns - getattr(part, "by", 0.0)).unsqueeze(-1)
+    assert bool(
+        (returns.unsqueeze(-1) - part(returns, rollout) == returns.unsqueeze(-1) - want).all()
+    )
 
 
 # ---------------------------------------------------------------- the experiment itself

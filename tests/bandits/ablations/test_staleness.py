@@ -11,8 +11,8 @@ import torch
 
 from bandits.ablations import staleness as ablation
 from bandits.ablations.staleness import Settings, train
-from bandits.exact import B3_POLICY
-from bandits.flow import ascend
+from bandits.exact import B3_MEANS, B3_POLICY
+from bandits.flow import ascend, expected_gradient
 from bandits.linear import linear_bandit
 from bandits.theory.staleness import (
     THREE_ARMS,
@@ -24,7 +24,9 @@ from bandits.theory.staleness import (
 )
 from course import ladder
 from course.errors import CourseError
+from course.estimator import replace
 from course.lab.terminal import QUIET
+from course.parts import BelowMean
 from course.train.noise import Noise
 
 SMALL = Settings(
@@ -122,3 +124,19 @@ def test_settings_beside_each_other_are_the_same_bandit_alone() -> None:
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(CourseError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize("by", [0.7, 2.0])
+def test_below_the_mean_stale_samples_come_to_rest_at_full_support(by: float) -> None:
+    """AsymRE: with b below every reward the exact pull is 0 at π_old(R − b)/δ, b = J − δ."""
+    start, means = (torch.tensor(each, dtype=torch.float64) for each in (B3_POLICY, B3_MEANS))
+    rest = start * (means - start @ means + by) / by
+    assert float(rest.min()) > 0
+    assert float(rest.sum()) == pytest.approx(1.0)
+    estimator = replace(ladder.asymre, baseline=BelowMean(by))
+    pull = expected_gradient(estimator, THREE_ARMS, rest.log(), 40, old=start.log())
+    factor = 39 / 40  # the mean includes the sample itself
+    shrunk = start * (factor * (means - start @ means) + by) / by
+    assert float(pull.norm()) > 1e-4
+    pull = expected_gradient(estimator, THREE_ARMS, shrunk.log(), 40, old=start.log())
+    assert float(pull.norm()) < 1e-12
