@@ -48,6 +48,8 @@ class Objective(Protocol):
     @property
     def value_coef(self) -> float: ...
     @property
+    def value_clip(self) -> float | None: ...
+    @property
     def uses_ratio(self) -> bool: ...
 
 
@@ -99,9 +101,20 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
         terms += rf"+{coefficient}\,\mathcal H_{{i,t}}"
     if objective.value_coef:
         coefficient = show("value_coef", number(objective.value_coef))
-        terms += rf"-{coefficient}\,\tfrac12(V_{{i,t}}-{_returned(objective)})^2"
+        terms += rf"-{coefficient}\,\tfrac12{_error(objective, show)}"
     alone = terms == surrogate and not _is_sum(objective.surrogate.latex)
     return terms if alone else rf"\left[{terms}\right]"
+
+
+def _error(objective: Objective, show: Show) -> str:
+    """The LaTeX of the critic's squared error, clipped or not."""
+    target = _returned(objective)
+    plain = rf"(V_{{i,t}}-{target})^2"
+    if objective.value_clip is None:
+        return plain
+    near = rf"V^{{\text{{old}}}}_{{i,t}}\pm {number(objective.value_clip)}"
+    cut = rf"\operatorname{{clip}}(V_{{i,t}},{near})"
+    return show("value_clip", rf"\max\left({plain},({cut}-{target})^2\right)")
 
 
 def _is_sum(term: str) -> bool:
@@ -141,7 +154,10 @@ def text(objective: Objective) -> str:
     if objective.entropy_coef:
         terms += f" + {objective.entropy_coef:g}·H"
     if objective.value_coef:
-        terms += f" − {objective.value_coef:g}·½(V − R)²"
+        error = "(V − R)²"
+        if objective.value_clip is not None:
+            error = f"max({error}, (clip(V, V_old ± {objective.value_clip:g}) − R)²)"
+        terms += f" − {objective.value_coef:g}·½{error}"
     plain = objective.baseline.implied
     numerator = "R" if plain else f"R − {objective.baseline.text}"
     advantage = objective.scale.wrap_text(numerator)

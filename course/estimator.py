@@ -110,9 +110,11 @@ class Estimator:
     """A policy-gradient objective, made of nine swappable parts. The defaults are REINFORCE.
 
     `entropy_coef` adds an entropy bonus (needs `policy.log_dist`), `value_coef` the critic's
-    squared error (needs `policy.value`). `below` is the estimator that `replace` made this one
-    from; comparisons ignore it. Raises `CourseError` if a part or coefficient is of the wrong kind,
-    and `Clash` if two parts cannot work together.
+    squared error (needs `policy.value`). `value_clip` c holds the critic near the values of the
+    rollout (needs `rollout.value`): its error is then the larger of V's and that of V cut to
+    V_old ± c, so that it is flat where V has moved further than c towards R. `below` is the
+    estimator that `replace` made this one from; comparisons ignore it. Raises `CourseError` if a
+    part or coefficient is of the wrong kind, and `Clash` if two parts cannot work together.
     """
 
     credit: Credit = TotalReturn()
@@ -126,6 +128,7 @@ class Estimator:
     sample_filter: SampleFilter = AllSamples()
     entropy_coef: float = 0.0
     value_coef: float = 0.0
+    value_clip: float | None = None
     below: Estimator | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -142,6 +145,8 @@ class Estimator:
         require(fits, "estimator.below", below, "an Estimator or None")
         for name in ("entropy_coef", "value_coef"):
             require_number(f"estimator.{name}", getattr(self, name), "a number ≥ 0", at_least=0)
+        allowed = "None or a number > 0, in units of reward"
+        require_number("estimator.value_clip", self.value_clip, allowed, above=0, optional=True)
         _check_needs(self.parts)
         for part in self.parts.values():
             part.check(self.parts)
@@ -204,7 +209,7 @@ class Estimator:
         if self.entropy_coef:  # eq:entropy-bonus
             gain = gain + self.entropy_coef * policy.entropy_where(felt)
         if self.value_coef:  # eq:critic-regression
-            gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt) ** 2
+            gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt)
         return (weight * rollout.select(felt, gain)).sum((-3, -2, -1))
 
     def _gain(
@@ -269,15 +274,24 @@ class Estimator:
         log_ratio = rollout.select(rollout.mask, difference)
         return self._ask("ratio", rollout.reward.shape, self.ratio, log_ratio, rollout.mask)
 
-    @staticmethod
-    def _critic_error(policy: Policy, frozen: Frozen, felt: Tensor) -> Tensor:
-        """V − R [..., Q, G, T], 0 where `felt` is False."""
+    def _critic_error(self, policy: Policy, frozen: Frozen, felt: Tensor) -> Tensor:
+        """(V − R)² [..., Q, G, T], 0 where `felt` is False; clipped if there is a `value_clip`."""
         if policy.value is None:
             raise CourseError(
                 "policy.value: got None; allowed is the critic's values, which value_coef > 0 needs"
             )
-        error = policy.value - frozen.target
-        return frozen.rollout.select(felt, error)
+        rollout = frozen.rollout
+        value, target = (rollout.select(felt, x) for x in (policy.value, frozen.target))
+        error = (value - target) ** 2
+        if self.value_clip is None:
+            return error
+        if rollout.value is None:
+            raise CourseError(
+                "rollout.value: got None; allowed is the critic's values, which value_clip needs"
+            )
+        old = rollout.select(felt, rollout.value)
+        near = value.clamp(old - self.value_clip, old + self.value_clip)
+        return torch.maximum(error, (near - target) ** 2)
 
     # ------------------------------------------------------------------ comparing and showing
 
@@ -293,6 +307,7 @@ class Estimator:
         names = {f"rollout.{name}" for part in parts for name in part.needs}
         names |= {f"policy.{name}" for part in parts for name in part.policy_needs}
         names |= {"policy.log_dist"} if self.entropy_coef else set()
+        names |= {"rollout.value"} if self.value_coef and self.value_clip else set()
         return frozenset(names | ({"policy.value"} if self.value_coef else set()))
 
     @property

@@ -450,6 +450,8 @@ WRONG_PARTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: SequenceRatio(whole="yes"), "SequenceRatio.whole: got 'yes'; allowed is True or"),
     (lambda: Constant("0.5"), "Constant.b: got '0.5'; allowed is a finite number"),
     (lambda: Estimator(entropy_coef="0.1"), "estimator.entropy_coef: got '0.1'"),
+    (lambda: Estimator(value_clip=0.0), "estimator.value_clip: got 0.0; allowed is None or a"),
+    (lambda: Estimator(value_clip=True), "estimator.value_clip: got True"),
     (lambda: Estimator(value_coef=True), "estimator.value_coef: got True"),
     (lambda: Estimator(entropy_coef=10**400), "estimator.entropy_coef: got 1000"),
     (lambda: Estimator(baseline=GroupMean), "estimator.baseline: got"),  # type: ignore[arg-type]

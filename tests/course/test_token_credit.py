@@ -5,6 +5,7 @@ Every number is computed again here by loops over samples and tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -25,10 +26,11 @@ from course.parts import (
     OptimalToken,
     RewardToGo,
     TeacherLogRatio,
+    TokenMean,
     TokenWhitening,
     Value,
 )
-from course.rollout import Rollout
+from course.rollout import Policy, Rollout
 from tests.helpers import close, f64
 
 GAPS = [[True, True, True, True], [True, False, True, False], [False, True, False, False]]
@@ -110,6 +112,44 @@ def test_alpha_and_the_critic_are_asked_for() -> None:
         LengthAdaptiveGAE(gae_lambda=1.5)
     with pytest.raises(Clash, match=r"LengthAdaptiveGAE\(\) clashes with GroupMean"):
         Estimator(credit=LengthAdaptiveGAE(), baseline=GroupMean())
+
+
+# ---------------------------------------------------------------- a critic that is held
+
+
+def test_a_clipped_critic_is_flat_where_it_has_moved_far_towards_its_target() -> None:
+    """V_old = 0, c = .5: V moved to .4, past the clip towards R, away from R, and past R."""
+    value = f64([[[0.4, 0.9, -0.9, 3.0]]]).requires_grad_()
+    rollout = Rollout(
+        reward=f64([[[0.0, 0.0, 0.0, 1.0]]]),
+        log_prob=f64([[[-1.0] * 4]]),
+        mask=torch.ones(1, 1, 4, dtype=torch.bool),
+        value=f64([[[0.0] * 4]]),
+    )
+    estimator = Estimator(value_coef=2.0, value_clip=0.5, aggregation=TokenMean())
+    policy = Policy(rollout.log_prob, None, value)
+    objective = estimator.objective(policy, estimator.freeze(rollout))
+    # the surrogate A·log π is −1; errors: .6², (.5 − 1)² for .9, 1.9², 2²
+    close(objective.detach(), -1 - (0.6**2 + 0.5**2 + 1.9**2 + 2.0**2) / 4)
+    (slope,) = torch.autograd.grad(objective, value)
+    close(slope, f64([[[1.2, 0.0, 3.8, -4.0]]]) / 4)
+
+
+def test_a_wide_clip_of_the_critic_is_none_and_a_clip_says_so() -> None:
+    rollout = ragged()
+    held = replace(ladder.ppo, value_clip=0.1)
+    assert "clip(V, V_old ± 0.1)" in held.text()
+    assert r"\pm 0.1" in held.latex()
+    assert "rollout.value" in Estimator(value_coef=1.0, value_clip=0.1).needs
+    value = rollout.value
+    assert value is not None
+    policy = Policy(rollout.log_prob, None, value + 0.3)
+    wide = replace(held, value_clip=9.0).loss(policy, rollout)
+    close(wide, ladder.ppo.loss(policy, rollout))
+    assert float(held.loss(policy, rollout)) >= float(wide)
+    bare = dataclasses.replace(rollout, value=None)
+    with pytest.raises(CourseError, match=r"rollout\.value: got None"):
+        Estimator(value_coef=1.0, value_clip=0.1).loss(policy, bare)
 
 
 # ---------------------------------------------------------------- the optimal token baseline

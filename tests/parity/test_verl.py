@@ -9,6 +9,7 @@ TRL needs and is not in the extra `peers`.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import fields
 from dataclasses import replace as with_fields
 from typing import Any
@@ -25,7 +26,7 @@ from verl.trainer.ppo import core_algos as core
 from verl.workers.config import ActorConfig
 
 from course import ladder
-from course.estimator import Estimator, replace
+from course.estimator import Estimator, Frozen, replace
 from course.lesson.conventions import table
 from course.parts import (
     CISPO,
@@ -511,7 +512,7 @@ def test_adaptive_kl() -> None:
 
 def test_value_loss_is_clipped() -> None:
     """verl's critic loss is the larger of ½(V − R)² and that of V clipped around V_old; with a wide
-    clip it is ours.
+    clip it is ours, and with any it is ours with that `value_clip`.
     """
     samples = draw(1)
     value, target = samples.new, samples.ref
@@ -525,6 +526,11 @@ def test_value_loss_is_clipped() -> None:
     mine = 0.5 * ((value - target)[samples.mask] ** 2).mean()
     close(mine, loss(1e9))
     apart(mine, loss(0.1))
+    rollout = dataclasses.replace(samples.rollout, value=samples.old)
+    weight = samples.mask.double() / samples.mask.sum()
+    frozen = Frozen(rollout, torch.zeros_like(value), weight, target)
+    estimator = Estimator(value_coef=1.0, value_clip=0.1)
+    close(-estimator.objective(Policy(samples.old, None, value), frozen), loss(0.1))
 
 
 def agree_near(mine: Result, theirs: Result) -> None:
