@@ -273,7 +273,9 @@ def plot(result: Result) -> Figure:
     ratio, share = result.array("ratio"), result.settings["share"]
     for ax, side in ((praised, "praised"), (blamed, "blamed")):
         for name in result.series["slopes"][side]:
-            figures.band(ax, ratio, result.array("slopes", side, name), name=name, **_look(name))
+            figures.band(
+                ax, ratio, result.array("slopes", side, name), name=name, **_look(name, result)
+            )
         figures.log_axis(ax, "x", [0.1, 0.3, 1, 3, 10])
         ax.set_ylim(-0.2, 3.2)
     x, y = "ρ", "slope of a sample, in units of A"
@@ -282,14 +284,16 @@ def plot(result: Result) -> Figure:
     _draw_silent(silent, result)
     for name in result.series["push"]:
         values = result.array("push", name)
-        figures.band(push, result.array("reach"), values / values[0], name=name, **_look(name))
+        figures.band(
+            push, result.array("reach"), values / values[0], name=name, **_look(name, result)
+        )
     push.set_ylim(-1.2, 2.2)
     push.axhline(0, color="#888888", linewidth=0.8)
     x, y = f"ρ₁ = π(good arm)/{share:g}", "push on the good arm, 1 at ρ₁ = 1"
-    figures.describe(push, "Two arms, one rollout: the exact push", x, y)
+    figures.describe(push, "Two arms: the exact push", x, y)
     _draw_ends(ends, crowd, result)
     names, most = list(result.series["gain"]), result.settings["epochs"][-1]
-    labels = [_look(name)["label"] for name in names]
+    labels = [ladder.get(name).title for name in names]
     for ax, which, rate in (
         (fixed, "fixed", "rate of one"),
         (retuned, "retuned", "best rates"),
@@ -306,8 +310,11 @@ def plot(result: Result) -> Figure:
     return figure
 
 
-def _look(name: str) -> dict[str, Any]:
-    return {"label": "ρA" if name == BARE else ladder.get(name).title, "linewidth": 1.8}
+def _look(name: str, result: Result) -> dict[str, Any]:
+    label = "ρA" if name == BARE else ladder.get(name).title
+    if name in ("mirror_descent", "kimi"):
+        label += f", β = {result.settings['beta']:g}"
+    return {"label": label, "linewidth": 1.8}
 
 
 def _draw_silent(ax: Axes, result: Result) -> None:
@@ -317,7 +324,7 @@ def _draw_silent(ax: Axes, result: Result) -> None:
         for side, within in (("high", 1 / chances), ("low", 1e-9)):
             bound = result.array("silent", name, side)
             inside = bound < within if side == "high" else bound > within
-            look = _look(name) | ({} if side == "high" else {"label": "_low"})
+            look = _look(name, result) | ({} if side == "high" else {"label": "_low"})
             figures.band(ax, chances, np.where(inside, bound, np.nan), name=name, **look)
     figures.expectation(ax, 1 / chances, chances)
     figures.note(ax, "π = 1", (0.03, 1 / 0.03), (4, 4))
@@ -337,7 +344,7 @@ def _draw_ends(ends: Axes, crowd: Axes, result: Result) -> None:
         ends.plot(shares, result.array("end", name), "o", color=colour, markersize=5)
         if theory.end(estimator, s["share"]) < 1 / s["share"] - 1e-6:
             limit = theory.ends(estimator, fine.tolist()).numpy()
-            figures.band(ends, fine, limit, name=name, **_look(name))
+            figures.band(ends, fine, limit, name=name, **_look(name, result))
     figures.expectation(ends, 1 / fine, fine)
     figures.note(ends, "1/π₁: never silent", (0.06, 1 / 0.06), (6, 4))
     figures.log_axis(ends, "x", [0.02, 0.05, 0.1, 0.2, 0.5])
@@ -347,7 +354,9 @@ def _draw_ends(ends: Axes, crowd: Axes, result: Result) -> None:
     others = np.asarray(s["others"])
     for name in result.series["crowd"]:
         values = result.array("crowd", name)
-        figures.band(crowd, others, values, name=name, marker="o", markersize=4, **_look(name))
+        figures.band(
+            crowd, others, values, name=name, marker="o", markersize=4, **_look(name, result)
+        )
     figures.expectation(crowd, float(1 / s["share"]))
     x = f"arms that pay 0 (π₁ = {s['share']:g})"
     figures.describe(crowd, "More arms: DPPO-TV is no bound", x, y, ylim=(0, 10.5), ends=True)
