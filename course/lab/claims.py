@@ -179,6 +179,12 @@ CLAIMS: dict[int, Claim] = {
         "whole answer's weight is unbiased as C → ∞, a weight per token is not for T > 1.",
         "Yao et al. 2025; derived here",
     ),
+    34: Claim(
+        "over-optimisation",
+        "Gold turns around while the learned reward still rises: against d = √KL best-of-n gains "
+        "d(α − βd) and RL d(α − β log d). The KL of best-of-n is at most log n − (n−1)/n.",
+        "Gao et al. 2023 (2210.10760); Beirami et al. 2024 (2401.01879)",
+    ),
     41: Claim(
         "what each part buys",
         "Each part of the ladder has a stress under which the rung is better than the rung below, "
