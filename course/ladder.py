@@ -9,7 +9,7 @@ title, source, line style in figures, and the settings of its paper.
 from course.estimator import Estimator, replace
 from course.parts import (
     CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, BelowMean, Clip, ClipCov, Constant,
-    ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, ExactKL, GammaWeight,
+    ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, EachReward, ExactKL, GammaWeight,
     GeometricMean, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling, InReward,
     Leader, LeaveOneOut, LengthAdaptiveGAE, LengthWeighted, MaxRL, MirrorDescent,
     OffPolicySequences, OldPolicy, OptimalToken, PassKTraining, PositivesTimes, RewardToGo,
@@ -137,6 +137,9 @@ vespo = descendant(                                       # φ(ρ): far samples 
 maxrl = descendant(                                       # A = (R − mean) / mean: towards log p
     "maxrl", replace(group_mean, scale=MaxRL()),
     "MaxRL", "Tajwar et al. 2026 (MaxRL, 2602.02710)", LineStyle("#9e2a2b", DASHDOT))
+gdpo = descendant(                                        # each reward normalised, then added
+    "gdpo", replace(length_mean, scale=EachReward()),
+    "GDPO", "GDPO 2026 (2601.05242)", LineStyle("#00695c", DASHDOT))
 leader = descendant(                                      # the best gets R₁ − R₂: E[max of G]
     "leader", replace(reinforce, scale=Leader()),
     "Pass@k leader", "Tang et al. 2025 (2503.19595)", LineStyle("#0b7285", SOLID))

@@ -40,6 +40,7 @@ READ = (
     "value",
     "bootstrap",
     "greedy_reward",
+    "components",
     "kl_coef",
     *DISTRIBUTIONS,
 )
@@ -69,6 +70,8 @@ class Rollout:
     - `truncated` [..., Q, G], bool: cut off at the generation limit;
     - `bootstrap` [..., Q, G]: the value of the state after the last token of a truncated sample;
     - `old_log_dist`, `ref_log_dist` [..., Q, G or 1, T or 1, V]: log-probabilities of all tokens;
+    - `components` [..., Q, G, C]: C rewards of each sample, of which `reward` is the weighted sum;
+      without them `reward` is the only one (`each_reward`);
     - `kl_coef` [...]: the current adaptive β;
     - `limit`: the generation limit in tokens, Dr. GRPO's divisor; None means T;
     - `data`: tensors [..., Q, ...] that the problem needs to evaluate its policy on the samples.
@@ -89,6 +92,7 @@ class Rollout:
     ref_log_dist: Tensor | None = None
     kl_coef: Tensor | None = None
     sampler_log_prob: Tensor | None = None
+    components: Tensor | None = None
     limit: int | None = None
     data: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -102,7 +106,7 @@ class Rollout:
         require(
             min(shape[-3:]) > 0, "rollout.reward", tuple(shape), "no axis of length 0 among Q, G, T"
         )
-        self._check((*AXES_MISSING, *DISTRIBUTIONS))
+        self._check((*AXES_MISSING, *DISTRIBUTIONS, "components"))
         require(
             self.bootstrap is None or self.truncated is not None,
             "rollout.truncated",
@@ -123,6 +127,11 @@ class Rollout:
                 continue
             if name in DISTRIBUTIONS:
                 _broadcasts(f"rollout.{name}", tensor, shape)
+            elif name == "components":
+                _tensor("rollout.components", tensor, "[..., Q, G, C] or None")
+                fits = tensor.shape[:-1] == shape[:-1] and tensor.shape[-1] > 0
+                allowed = f"[..., Q, G, C] for [..., Q, G] = {tuple(shape[:-1])}, C at least 1"
+                require(fits, "rollout.components", tuple(tensor.shape), allowed)
             else:
                 bools = name in ("mask", "truncated")
                 _tensor(f"rollout.{name}", tensor, "of its own shape or None", bools=bools)
@@ -153,6 +162,13 @@ class Rollout:
     def total_reward(self) -> Tensor:
         """The reward of each sample [..., Q, G], summed over its tokens."""
         return self.reward[..., 0] if self.reward.shape[-1] == 1 else self.reward.sum(-1)
+
+    @property
+    def each_reward(self) -> Tensor:
+        """The rewards of each sample apart, [C, ..., Q, G]: components are one more run axis."""
+        if self.components is None:
+            return self.total_reward.unsqueeze(0)
+        return self.components.movedim(-1, 0)
 
     @property
     def length(self) -> Tensor:
@@ -254,6 +270,7 @@ class Rollout:
             "value": self.mask,
             "bootstrap": everywhere if self.truncated is None else self.truncated & self.exists,
             "greedy_reward": everywhere,
+            "components": self.exists.unsqueeze(-1),
         }
         for name, where in used.items():
             tensor = getattr(self, name)

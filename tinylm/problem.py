@@ -162,7 +162,7 @@ class LanguageModel:
             full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
             log_prob = chosen_log_probs(full, made.tokens, made.mask)
             old_log_dist = full if keep else None
-        reward = self._reward(made.tokens, question).to(self.model.parameters[0].dtype)
+        reward, components = self._rewards(made.tokens, question)
         ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
             full = log_dists(self.reference, prompt, made.tokens, temperature=self.temperature)
@@ -187,6 +187,7 @@ class LanguageModel:
             truncated=made.truncated,
             old_log_dist=old_log_dist,
             ref_log_dist=ref_log_dist,
+            components=components,
             limit=limit,
             data={"prompt": prompt, "tokens": made.tokens, "question": question},
         )
@@ -214,3 +215,11 @@ class LanguageModel:
 
     def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:
         return self.reward(tokens, question.unsqueeze(-1).expand(tokens.shape[:-1]), self.task)
+
+    def _rewards(self, tokens: Tensor, question: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The reward of each completion, and those that it is the sum of, if there are several."""
+        rows = question.unsqueeze(-1).expand(tokens.shape[:-1])
+        apart = self.reward.components(tokens, rows, self.task)
+        dtype = self.model.parameters[0].dtype
+        total = self.reward(tokens, rows, self.task).to(dtype)
+        return total, None if apart is None else apart.to(dtype)

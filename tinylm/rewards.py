@@ -43,6 +43,10 @@ class Reward:
     def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
         raise NotImplementedError
 
+    def components(self, completion: Tensor, question: Tensor, task: Task) -> Tensor | None:
+        """The rewards that this one is the sum of, [..., C]; None if it is a single one."""
+        return None
+
 
 @dataclass(frozen=True)
 class ExactMatch(Reward):
@@ -112,6 +116,12 @@ class Sum(Reward):
         for part in self.parts:
             total = total + part(completion, question, task)
         return self.weight * total
+
+    def components(self, completion: Tensor, question: Tensor, task: Task) -> Tensor | None:
+        """Each part, with its weight and that of the sum, [..., C]."""
+        return torch.stack(
+            [self.weight * part(completion, question, task) for part in self.parts], -1
+        )
 
 
 REWARDS: dict[str, Reward] = {

@@ -29,6 +29,7 @@ from course.parts import (
     BelowMean,
     ConstantLength,
     DropSilentGroups,
+    EachReward,
     GroupMean,
     GroupStd,
     LeaveOneOut,
@@ -196,6 +197,29 @@ class _Whitening(Scale):
 
 
 @dataclass(frozen=True, eq=False)
+class _EachReward(Scale):
+    """Each reward by its mean and std over the prompt; their sum by its own over the batch."""
+
+    share: Tensor
+    part: EachReward
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        weight = self.share * rollout.exists  # [1, Q, K]
+        each = rollout.each_reward  # [C, 1, Q, K]
+        weights = self.part.weights or (1.0,) * len(each)
+        normal = (self._normalised(reward, weight, GROUP) for reward in each)
+        total = torch.stack([w * x for w, x in zip(weights, normal, strict=True)]).sum(0)
+        scaled = self._normalised(total, weight, BATCH)
+        return scaled.unsqueeze(-1).expand(advantage.shape)
+
+    def _normalised(self, values: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+        centred = values - _mean(values, weight, dims)
+        std = _mean(centred**2, weight, dims).sqrt() + self.part.eps
+        quiet = silent(values, dims, weight > 0) | (std == 0)
+        return torch.where(quiet, 0.0, centred / torch.where(quiet, 1.0, std))
+
+
+@dataclass(frozen=True, eq=False)
 class _Weight(Aggregation):
     """The weight within a sample, times the sample's share of all samples or of all tokens."""
 
@@ -234,6 +258,7 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     BatchMean: lambda part, share: _Mean(share, BATCH),
     GroupStd: lambda part, share: _Std(share, GROUP, part.eps),
     BatchStd: lambda part, share: _Std(share, BATCH, part.eps),
+    EachReward: lambda part, share: _EachReward(share, part),
     MaxRL: lambda part, share: _ByMean(share),
     PKPO: lambda part, share: _BestOfK(share, part.k, whitened=False),
     PassKTraining: lambda part, share: _BestOfK(share, part.k, whitened=True),

@@ -24,6 +24,7 @@ PER_SAMPLE = (
     "value",
     "bootstrap",
     "truncated",
+    "components",
 )
 PER_ARM = ("old_log_prob", "sampler_log_prob", "ref_log_prob", "value", "bootstrap", "truncated")
 DISTS = ("log_dist", "old_log_dist", "ref_log_dist")
@@ -45,9 +46,10 @@ class Outcomes:
     - `sampler_log_prob` [Q, K, T]: under μ, the policy that samples; None means that π_old does.
 
     The other fields are those of `Rollout` with K instead of G: `ref_log_prob`, `value` [Q, K, T];
-    `truncated`, `bootstrap` [Q, K]; `greedy_reward` [Q]; `log_dist`, `old_log_dist`, `ref_log_dist`
-    [Q, K or 1, T or 1, V]. `log_dist_score` [Q, K or 1, T or 1, V, D] is the gradient of
-    `log_dist`. `of_arms` and `of_sequences` make outcomes with the usual defaults.
+    `truncated`, `bootstrap` [Q, K]; `components` [Q, K, C]; `greedy_reward` [Q]; `log_dist`,
+    `old_log_dist`, `ref_log_dist` [Q, K or 1, T or 1, V]. `log_dist_score` [Q, K or 1, T or 1, V,
+    D] is the gradient of `log_dist`. `of_arms` and `of_sequences` make outcomes with the usual
+    defaults.
 
     Raises `CourseError` if a shape is wrong or the probabilities of a prompt do not sum to 1.
     """
@@ -64,6 +66,7 @@ class Outcomes:
     bootstrap: Tensor | None = None
     greedy_reward: Tensor | None = None
     truncated: Tensor | None = None
+    components: Tensor | None = None
     log_dist: Tensor | None = None
     old_log_dist: Tensor | None = None
     ref_log_dist: Tensor | None = None
@@ -98,6 +101,12 @@ class Outcomes:
         for name in ("chance", "truncated", "bootstrap"):
             self._shape(name, shape[:2])
         self._shape("greedy_reward", shape[:1])
+        if self.components is not None:
+            require_finite("outcomes.components", self.components)
+            apart = tuple(self.components.shape)
+            fits = len(apart) == 3 and apart[:2] == tuple(shape[:2]) and apart[2] > 0
+            allowed = f"[Q, K, C] for [Q, K] = {tuple(shape[:2])}, C at least 1"
+            require(fits, "outcomes.components", apart, allowed)
         require(
             self.score.shape[:-1] == shape,
             "outcomes.score",

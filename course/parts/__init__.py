@@ -70,6 +70,7 @@ from course.parts.sample_filter import (
 from course.parts.scale import (
     PKPO,
     BatchStd,
+    EachReward,
     GroupStd,
     Leader,
     MaxRL,
@@ -120,6 +121,7 @@ __all__ = [
     "DivergenceTV",
     "DropSilentGroups",
     "DropTruncated",
+    "EachReward",
     "ExactKL",
     "GammaWeight",
     "GeometricMean",

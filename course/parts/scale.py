@@ -14,8 +14,9 @@ from torch import Tensor
 
 from course.errors import require, require_number
 from course.parts.base import Part, number
-from course.parts.baseline import NoBaseline, extremes, mean_of, need_group
+from course.parts.baseline import GroupMean, NoBaseline, extremes, mean_of, need_group
 from course.parts.credit import GAE
+from course.parts.kl import InReward
 from course.rollout import Rollout
 
 
@@ -460,6 +461,67 @@ class PassKTraining(_BestOfK):
         within = all_within(rank, count, self.k)
         others = all_within(rank - 1, count - 1, self.k - 1)
         return self._placed(whitened_max(ranked, within, others), advantage, rollout)
+
+
+@dataclass(frozen=True)
+class EachReward(_Function):
+    """Several rewards, each normalised in its group before they are added (GDPO).
+
+    A = whiten_batch(Σ_k weight_k · (r_k − mean_group(r_k)) / (std_group(r_k) + eps)). Every reward
+    then weighs as `weights` say (None: all the same), whatever its unit and however rarely it
+    varies; added first, they have one std together. Whitening is over the samples of the batch.
+    `ddof` and `eps` are those of `GroupStd`, for all stds. A reward that is equal throughout its
+    group adds 0. It replaces the scale after a `GroupMean`, which it takes of each reward. The
+    rewards are `Rollout.components`; without them there is one, `Rollout.reward`. Raises `Clash`
+    beside another baseline, a credit per token or a KL in the reward, and `CourseError` if G = 1 or
+    the number of weights is not that of the rewards. Source: GDPO 2026 (2601.05242).
+    """
+
+    scope, reads = "batch", ("components", "total_reward", "empty")
+    symbol = r"\operatorname{each}_{k}"
+    plain = "each_reward"
+    weights: tuple[float, ...] | None = None
+    ddof: int = 0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_spread(self, self.ddof, self.eps)
+        if self.weights is not None:
+            allowed = "None, or finite numbers, one for each reward"
+            listed = isinstance(self.weights, tuple) and len(self.weights) > 0
+            require(listed, "EachReward.weights", self.weights, allowed)
+            for weight in self.weights:
+                require_number("EachReward.weights", weight, allowed)
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        if not isinstance(parts["baseline"], GroupMean):
+            raise self.clash(
+                parts["baseline"], "it takes each reward's mean in its group; use GroupMean()"
+            )
+        if not parts["credit"].implied:
+            raise self.clash(
+                parts["credit"], "it compares whole returns, one per sample; use TotalReturn()"
+            )
+        if isinstance(getattr(parts["kl"], "place", None), InReward):
+            raise self.clash(parts["kl"], "a KL in the reward is in none of the rewards")
+
+    def __call__(self, advantage: Tensor, returns: Tensor, rollout: Rollout) -> Tensor:
+        need_group(self, returns)
+        exists, each = rollout.present, rollout.each_reward  # each reward [C, ..., Q, G]
+        apart = each - mean_of(each, (-1,), exists)
+        # the rewards are one more run axis, so that none sees another
+        normal = apart * inverse_std(each, self.ddof, self.eps, exists)
+        if self.weights is not None:
+            given = len(self.weights)
+            allowed = f"as many as the rollout's rewards, {len(each)}"
+            require(given == len(each), "EachReward.weights", self.weights, allowed)
+            weight = torch.tensor(self.weights, dtype=each.dtype, device=each.device)
+            normal = normal * weight.reshape(-1, *(1,) * (each.dim() - 1))
+        total = normal.sum(0).flatten(-2)  # all samples of the batch [..., Q·G]
+        exists = None if exists is None else exists.flatten(-2)
+        centred = total - mean_of(total, (-1,), exists)
+        whitened = centred * inverse_std(total, self.ddof, self.eps, exists)
+        return whitened.reshape(returns.shape).unsqueeze(-1).expand(advantage.shape)
 
 
 @dataclass(frozen=True)

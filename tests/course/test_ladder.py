@@ -141,6 +141,7 @@ REPLACED = {
     "answer_ratio": "ratio: SequenceRatio()",
     "vespo": "surrogate: GammaWeight()",
     "maxrl": "scale: MaxRL()",
+    "gdpo": "scale: EachReward()",
     "leader": "scale: Leader()",
     "pkpo": "scale: PKPO()",
     "pass_k_training": "scale: PassKTraining()",

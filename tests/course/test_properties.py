@@ -32,6 +32,7 @@ from course.parts import (
     ConstantLength,
     DropSilentGroups,
     DropTruncated,
+    EachReward,
     ExactKL,
     Greedy,
     GroupMean,
@@ -209,6 +210,7 @@ def make_case(
         truncated=torch.as_tensor(rng.random(samples) < 0.3),
         old_log_dist=log_dist(group if wide else 1, tokens),
         ref_log_dist=log_dist(1, tokens),
+        components=real(rng.integers(-2, 3, (*samples, 3)) / 2) if rng.integers(2) else None,
         kl_coef=real(rng.uniform(0.1, 2.0, runs)),
         limit=tokens + 3,
         data={"prompt": torch.arange(prompts).expand(*runs, prompts)},
@@ -307,13 +309,18 @@ def no_penalty(estimator: Estimator) -> Estimator:
 
 
 def on_last_token(case: Case, added: Tensor | float, factor: float = 1.0) -> Case:
-    """The case with rewards times `factor`, and `added` to the last chosen token of each sample."""
+    """The case with rewards times `factor`, and `added` to the last chosen token of each sample;
+    several rewards become `factor` times as large, too.
+    """
     mask = case.rollout.mask
     last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
+    components = case.rollout.components
     return dataclasses.replace(
         case,
         rollout=dataclasses.replace(
-            case.rollout, reward=case.rollout.reward * factor + added * last
+            case.rollout,
+            reward=case.rollout.reward * factor + added * last,
+            components=None if components is None else components * factor,
         ),
     )
 
@@ -392,7 +399,7 @@ UNSCALED = {
     name: e
     for name, e in EVERY.items()
     if name not in STD
-    and not isinstance(e.scale, MaxRL | PassKTraining)
+    and not isinstance(e.scale, MaxRL | PassKTraining | EachReward)
     and not isinstance(e.surrogate, MirrorDescent)  # its spring knows no rewards
     and not isinstance(e.baseline, BelowMean | Constant | Greedy | Value)
     and not isinstance(e.credit, TeacherLogRatio)

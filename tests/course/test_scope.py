@@ -80,6 +80,8 @@ class Inputs:
     log_drift: Tensor
     entropy: Tensor
     flat: Tensor
+    components: Tensor  # [Q, G, 2]
+    several: bool  # whether the rollout has these components; else its reward is the only one
 
     @property
     def rollout(self) -> Rollout:
@@ -95,6 +97,7 @@ class Inputs:
             greedy_reward=self.greedy_reward,
             old_log_dist=self.old_log_dist,
             ref_log_dist=self.ref_log_dist,
+            components=self.components if self.several else None,
             limit=7,
         )
 
@@ -125,6 +128,8 @@ def draw(generator: torch.Generator) -> Inputs:
     everywhere = (Q, G, T)
     mask = (few(*everywhere) > 0) & (torch.rand(Q, G, 1, generator=generator) < 0.8)
     mask[0, 0, 0] = True
+    # a stream of its own, so that the numbers above do not depend on whether it is read
+    apart = torch.Generator().manual_seed(int(mask.flatten().long() @ 2 ** torch.arange(Q * G * T)))
     return Inputs(
         mask=mask,
         reward=few(*everywhere),
@@ -145,6 +150,8 @@ def draw(generator: torch.Generator) -> Inputs:
         log_drift=some(*everywhere) - 0.5,
         entropy=some(*everywhere),
         flat=few(*everywhere) > 0,
+        components=torch.randint(0, 2, (Q, G, 2), generator=apart).double(),
+        several=bool(torch.randint(0, 2, (1,), generator=apart)),
     )
 
 
@@ -199,7 +206,7 @@ WORDS = {
     "mask": "mask",
     "length": "mask",
     "empty": "mask",
-    **{f.name: f.name for f in fields(Inputs)},
+    **{f.name: f.name for f in fields(Inputs) if f.name != "several"},
 }
 # the rollout's log_prob is π_old's; a part that is given a rollout alone sees no other
 OF_ROLLOUT = {"old_log_prob": "log_prob"}
@@ -242,7 +249,7 @@ def change(given: Inputs, fresh: Inputs, word: str, distance: str) -> Inputs | N
     old, new, where = getattr(given, name), getattr(fresh, name), places(distance)
     if old.dim() == 1:  # one number per prompt: no chance in it, but for other prompts' answers
         where = where[:, 0, 0]
-    elif old.dim() == 2:  # a sample's own number belongs to the sample
+    elif old.dim() == 2 or name == "components":  # a sample's own number belongs to the sample
         where = where.any(-1)
     changed = torch.where(where.reshape(where.shape + (1,) * (old.dim() - where.dim())), new, old)
     if name in LEAST:

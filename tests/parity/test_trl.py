@@ -43,6 +43,7 @@ from course.parts import (
     Clip,
     ConstantLength,
     DropTruncated,
+    EachReward,
     GammaWeight,
     GeometricMean,
     GroupStd,
@@ -109,6 +110,7 @@ class Peer:
         micro-batches.
         """
         prompts, group, _ = samples.mask.shape
+        several = options.pop("components", samples.score.unsqueeze(-1))  # [Q, G, C]
         kinds = {
             "GRPO": (GRPOConfig, GRPOTrainer),
             "GMPO": (GMPOConfig, GMPOTrainer),
@@ -136,8 +138,11 @@ class Peer:
 
         sampled = samples.sampler.flatten(0, 1).tolist()
 
-        def reward(prompts: list[str], **_: Any) -> list[float]:
-            return [_rows(samples.score)[int(prompt[1:])] for prompt in prompts]
+        def judge(score: Tensor) -> Callable[..., list[float]]:
+            def reward(prompts: list[str], **_: Any) -> list[float]:
+                return [_rows(score)[int(prompt[1:])] for prompt in prompts]
+
+            return reward
 
         def generate(prompts: list[str], _: Any) -> dict[str, Any]:
             index = [int(prompt[1:]) for prompt in prompts]
@@ -155,7 +160,7 @@ class Peer:
         data = Dataset.from_dict({"prompt": self.prompts(samples)})
         trainer = kinds[loss][1](
             GPT2LMHeadModel(self.config),
-            reward,
+            [judge(score) for score in several.unbind(-1)],
             args=args,
             train_dataset=data,
             processing_class=self.tokenizer,
@@ -264,7 +269,7 @@ def trl(estimator: Estimator) -> Estimator:
     """
     scale = (
         with_fields(estimator.scale, ddof=1, eps=1e-4)
-        if isinstance(estimator.scale, GroupStd)
+        if isinstance(estimator.scale, GroupStd | EachReward)
         else estimator.scale
     )
     return replace(
@@ -882,6 +887,45 @@ def test_a_missing_sampler_log_prob_is_no_correction_in_trl(peer: Peer) -> None:
     agree(ours(estimator, filled), peer(lacking, **options))
     with pytest.raises(CourseError, match="sampler_log_prob: got nan"):
         ours(estimator, lacking)
+
+
+# ---------------------------------------------------------------- several rewards
+
+
+def several(seed: int, count: int) -> Tensor:
+    """Rewards [Q, G, C] in halves, some of which do not vary in their group."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*draw(seed).score.shape, count)
+    made = torch.randint(-2, 3, shape, generator=generator).to(torch.float64) / 2
+    made[0, :, 0] = 0.5
+    return made
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.25), (2.0, -1.0, 0.5)])
+def test_several_rewards_normalised_then_added(
+    peer: Peer, weights: tuple[float, ...], seed: int
+) -> None:
+    """TRL's `multi_objective_aggregation="normalize_then_sum"` is GDPO."""
+    samples, components = draw(seed, holes=seed > 0), several(seed, len(weights))
+    estimator = trl(replace(ladder.length_mean, scale=EachReward(weights)))
+    options = {"loss_type": "grpo", "multi_objective_aggregation": "normalize_then_sum"}
+    given = options | {"reward_weights": list(weights), "components": components}
+    rollout = with_fields(samples.rollout, components=components)
+    agree(ours(estimator, samples, rollout), peer(samples, **given))
+    advantage = peer.advantage(samples, **given).unsqueeze(-1)
+    close(estimator.freeze(rollout).advantage, torch.where(samples.mask, advantage, 0.0))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.25)])
+def test_several_rewards_added_then_normalised(peer: Peer, weights: tuple[float, ...]) -> None:
+    """TRL's default, "sum_then_normalize", is a rung of ours on the weighted sum."""
+    samples, components = draw(1), several(1, len(weights))
+    total = (components * torch.tensor(weights, dtype=torch.float64)).sum(-1)
+    given = {"reward_weights": list(weights), "components": components, "loss_type": "grpo"}
+    mine = ours(NO_KL, with_fields(samples, score=total))
+    agree(mine, peer(samples, **given))
+    apart(mine.gradient, ours(NO_KL, samples).gradient)
 
 
 # ---------------------------------------------------------------- the table of names

@@ -23,7 +23,7 @@ from tests.helpers import close, few_ulp, stream
 from tests.tinylm.helpers import chosen, schooled, separate, sums, tiny
 from tinylm.model import PRESETS, Transformer, next_token_log_dist
 from tinylm.problem import LanguageModel, ask
-from tinylm.rewards import DigitCredit, Reward, Sum
+from tinylm.rewards import DigitCredit, ExactMatch, Format, Reward, Sum
 from tinylm.sampling import sample
 from tinylm.scoring import log_dists
 from tinylm.tasks import END, PAD, Task, TaskSettings, decode, make
@@ -576,3 +576,19 @@ def test_a_sampler_that_does_not_fit_is_refused() -> None:
         LanguageModel(tiny(), sums(), sampler=tiny((2,)))
     with pytest.raises(CourseError, match="temperature"):
         LanguageModel(tiny(), sums(), sampler_temperature=-1.0)
+
+
+def test_a_sum_of_rewards_keeps_its_parts() -> None:
+    """So that a scale can normalise each: a right answer has 1 and ¼ of a well-formed one's."""
+    model, task = schooled(), sums()
+    both = Sum(2.0, (ExactMatch(), Format(0.25)))
+    rollout = LanguageModel(model, task, prompts=6, group=3, reward=both).sample(stream())
+    assert rollout.components is not None
+    close(rollout.components.sum(-1), rollout.total_reward)
+    tokens, rows = rollout.data["tokens"], rollout.data["question"].unsqueeze(-1).expand(6, 3)
+    close(rollout.components[..., 0], 2 * ExactMatch()(tokens, rows, task).double())
+    close(rollout.components[..., 1], 0.5 * Format()(tokens, rows, task).double())
+    single = LanguageModel(model, task, prompts=6, group=3).sample(stream())
+    assert single.components is None
+    gdpo = ladder.gdpo.freeze(rollout).advantage
+    assert not torch.equal(gdpo, ladder.gdpo.freeze(single).advantage)
