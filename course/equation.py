@@ -10,6 +10,7 @@ from typing import Protocol
 
 from course.parts import (
     KL,
+    AdaptiveEntropy,
     Aggregation,
     Baseline,
     Correction,
@@ -44,7 +45,7 @@ class Objective(Protocol):
     @property
     def sample_filter(self) -> SampleFilter: ...
     @property
-    def entropy_coef(self) -> float: ...
+    def entropy_coef(self) -> float | AdaptiveEntropy: ...
     @property
     def value_coef(self) -> float: ...
     @property
@@ -97,7 +98,12 @@ def _bracket(objective: Objective, coloured: Collection[str], show: Show) -> str
     elif "kl" in coloured:
         terms += show("kl", r"-0")
     if objective.entropy_coef:
-        coefficient = show("entropy_coef", number(objective.entropy_coef))
+        bonus = objective.entropy_coef
+        if isinstance(bonus, AdaptiveEntropy):
+            written = r"\alpha_{\text{adaptive}}"
+        else:
+            written = number(bonus)
+        coefficient = show("entropy_coef", written)
         terms += rf"+{coefficient}\,\mathcal H_{{i,t}}"
     if objective.value_coef:
         coefficient = show("value_coef", number(objective.value_coef))
@@ -152,7 +158,8 @@ def text(objective: Objective) -> str:
     if not objective.kl.implied and not objective.kl.in_reward:
         terms += f" − {objective.kl.text}"
     if objective.entropy_coef:
-        terms += f" + {objective.entropy_coef:g}·H"
+        bonus = objective.entropy_coef
+        terms += " + α·H" if isinstance(bonus, AdaptiveEntropy) else f" + {bonus:g}·H"
     if objective.value_coef:
         error = "(V − R)²"
         if objective.value_clip is not None:

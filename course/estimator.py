@@ -22,6 +22,7 @@ from course import equation
 from course.errors import CourseError, require, require_number
 from course.parts import (
     KL,
+    AdaptiveEntropy,
     Aggregation,
     AllSamples,
     Baseline,
@@ -68,7 +69,8 @@ class Frozen:
     full batch, so the minibatches' objectives add up to the batch's: eq:minibatches-add.
     `is_whole` says that every token is chosen and has a weight, so that nothing need be selected;
     False is never wrong. `correction` c [..., Q, G, T] weighs the surrogate, 0 where the mask is
-    False; None means 1.
+    False; None means 1. `entropy_coef` [...] is the coefficient of an adaptive entropy bonus, which
+    the learner writes; None means its initial one.
     """
 
     rollout: Rollout
@@ -77,6 +79,7 @@ class Frozen:
     target: Tensor
     is_whole: bool = False
     correction: Tensor | None = None
+    entropy_coef: Tensor | None = None
 
     @cached_property
     def felt(self) -> Tensor:
@@ -100,21 +103,21 @@ class Frozen:
         correction = self.correction
         if correction is not None:
             correction = correction.index_select(axis, index)
-        return Frozen(
-            self.rollout.prompts(index), advantage, weight, target, self.is_whole, correction
-        )
+        kept = self.is_whole, correction, self.entropy_coef
+        return Frozen(self.rollout.prompts(index), advantage, weight, target, *kept)
 
 
 @dataclass(frozen=True)
 class Estimator:
     """A policy-gradient objective, made of nine swappable parts. The defaults are REINFORCE.
 
-    `entropy_coef` adds an entropy bonus (needs `policy.log_dist`), `value_coef` the critic's
-    squared error (needs `policy.value`). `value_clip` c holds the critic near the values of the
-    rollout (needs `rollout.value`): its error is then the larger of V's and that of V cut to
-    V_old ± c, so that it is flat where V has moved further than c towards R. `below` is the
-    estimator that `replace` made this one from; comparisons ignore it. Raises `CourseError` if a
-    part or coefficient is of the wrong kind, and `Clash` if two parts cannot work together.
+    `entropy_coef` adds an entropy bonus (needs `policy.log_dist`) and may be an `AdaptiveEntropy`.
+    `value_coef` adds the critic's squared error (needs `policy.value`). `value_clip` c holds the
+    critic near the values of the rollout (needs `rollout.value`): its error is then the larger of
+    V's and that of V cut to V_old ± c, so that it is flat where V has moved further than c towards
+    R. `below` is the estimator that `replace` made this one from; comparisons ignore it. Raises
+    `CourseError` if a part or coefficient is of the wrong kind, and `Clash` if two parts cannot
+    work together.
     """
 
     credit: Credit = TotalReturn()
@@ -126,7 +129,7 @@ class Estimator:
     kl: KL = NoKL()
     aggregation: Aggregation = SequenceSum()
     sample_filter: SampleFilter = AllSamples()
-    entropy_coef: float = 0.0
+    entropy_coef: float | AdaptiveEntropy = 0.0
     value_coef: float = 0.0
     value_clip: float | None = None
     below: Estimator | None = field(default=None, compare=False, repr=False)
@@ -143,7 +146,8 @@ class Estimator:
         below = self.below
         fits = below is None or isinstance(below, Estimator)
         require(fits, "estimator.below", below, "an Estimator or None")
-        for name in ("entropy_coef", "value_coef"):
+        adaptive = isinstance(self.entropy_coef, AdaptiveEntropy)
+        for name in ("value_coef",) if adaptive else ("entropy_coef", "value_coef"):
             require_number(f"estimator.{name}", getattr(self, name), "a number ≥ 0", at_least=0)
         allowed = "None or a number > 0, in units of reward"
         require_number("estimator.value_clip", self.value_clip, allowed, above=0, optional=True)
@@ -207,7 +211,7 @@ class Estimator:
         if penalty is not None:
             gain = gain - self._ask("kl", shape, lambda: penalty)
         if self.entropy_coef:  # eq:entropy-bonus
-            gain = gain + self.entropy_coef * policy.entropy_where(felt)
+            gain = gain + self._entropy_coefficient(frozen) * policy.entropy_where(felt)
         if self.value_coef:  # eq:critic-regression
             gain = gain - self.value_coef * 0.5 * self._critic_error(policy, frozen, felt)
         return (weight * rollout.select(felt, gain)).sum((-3, -2, -1))
@@ -273,6 +277,15 @@ class Estimator:
         difference = policy.log_prob - rollout.log_prob
         log_ratio = rollout.select(rollout.mask, difference)
         return self._ask("ratio", rollout.reward.shape, self.ratio, log_ratio, rollout.mask)
+
+    def _entropy_coefficient(self, frozen: Frozen) -> Tensor | float:
+        """The coefficient of the entropy bonus; an adaptive one as [..., 1, 1, 1]."""
+        coefficient = self.entropy_coef
+        if not isinstance(coefficient, AdaptiveEntropy):
+            return coefficient
+        if frozen.entropy_coef is None:
+            return coefficient.initial
+        return frozen.entropy_coef[..., None, None, None]
 
     def _critic_error(self, policy: Policy, frozen: Frozen, felt: Tensor) -> Tensor:
         """(V − R)² [..., Q, G, T], 0 where `felt` is False; clipped if there is a `value_clip`."""

@@ -26,7 +26,7 @@ from course.errors import (
     require_number,
 )
 from course.estimator import Estimator, Frozen, uses_critic
-from course.parts import AdaptiveBeta
+from course.parts import AdaptiveBeta, AdaptiveEntropy
 from course.rollout import Policy, Rollout
 from course.train import checkpoint, metrics, saved_state
 from course.train.critic import RunningMean
@@ -78,6 +78,9 @@ class Learner:
     kl_coef: Tensor | None = field(
         default=None, init=False
     )  # [...] the adaptive β, if there is one
+    entropy_coef: Tensor | None = field(
+        default=None, init=False
+    )  # [...] the c of an adaptive entropy bonus, if there is one
 
     def train(
         self, steps: int, progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps
@@ -95,7 +98,7 @@ class Learner:
     def step(self, log: bool = False) -> None:
         """Sample one rollout and take all its updates; `log` adds a row to the history."""
         rollout = self._sample()
-        frozen = self._freeze(rollout)
+        frozen = self._with_bonus(self._freeze(rollout))
         logged: dict[str, Tensor] = {}
         for active, last in self._epochs(rollout):
             seen = metrics.Epoch(active)
@@ -111,6 +114,8 @@ class Learner:
         self.steps += 1
         if log:
             row = metrics.of_rollout(rollout) | logged | self.problem.metrics()
+            if frozen.entropy_coef is not None:
+                row["entropy_coef"] = frozen.entropy_coef
             self.history.add(self.steps, row)
         if self.kl_coef is not None:
             self.kl_coef = self._adapted(self.kl_coef, rollout)
@@ -131,6 +136,18 @@ class Learner:
 
     def _freeze(self, rollout: Rollout) -> Frozen:
         return self._usable(self.estimator.freeze, rollout)
+
+    def _with_bonus(self, frozen: Frozen) -> Frozen:
+        """`frozen` with the coefficient of an adaptive entropy bonus, whose c then moves on."""
+        if self.entropy_coef is None:
+            return frozen
+        adaptive, c, rollout = self.estimator.entropy_coef, self.entropy_coef, frozen.rollout
+        assert isinstance(adaptive, AdaptiveEntropy)
+        with torch.no_grad():
+            policy = self.problem.policy(rollout).widened()
+            left = metrics.chosen_mean(policy.entropy_where(rollout.mask), rollout.mask)
+        self.entropy_coef = adaptive.update(c, left)
+        return replace(frozen, entropy_coef=adaptive.applied(c, left))
 
     def _usable(self, make: Callable[[Rollout], T], rollout: Rollout) -> T:
         """What `make` returns for a rollout. Runs in which it meets a NaN or an infinity are
@@ -316,6 +333,11 @@ class Learner:
         undoes = self.halt_diverged or self.rescue is not None
         self.guard = Guard(halts=self.halt_diverged, undoes=undoes, ended=self._ended)
         beta, first = self.estimator.kl.beta, self.problem.parameters[0]
+        bonus = self.estimator.entropy_coef
+        if isinstance(bonus, AdaptiveEntropy):
+            self.entropy_coef = torch.full(
+                self.problem.runs, bonus.initial, dtype=first.dtype, device=first.device
+            )
         if isinstance(beta, AdaptiveBeta):
             self.kl_coef = torch.full(
                 self.problem.runs, beta.initial, dtype=first.dtype, device=first.device

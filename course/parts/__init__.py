@@ -40,6 +40,7 @@ from course.parts.credit import (
     TeacherLogRatio,
     TotalReturn,
 )
+from course.parts.entropy import AdaptiveEntropy
 from course.parts.kl import (
     K1,
     K2,
@@ -105,6 +106,7 @@ __all__ = [
     "PKPO",
     "TD",
     "AdaptiveBeta",
+    "AdaptiveEntropy",
     "Aggregation",
     "AllSamples",
     "Baseline",

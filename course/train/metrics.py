@@ -132,6 +132,7 @@ GLOSSARY: dict[str, Metric] = {
             " stop ended them",
         ),
         Metric("kl_coef", "", "the adaptive β of this rollout"),
+        Metric("entropy_coef", "", "the adaptive coefficient of this rollout's entropy bonus"),
         Metric("trust_region_kl", "nats", "KL(π_old‖π) after the TRPO step", pool=token_mean),
         Metric(
             "step_fraction",

@@ -27,7 +27,8 @@ def state(learner: Learner) -> dict[str, Tensor]:
     tensors |= checkpoint.prefixed("noise", learner.noise.state())
     if learner.critic is not None:
         tensors |= checkpoint.prefixed("critic", learner.critic.state())
-    for name, tensor in (("kl_coef", learner.kl_coef), ("halted", learner.halted)):
+    coefficients = ("kl_coef", learner.kl_coef), ("entropy_coef", learner.entropy_coef)
+    for name, tensor in (*coefficients, ("halted", learner.halted)):
         if tensor is not None:
             tensors[name] = tensor
     if hasattr(learner.problem, "state"):
@@ -92,6 +93,8 @@ def restore(
         learner.critic.load(checkpoint.under("critic", tensors))
     if learner.kl_coef is not None:
         learner.kl_coef = tensors["kl_coef"].to(learner.kl_coef)
+    if learner.entropy_coef is not None:
+        learner.entropy_coef = tensors["entropy_coef"].to(learner.entropy_coef)
     learner.halted = tensors["halted"].to(device) if "halted" in tensors else None
     if hasattr(learner.problem, "load"):
         learner.problem.load(checkpoint.under("problem", tensors))

@@ -39,6 +39,7 @@ from course.parts import (
     CISPO,
     K1,
     K3,
+    AdaptiveEntropy,
     BatchStd,
     Clip,
     ConstantLength,
@@ -665,6 +666,17 @@ def test_entropy_bonus(peer: Peer, loss_type: str) -> None:
         agree(mine, bonus)
     if loss_type == "grpo":
         apart(ours(replace(NO_KL, entropy_coef=0.3), samples).by_dist, bonus.by_dist)
+
+
+def test_adaptive_entropy_waits_for_one_step(peer: Peer) -> None:
+    """TRL's first step has no bonus, however low the entropy; ours has the initial coefficient."""
+    samples = draw(4)
+    adaptive = {"use_adaptive_entropy": True, "entropy_coef": 0.3, "entropy_target": 1e3}
+    found, plain = peer(samples, loss_type="dapo", **adaptive), peer(samples, loss_type="dapo")
+    close(found.loss, plain.loss)
+    base = replace(NO_KL, aggregation=TokenMean())
+    mine = ours(replace(base, entropy_coef=AdaptiveEntropy(1e3, initial=0.3)), samples)
+    agree(mine, peer(samples, loss_type="dapo", entropy_coef=0.3))
 
 
 # ---------------------------------------------------------------- RLOO
