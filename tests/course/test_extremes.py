@@ -746,7 +746,7 @@ def test_anchors_coefficients_and_flat_regions_of_ones_own_are_checked_too(what:
             return answer
 
     class Flat(Clip):
-        def clipped(self, log_ratio: Tensor, advantage: Tensor) -> Any:
+        def clipped(self, log_ratio: Tensor, log_prob: Tensor, advantage: Tensor) -> Any:
             return answer
 
     case = make_case((), 3, 3, 3, torch.float64, 5)
