@@ -4,6 +4,7 @@ log-probability, small bandits.
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -94,3 +95,12 @@ def bernoulli_bandit(
 def stream(runs: tuple[int, ...] = (), seed: int = 0, **options: Any) -> Noise:
     """Noise in float64."""
     return Noise(runs, seed, **{"dtype": torch.float64, **options})
+
+
+def colours_apart(one: bytes, other: bytes) -> int:
+    """The largest difference of a colour, 0 to 255, between two pictures of one size."""
+    from PIL import Image, ImageChops
+
+    first, second = (Image.open(io.BytesIO(each)).convert("RGB") for each in (one, other))
+    assert first.size == second.size
+    return max(int(most) for _, most in ImageChops.difference(first, second).getextrema())

@@ -133,17 +133,12 @@ def roots(of: Callable[[Tensor], Tensor], points: int = 3601) -> list[tuple[floa
     x = torch.linspace(-EDGE, EDGE, points, dtype=torch.float64)
     sign = of(x) > 0
     turns = (sign[1:] != sign[:-1]).nonzero().squeeze(-1)
-    found = []
-    for turn in turns.tolist():
-        low, high, falling = x[turn], x[turn + 1], bool(sign[turn])
-        for _ in range(60):
-            middle = (low + high) / 2
-            if bool(of(middle) > 0) == falling:
-                low = middle
-            else:
-                high = middle
-        found.append((float((low + high) / 2), falling))
-    return found
+    low, high, falling = x[turns], x[turns + 1], sign[turns]  # [zeros]
+    for _ in range(60):
+        middle = (low + high) / 2
+        before = (of(middle) > 0) == falling
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    return list(zip(((low + high) / 2).tolist(), falling.tolist(), strict=True))
 
 
 def limits(kind: str, reference: float, beta: float, group: float) -> list[tuple[float, bool]]:

@@ -437,7 +437,8 @@ def label_ends(
         raise CourseError(
             "label_ends: got a panel without a figure; allowed is one that `new_figure` made"
         )
-    figure.draw_without_rendering()  # fixes the height of the panel
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)  # fixes the height of the panel
     box, points = ax.get_window_extent(), 72.0 / figure.dpi
     ends = []
     for line, name in zip(chosen, names, strict=True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from course.errors import require
-from course.lesson.view import image
+from course.lesson.paint import Painter, axes_of, longest_label
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -118,14 +118,18 @@ Control = Slider | Choice
 class Explore:
     """A draw function with its controls: name of a parameter → control.
 
-    If it is `steady`, its axes always stand where they stand in the first figure.
+    If it is `steady`, its axes always stand where they stand in the first figure, else wherever
+    labels of that length let them.
     """
 
     name: str
     draw: Callable[..., Figure]
     controls: Mapping[str, Control]
     steady: bool = True
-    _places: list[Bbox] = field(default_factory=list, init=False, repr=False, compare=False)
+    _places: dict[tuple[int, ...], list[Bbox]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _painter: Painter = field(default_factory=Painter, init=False, repr=False, compare=False)
 
     @property
     def start(self) -> dict[str, Any]:
@@ -140,23 +144,24 @@ class Explore:
 
     def picture(self, **values: Any) -> bytes:
         """The figure at these values (default: the starting values), as a PNG."""
-        return image(self.figure(**values))
+        return self._painter.png(self.figure(**values))
 
     def figure(self, **values: Any) -> Figure:
         """The figure at these values (default: the starting values).
 
         Finding the places of the axes takes half of a picture's time. If they are steady it is done
-        once, and a slider answers sooner; and what stays where it was is easier to compare.
+        once, else once for each length of their labels; and what stays where it was is easier to
+        compare.
         """
         figure = self.draw(**self.start | values)
-        if not self.steady:
-            return figure
-        if not self._places:
-            figure.draw_without_rendering()  # finds the places
-            self._places.extend(axes.get_position() for axes in figure.axes)
-        if len(figure.axes) == len(self._places):
-            figure.set_layout_engine(None)
-            for axes, place in zip(figure.axes, self._places, strict=True):
+        room = () if self.steady else tuple(map(longest_label, axes_of(figure)))
+        if room not in self._places:
+            if (layout := figure.get_layout_engine()) is not None:
+                layout.execute(figure)
+            self._places[room] = [axes.get_position() for axes in figure.axes]
+        if len(figure.axes) == len(self._places[room]):
+            figure.set_layout_engine("none")
+            for axes, place in zip(figure.axes, self._places[room], strict=True):
                 axes.set_position(place)
         return figure
 

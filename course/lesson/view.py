@@ -26,7 +26,7 @@ FACE = (  # ends the static form of something live: which of the two is seen in 
     f" {_CHILD}:has(~ {_CHILD} .course-face) > .lm-Panel:not([data-mime-type]):not(:has(*))"
     " {display: none}</style>"
 )
-PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, and drawn in less than 200 ms
+PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, and soon drawn
 
 
 def in_notebook() -> bool:

@@ -574,7 +574,8 @@ def draw_climb(rate, offset):
         "updates, one sample each",
         "J without the offset",
     )
-    right.hist(runs[-1].numpy(), bins=torch.linspace(0.2, 0.8, 25).tolist(), color="#555555")
+    bins = torch.linspace(0.2, 0.8, 25).tolist()
+    right.hist(runs[-1].numpy(), bins=bins, histtype="stepfilled", color="#555555")
     right.set_ylim(0, 100)
     figures.describe(right, "where 100 runs end", "J without the offset", "runs")
     return figure

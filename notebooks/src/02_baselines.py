@@ -358,8 +358,9 @@ def draw_scatter(group, baseline, offset):
         variance = shrink**2 * float(u @ exact.rloo_covariance(listed, group)[0] @ u)
     found = ((reward - b) * along[outcome]).mean(-1)
     figure, [ax] = figures.new_figure(width=7.6, height=3.4)
+    bins = torch.linspace(-1.2, 1.2, 61).tolist()
     counts, _, _ = ax.hist(
-        found.clamp(-1.2, 1.2).numpy(), bins=torch.linspace(-1.2, 1.2, 61).tolist(), color="#8fb3d9"
+        found.clamp(-1.2, 1.2).numpy(), bins=bins, histtype="stepfilled", color="#8fb3d9"
     )
     figures.expectation(ax, x=length)
     ax.axvline(0, color="#999999", linewidth=0.8)
@@ -369,8 +370,8 @@ def draw_scatter(group, baseline, offset):
     ax.set_ylim(-0.12 * top, 1.08 * top)
     wrong_way = float((found < 0).double().mean())
     title = (
-        f"baseline {baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × mean,"
-        f" {wrong_way:.0%} of batches point down"
+        f"baseline: {baseline}, G = {group}: scatter {variance**0.5 / centre:.2f} × mean,"
+        f" {wrong_way:.0%} point down"
     )
     figures.describe(ax, title, "ĝ along ∇J (beyond ±1.2: in the last bars)", "batches of 3,000")
     return figure

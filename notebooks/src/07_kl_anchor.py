@@ -1021,7 +1021,7 @@ def draw_cobweb(p_ref, beta, group):
     names = [f"{p:g}" if p < 0.9995 else f"1 − {1 - p:.0e}" for p in shown]
     ax.set_xticks([fixed.logit(p) for p in shown], names)
     ax.set_yticks([fixed.logit(p) for p in shown], names)
-    key = "blue: recursion, 12 steps   green: flow, small steps   ● stable  ○ repelling"
+    key = "blue: recursion, 12 steps   green: flow, small steps\n● stable  ○ repelling"
     figures.describe(ax, "std, k2: old p → next p", f"old p (logit scale)\n{key}", "next p")
     return figure
 
@@ -1031,7 +1031,7 @@ lesson.explore(
     draw_cobweb,
     "at p_ref = .001, β = .7 the flow stops at the first fixed point and the recursion jumps to"
     " the top; with a larger β they agree; at G = ∞ and a small β there is no fixed point",
-    steady=False,  # its key grows
+    steady=False,  # its labels grow
     p_ref=Choice((0.001, 0.01, 0.1, 0.3), 0.001, "p_ref"),
     beta=Slider(-0.7, 0.7, 0.05, -0.15, "β", log=True),
     group=Choice(tuple(SIZES), "256", "G"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from course import cli, setup
 from course.errors import CourseError
@@ -22,6 +24,8 @@ from course.lesson import question as questions
 from course.lesson.exercise import NOT_ATTEMPTED, Exercise
 from course.lesson.explore import Explore
 from course.lesson.question import Question
+from course.lesson.view import image
+from tests.helpers import colours_apart
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +223,30 @@ def test_moving_a_slider_redraws_the_picture() -> None:
     assert shown.value == explore.picture(slope=-2.0) != before
     menu.value = "b"
     assert shown.value == explore.picture(slope=-2.0, kind="b")
+
+
+def test_a_picture_after_others_is_what_matplotlib_draws_of_its_figure() -> None:
+    """Ticks that stayed are laid in as they were drawn; those that changed are drawn."""
+
+    def draw(top: float, scale: str, title: str, ticks: bool) -> Figure:
+        figure, [left, right] = figures.new_figure(1, 2, width=5, height=2.2)
+        left.plot([1, 3], [0.1, top])
+        left.set_xscale(scale)
+        left.set_ylim(0, top)
+        right.plot([0, 1], [0, 1e-9 * top])  # its axis says 1e-9 above, and the title makes room
+        if ticks:
+            left.set_xticks([1, 2], ["one", "two"])
+        figures.describe(left, title, "x", "y")
+        figures.describe(right, title, "x")
+        return figure
+
+    explore = Explore("axes", draw, {}, steady=False)
+    for top, scale, title, ticks in itertools.product(
+        (1.0, 2.0, 3000.0, 1.0), ("linear", "log"), ("", "A < B"), (False, True)
+    ):
+        values = {"top": top, "scale": scale, "title": title, "ticks": ticks}
+        wanted = image(explore.figure(**values))
+        assert colours_apart(explore.picture(**values), wanted) <= 3, values
 
 
 def test_a_logarithmic_slider_gives_powers_of_ten() -> None:
@@ -624,7 +652,6 @@ def test_a_lesson_without_a_source_is_refused(workshop: Path) -> None:
 def test_a_picture_is_shown_with_its_words_as_alternative_text_and_as_a_caption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from matplotlib.figure import Figure
 
     from course.lesson import view
 
