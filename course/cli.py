@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -369,14 +370,16 @@ def _lab(argv: Sequence[str]) -> int:
 
 
 def _until_it_ends(command: Sequence[str]) -> int:
-    """Run a program that asks what a Ctrl-C means; returns its exit status.
+    """Run JupyterLab, which asks what a Ctrl-C means; returns its exit status.
 
     Ctrl-C reaches it too, as it shares the terminal. The handler does nothing here, and the program
     does not inherit it.
     """
+    from course.lesson import copies
+
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        return subprocess.Popen(command).wait()
+        return subprocess.Popen(command, env=os.environ | copies.without_news()).wait()
     finally:
         signal.signal(signal.SIGINT, before)
 

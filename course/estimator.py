@@ -57,7 +57,7 @@ PART_KINDS: dict[str, type[Part]] = {
     "aggregation": Aggregation,
     "sample_filter": SampleFilter,
 }
-CHANGED = "#c45500"  # of what differs from the rung below; 4.5 : 1 on white, 4.2 : 1 on black
+CHANGED = "#c45500"  # of what differs from the rung below; 4.5 : 1 on white
 
 
 @dataclass(frozen=True)

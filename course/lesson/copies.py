@@ -97,5 +97,12 @@ def reset(folder: Path, lesson: str) -> tuple[Path, Path | None]:
     return path, aside
 
 
+def without_news() -> dict[str, str]:
+    """What to set so that JupyterLab asks nobody about news or updates, and the learner neither."""
+    ours = str(Path(__file__).parent / "jupyter")
+    path = "JUPYTER_CONFIG_PATH"  # more folders with settings; the learner's own stay
+    return {path: os.pathsep.join(filter(None, [ours, os.environ.get(path)]))}
+
+
 def _same(path: Path, wanted: Mapping[Path, bytes]) -> bool:
     return path.is_file() and path.read_bytes() == wanted[path]

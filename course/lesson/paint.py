@@ -98,8 +98,10 @@ def axes_of(figure: Figure) -> Iterator[Axis]:
 
 
 def longest_label(axis: Axis) -> int:
-    """The letters of the longest label of its ticks."""
-    return max(map(len, labels(axis)[1]), default=0)
+    """The letters of the longest label of those ticks that are not outside of it."""
+    low, high = sorted(axis.get_view_interval())
+    inside = (len(text) for place, text in zip(*labels(axis), strict=True) if low <= place <= high)
+    return max(inside, default=0)
 
 
 def labels(axis: Axis) -> tuple[tuple[float, ...], tuple[str, ...]]:

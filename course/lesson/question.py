@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from course.errors import CourseError, require
 from course.lesson import tables
+from course.lesson.sources import linked_html
 from course.lesson.syllabus import described, read_again
-from course.lesson.view import box, fold, plain, rich
+from course.lesson.view import box, fold, plain
 
 if TYPE_CHECKING:
     from ipywidgets import Widget
@@ -76,7 +77,7 @@ class Question:
         """HTML that says whether the choice is right, and why."""
         right = choice == self.answer
         return box(
-            ("<b>Right.</b> " if right else "<b>No.</b> ") + rich(self.choices[choice]),
+            ("<b>Right.</b> " if right else "<b>No.</b> ") + linked_html(self.choices[choice]),
             RIGHT if right else WRONG,
         )
 
@@ -87,10 +88,8 @@ class Question:
             fold(f"{letter}. {choice}", self.feedback(choice))
             for letter, choice in self.shown.items()
         )
-        return box(
-            f"<b>Predict.</b> {rich(self.text)} <i>Choose, then unfold your choice.</i>{folded}",
-            "#0057a3",
-        )
+        asked = f"<b>Predict.</b> {linked_html(self.text)}"
+        return box(f"{asked} <i>Choose, then unfold your choice.</i>{folded}", "#0057a3")
 
     def widget(self, answered: Callable[[str], None], before: str | None = None) -> Widget:
         """The live form: choose, commit, read the feedback. `answered(choice)` after each commit.
@@ -100,7 +99,9 @@ class Question:
         """
         import ipywidgets as widgets
 
-        head = widgets.HTML(f'<div style="line-height:1.5"><b>Predict.</b> {rich(self.text)}</div>')
+        head = widgets.HTML(
+            f'<div style="line-height:1.5"><b>Predict.</b> {linked_html(self.text)}</div>'
+        )
         choose = widgets.RadioButtons(
             options=[(f"{letter}. {plain(each)}", each) for letter, each in self.shown.items()],
             value=None,

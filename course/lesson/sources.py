@@ -15,6 +15,7 @@ from typing import Any
 from course.errors import require
 from course.lesson import tables
 from course.lesson.syllabus import described, read_again
+from course.lesson.view import rich
 
 PAGE = "BIBLIOGRAPHY.md"
 ARXIV = re.compile(r"(?<![\w./\[])((?:0[7-9]|1\d|2\d)(?:0[1-9]|1[0-2])\.\d{5})(?![\w\]])")
@@ -103,20 +104,38 @@ def _source(where: str, key: str, entry: Any) -> Source:
 def linked(text: str, folder: str = "") -> str:
     """Markdown in which every citation of a source, and every arXiv number, is a link.
 
-    `folder`: see `Source.address`.
+    A citation with its own number behind it, "Authors YEAR (NUMBER)", is one link. `folder`: see
+    `Source.address`.
     """
     known = load()
     if not known:
         return text
     pattern, meant = _pattern(known.values())
 
+    with_number = re.compile(rf"({pattern.pattern})(\s+\((\d{{4}}\.\d{{5}})\))?")
+
+    def link(found: re.Match[str]) -> str:
+        to, number = meant(found[1]).address(folder), found[3]
+        if number is not None and to.endswith(number):
+            return f"[{found[0]}]({to})"
+        return f"[{found[1]}]({to}){found[2] or ''}"
+
     def cited(part: str) -> str:
-        return pattern.sub(lambda found: f"[{found[0]}]({meant(found[0]).address(folder)})", part)
+        return with_number.sub(link, part)
 
     def numbered(part: str) -> str:
         return ARXIV.sub(r"[\1](https://arxiv.org/abs/\1)", part)
 
     return outside(outside(text, cited), numbered)
+
+
+def linked_html(text: str) -> str:
+    """A text with the markup that `view.rich` knows, as HTML in which every citation is a link.
+
+    A click opens another tab, since a widget's page is the learner's notebook.
+    """
+    link = r'<a href="\2" target="_blank" rel="noopener">\1</a>'
+    return re.sub(r"\[([^\[\]]+)\]\(([^\s()]+)\)", link, rich(linked(text)))
 
 
 def outside(text: str, change: Callable[[str], str]) -> str:

@@ -13,18 +13,26 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from course.estimator import CHANGED
+
 if TYPE_CHECKING:
     from ipywidgets import Widget
     from matplotlib.figure import Figure
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LIVE = "course-live"  # the class of a live widget
+CHANGED_ON_DARK = "#f28c38"  # `CHANGED` of formulas where the page is dark; no colour does on both
 _CHILD = ".jp-OutputArea-child"
-FACE = (  # ends the static form of something live: which of the two is seen in JupyterLab
+FACE = (  # ends the static form of something live: which of the two is seen, and JupyterLab's looks
     f'<style class="course-face">{_CHILD}:has(.{LIVE}) + {_CHILD} {{display: none}}'
     # a widget without its model is a panel with a text and no element
     f" {_CHILD}:has(~ {_CHILD} .course-face) > .lm-Panel:not([data-mime-type]):not(:has(*))"
-    " {display: none}</style>"
+    " {display: none}"
+    " [data-jp-theme-light=false] mjx-container"
+    f' [style*="rgb{tuple(bytes.fromhex(CHANGED[1:]))}"]'  # as MathJax writes it
+    f" {{color: {CHANGED_ON_DARK} !important}}"
+    # a printed table in a narrow window keeps its columns, and scrolls
+    ' .jp-RenderedText[data-mime-type$="stdout"] pre {white-space: pre; overflow-x: auto}</style>'
 )
 PIXELS_PER_INCH = 84  # of pictures in lessons: sharp enough, and soon drawn
 

@@ -63,9 +63,9 @@ def page_of(
                 _only_html(data, shown)
             elif text.startswith("question: "):
                 name = next(questions)
-                saved = links.markup(STYLE.sub("", data.get("text/html", "")), page)
                 # a notebook of yesterday may ask what is no more among the questions of today
-                shown = asked[name].static if name in asked else saved
+                saved = STYLE.sub("", data.get("text/html", ""))
+                shown = links.markup(asked[name].static if name in asked else saved, page)
                 _only_html(data, f'<div class="course-question" data-name="{name}">{shown}</div>')
             elif "image/png" in data:
                 path = f"{ASSETS}/{lesson.number}/{number:03d}-{place}.webp"

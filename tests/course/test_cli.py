@@ -465,13 +465,20 @@ def test_lab_starts_jupyter_on_a_copy_of_the_lessons(
     calls: list[list[str]] = []
 
     class Started:
-        def __init__(self, command: list[str]) -> None:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
             calls.append(command)
+            ours, others = env["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+            assert others == "/the/learners"  # settings stay
+            told = json.loads((Path(ours) / "labconfig" / "page_config.json").read_text())
+            assert told["disabledExtensions"] == {
+                "@jupyterlab/apputils-extension:announcements": True  # no box about news
+            }
 
         def wait(self) -> int:
             signal.raise_signal(signal.SIGINT)  # Ctrl-C is JupyterLab's to answer
             return 0
 
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/the/learners")
     monkeypatch.setattr(cli.subprocess, "Popen", Started)
     handler = signal.getsignal(signal.SIGINT)
     for argv, folder in ((["lab"], "my_course"), (["lab", "other dir"], "other dir")):

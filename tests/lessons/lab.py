@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from course.lesson import build, info, progress
+from course.lesson import build, copies, info, progress
 
 SECONDS = 1000  # milliseconds, for the browser's time limits
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -51,6 +51,7 @@ def jupyterlab(folder: Path, lessons: Iterable[str]) -> Iterator[str]:
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        **copies.without_news(),
     }
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"),

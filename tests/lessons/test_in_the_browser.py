@@ -107,6 +107,32 @@ def _can_rise(handle: Any) -> bool:
     return now < most
 
 
+# the contrast of each coloured term of a formula with the page of the notebook
+CONTRASTS = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+      .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const page = light(getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor);
+  return [...document.querySelectorAll('mjx-container [style*="color"]')]
+    .map((term) => light(getComputedStyle(term).color))
+    .map((term) => (Math.max(term, page) + 0.05) / (Math.min(term, page) + 0.05));
+}"""
+
+
+def assert_formulas_stand_out(page: Any) -> None:
+    """On the light and on the dark page; it leaves the light one."""
+    for theme, light in (("Dark", "false"), ("Light", "true")):
+        page.click("li.lm-MenuBar-item:has-text('Settings')")
+        page.click(".lm-Menu-item:has-text('Theme')")
+        page.click(f".lm-Menu-item:has-text('JupyterLab {theme}') >> nth=0")
+        page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) >= 3
+        assert min(contrasts) >= 4.5, (theme, contrasts)
+
+
 def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
     browser: Any, lab: str
 ) -> None:
@@ -121,6 +147,7 @@ def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
     assert live >= 2
     hidden = page.locator(".jp-OutputArea-child:has(.course-live) + .jp-OutputArea-child")
     assert [each.is_visible() for each in hidden.all()] == [False] * live
+    assert_formulas_stand_out(page)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(3 * SECONDS)
     page.evaluate(
@@ -143,4 +170,6 @@ def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
     )
     assert [each.is_visible() for each in static.all()] == [True] * live
     assert page.locator("text=What to look for.").count() >= 1
+    assert_formulas_stand_out(page)
+    assert page.locator(".jp-toast, .Toastify__toast", has_text="news").count() == 0
     page.close()

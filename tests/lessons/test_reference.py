@@ -12,6 +12,7 @@ from course import ladder
 from course.errors import CourseError
 from course.lab.result import Result
 from course.lesson import build, info, pages, reference, sources
+from course.lesson.question import Question
 
 ROOT = Path(__file__).parents[2]
 LESSONS = [lesson.number for lesson in build.written()]
@@ -75,6 +76,26 @@ def test_an_arxiv_number_is_a_link_once() -> None:
     said = sources.linked("(2503.14476), `2503.14476`, Yu et al. 2025")
     assert said == f"({link}), `2503.14476`, [Yu et al. 2025](https://arxiv.org/abs/2503.14476)"
     assert sources.linked(link) == link
+
+
+def test_a_citation_and_its_own_number_are_one_link_and_another_number_is_its_own() -> None:
+    one = "Ahmadian et al. 2024 (2402.14740)"
+    assert sources.linked(f"{one}, eq. 9") == f"[{one}](https://arxiv.org/abs/2402.14740), eq. 9"
+    assert sources.linked("Ahmadian et al. 2024 (2503.14476)") == (
+        "[Ahmadian et al. 2024](https://arxiv.org/abs/2402.14740)"
+        " ([2503.14476](https://arxiv.org/abs/2503.14476))"
+    )
+
+
+def test_a_question_links_what_it_cites_in_its_words_and_its_feedback() -> None:
+    cites = "Ahmadian et al. 2024: 1 < 2 & `b`"
+    asked = Question("a", cites, {"x": cites, "y": "No such thing."}, "x")
+    link = '<a href="https://arxiv.org/abs/2402.14740" target="_blank" rel="noopener">'
+    html = f"{link}Ahmadian et al. 2024</a>: 1 &lt; 2 &amp; <code>b</code>"
+    assert html in asked.feedback("x")
+    assert asked.static.count(html) == 2
+    head = asked.widget(lambda _: None).children[0]
+    assert html in head.value
 
 
 def test_a_citation_of_no_source_is_seen() -> None:
