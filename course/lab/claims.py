@@ -179,6 +179,13 @@ CLAIMS: dict[int, Claim] = {
         "whole answer's weight is unbiased as C → ∞, a weight per token is not for T > 1.",
         "Yao et al. 2025; derived here",
     ),
+    30: Claim(
+        "several rewards",
+        "Added first, groups with rewards (0, 1) and (0, 2) have one advantage, ±.707; normalised "
+        "first ±.548 and ±1.095. Normalised first a rare reward is heard louder than a common one, "
+        "by √(p₂(1−p₂)/(p₁(1−p₁))) in large groups, whatever their units.",
+        "GDPO 2026 (2601.05242); derived here",
+    ),
     34: Claim(
         "over-optimisation",
         "Gold turns around while the learned reward still rises: against d = √KL best-of-n gains "

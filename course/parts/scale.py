@@ -470,7 +470,8 @@ class EachReward(_Function):
     A = whiten_batch(Σ_k weight_k · (r_k − mean_group(r_k)) / (std_group(r_k) + eps)). Every reward
     then weighs as `weights` say (None: all the same), whatever its unit and however rarely it
     varies; added first, they have one std together. Whitening is over the samples of the batch.
-    `ddof` and `eps` are those of `GroupStd`, for all stds. A reward that is equal throughout its
+    `ddof` and `eps` are those of `GroupStd`, for all stds; `eps` is above 0, since rewards that
+    cancel leave rounding, which would be scaled up to 1. A reward that is equal throughout its
     group adds 0. It replaces the scale after a `GroupMean`, which it takes of each reward. The
     rewards are `Rollout.components`; without them there is one, `Rollout.reward`. Raises `Clash`
     beside another baseline, a credit per token or a KL in the reward, and `CourseError` if G = 1 or
@@ -486,6 +487,7 @@ class EachReward(_Function):
 
     def __post_init__(self) -> None:
         _check_spread(self, self.ddof, self.eps)
+        require_number("EachReward.eps", self.eps, "a number > 0", above=0)
         if self.weights is not None:
             allowed = "None, or finite numbers, one for each reward"
             listed = isinstance(self.weights, tuple) and len(self.weights) > 0
