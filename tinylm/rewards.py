@@ -100,6 +100,68 @@ class Format(Reward):
         return self.weight * (wellformed & digit.any(-1) & (answer == END).any(-1)).float()
 
 
+def length(completion: Tensor) -> Tensor:
+    """The tokens of a completion, its end token among them: [..., T] → [...]."""
+    return (completion != PAD).sum(-1)
+
+
+@typed
+@dataclass(frozen=True)
+class SoftOverlong(Reward):
+    """`weight` times 0 up to `longest` − `cache` tokens, then falling linearly to −1 at `longest`.
+
+    Longer answers get −1. It punishes length before the limit cuts, and rewards no answer for being
+    short. `longest` and `cache` are in tokens. Raises `CourseError` unless 0 < cache ≤ longest.
+    Source: Yu et al. 2025 (DAPO), eq. 13.
+    """
+
+    longest: int = 8
+    cache: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("reward.longest", self.longest, "a whole number > 0", above=0, whole=True)
+        allowed = f"a whole number of tokens from 1 to longest = {self.longest}"
+        most = self.longest
+        require_number("reward.cache", self.cache, allowed, above=0, at_most=most, whole=True)
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        over = length(completion) - (self.longest - self.cache)
+        return -self.weight * (over / self.cache).clamp(0, 1)
+
+
+@typed
+@dataclass(frozen=True)
+class CosineLength(Reward):
+    """`weight` times a reward that falls with length for right answers and rises for wrong ones.
+
+    With u = min(|o|/longest, 1) it goes along a cosine, v₀ + ½(v₁ − v₀)(1 − cos πu), from v₀ at no
+    token to v₁ at `longest` tokens: for right answers from `right` to `right_long`, for wrong ones
+    from `wrong` to `wrong_long`. So a right answer should be short, and who is wrong should think
+    longer. Raises `CourseError` for a wrong setting. Source: Yeo et al. 2025 (2502.03373).
+    """
+
+    longest: int = 8
+    right: float = 1.0
+    right_long: float = 0.5
+    wrong: float = -1.0
+    wrong_long: float = -0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("reward.longest", self.longest, "a whole number > 0", above=0, whole=True)
+        for name in ("right", "right_long", "wrong", "wrong_long"):
+            require_number(f"reward.{name}", getattr(self, name), "a finite number")
+
+    def __call__(self, completion: Tensor, question: Tensor, task: Task) -> Tensor:
+        share = (length(completion) / self.longest).clamp(max=1)
+        risen = 0.5 * (1 - torch.cos(torch.pi * share))
+        right = ExactMatch()(completion, question, task) > 0
+        start = torch.where(right, self.right, self.wrong)
+        end = torch.where(right, self.right_long, self.wrong_long)
+        return self.weight * (start + (end - start) * risen)
+
+
 @typed
 @dataclass(frozen=True)
 class Sum(Reward):

@@ -12,9 +12,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("trl")
 
 from trl import RewardTrainer
+from trl.rewards import get_soft_overlong_punishment
 
 from tests.helpers import close
+from tinylm import tasks
 from tinylm.reward_model import bradley_terry_loss
+from tinylm.rewards import SoftOverlong
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -40,3 +43,12 @@ def test_loss_and_gradient_are_those_of_reward_trainer(seed: int) -> None:
 
 
 NAMES = ("num_tokens", "min_reward", "mean_reward", "max_reward", "accuracy", "margin")
+
+
+@pytest.mark.parametrize(("longest", "cache"), [(6, 4), (8, 8), (5, 1)])
+def test_the_soft_overlong_penalty_is_trls(longest: int, cache: int) -> None:
+    task = tasks.make(tasks.TaskSettings(digits=1))
+    made = torch.tensor([[1] * n + [tasks.PAD] * (9 - n) for n in range(1, 10)])
+    ours = SoftOverlong(longest=longest, cache=cache)(made, task.train[:9], task)
+    theirs = get_soft_overlong_punishment(longest, cache)([[1] * n for n in range(1, 10)])
+    close(ours, theirs, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from course.errors import CourseError
 from tests.tinylm.helpers import tokens_of
 from tinylm import tasks
-from tinylm.rewards import REWARDS, DigitCredit, ExactMatch, Format, Reward, Sum
+from tinylm.rewards import (
+    REWARDS,
+    CosineLength,
+    DigitCredit,
+    ExactMatch,
+    Format,
+    Reward,
+    SoftOverlong,
+    Sum,
+)
 from tinylm.tasks import (
     CHARACTERS,
     END,
@@ -440,3 +450,43 @@ def test_every_target_earns_the_full_reward_and_no_other_questions_target_does()
         shifted = rows.roll(1)
         same = (task.answer[rows] == task.answer[shifted]).all(-1)
         assert torch.equal(ExactMatch()(task.target[shifted], rows, task), same.float())
+
+
+def of_length(count: int) -> torch.Tensor:
+    """Wrong answers of one-digit sums: `count` tokens of eight, the last one an end token."""
+    return torch.tensor([1] * (count - 1) + [END] + [PAD] * (8 - count))
+
+
+def test_the_soft_overlong_penalty_by_hand() -> None:
+    """Free up to 6 − 4 tokens, −1 from 6 on, a quarter for each token between."""
+    task, reward = make(TaskSettings(digits=1)), SoftOverlong(2.0, longest=6, cache=4)
+    made = torch.stack([of_length(count) for count in range(1, 9)])
+    found = reward(made, task.train[:1].expand(8), task)
+    assert found.tolist() == [0, 0, -0.5, -1.0, -1.5, -2.0, -2.0, -2.0]
+
+
+def test_the_cosine_length_reward_by_hand() -> None:
+    task = make(TaskSettings(digits=1))
+    reward = CosineLength(longest=6, right=1.0, right_long=0.4, wrong=-2.0, wrong_long=-0.8)
+    rows = task.train[:1].expand(8)
+    made = torch.stack([of_length(count) for count in range(1, 9)])
+    for count, found in enumerate(reward(made, rows, task).tolist(), 1):
+        angle = math.pi * min(count / 6, 1)
+        assert found == pytest.approx(-2.0 + 1.2 * (1 - math.cos(angle)) / 2, rel=1e-6)
+    right = torch.nn.functional.pad(task.target[rows[:1]], (0, 5), value=PAD)  # three tokens
+    assert reward(right, rows[:1], task).tolist() == pytest.approx([0.7], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make_reward", "field"),
+    [
+        (lambda: SoftOverlong(longest=4, cache=5), "cache"),
+        (lambda: SoftOverlong(longest=0), "longest"),
+        (lambda: SoftOverlong(cache=0), "cache"),
+        (lambda: CosineLength(longest=0), "longest"),
+        (lambda: CosineLength(wrong_long=math.inf), "wrong_long"),
+    ],
+)
+def test_rewards_of_length_that_are_none_are_refused(make_reward, field: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(CourseError, match=rf"reward.{field}: got"):
+        make_reward()
