@@ -148,6 +148,10 @@ def test_a_lesson_saved_and_opened_without_its_kernel_shows_its_static_faces(
     hidden = page.locator(".jp-OutputArea-child:has(.course-live) + .jp-OutputArea-child")
     assert [each.is_visible() for each in hidden.all()] == [False] * live
     assert_formulas_stand_out(page)
+    printed = page.locator("[data-mime-type='application/vnd.jupyter.stdout'] pre")
+    look = "all => all.map(e => getComputedStyle(e)).map(e => [e.whiteSpace, e.overflowX])"
+    looks = {tuple(each) for each in printed.evaluate_all(look)}
+    assert looks == {("pre", "auto")}  # tables keep their columns in a narrow window
     page.keyboard.press("Control+s")
     page.wait_for_timeout(3 * SECONDS)
     page.evaluate(
