@@ -42,7 +42,10 @@ def policy_gradient(log_prob: Tensor, reward: Tensor) -> Tensor:
 
 
 def predicted(log_prob: Tensor, step: Tensor) -> Tensor:
-    """−Cov_π(log π, Δθ) of logits that move by `step` [K]: ΔH to first order, in nats."""
+    """−Cov_π(log π, Δθ) of logits that move by `step` [K]: ΔH to first order, in nats.
+
+    It follows from ∂H/∂θ_a = −π_a(log π_a + H). eq:entropy-covariance
+    """
     policy = log_prob.exp()
     return -(policy * log_prob * step).sum() + (policy @ log_prob) * (policy @ step)
 

@@ -26,7 +26,8 @@ from course.rollout import Rollout
 def likelihood_weight(p: Tensor, order: int) -> Tensor:
     """Σ_{k=1}^{order} (1−p)^{k−1} = (1 − (1−p)^order)/p, for p of any shape.
 
-    It is ∇log p = Σ_k ∇pass@k / k cut off after `order` terms (Tajwar et al. 2026).
+    It is ∇log p = Σ_k ∇pass@k / k cut off after `order` terms (Tajwar et al. 2026). MaxRL's order
+    is G − 1, since the group's mean contains the sample itself. eq:maxrl-weight
     """
     return (1 - (1 - p) ** order) / p
 

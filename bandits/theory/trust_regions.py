@@ -45,6 +45,7 @@ def slope(surrogate: Surrogate, ratio: Tensor, old: Tensor, advantage: float) ->
     """∂ term / ∂ log π of one token at each ρ and π_old (same shape), divided by A.
 
     ∇log π times this is what the sample adds to the gradient: 1 is policy gradient's.
+    eq:surrogate-weight
     """
     log_prob = (ratio * old).log().unsqueeze(-1).requires_grad_()  # [..., T = 1]
     weight = torch.full_like(log_prob, advantage)
@@ -118,7 +119,7 @@ def silent(estimator: Estimator, old: float) -> tuple[float, float] | None:
 
 
 def end(estimator: Estimator, share: float, others: int = 1) -> float:
-    """ρ₁ at which many small steps on one rollout stop: `eq:clip-limit` for every trust region.
+    """ρ₁ at which many small steps on one rollout stop: `clip_unbounded.limit` for every surrogate.
 
     As long as one arm has a gradient the good arm gains. It stops where the good arm is silent and
     the others are, too, or at 1/π₁. A mirror descent stops where the springs hold the rewards.

@@ -58,6 +58,14 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "d2l-en#2649, rlhf-book#125",
     ),
     30: ("My reward stays flat: why?", "open-r1#436, trl#5697"),
+    33: (
+        "Sampler and trainer disagree: what is truncated importance sampling?",
+        "trl#3867, trl#6789",
+    ),
+    34: (
+        "Stale rollouts: does dropping and requeueing them select short answers?",
+        "trl#7120, slime#1800",
+    ),
     35: ("Why does the entropy collapse, or climb with clip-higher?", "verl#5953, rllm#116"),
     36: ("Which difference between two runs is noise?", "open-instruct#648, Search-R1#88"),
     37: (
@@ -65,6 +73,7 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "DeepSeek-R1#527",
     ),
     38: ("What does the group's z-score do to several rewards?", "trl#4785, SkyRL#2104"),
+    39: ("Does RL cross the base model at large k?", "limit-of-RLVR#1, #6"),
     42: (
         "Is SFT needed first, and from which checkpoint does RL start?",
         "R1-V#121, marin#8876",

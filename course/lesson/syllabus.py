@@ -127,6 +127,17 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
         ("grpo",),
         "parts",
     ),
+    (
+        "11",
+        "beyond_grpo",
+        "Beyond GRPO",
+        "each new name replaces one part, and one quantity says what it does",
+        (
+            *("maxrl", "leader", "pkpo", "gdpo", "cispo", "sapo", "vespo", "dppo_tv"),
+            *("high_entropy", "clip_cov", "opsm", "m2po", "tis_grpo"),
+        ),
+        "mismatch",
+    ),
 )
 SYLLABUS: dict[str, LessonInfo] = {row[0]: LessonInfo(*row) for row in _ROWS}
 

@@ -111,8 +111,8 @@ class SequenceTIS(_Truncated):
     """min(Π_t κ_t, C), one weight for all tokens of a sample.
 
     `cap` None gives the importance weight of the whole answer, which is unbiased wherever μ > 0;
-    its variance grows exponentially with the length. verl calls it rollout_is="sequence", TRL
-    "sequence_truncate".
+    its variance grows exponentially with the length (`eq:answer-weight`). verl
+    calls it rollout_is="sequence", TRL "sequence_truncate".
     """
 
     scope = "sample"

@@ -289,9 +289,9 @@ class Leader(_OfRanks):
     """The best sample of the group gets R₁ − R₂, the others 0: what is maximised is E[max of G].
 
     Summed over the group, E[Σ_i A_i ∇log π(o_i)] = ∇E[max_i R_i] for any rewards, ties included,
-    since R₁ − R₂ is what the maximum would lose without the leader. It replaces baseline and scale
-    at once. Raises `Clash` beside another baseline or a credit per token, and `CourseError` if
-    G = 1. Source: Tang et al. 2025 (2503.19595).
+    since R₁ − R₂ is what the maximum would lose without the leader (`eq:leader-gradient`). It
+    replaces baseline and scale at once. Raises `Clash` beside another baseline or a credit per
+    token, and `CourseError` if G = 1. Source: Tang et al. 2025 (2503.19595).
     """
 
     scope, reads = "group", ("returns", "empty")
