@@ -65,7 +65,7 @@ def louder_in_a_large_batch(p: tuple[float, float], group: int) -> float:
     """w₁/w₂ of rewards normalised each in its group, in a batch of many prompts.
 
     There the whitening divides by a constant, and each reward has its own w_G(p): the ratio is
-    w_G(p₁)/w_G(p₂) (eq:group-std-weight).
+    w_G(p₁)/w_G(p₂).
     """
     first, second = (float(closed_forms.group_std_weight(x, group, 0, 0.0)) for x in p)
     return first / second
