@@ -34,7 +34,7 @@ def bradley_terry_loss(win: Tensor, lose: Tensor) -> Tensor:
 
     It is the cross-entropy of the model P(w ≻ l) = e^{r_w} / (e^{r_w} + e^{r_l}), and finite for
     any finite scores. Raises `CourseError` if the shapes differ or there is no pair. Source:
-    Bradley & Terry 1952; Ouyang et al. 2022 (InstructGPT), eq. 1.
+    Bradley & Terry 1952; Ouyang et al. 2022 (InstructGPT), eq. 1. eq:preference-loss
     """
     require(win.dim() > 0 and win.shape[-1] > 0, "win", tuple(win.shape), "at least one pair")
     require(win.shape == lose.shape, "lose", tuple(lose.shape), f"the shape {tuple(win.shape)}")

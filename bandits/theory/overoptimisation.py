@@ -158,7 +158,7 @@ def best_of(log_ref: Tensor, score: Tensor, count: float) -> Tensor:
     """The policy [..., K] that takes the arm of the largest score among `count` samples, in nats.
 
     P(the winner's score ≤ s) = F(s)^n, with F that of one sample; arms of equal score share their
-    chance by the reference's probabilities.
+    chance by the reference's probabilities. eq:best-of-n
     """
     prob = log_ref.exp().expand(score.shape)
     ordered, place = score.sort(-1)
@@ -173,7 +173,7 @@ def best_of(log_ref: Tensor, score: Tensor, count: float) -> Tensor:
 def best_of_kl(count: float) -> float:
     """log n − (n−1)/n: the KL of best-of-n where no two samples have one score, in nats.
 
-    Where they may, it is an upper bound (Beirami et al. 2024).
+    Where they may, it is an upper bound (Beirami et al. 2024). eq:best-of-n-kl
     """
     require(count >= 1, "count", count, "a number ≥ 1")
     return float(np.log(count) - (count - 1) / count)

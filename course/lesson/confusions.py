@@ -58,6 +58,7 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
         "d2l-en#2649, rlhf-book#125",
     ),
     30: ("My reward stays flat: why?", "open-r1#436, trl#5697"),
+    32: ("How do per-turn and process rewards go into GRPO?", "SkyRL#201, RAGEN#128, trl#3090"),
     33: (
         "Sampler and trainer disagree: what is truncated importance sampling?",
         "trl#3867, trl#6789",
@@ -74,6 +75,11 @@ CONFUSIONS: dict[int, tuple[str, str]] = {
     ),
     38: ("What does the group's z-score do to several rewards?", "trl#4785, SkyRL#2104"),
     39: ("Does RL cross the base model at large k?", "limit-of-RLVR#1, #6"),
+    40: ("Reward hacking: is it removed, or delayed?", "trl#2771"),
+    41: (
+        "No aha: why do answers shrink, or grow into gibberish?",
+        "VLM-R1#280, simpleRL-reason#65",
+    ),
     42: (
         "Is SFT needed first, and from which checkpoint does RL start?",
         "R1-V#121, marin#8876",

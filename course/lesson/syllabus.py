@@ -128,6 +128,23 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
         "parts",
     ),
     (
+        "10",
+        "rewards",
+        "Where rewards come from",
+        "what covaries with the reward grows: first what is meant, then what is left",
+        (),
+        "overoptimisation",
+    ),
+    (
+        "10b",
+        "my_reward_is_flat",
+        "My reward is flat",
+        "read ten answers, call the reward, print a group, count; only then touch the algorithm",
+        (),
+        "tinylm_train",
+        True,
+    ),
+    (
         "11",
         "beyond_grpo",
         "Beyond GRPO",
