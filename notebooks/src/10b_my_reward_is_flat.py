@@ -264,7 +264,7 @@ curves(
 )
 
 # %% [markdown]
-# The first one is fatal: 7 % of the answers are paid, since sums such as 9 are frequent, and the policy learns the frequent sums. The second one hardly shows here: a mean over other questions is still a baseline. It costs where questions are paid differently (lesson 06, *Break it*), and with a std. **Look at** one group with its prompt, answers and rewards, printed side by side. **Cure**: an assertion that all prompts of a group are equal, before the advantages.
+# The first one is fatal: about 8 % of the answers are paid, since sums such as 9 are frequent, and the policy learns the frequent sums. The second one hardly shows here: a mean over other questions is still a baseline. It costs where questions are paid differently (lesson 06, *Break it*), and with a std. **Look at** one group with its prompt, answers and rewards, printed side by side. **Cure**: an assertion that all prompts of a group are equal, before the advantages.
 #
 # ## Do it: group by the prompt
 
@@ -299,7 +299,7 @@ curves(
 )
 
 # %% [markdown]
-# **Look at** the share of silent groups, and whether they are all wrong or all right. **Cure**: where all is wrong, easier questions, credit for parts, or SFT first. A larger group helps where $p$ is near $\frac1G$, and here $p$ is a thousand times smaller. Where all is right, harder questions. Some silent groups are no illness: about a tenth of the healthy run's groups are silent.
+# **Look at** the share of silent groups, and whether they are all wrong or all right. **Cure**: where all is wrong, easier questions, credit for parts, or SFT first. A larger group helps where $p$ is near $\frac1G$, and here $p$ is hundreds of times smaller. Where all is right, harder questions. Some silent groups are no illness: about a tenth of the healthy run's groups are silent.
 #
 # ## Fourth: count
 #
