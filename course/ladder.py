@@ -8,9 +8,10 @@ title, source, line style in figures, and the settings of its paper.
 # isort: off
 from course.estimator import Estimator, replace
 from course.parts import (
-    CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, BelowMean, Clip, ClipCov, Constant,
-    ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, EachReward, ExactKL, GammaWeight,
-    GeometricMean, Greedy, GroupMean, GroupStd, HighEntropy, ImportanceSampling, InReward,
+    CISPO, GAE, K1, K2, K3, PKPO, AdaptiveBeta, BatchMean, BatchStd, BelowMean, Clip, ClipCov,
+    Constant, ConstantLength, DivergenceKL, DivergenceTV, DropSilentGroups, EachReward, ExactKL,
+    GammaWeight, GeometricMean, Greedy, GroupMean, GroupStd, GroupTokenMean, HighEntropy,
+    ImportanceSampling, InReward,
     Leader, LeaveOneOut, LengthAdaptiveGAE, LengthWeighted, MaxRL, MirrorDescent,
     OffPolicySequences, OldPolicy, OptimalToken, PassKTraining, PositivesTimes, RewardToGo,
     SecondMoment, SequenceMean, SequenceMeanRatio, SequenceRatio, SequenceSum, SoftGate, Tapered,
@@ -28,6 +29,7 @@ _GRPO = "Shao et al. 2024 (DeepSeekMath, 2402.03300)"
 _RPP = "Hu 2025 (REINFORCE++, 2501.03262 v9)"
 _DAPO = "Yu et al. 2025 (DAPO, 2503.14476)"
 _GSPO = "Zheng et al. 2025 (GSPO, 2507.18071)"
+_SCALERL = "Khatri et al. 2025 (ScaleRL, 2510.13786)"
 _PPO_USED = dict(epsilon=0.2, gamma=0.99, gae_lambda=0.95, lr=3e-4, epochs=10, minibatch=64)
 _GRPO_USED = dict(G=64, beta=0.04, lr=1e-6, batch=1024, max_tokens=1024, updates_per_rollout=1)
 _DAPO_USED = dict(
@@ -120,6 +122,18 @@ cispo = descendant(                                       # the weight is clippe
     "cispo", replace(token_mean, surrogate=CISPO(epsilon_high=0.28)),
     "CISPO", "MiniMax 2025 (MiniMax-M1, 2506.13585), eqs. 4 and 5", LineStyle("#ee3377", DASH),
     epsilon_low="open", epsilon_high="not published", updates_per_rollout=16)
+lite_ppo = descendant(                                    # one std for all prompts
+    "lite_ppo", replace(token_mean, scale=BatchStd()),
+    "Lite PPO", "Liu et al. 2025 (Lite PPO, 2508.08221)", LineStyle("#00778f", DOT))
+lite_cispo = descendant(                                  # the weight is clipped, not the gradient
+    "lite_cispo", replace(lite_ppo, surrogate=CISPO(epsilon_high=0.28)),
+    "Batch std, CISPO", _SCALERL, LineStyle("#00778f", DASHDOT))
+prompt_mean = descendant(                                 # all prompts weigh the same
+    "prompt_mean", replace(lite_cispo, aggregation=GroupTokenMean()),
+    "Prompt mean", _SCALERL, LineStyle("#00778f", DASH))
+scale_rl = descendant(                                    # silent groups are left out of the mean
+    "scale_rl", replace(prompt_mean, sample_filter=DropSilentGroups()),
+    "ScaleRL", _SCALERL, LineStyle("#00778f", SOLID))
 sapo = descendant(                                                      # a soft gate for the clip
     "sapo", replace(length_mean, surrogate=SoftGate(1.0, 1.05)),
     "SAPO", "Gao et al. 2025 (2511.20347), eqs. 5 and 6", LineStyle("#c96f00", DASHDOT),

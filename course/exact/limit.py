@@ -32,6 +32,7 @@ from course.parts import (
     EachReward,
     GroupMean,
     GroupStd,
+    GroupTokenMean,
     LeaveOneOut,
     LengthWeighted,
     MaxRL,
@@ -229,6 +230,10 @@ class _Weight(Aggregation):
 
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         share = self.share.unsqueeze(-1)
+        if isinstance(self.part, GroupTokenMean):
+            tokens = (share * mask).sum((-2, -1), keepdim=True)  # of each prompt
+            groups = (tokens > 0).sum(-3, keepdim=True).clamp(min=1)
+            return share * mask / (torch.where(tokens > 0, tokens, 1.0) * groups)
         if self.by_token:
             own, counted = mask.to(dtype), share * mask
         else:
@@ -267,5 +272,6 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     SequenceMean: lambda part, share: _Weight(share, part),
     ConstantLength: lambda part, share: _Weight(share, part),
     TokenMean: lambda part, share: _Weight(share, part, by_token=True),
+    GroupTokenMean: lambda part, share: _Weight(share, part),
     DropSilentGroups: lambda part, share: _NoSilent(share),
 }

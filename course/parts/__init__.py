@@ -3,6 +3,7 @@
 from course.parts.aggregation import (
     Aggregation,
     ConstantLength,
+    GroupTokenMean,
     SequenceMean,
     SequenceSum,
     TokenMean,
@@ -130,6 +131,7 @@ __all__ = [
     "Greedy",
     "GroupMean",
     "GroupStd",
+    "GroupTokenMean",
     "HighEntropy",
     "ImportanceSampling",
     "InLoss",

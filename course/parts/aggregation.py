@@ -95,6 +95,25 @@ class TokenMean(Aggregation):
 
 
 @dataclass(frozen=True)
+class GroupTokenMean(Aggregation):
+    """Mean over all tokens of a group, mean over the N_q groups that have one.
+
+    Long answers weigh more beside others to their prompt, and all prompts weigh alike. Source: Yu
+    et al. 2025 (DAPO), eq. 8 for each prompt; Khatri et al. 2025 (ScaleRL) call it the prompt
+    average.
+    """
+
+    scope, reads = "batch", ("length",)
+    symbol = r"\frac1{N_q}\sum_{q}\frac1{\sum_{j\le G}|o_j|}\sum_{i\le G}\sum_{t=1}^{|o_i|}"
+    plain = "1/N_q Σ_q 1/Σ_group|o| Σ_i Σ_t"
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        tokens = mask.sum((-2, -1), keepdim=True)  # of each group, [..., Q, 1, 1]
+        groups = (tokens > 0).sum(-3, keepdim=True).clamp(min=1)
+        return mask.to(dtype) / (tokens.clamp(min=1) * groups)
+
+
+@dataclass(frozen=True)
 class ConstantLength(Aggregation):
     """Sum over the tokens of a sample divided by a constant, then the mean over samples.
 

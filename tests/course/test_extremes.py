@@ -41,6 +41,7 @@ from course.parts import (
     GammaWeight,
     GroupMean,
     GroupStd,
+    GroupTokenMean,
     ImportanceSampling,
     InLossTimesRatio,
     InReward,
@@ -169,6 +170,7 @@ class Sparing(Aggregation):
         ConstantLength(),
         ConstantLength(7, count_empty=True),
         TokenMean(),
+        GroupTokenMean(),
     ],
     ids=lambda aggregation: repr(aggregation),
 )

@@ -34,6 +34,7 @@ from course.parts import (
     Greedy,
     GroupMean,
     GroupStd,
+    GroupTokenMean,
     ImportanceSampling,
     InLossTimesRatio,
     InReward,
@@ -677,6 +678,7 @@ LENGTHS = torch.tensor(
         (SequenceMean(), [[1 / 3, 1 / 9], [1 / 6, 0]]),
         (SequenceMean(count_empty=True), [[1 / 4, 1 / 12], [1 / 8, 0]]),
         (TokenMean(), [[1 / 6, 1 / 6], [1 / 6, 0]]),
+        (GroupTokenMean(), [[1 / 8, 1 / 8], [1 / 4, 0]]),  # groups of 4 and of 2 tokens
         (ConstantLength(), [[1 / 15, 1 / 15], [1 / 15, 0]]),  # the rollout's limit is 5
         (ConstantLength(10), [[1 / 30, 1 / 30], [1 / 30, 0]]),
         (ConstantLength(10, count_empty=True), [[1 / 40, 1 / 40], [1 / 40, 0]]),
@@ -746,7 +748,13 @@ def test_silence_is_judged_by_raw_scores_and_not_by_the_shaped_reward() -> None:
 
 def test_a_batch_that_was_dropped_whole_is_zeros_and_finite() -> None:
     rollout = make_rollout([[[1.0], [1.0]]], ref_log_prob=[[[-0.5], [-0.5]]])
-    for aggregation in (SequenceSum(), SequenceMean(), TokenMean(), ConstantLength()):
+    for aggregation in (
+        SequenceSum(),
+        SequenceMean(),
+        TokenMean(),
+        GroupTokenMean(),
+        ConstantLength(),
+    ):
         estimator = Estimator(
             baseline=GroupMean(), sample_filter=DropSilentGroups(), aggregation=aggregation, kl=K3()
         )

@@ -37,6 +37,7 @@ from course.parts import (
     Greedy,
     GroupMean,
     GroupStd,
+    GroupTokenMean,
     ImportanceSampling,
     InLossTimesRatio,
     InReward,
@@ -688,6 +689,9 @@ def test_what_weights_sum_to(case: Case, count_empty: bool, length: int) -> None
         ConstantLength(length, count_empty=count_empty): tokens / counted / length,
         ConstantLength(count_empty=count_empty): tokens / counted / (case.rollout.limit or 0),
         TokenMean(): tokens / tokens.sum((-2, -1), keepdim=True),
+        GroupTokenMean(): tokens
+        / tokens.sum(-1, keepdim=True).clamp(min=1)
+        / (tokens > 0).any(-1).sum(-1)[..., None, None],
     }
     for aggregation, per_sample in expected.items():
         weight = aggregation(mask, case.rollout.limit or 0, torch.float64)
@@ -697,7 +701,7 @@ def test_what_weights_sum_to(case: Case, count_empty: bool, length: int) -> None
         assert bool((weight[~mask] == 0).all())
         assert bool((weight >= 0).all())
         total = weight.sum((-3, -2, -1))
-        if isinstance(aggregation, TokenMean) or (
+        if isinstance(aggregation, TokenMean | GroupTokenMean) or (
             isinstance(aggregation, SequenceMean) and not count_empty
         ):
             torch.testing.assert_close(total, torch.ones_like(total))

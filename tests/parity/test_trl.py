@@ -270,7 +270,7 @@ def trl(estimator: Estimator) -> Estimator:
     """
     scale = (
         with_fields(estimator.scale, ddof=1, eps=1e-4)
-        if isinstance(estimator.scale, GroupStd | EachReward)
+        if isinstance(estimator.scale, GroupStd | BatchStd | EachReward)
         else estimator.scale
     )
     return replace(
