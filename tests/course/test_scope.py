@@ -265,8 +265,8 @@ def seen(part: Declares, distance: str) -> set[str]:
     """The words whose change at that distance changes what the part makes of the watched token."""
     generator = torch.Generator().manual_seed(0)
     found: set[str] = set()
-    # whether a token is dropped says less than a number, and a whole group is seldom empty: it takes
-    # more trials to see that change
+    # whether a token is dropped says less than a number, and a whole group is seldom empty: it
+    # takes more trials to see that change
     rare = isinstance(part, TokenFilter | Aggregation)
     for _ in range(8 * TRIALS if rare else TRIALS):
         given, fresh = draw(generator), draw(generator)
