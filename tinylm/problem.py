@@ -174,7 +174,7 @@ class LanguageModel:
             value = torch.where(made.mask, values(self.critic, prompt, made.tokens), 0.0)
         if self.greedy:
             best = sample(self.model, prompt, 1, limit, None)
-            greedy_reward = self._reward(best.tokens, question).squeeze(-1)
+            greedy_reward = self._rewards(best.tokens, question)[0].squeeze(-1)
         return Rollout(
             reward=on_last_token(reward, made.mask),
             log_prob=log_prob,
@@ -213,12 +213,13 @@ class LanguageModel:
         """No metrics here: `tinylm.evaluate` measures the accuracy on held-out questions."""
         return {}
 
-    def _reward(self, tokens: Tensor, question: Tensor) -> Tensor:
-        return self.reward(tokens, question.unsqueeze(-1).expand(tokens.shape[:-1]), self.task)
+    def judged_against(self, tokens: Tensor, question: Tensor) -> Tensor:
+        """The question [..., Q, G] whose solution each completion [..., Q, G, T] is judged by."""
+        return question.unsqueeze(-1).expand(tokens.shape[:-1])
 
     def _rewards(self, tokens: Tensor, question: Tensor) -> tuple[Tensor, Tensor | None]:
         """The reward of each completion, and those that it is the sum of, if there are several."""
-        rows = question.unsqueeze(-1).expand(tokens.shape[:-1])
+        rows = self.judged_against(tokens, question)
         apart = self.reward.components(tokens, rows, self.task)
         dtype = self.model.parameters[0].dtype
         total = self.reward(tokens, rows, self.task).to(dtype)

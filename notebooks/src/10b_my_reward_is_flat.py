@@ -245,10 +245,9 @@ class MixedMean(Baseline):
 class Tiled(LanguageModel):
     """Judges the answers of each question against other questions' solutions."""
 
-    def _reward(self, tokens, question):
+    def judged_against(self, tokens, question):
         count, group = tokens.shape[:-1]
-        tiled = question.repeat(group).view(count, group)  # q1 q2 … q1 q2 …: the fault
-        return self.reward(tokens, tiled, self.task)
+        return question.repeat(group).view(count, group)  # q1 q2 … q1 q2 …: the fault
 
 
 judged = train(problem=Tiled)
