@@ -162,7 +162,7 @@ class LanguageModel:
             full = log_dists(self.model, prompt, made.tokens, temperature=self.temperature)
             log_prob = chosen_log_probs(full, made.tokens, made.mask)
             old_log_dist = full if keep else None
-        reward, components = self._rewards(made.tokens, question)
+        reward, components = self.scores(made.tokens, question)
         ref_log_prob = ref_log_dist = value = greedy_reward = None
         if self.reference is not None:
             full = log_dists(self.reference, prompt, made.tokens, temperature=self.temperature)
@@ -174,7 +174,7 @@ class LanguageModel:
             value = torch.where(made.mask, values(self.critic, prompt, made.tokens), 0.0)
         if self.greedy:
             best = sample(self.model, prompt, 1, limit, None)
-            greedy_reward = self._rewards(best.tokens, question)[0].squeeze(-1)
+            greedy_reward = self.scores(best.tokens, question)[0].squeeze(-1)
         return Rollout(
             reward=on_last_token(reward, made.mask),
             log_prob=log_prob,
@@ -217,7 +217,7 @@ class LanguageModel:
         """The question [..., Q, G] whose solution each completion [..., Q, G, T] is judged by."""
         return question.unsqueeze(-1).expand(tokens.shape[:-1])
 
-    def _rewards(self, tokens: Tensor, question: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scores(self, tokens: Tensor, question: Tensor) -> tuple[Tensor, Tensor | None]:
         """The reward of each completion, and those that it is the sum of, if there are several."""
         rows = self.judged_against(tokens, question)
         apart = self.reward.components(tokens, rows, self.task)

@@ -125,7 +125,7 @@ class Plain(LanguageModel):
             whole = torch.cat([whole, torch.where(alive, token, PAD).unsqueeze(-1)], -1)
             alive = alive & (token != END)
         mask, tokens = torch.stack(masks, -1), whole[..., prompt.shape[-1] :]
-        reward = self._reward(tokens, question)
+        reward, _ = self.scores(tokens, question)
         return Rollout(
             reward=on_last_token(reward, mask),
             log_prob=torch.where(mask, torch.stack(log_probs, -1), 0.0),

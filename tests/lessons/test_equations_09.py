@@ -187,8 +187,8 @@ def test_paired_effect() -> None:
 
     low, high = trained(below), trained(rung)
     rate = Choice(0.1, 1, 3)
-    pair = Pair((rate, rate), low, high, low)
-    found = row("reinforce", "baseline", "offset", pair, pair, None)
+    pair = Pair((rate, rate), low, high)
+    found = row("reinforce", "baseline", "offset", pair, low, pair, None)
     hand = [0.02, 0.04, 0.03]  # ((.01 + .03)/2, (.03 + .05)/2, (.02 + .04)/2)
     half = 4.302653 * math.sqrt(sum((each - 0.03) ** 2 for each in hand) / 2 / 3)
     assert found["effect"] == pytest.approx(0.03, abs=1e-12)
