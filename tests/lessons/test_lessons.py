@@ -8,6 +8,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,11 @@ def test_the_statements_that_explores_need_draw_what_the_whole_lesson_draws(numb
     whole, alone = lesson_of(number), frames.explores(number)
     assert list(alone.explores) == list(whole.explores)
     for name, explore in alone.explores.items():
-        assert explore.picture() == whole.explores[name].picture(), name
+        # where an explore has drawn before, its axes stand where those pictures had them
+        unused = replace(whole.explores[name])
+        assert explore.picture() == unused.picture(), name
         last = dict(list(explore.corners())[-1])
-        assert explore.picture(**last) == whole.explores[name].picture(**last), name
+        assert explore.picture(**last) == unused.picture(**last), name
 
 
 @pytest.mark.slow
