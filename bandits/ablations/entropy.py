@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bandits.theory import entropy as theory
-from bandits.theory.entropy import Path, Task
+from bandits.theory.entropy import Descent, Task
 from course import ladder
 from course.estimator import replace
 from course.lab import figures
@@ -94,7 +94,7 @@ def run(settings: Settings, progress: Progress) -> Result:
     s = settings
     arms = {"scales": (1, theory.scales(s)), "parts": (s.epochs, theory.parts(s))}
     listed = [(kind, name) for kind, (_, each) in arms.items() for name in each]
-    found: dict[str, dict[str, Path]] = {kind: {} for kind in arms}
+    found: dict[str, dict[str, Descent]] = {kind: {} for kind in arms}
     for kind, name in progress(listed, "trainings"):
         epochs, each = arms[kind]
         found[kind][name] = theory.train(each[name], s, epochs, s.learning_rates, range(s.runs))
@@ -128,7 +128,7 @@ def _identity(s: Settings) -> dict[str, Any]:
     return {"step": steps, **errors}
 
 
-def _paths(found: Mapping[str, Path], place: int) -> dict[str, Any]:
+def _paths(found: Mapping[str, Descent], place: int) -> dict[str, Any]:
     """Mean reward and entropy [n + 1] of each arm at one learning rate."""
     return {
         name: {

@@ -162,7 +162,7 @@ def parts(task: Task) -> dict[str, Estimator]:
 
 
 @dataclass(frozen=True)
-class Path:
+class Descent:
     """Trainings: exact `reward` and `entropy` (nats) before and after each rollout, [n + 1, L, R].
 
     L learning rates, R runs; `halted` [L, R] says which diverged.
@@ -175,7 +175,7 @@ class Path:
 
 def train(
     estimator: Estimator, task: Task, epochs: int, rates: Sequence[float], numbers: range
-) -> Path:
+) -> Descent:
     """Train at L rates on the R run `numbers`, which alone decide answers, starts and streams."""
     runs = (len(rates), len(numbers))
     setting = Noise((len(numbers),), task.seed, numbers=numbers)
@@ -195,10 +195,10 @@ def train(
         paid = (log_prob.exp() * environment.mean).sum(-1).mean(-1)
         rows.append(torch.stack([paid, entropy(log_prob).mean(-1)]))
     reward, left = torch.stack(rows, 1).double()
-    return Path(reward, left, learner.diverged)
+    return Descent(reward, left, learner.diverged)
 
 
-def at_reward(path: Path, level: float) -> Tensor:
+def at_reward(path: Descent, level: float) -> Tensor:
     """The entropy [L, R] at which each run's reward first reaches `level`; NaN where it never does.
 
     Between two rollouts it is interpolated.

@@ -11,7 +11,7 @@ from bandits.ablations import entropy as ablation
 from bandits.ablations.entropy import Settings
 from bandits.exact import outcomes
 from bandits.theory import entropy as theory
-from bandits.theory.entropy import Path, Task
+from bandits.theory.entropy import Descent, Task
 from course import ladder
 from course.errors import CourseError
 from course.estimator import replace
@@ -69,7 +69,7 @@ def test_entropy_at_equal_reward_is_interpolated() -> None:
     """The first crossing counts; who starts above has its first entropy; who never does, none."""
     reward = f64([[[0.1, 0.9, 0.1]], [[0.5, 0.7, 0.2]], [[0.4, 0.9, 0.3]], [[0.9, 0.9, 0.4]]])
     entropy = f64([[[2.0, 1.0, 3.0]], [[1.0, 1.0, 3.0]], [[0.8, 1.0, 3.0]], [[0.2, 1.0, 3.0]]])
-    path = Path(reward, entropy, torch.zeros(1, 3, dtype=torch.bool))
+    path = Descent(reward, entropy, torch.zeros(1, 3, dtype=torch.bool))
     found = theory.at_reward(path, 0.3)
     close(found[0], [1.5, 1.0, 3.0])
     assert math.isnan(theory.at_reward(path, 0.5)[0, 2])
