@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import course
 from course.errors import CourseError, require
 from course.lab.places import repository
 from course.lesson import Lesson, at_work, progress, sources
@@ -130,6 +132,16 @@ def build(names: Sequence[str] = (), report: Callable[[str], None] = print) -> l
     return saved
 
 
+def kernel_environment() -> dict[str, str]:
+    """The environment of a kernel that builds: what runs there is the course that builds.
+
+    A `PYTHONPATH` to another checkout would otherwise put its code, and its results, on the page.
+    """
+    ours = str(Path(course.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path}
+
+
 def _build(lesson: LessonInfo) -> tuple[float, Path]:
     import nbformat
     from nbclient import NotebookClient
@@ -145,7 +157,7 @@ def _build(lesson: LessonInfo) -> tuple[float, Path]:
     began = time.perf_counter()
     try:
         with progress.nowhere():
-            client.execute()
+            client.execute(env=kernel_environment())
     except CellExecutionError as error:
         raise CourseError(
             f"{source(lesson)}: a cell failed: {error.ename}: {error.evalue}\n{error}"

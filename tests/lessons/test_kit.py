@@ -16,6 +16,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import course
 from course import cli, setup
 from course.errors import CourseError
 from course.lab import figures
@@ -605,6 +606,25 @@ import course
 lesson = course.setup("01")
 print(1 + 1)
 """
+
+
+def test_a_kernel_that_builds_runs_the_course_that_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where PYTHONPATH names another checkout."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "course.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(other))
+    asked = [sys.executable, "-c", "import course; print(course.__file__)"]
+    for environment, there in (
+        (None, other / "course.py"),
+        (build.kernel_environment(), Path(course.__file__)),
+    ):
+        said = subprocess.run(
+            asked, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert Path(said.stdout.strip()) == there
 
 
 @pytest.mark.slow
