@@ -222,25 +222,31 @@ class _EachReward(Scale):
 
 @dataclass(frozen=True, eq=False)
 class _Weight(Aggregation):
-    """The weight within a sample, times the sample's share of all samples or of all tokens."""
+    """The weight within a sample, times the sample's share of all samples."""
 
     share: Tensor
     part: Aggregation
-    by_token: bool = False
 
     def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
         share = self.share.unsqueeze(-1)
-        if isinstance(self.part, GroupTokenMean):
-            tokens = (share * mask).sum((-2, -1), keepdim=True)  # of each prompt
-            groups = (tokens > 0).sum(-3, keepdim=True).clamp(min=1)
-            return share * mask / (torch.where(tokens > 0, tokens, 1.0) * groups)
-        if self.by_token:
-            own, counted = mask.to(dtype), share * mask
-        else:
-            own = self.part(mask, limit, dtype) * self.part.samples(mask)  # without the factor 1/N
-            counted = share * (mask.any(-1, keepdim=True) | self.part.count_empty)
+        own = self.part(mask, limit, dtype) * self.part.samples(mask)  # without the factor 1/N
+        counted = share * (mask.any(-1, keepdim=True) | self.part.count_empty)
         total = counted.sum((-3, -2, -1), keepdim=True)
         return share * own / torch.where(total > 0, total, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _TokenWeight(Aggregation):
+    """The token's share of all tokens of a prompt or of the batch; prompts that have some alike."""
+
+    share: Tensor
+    axes: tuple[int, ...]
+
+    def __call__(self, mask: Tensor, limit: int, dtype: torch.dtype) -> Tensor:
+        counted = self.share.unsqueeze(-1) * mask
+        total = counted.sum([axis - 1 for axis in self.axes] + [-1], keepdim=True)
+        among = (total > 0).sum(-3, keepdim=True).clamp(min=1)
+        return counted / (torch.where(total > 0, total, 1.0) * among)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +277,7 @@ LIMITS: dict[type[Part], Callable[[Any, Tensor], Part]] = {
     SequenceSum: lambda part, share: _Weight(share, part),
     SequenceMean: lambda part, share: _Weight(share, part),
     ConstantLength: lambda part, share: _Weight(share, part),
-    TokenMean: lambda part, share: _Weight(share, part, by_token=True),
-    GroupTokenMean: lambda part, share: _Weight(share, part),
+    TokenMean: lambda part, share: _TokenWeight(share, BATCH),
+    GroupTokenMean: lambda part, share: _TokenWeight(share, GROUP),
     DropSilentGroups: lambda part, share: _NoSilent(share),
 }
