@@ -30,7 +30,7 @@ from course.estimator import Estimator, uses_critic
 from course.lab.result import Result
 from course.lab.settings import Checked
 from course.lab.side_by_side import side_by_side
-from course.lab.stress import Arm, Sweep, Trained, anchored, compare, forest
+from course.lab.stress import Arm, Rated, Sweep, Trained, anchored, compare, forest
 from course.lab.terminal import Progress
 from course.learner import Learner
 from course.train.noise import Noise
@@ -219,7 +219,7 @@ def run(settings: Settings, progress: Progress) -> Result:
         def trained(arms: Sequence[Arm]) -> list[Trained]:
             return spread(partial(train, s), arms, WHERE)
 
-        def predicted(rows: Sequence[tuple[str, str, str, float, float]]) -> list[float | None]:
+        def predicted(rows: Sequence[Rated]) -> list[float | None]:
             arms = [
                 (below, rung, stress, arm, rate)
                 for below, rung, stress, *rates in rows

@@ -115,8 +115,10 @@ class Trained:
 Arm = tuple[str, str, tuple[float, ...], range]
 # arms → each trained at all its rates on all its streams
 Train = Callable[[Sequence[Arm]], Sequence[Trained]]
-# rows (rung below, rung, stress, the best rate of each) → the effect that theory gives, or None
-Predict = Callable[[Sequence[tuple[str, str, str, float, float]]], Sequence[float | None]]
+# a row with its rates: rung below, rung, stress, and the best rate of each of the two
+Rated = tuple[str, str, str, float, float]
+# rows → the effect that theory gives for each, or None
+Predict = Callable[[Sequence[Rated]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -440,6 +442,7 @@ __all__ = [
     "Arm",
     "Arms",
     "Pair",
+    "Rated",
     "Stress",
     "Sweep",
     "Trained",
