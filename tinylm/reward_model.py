@@ -23,9 +23,9 @@ from course.train.optim import Adam, Closures
 from tinylm.evaluate import require_rows
 from tinylm.model import Transformer
 from tinylm.problem import ask
-from tinylm.rewards import ExactMatch, Reward
+from tinylm.rewards import ExactMatch, Reward, length
 from tinylm.sampling import sample
-from tinylm.tasks import PAD, Task
+from tinylm.tasks import Task
 
 
 @typed
@@ -73,8 +73,8 @@ class Annotator:
         """What the votes depend on, but for `first_bias`: completions [..., T] and their questions'
         row numbers [...] → sharpness·gold + length_bias·|o|, [...].
         """
-        length = (tokens != PAD).sum(-1)
-        return self.sharpness * self.gold(tokens, question, task) + self.length_bias * length
+        gold = self.gold(tokens, question, task)
+        return self.sharpness * gold + self.length_bias * length(tokens)
 
     def prefers_first(self, first: Tensor, second: Tensor, question: Tensor, task: Task) -> Tensor:
         """The probability that it votes for `first`: two completions [..., T] → [...]."""
@@ -189,7 +189,7 @@ class RewardModel:
         without run axes scores completions with any axes.
         """
         states = self.network.hidden(torch.cat([prompt, tokens], -1))  # [*runs, ..., P + T, d]
-        last = prompt.shape[-1] + (tokens != PAD).sum(-1) - 1  # [*runs, ...]
+        last = prompt.shape[-1] + length(tokens) - 1  # [*runs, ...]
         where = last[..., None, None].expand(*last.shape, 1, states.shape[-1])
         return self.network.values(states.gather(-2, where)).squeeze(-1)
 
@@ -246,11 +246,9 @@ def preference_accuracy(model: RewardModel, pairs: Pairs, *, batch: int = 1024) 
     """
     require_number("batch", batch, "a whole number > 0", above=0, whole=True)
     agrees = []
-    for first in range(0, len(pairs), batch):
-        part = Pairs(
-            *(t[..., first : first + batch, :] for t in (pairs.prompt, pairs.win, pairs.lose))
-        )
-        win, lose = model.margin(part)
+    whole = pairs.prompt, pairs.win, pairs.lose
+    for part in zip(*(each.split(batch, -2) for each in whole), strict=True):
+        win, lose = model.margin(Pairs(*part))
         agrees.append((win > lose).float() + 0.5 * (win == lose).float())
     counts = pairs.differ.float()
     return (torch.cat(agrees, -1) * counts).sum(-1) / counts.sum(-1)
