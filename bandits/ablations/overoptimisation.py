@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bandits.theory import overoptimisation as theory
+from bandits.theory.effective_samples import tilted
 from bandits.theory.overoptimisation import Votes, World
 from course.errors import require
 from course.lab import figures
@@ -174,7 +175,7 @@ def _curves(s: Settings, name: str, place: World, score: Tensor, other: Tensor) 
     if name not in ("linear", "control"):
         return {"best-of-n": best}
     rates = torch.logspace(-2, 2, 80, dtype=torch.float64)
-    penalised = (theory.tilted(place.log_ref, score, float(x)) for x in rates)
+    penalised = (tilted(place.log_ref, score, float(x)) for x in rates)
     climbed = theory.gradient_path(place.log_ref, score, s.steps, s.largest)
     return {
         "best-of-n": best,

@@ -46,7 +46,11 @@ class Sums:
 
 
 def tilted(log_prob: Tensor, reward: Tensor, strength: float) -> Tensor:
-    """log π' of π' ∝ π·exp(λr), over answers: [K], [K] → [K]."""
+    """log π' of π' ∝ π·exp(λr), over answers: [..., K], [..., K] → [..., K], in nats.
+
+    With π = π_ref and λ = 1/β it is the maximiser of E[r] − β KL(π'‖π_ref). The natural policy
+    gradient on r alone is there, too, at time λ: it adds r to the logits.
+    """
     return torch.log_softmax(log_prob + strength * reward, -1)
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
+from bandits.theory.preferences import most_likely
 from course.errors import require
 from course.train.noise import Noise
 
@@ -113,11 +113,11 @@ def with_squares(features: Tensor) -> Tensor:
     return torch.cat([features, features.square()], -1)
 
 
-def bradley_terry(seen: Tensor, votes: Votes, prior: float = 0.1, steps: int = 30) -> Tensor:
+def bradley_terry(seen: Tensor, votes: Votes, prior: float = 0.1) -> Tensor:
     """The most probable reward seen·w of each arm [S, K], given votes and a normal prior on w.
 
     `seen` [S, K, m] is what the reward model looks at, `prior` the prior's precision, which keeps w
-    finite. Newton's method on a concave objective.
+    finite.
     """
     require(prior > 0, "prior", prior, "a number > 0")
 
@@ -125,29 +125,7 @@ def bradley_terry(seen: Tensor, votes: Votes, prior: float = 0.1, steps: int = 3
         return seen.gather(-2, of.unsqueeze(-1).expand(*of.shape, seen.shape[-1]))
 
     ahead = rows(votes.winner) - rows(votes.loser)  # [S, N, m]
-    weight = torch.zeros_like(seen[:, 0])  # [S, m]
-    eye = torch.eye(seen.shape[-1], dtype=seen.dtype)
-
-    def objective(w: Tensor) -> Tensor:
-        margin = (ahead @ w.unsqueeze(-1)).squeeze(-1)
-        return logsigmoid(margin).sum(-1) - prior / 2 * w.square().sum(-1)
-
-    value = objective(weight)
-    for _ in range(steps):
-        chance = (ahead @ weight.unsqueeze(-1)).sigmoid()  # [S, N, 1]: that the winner wins
-        slope = (ahead * (1 - chance)).sum(-2) - prior * weight
-        curvature = (ahead * chance * (1 - chance)).mT @ ahead + prior * eye
-        step = torch.linalg.solve(curvature, slope)
-        share = torch.ones_like(value)
-        for _ in range(30):  # a step that overshoots is halved
-            falls = objective(weight + share.unsqueeze(-1) * step) < value - 1e-9
-            if not bool(falls.any()):
-                break
-            share = torch.where(falls, share / 2, share)
-        weight = weight + share.unsqueeze(-1) * step
-        value = objective(weight)
-        if float(step.abs().max()) < 1e-10:
-            break
+    weight = most_likely(ahead, torch.ones_like(ahead[..., 0]), prior)
     return (seen @ weight.unsqueeze(-1)).squeeze(-1)
 
 
@@ -177,15 +155,6 @@ def best_of_kl(count: float) -> float:
     """
     require(count >= 1, "count", count, "a number ≥ 1")
     return float(np.log(count) - (count - 1) / count)
-
-
-def tilted(log_ref: Tensor, score: Tensor, inverse_beta: float) -> Tensor:
-    """The maximiser of E[score] − β KL(π‖π_ref): π_ref·e^{score/β}, normalised, [..., K] in nats.
-
-    The natural policy gradient on the score alone is there, too, at time 1/β: it adds the score to
-    the logits.
-    """
-    return torch.log_softmax(log_ref + inverse_beta * score, -1)
 
 
 def gradient_path(log_ref: Tensor, score: Tensor, steps: int, largest: float) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from course.errors import require, require_number
 from course.train.noise import Noise
@@ -111,22 +112,43 @@ def fit(
 
     `winner` and `loser` [N] are numbers of answers, `weight` [N] how much each pair counts
     (default: all alike, 1/N). `ridge` holds weights that no pair decides near 0; half of it times
-    their squares is added to the loss. Newton's method, on a convex function.
+    their squares is added to the loss.
     """
     require(winner.shape == loser.shape, "loser", tuple(loser.shape), f"{tuple(winner.shape)}")
-    apart = features[winner] - features[loser]  # [N, D]
-    share = torch.full_like(apart[:, 0], 1 / len(apart)) if weight is None else weight
-    found = features.new_zeros(features.shape[-1])
-    eye = torch.eye(len(found), dtype=features.dtype)
-    for _ in range(100):
-        surprise = torch.sigmoid(-(apart @ found))  # [N] one minus the chance of what was voted
-        slope = apart.T @ (share * surprise) - ridge * found
-        curve = (apart * (share * surprise * (1 - surprise)).unsqueeze(-1)).T @ apart
-        step = torch.linalg.solve(curve + ridge * eye, slope)
-        # no step moves a reward difference by more than 2: far from the minimum Newton overshoots
-        reach = (apart @ step).abs().max().clamp(min=2.0)
-        found = found + step * (2.0 / reach)
-        if float(slope.abs().max()) < 1e-12:
+    ahead = features[winner] - features[loser]  # [N, D]
+    share = torch.full_like(ahead[:, 0], 1 / len(ahead)) if weight is None else weight
+    return most_likely(ahead, share, ridge)
+
+
+def most_likely(ahead: Tensor, share: Tensor, precision: float, steps: int = 100) -> Tensor:
+    """The weights w [..., m] with the largest Σ_n share_n log σ(ahead_n · w) − ½ precision·‖w‖².
+
+    `ahead` [..., N, m] is winner less loser, `share` [..., N] how much each vote counts. Newton's
+    method on a concave objective; a step that overshoots is halved.
+    """
+    found = torch.zeros_like(ahead[..., 0, :])  # [..., m]
+    eye = torch.eye(ahead.shape[-1], dtype=ahead.dtype)
+
+    def objective(w: Tensor) -> Tensor:
+        margin = (ahead @ w.unsqueeze(-1)).squeeze(-1)
+        return (share * logsigmoid(margin)).sum(-1) - precision / 2 * w.square().sum(-1)
+
+    value = objective(found)
+    for _ in range(steps):
+        chance = (ahead @ found.unsqueeze(-1)).sigmoid()  # [..., N, 1]: that the winner wins
+        surprise = share.unsqueeze(-1) * (1 - chance)
+        slope = (ahead * surprise).sum(-2) - precision * found
+        curvature = (ahead * surprise * chance).mT @ ahead + precision * eye
+        step = torch.linalg.solve(curvature, slope)
+        part = torch.ones_like(value)
+        for _ in range(30):
+            falls = objective(found + part.unsqueeze(-1) * step) < value - 1e-9
+            if not bool(falls.any()):
+                break
+            part = torch.where(falls, part / 2, part)
+        found = found + part.unsqueeze(-1) * step
+        value = objective(found)
+        if float(step.abs().max()) < 1e-10:
             break
     return found
 

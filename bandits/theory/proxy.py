@@ -14,7 +14,7 @@ from bandits.theory.overoptimisation import expected
 def covariance(log_prob: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The covariance of two functions of the answer under a policy.
 
-    It is the slope of E[first] over 1/β where the policy is `overoptimisation.tilted` by `second`.
+    It is the slope of E[first] over 1/β where the policy is `tilted` by `second`.
 
     eq:tilt-slope · derived; a covariance as in Mroueh 2025 and Cui et al. 2025
     """

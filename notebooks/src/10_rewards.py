@@ -190,7 +190,7 @@ for name in ("clip", "group_mean"):
 # %%
 world = preferences.letters()
 fair, hasty = preferences.annotator(), preferences.annotator(bias=0.2)
-lesson.code(preferences.fit)
+lesson.code(preferences.most_likely)
 for name, weights in (("fair", fair), ("hasty", hasty)):
     print(f"{name}: log-odds per point of quality {weights[0]:.1f}, per token {weights[1]:+.2f}")
     for pairs in (30, 300, 3000):
@@ -208,13 +208,14 @@ for name, weights in (("fair", fair), ("hasty", hasty)):
 # %%
 from bandits.theory import overoptimisation as over
 from bandits.theory import proxy
+from bandits.theory.effective_samples import tilted
 
 print("            E[length] at β = ∞      4      1    0.5   0.25")
 for name, weights in (("fair", fair), ("hasty", hasty)):
     reward = world.features @ weights
     row = [
         world.log_ref,
-        *(over.tilted(world.log_ref, reward, 1 / beta) for beta in (4, 1, 0.5, 0.25)),
+        *(tilted(world.log_ref, reward, 1 / beta) for beta in (4, 1, 0.5, 0.25)),
     ]
     lengths = [float(over.expected(each, world.length)) for each in row]
     print(f"{name:<24}", "".join(f"{length:>7.1f}" for length in lengths))
@@ -237,7 +238,7 @@ for name, weights in (("fair", fair), ("hasty", hasty)):
 # %%
 reward = world.features @ hasty
 slope = proxy.covariance(world.log_ref, world.length, reward)
-step = [over.expected(over.tilted(world.log_ref, reward, x), world.length) for x in (1e-4, 2e-4)]
+step = [over.expected(tilted(world.log_ref, reward, x), world.length) for x in (1e-4, 2e-4)]
 print(f"Cov(length, r) at the start {slope:.4f}; measured slope {(step[1] - step[0]) / 1e-4:.4f}")
 
 # %% [markdown]
@@ -251,7 +252,7 @@ lesson.ask("which-beta")
 # %%
 def look(beta, *values):
     """π_β, and the means of the values under it."""
-    now = over.tilted(world.log_ref, reward, 1 / beta)
+    now = tilted(world.log_ref, reward, 1 / beta)
     return now, *(float(over.expected(now, each)) for each in values)
 
 
@@ -298,7 +299,7 @@ def along(reward):
 def draw_gold(beta, bias, pairs):
     reward = world.features @ learned(round(bias, 2), pairs)
     far, gold, rise = along(reward)
-    now = over.tilted(world.log_ref, reward, 1 / beta)
+    now = tilted(world.log_ref, reward, 1 / beta)
     figure, [curves, lengths] = figures.new_figure(1, 2, width=9.0, height=3.5)
     here = float(over.kl(now, world.log_ref).sqrt())
     curves.plot(far, rise, color="#c96f00", linestyle="--", label="proxy ÷ 4")
@@ -722,7 +723,7 @@ fits = {
 }
 figure, panels = figures.new_figure(1, 3, width=9.4, height=3.2)
 for (label, score), colour in zip(fits.items(), ("#b8860b", "#000000", "#4a98e0"), strict=True):
-    path = [over.tilted(world.log_ref, score, 1 / float(beta)) for beta in PATH.flip(0)]
+    path = [tilted(world.log_ref, score, 1 / float(beta)) for beta in PATH.flip(0)]
     for ax, read in zip(panels, (score / 4, world.gold, world.length), strict=True):
         rise = torch.stack([over.expected(each, read) for each in path])
         rise = rise - over.expected(world.log_ref, read) if ax is panels[0] else rise

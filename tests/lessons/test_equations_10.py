@@ -12,6 +12,7 @@ from torch import Tensor
 from bandits.environments import Bernoulli
 from bandits.flow import expected_gradient
 from bandits.theory import overoptimisation, preferences, proxy
+from bandits.theory.effective_samples import tilted
 from course import ladder
 from course.estimator import replace
 from course.parts import Clip, GroupMean
@@ -80,10 +81,10 @@ def test_what_grows_is_what_covaries_with_the_reward() -> None:
         return float((weight * GOLD).sum() / weight.sum())
 
     for at in (0.0, 1.0, 5.0):
-        now = overoptimisation.tilted(PI.log(), PAID, at)
+        now = tilted(PI.log(), PAID, at)
         slope = (expected(at + 1e-5) - expected(at - 1e-5)) / 2e-5
         assert proxy.covariance(now, GOLD, PAID).item() == pytest.approx(slope, abs=1e-8)
-    pi = overoptimisation.tilted(PI.log(), PAID, 1 / 0.2).exp()
+    pi = tilted(PI.log(), PAID, 1 / 0.2).exp()
     better = [0.9 * pi + 0.1 * torch.softmax(Noise((), s).normal(4).double(), -1) for s in range(9)]
 
     def penalised(p: Tensor) -> float:

@@ -13,6 +13,7 @@ from scipy import optimize
 from bandits.ablations import overoptimisation as ablation
 from bandits.ablations.overoptimisation import Settings
 from bandits.theory import overoptimisation as theory
+from bandits.theory.effective_samples import tilted
 from course.errors import CourseError
 from course.lab.result import Result
 from course.lab.terminal import QUIET
@@ -60,7 +61,7 @@ def test_the_tilted_policy_is_where_the_penalised_gradient_vanishes(beta: float)
         log_prob = logits.log_softmax(-1)
         return theory.expected(log_prob, score) - beta * theory.kl(log_prob, LOG_REF)
 
-    best = theory.tilted(LOG_REF, score, 1 / beta).requires_grad_()
+    best = tilted(LOG_REF, score, 1 / beta).requires_grad_()
     value = objective(best)
     close(torch.autograd.grad(value, best)[0], torch.zeros(4), atol=1e-12)
     for k in range(4):
@@ -141,7 +142,7 @@ def test_the_share_of_fresh_votes_by_loops() -> None:
 
 
 def test_curves_over_distance_are_interpolated_and_end_with_the_path() -> None:
-    path = [theory.tilted(LOG_REF, SCORE, x) for x in (0.0, 0.5, 1.0)]
+    path = [tilted(LOG_REF, SCORE, x) for x in (0.0, 0.5, 1.0)]
     d = [theory.kl(policy, LOG_REF).sqrt() for policy in path]
     measures = {"score": lambda policy: theory.expected(policy, SCORE)}
     grid = d[1].amin().reshape(1)
