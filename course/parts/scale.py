@@ -439,8 +439,8 @@ class PassKTraining(_BestOfK):
     (1 − R̄)/σ and a wrong one (1 − R̄ − C(n−c−1, k−1)/C(n−1, k−1))/σ. Advantages sum to 0 in every
     group, and are 0 where all subsets are paid the same, or fewer than k samples exist. Rewards
     need not be 0 or 1. k = 1 is the group's mean and std; with k = G there is one subset, and so
-    nothing to learn. Raises `Clash` as `Leader`, `CourseError`
-    if k < 1 or G < k. Source: Chen et al. 2025 (2508.10751).
+    nothing to learn. Raises `Clash` as `Leader`, `CourseError` if k < 1 or G < k.
+    Source: Chen et al. 2025 (2508.10751).
     """
 
     scope, reads = "group", ("returns", "empty")
